@@ -1,0 +1,82 @@
+"""The port to where a coordinator makes its decisions durable.
+
+A commit decision is a write-once record owned by an epoch.  Only commits are recorded: by presumed abort (Mohan, Lindsay and
+Obermarck 1986) a transaction without a record is aborted.
+
+A log is used by one thread at a time (the coordinator gives it one of its own) and may block.  Implementations: `memory`
+(tests), `sql`.  All pass `tests/log/contract.py`.
+
+The one subtle thing is what a failure of `record` tells.  If the statement that makes the batch durable was never sent, the
+batch is certainly not recorded (`NotRecorded`) and its transactions may be aborted.  If it was sent and no answer came, nobody
+knows (`RecordUncertain`): the coordinator must repeat the very same batch until it hears, and must abort none of it meanwhile.
+Recording the same decision again is therefore not an error.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from txrpc.errors import TxrpcError
+from txrpc.ids import Epoch, Xid
+from txrpc.protocol.messages import Decision, PreparedBranch
+
+__all__ = ["Decision", "DecisionLog", "LogError", "NotRecorded", "Opened", "PreparedBranch", "RecordUncertain"]
+
+
+class LogError(TxrpcError):
+    """The log did not do what was asked; the message says why and what to change.  (`Fenced` is not one: it is final.)"""
+
+
+class NotRecorded(LogError):
+    """The batch is certainly not in the log."""
+
+
+class RecordUncertain(LogError):
+    """The batch may be in the log or not."""
+
+
+@dataclass(frozen=True, slots=True)
+class Opened:
+    """What `open` found: the new epoch, all epochs of this node before it, and the decisions that are not done."""
+
+    epoch: Epoch
+    lineage: frozenset[Epoch]
+    pending: tuple[Decision, ...]
+
+
+class DecisionLog(Protocol):
+    """Where a coordinator node makes its commit decisions durable."""
+
+    @property
+    def location(self) -> str:
+        """Where the log is, for people: no password in it."""
+
+    def open(self, node: str, nonce: int) -> Opened:
+        """Open a new epoch of *node*: from now on every write of an earlier epoch raises `Fenced`.
+
+        *nonce* (32 bits) tells this epoch from one of the same number in a copy of the log.
+        Raises `ConfigurationError` (unreachable, read-only, missing driver, schema of a newer version, ...).
+        """
+
+    def record(self, decisions: Sequence[Decision]) -> None:
+        """Make a batch of decisions durable, all or none.  Durable when it returns.
+
+        Raises `Fenced`, `NotRecorded` or `RecordUncertain`.
+        """
+
+    def done(self, xids: Iterable[Xid], now_ms: int) -> None:
+        """Mark decisions as acknowledged by every branch.  Need not be forced: losing the mark only repeats phase 2."""
+
+    def outcome(self, xid: Xid) -> Decision | None:
+        """The record of *xid* of this node, done or not, or None."""
+
+    def pending(self) -> Sequence[Decision]:
+        """The decisions of this node that are not marked done."""
+
+    def forget(self, done_before_ms: int, limit: int) -> int:
+        """Delete at most *limit* decisions marked done before that time (milliseconds since 1970); how many went."""
+
+    def close(self) -> None:
+        """Release connections.  Idempotent."""

@@ -1,0 +1,373 @@
+"""What the parties of two-phase commit say to each other, as frozen values.
+
+These are the inputs and the sent effects of the state machines.  `txrpc.wire.codec` turns them to protobuf and back; nothing
+in this package knows that bytes exist.
+"""
+
+from __future__ import annotations
+
+import enum
+from dataclasses import dataclass
+
+from txrpc.errors import Reason
+from txrpc.ids import BranchId, Epoch, Gid, ParticipantId, Xid
+
+__all__ = [
+    "PROTOCOL_VERSION",
+    "Acked",
+    "BranchRef",
+    "CallReport",
+    "Commit",
+    "CommitOnePhase",
+    "CommitRequest",
+    "Committing",
+    "Decision",
+    "Finish",
+    "FromCoordinator",
+    "GoAway",
+    "Hello",
+    "Inquiry",
+    "OnePhaseDone",
+    "OnePhaseResult",
+    "Outcome",
+    "OutcomeReply",
+    "OutcomeRequest",
+    "Owner",
+    "Prepare",
+    "PreparedBranch",
+    "Resolve",
+    "Resolved",
+    "ResourceInfo",
+    "Rollback",
+    "RollbackRequest",
+    "Tick",
+    "ToCoordinator",
+    "TransactionContext",
+    "Vote",
+    "Voted",
+    "Wait",
+    "Welcome",
+]
+
+PROTOCOL_VERSION = 1
+
+
+class Vote(enum.IntEnum):
+    """A participant's answer to Prepare."""
+
+    PREPARED = 1
+    READ_ONLY = 2
+    ABORT = 3
+
+
+class Outcome(enum.IntEnum):
+    """How a transaction ended.  UNKNOWN is an honest "cannot tell" (forgotten, or not decided yet), never a guess."""
+
+    UNKNOWN = 0
+    COMMITTED = 1
+    ABORTED = 2
+
+
+class Finish(enum.IntEnum):
+    """What a resource found when it was told to finish a prepared branch."""
+
+    DONE = 1  # it ended now, as told, or is known to have ended so before
+    ABSENT = 2  # no such branch and no way to tell how it ended: taken for an earlier delivery of the same message
+    HEURISTIC = 3  # the database says that it ended the other way: somebody did it by hand
+
+
+class OnePhaseResult(enum.IntEnum):
+    """How a commit in one phase ended."""
+
+    COMMITTED = 1
+    ABORTED = 2
+    UNKNOWN = 3
+
+
+class Wait(enum.IntEnum):
+    """When a client's commit returns."""
+
+    ACKNOWLEDGED = 0  # when every branch has ended, so that the caller reads its own writes
+    DECISION = 1  # as soon as the decision is durable
+
+
+@dataclass(frozen=True, slots=True)
+class Owner:
+    """The coordinator that a transaction belongs to: a node in one epoch."""
+
+    node: str
+    epoch: Epoch
+
+
+@dataclass(frozen=True, slots=True)
+class TransactionContext:
+    """What travels with every call of a transaction, in the request metadata ``txrpc-context-bin``."""
+
+    group: str
+    xid: Xid
+    owner: Owner
+    time_left_ms: int
+
+
+@dataclass(frozen=True, slots=True)
+class BranchRef:
+    """A branch as the root sees it: what replies carried home and what the commit request lists.
+
+    `calls` is the number of completed calls that used the branch *and whose reply reached the root* (rule 9); a reply
+    carries the calls of its own subtree and the root adds them up.  `vote` and `token` are set for an early vote.
+    """
+
+    branch: BranchId
+    resource: str
+    participant: ParticipantId
+    calls: int
+    vote: Vote | None = None
+    token: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class CallReport:
+    """What a reply carries home, in the trailing metadata ``txrpc-branches-bin``: branches used, and whether doomed."""
+
+    branches: tuple[BranchRef, ...] = ()
+    doomed: Reason | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ResourceInfo:
+    """A resource as a session announces it.  `identity` names the database behind it, however it is reached."""
+
+    name: str
+    kind: str
+    identity: str = ""
+
+
+# ------------------------------------------------------------------------------------------ in the decision log
+
+
+@dataclass(frozen=True, slots=True)
+class PreparedBranch:
+    """A branch that must be told of the commit before the record may go."""
+
+    branch: BranchId
+    participant: ParticipantId
+    resource: str
+    token: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """The record of one commit decision.  `epoch` is the owner epoch of the transaction, which names its prepared branches."""
+
+    xid: Xid
+    epoch: Epoch
+    decided_ms: int
+    branches: tuple[PreparedBranch, ...]
+
+
+# ------------------------------------------------------------------------------------------ process -> coordinator
+
+
+@dataclass(frozen=True, slots=True)
+class Hello:
+    """First message of a session.  `seen` is the owner (node, epoch) that this process last had a session with, if any."""
+
+    protocol: int
+    group: str
+    participant: ParticipantId
+    process: str
+    resources: tuple[ResourceInfo, ...] = ()
+    seen: Owner | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class CommitRequest:
+    """The root asks for the commit.  `begun_tick` is the coordinator's own clock as the client knew it at begin."""
+
+    xid: Xid
+    epoch: Epoch
+    begun_tick: int
+    branches: tuple[BranchRef, ...]
+    time_left_ms: int
+    wait: Wait = Wait.ACKNOWLEDGED
+
+
+@dataclass(frozen=True, slots=True)
+class RollbackRequest:
+    """The root gives up: every branch that it knows of is rolled back now instead of at its deadline."""
+
+    xid: Xid
+    epoch: Epoch
+    branches: tuple[BranchRef, ...]
+    reason: Reason
+
+
+@dataclass(frozen=True, slots=True)
+class OutcomeRequest:
+    """Somebody who lost the answer asks for the outcome of *xid*, begun under *epoch*."""
+
+    xid: Xid
+    epoch: Epoch
+
+
+@dataclass(frozen=True, slots=True)
+class Voted:
+    """Answer to Prepare.  `token` is the database's own transaction id, by which it can be asked for the truth later."""
+
+    xid: Xid
+    branch: BranchId
+    vote: Vote
+    reason: Reason | None = None
+    token: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Committing:
+    """Sent before a commit in one phase is given to the database, with the token by which its end can be learnt."""
+
+    xid: Xid
+    branch: BranchId
+    token: str
+
+
+@dataclass(frozen=True, slots=True)
+class OnePhaseDone:
+    """Answer to CommitOnePhase."""
+
+    xid: Xid
+    branch: BranchId
+    result: OnePhaseResult
+    reason: Reason | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Acked:
+    """Answer to Commit, and to Rollback where it was an answer to an Inquiry: the branch has ended in the database."""
+
+    xid: Xid
+    branch: BranchId
+    finish: Finish
+
+
+@dataclass(frozen=True, slots=True)
+class Inquiry:
+    """A prepared branch that has not heard its decision asks.  `since_ms`: how long it has been prepared, as far as known."""
+
+    gid: Gid
+    since_ms: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Resolved:
+    """Answer to Resolve.  UNKNOWN means that the database has forgotten; no answer is sent while it is still running."""
+
+    xid: Xid
+    branch: BranchId
+    result: OnePhaseResult
+
+
+# ------------------------------------------------------------------------------------------ coordinator -> process
+
+
+@dataclass(frozen=True, slots=True)
+class Welcome:
+    """Answer to Hello: who the coordinator is and what it allows."""
+
+    owner: Owner
+    tick: int
+    max_timeout_ms: int
+    max_branches: int
+    max_message_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Tick:
+    """The coordinator's own coarse clock (see `txrpc.protocol.coordinator`), sent when it advances."""
+
+    tick: int
+
+
+@dataclass(frozen=True, slots=True)
+class Prepare:
+    """First phase: vote on this branch, in which the root saw *calls* calls complete."""
+
+    xid: Xid
+    branch: BranchId
+    calls: int
+
+
+@dataclass(frozen=True, slots=True)
+class CommitOnePhase:
+    """The only branch that may have written: commit it or roll it back, and say which."""
+
+    xid: Xid
+    branch: BranchId
+    calls: int
+
+
+@dataclass(frozen=True, slots=True)
+class Commit:
+    """Second phase: commit this prepared branch.  Goes to any session of its resource, hence the whole identifier."""
+
+    gid: Gid
+    token: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Rollback:
+    """The transaction is aborted: roll this branch back, prepared or not."""
+
+    gid: Gid
+    reason: Reason
+    token: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Resolve:
+    """The process that was committing this branch in one phase is gone: ask the database how transaction *token* ended."""
+
+    xid: Xid
+    branch: BranchId
+    resource: str
+    token: str
+
+
+@dataclass(frozen=True, slots=True)
+class OutcomeReply:
+    """Answer to a commit, rollback or outcome request.
+
+    `pending` lists resources whose branch has not acknowledged yet; `heuristic` is a sentence if a branch was found ended the
+    other way.
+    """
+
+    xid: Xid
+    outcome: Outcome
+    reason: Reason | None = None
+    pending: tuple[str, ...] = ()
+    heuristic: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class GoAway:
+    """The coordinator ends this session.  `retry`: whether connecting again may help."""
+
+    code: str
+    text: str
+    retry: bool
+
+
+ToCoordinator = (
+    Hello
+    | CommitRequest
+    | RollbackRequest
+    | OutcomeRequest
+    | Voted
+    | Committing
+    | OnePhaseDone
+    | Acked
+    | Inquiry
+    | Resolved
+)
+FromCoordinator = (
+    Welcome | Tick | Prepare | CommitOnePhase | Commit | Rollback | Resolve | OutcomeReply | GoAway
+)

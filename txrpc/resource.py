@@ -1,0 +1,138 @@
+"""The port to whatever holds data: what a resource manager must do, and what a transaction offers it in return.
+
+A resource is small on purpose: five verbs and two questions.  Everything about *when* they may be called is in
+`txrpc.protocol.participant`; a resource never decides.  There is one protocol a colour, with the same names.
+
+`Work` is whatever a resource needs to remember about one open branch (for SQL: a connection with an open database
+transaction).  It is opaque to everybody else.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Sequence
+from contextlib import AbstractAsyncContextManager, AbstractContextManager
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from txrpc.errors import Reason
+from txrpc.ids import Gid, Xid
+from txrpc.protocol.messages import Finish, OnePhaseResult, ResourceInfo
+
+__all__ = ["AsyncResource", "AsyncUser", "Prepared", "ReadOnly", "Resource", "ResourceUser", "Work"]
+
+Work = Any
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """The branch is prepared.  `token` is the database's own transaction id, by which `one_phase_result` can ask later."""
+
+    token: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class ReadOnly:
+    """The branch wrote nothing and has ended already."""
+
+
+class Resource(Protocol):
+    """A resource manager for synchronous programs.
+
+    Every method but `classify` may block and is called from a worker thread; calls about one branch never overlap.
+    Unless said otherwise an exception means "not done": the caller maps it with `classify`.
+    """
+
+    name: str
+    kind: str
+
+    def start(self) -> ResourceInfo:
+        """Check that the database is fit for txrpc (preflight) and say what it is.
+
+        Raises `ConfigurationError` with one sentence that says what to change, `ResourceUnavailable` if it is out of reach.
+        """
+
+    def close(self) -> None:
+        """Let go of what `start` took.  The user's engine stays the user's."""
+
+    def begin(self) -> Work:
+        """Open the work of a new branch: for SQL, pin a connection and begin a database transaction."""
+
+    def prepare(self, work: Work, gid: Gid) -> Prepared | ReadOnly:
+        """Make *work* survive any crash under *gid*, and release the connection; or end it if it wrote nothing.
+
+        After an exception the branch may be prepared all the same (the connection broke while it was on its way): the
+        caller then calls `rollback_prepared`, until that returns.
+        """
+
+    def commit_one_phase(self, work: Work, committing: Callable[[str], None]) -> OnePhaseResult:
+        """Commit *work* at once.  Calls *committing* with the token before the point of no return, if there is anything to lose.
+
+        Returns UNKNOWN only if the database can no longer tell; finding out may take several tries and reconnects.
+        """
+
+    def rollback(self, work: Work) -> None:
+        """Undo *work*, which is not prepared, and free its connection.  Never raises: a dead connection is as good."""
+
+    def interrupt(self, work: Work) -> None:
+        """Break off whatever *work* is doing in another thread, so that its locks and its connection become free."""
+
+    def commit_prepared(self, gid: Gid, token: str) -> Finish:
+        """Commit the prepared branch *gid*.  Idempotent, from any process that reaches the database."""
+
+    def rollback_prepared(self, gid: Gid, token: str) -> Finish:
+        """Roll the prepared branch *gid* back.  Idempotent, from any process that reaches the database."""
+
+    def in_doubt(self, group: str) -> Sequence[tuple[Gid, int]]:
+        """The prepared branches of this resource that belong to *group*, and for how many milliseconds each has been so."""
+
+    def one_phase_result(self, token: str) -> OnePhaseResult | None:
+        """How the database transaction *token* ended; None while it is still running."""
+
+    def classify(self, error: BaseException) -> Reason | None:
+        """Why *error* ends the branch, or None if it is not an error of this resource (an application's own exception)."""
+
+
+class AsyncResource(Protocol):
+    """`Resource` for asyncio programs: the same verbs as coroutines, called on the manager's event loop."""
+
+    name: str
+    kind: str
+
+    async def start(self) -> ResourceInfo: ...
+    async def close(self) -> None: ...
+    async def begin(self) -> Work: ...
+    async def prepare(self, work: Work, gid: Gid) -> Prepared | ReadOnly: ...
+    async def commit_one_phase(self, work: Work, committing: Callable[[str], Awaitable[None]]) -> OnePhaseResult: ...
+    async def rollback(self, work: Work) -> None: ...
+    async def interrupt(self, work: Work) -> None: ...
+    async def commit_prepared(self, gid: Gid, token: str) -> Finish: ...
+    async def rollback_prepared(self, gid: Gid, token: str) -> Finish: ...
+    async def in_doubt(self, group: str) -> Sequence[tuple[Gid, int]]: ...
+    async def one_phase_result(self, token: str) -> OnePhaseResult | None: ...
+    def classify(self, error: BaseException) -> Reason | None: ...
+
+
+class ResourceUser(Protocol):
+    """The side of a current transaction that a resource manager's own blocks (``session()``, ``connection()``) see."""
+
+    xid: Xid
+
+    def use(self, resource: Resource) -> AbstractContextManager[Work]:
+        """Take the turn on this transaction's branch in *resource*, opening it on first use.
+
+        Inside the block the work is the caller's alone; nested blocks of one call share the turn.  An exception that
+        leaves the block and that the resource calls its own (`Resource.classify`) dooms the transaction.
+        Raises `TransactionAborted` if the transaction can only roll back, `IllegalState` if it has ended.
+        """
+
+    def set_rollback_only(self, reason: Reason | str | None = None) -> None:
+        """Doom the transaction: it can only roll back."""
+
+
+class AsyncUser(Protocol):
+    """`ResourceUser` for asyncio programs."""
+
+    xid: Xid
+
+    def use(self, resource: AsyncResource) -> AbstractAsyncContextManager[Work]: ...
+    def set_rollback_only(self, reason: Reason | str | None = None) -> None: ...
