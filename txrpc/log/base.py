@@ -39,11 +39,18 @@ class RecordUncertain(LogError):
 
 @dataclass(frozen=True, slots=True)
 class Opened:
-    """What `open` found: the new epoch, all epochs of this node before it, and the decisions that are not done."""
+    """What `open` found: the new epoch, all epochs of this node before it, and the decisions that are not done.
+
+    `forgotten_ms`: every record that `forget` has deleted was decided before this time, so that the absence of a later one
+    proves an abort.  `clock_ms`: the latest time that this log has seen (the greatest `decided_ms`, or `forgotten_ms`);
+    the coordinator's clock never runs behind it.
+    """
 
     epoch: Epoch
     lineage: frozenset[Epoch]
     pending: tuple[Decision, ...]
+    forgotten_ms: int = 0
+    clock_ms: int = 0
 
 
 class DecisionLog(Protocol):
@@ -76,7 +83,10 @@ class DecisionLog(Protocol):
         """The decisions of this node that are not marked done."""
 
     def forget(self, done_before_ms: int, limit: int) -> int:
-        """Delete at most *limit* decisions marked done before that time (milliseconds since 1970); how many went."""
+        """Delete at most *limit* decisions marked done before that time (milliseconds since 1970); how many went.
+
+        Remembers that time as `Opened.forgotten_ms`, in the same transaction, if any went.
+        """
 
     def close(self) -> None:
         """Release connections.  Idempotent."""

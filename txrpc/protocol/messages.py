@@ -204,10 +204,17 @@ class RollbackRequest:
 
 @dataclass(frozen=True, slots=True)
 class OutcomeRequest:
-    """Somebody who lost the answer asks for the outcome of *xid*, begun under *epoch*."""
+    """Somebody who lost the answer asks for the outcome of *xid*, begun under *epoch* at that coordinator's *begun_tick*.
+
+    Asking ends it: a transaction that is not being decided is presumed aborted, and a late commit request refused.
+    `branches` is what the commit request listed, if there was one: a commit in one phase leaves no record, so its only branch
+    has to be asked.
+    """
 
     xid: Xid
     epoch: Epoch
+    begun_tick: int
+    branches: tuple[BranchRef, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -251,10 +258,15 @@ class Acked:
 
 @dataclass(frozen=True, slots=True)
 class Inquiry:
-    """A prepared branch that has not heard its decision asks.  `since_ms`: how long it has been prepared, as far as known."""
+    """A prepared branch that has not heard its decision asks.
+
+    `since_ms`: how long it has been prepared.  `time_left_ms`: how long its root may still take to ask for the commit, as far
+    as the asking process knows; 0 lets the coordinator presume abort at once.
+    """
 
     gid: Gid
     since_ms: int = 0
+    time_left_ms: int = 0
 
 
 @dataclass(frozen=True, slots=True)
