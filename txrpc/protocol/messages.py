@@ -380,6 +380,4 @@ ToCoordinator = (
     | Inquiry
     | Resolved
 )
-FromCoordinator = (
-    Welcome | Tick | Prepare | CommitOnePhase | Commit | Rollback | Resolve | OutcomeReply | GoAway
-)
+FromCoordinator = Welcome | Tick | Prepare | CommitOnePhase | Commit | Rollback | Resolve | OutcomeReply | GoAway

@@ -1,0 +1,390 @@
+"""The coordinator: two-phase commit with presumed abort (Gray 1978; Mohan, Lindsay and Obermarck 1986), as a table.
+
+How to think of it
+    `step` takes one event and the time and returns effects as values.  Every transaction that is being worked on has a row
+    in `transactions`; what happened before is in `remembered` (this epoch, for as long as a request about it can come) or in
+    the log.  `TABLE` names what each (state, input) does; a missing entry is somebody's mistake: it is noted and changes
+    nothing.  `requests` and `rounds` have the actions, `desk` the plumbing under them, `recovery` the
+    answers to branches that ask.
+
+    A commit request from below the remembered horizon or of another epoch is refused (rule 5); asking again adds a waiter and
+    never starts anything twice (rule 12).
+
+Time
+    `now_ms` is the shell's monotonic clock.  The coordinator's own clock runs with it from a start that is never behind the
+    log, so no jump of the machine's clock can reach the protocol.  Its seconds are the *tick*.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Callable, Collection, Sequence
+from typing import Any, Final
+
+from txrpc.ids import Epoch, Gid, Xid
+from txrpc.protocol.admission import refuse_hello
+from txrpc.protocol.directory import SessionEntry
+from txrpc.protocol.events import (
+    Drain,
+    Event,
+    Forgot,
+    Limits,
+    Logged,
+    LogHealth,
+    Looked,
+    Lookup,
+    NotLogged,
+    Output,
+    Received,
+    SessionClosed,
+    SessionOpened,
+    Woke,
+)
+from txrpc.protocol.messages import (
+    Acked,
+    Commit,
+    CommitRequest,
+    Committing,
+    Decision,
+    GoAway,
+    Hello,
+    Inquiry,
+    OnePhaseDone,
+    Outcome,
+    OutcomeReply,
+    OutcomeRequest,
+    Owner,
+    Resolved,
+    Rollback,
+    RollbackRequest,
+    Tick,
+    Vote,
+    Voted,
+    Welcome,
+)
+from txrpc.protocol.recovery import ANSWERS, Answer, Knowledge, age_of
+from txrpc.protocol.requests import Requests
+from txrpc.protocol.rounds import PRESUMED
+from txrpc.protocol.transaction import Input, State, Transaction
+
+__all__ = ["TABLE", "Coordinator"]
+
+
+class Coordinator(Requests):
+    """The decisions of one coordinator node in one epoch.  Not thread-safe: one caller at a time."""
+
+    def __init__(
+        self,
+        owner: Owner,
+        group: str,
+        lineage: Collection[Epoch],
+        pending: Sequence[Decision],
+        limits: Limits,
+        now_ms: int,
+        clock_ms: int,
+        forgotten_ms: int = 0,
+    ) -> None:
+        """*lineage*, *pending* and *forgotten_ms* are what the log returned when it was opened.
+
+        *clock_ms* is the wall time, or the log's if that is ahead; *now_ms* the monotonic time at that moment.
+        """
+        super().__init__(owner, group, lineage, limits, now_ms, clock_ms)
+        self._forgotten_ms = forgotten_ms
+        self._ticked_ms = now_ms
+        for decision in pending:
+            self._recover(decision)
+
+    # ------------------------------------------------------------------------------------------------------- doors
+
+    def step(self, event: Event, now_ms: int) -> Output:
+        """Take one event at monotonic time *now_ms* and return what must be done about it, in order."""
+        self._now_ms = max(now_ms, self._now_ms)
+        self._out = Output()
+        _EVENTS[type(event)](self, event)
+        return self._out
+
+    def next_wakeup_ms(self) -> int | None:
+        """When `Woke` is due, in the monotonic time of `step`; None while nobody is connected and nothing is timed."""
+        due = [self._timers[0][0]] if self._timers else []
+        if len(self.directory):
+            due.append(self._ticked_ms + self.limits.tick_ms)
+        return min(due, default=None)
+
+    @property
+    def deciding(self) -> int:
+        """Transactions whose outcome is still open: what a graceful shutdown waits for."""
+        undecided = (State.PREPARING, State.ONE_PHASE, State.RECORDING)
+        return sum(1 for row in self.transactions.values() if row.state in undecided)
+
+    # ------------------------------------------------------------------------------------------------------ events
+
+    def _session_opened(self, event: SessionOpened) -> None:
+        hello = event.hello
+        refusal = refuse_hello(hello, self.group, self.owner, self.lineage, self.limits, self.directory)
+        if refusal is not None:
+            self._out.close.append((event.session, refusal))
+            self._note("warning", "session refused", session=event.session, process=hello.process, reason=refusal.text)
+            return
+        previous = self.directory.owner(hello.participant)
+        if previous is not None:
+            self._out.close.append((previous.session, GoAway("replaced", "this process connected again", retry=False)))
+            self._drop(previous.session)
+        entry = self.directory.add(event.session, hello, self._now_ms)
+        limits = self.limits
+        welcome = Welcome(self.owner, self.tick, limits.max_timeout_ms, limits.max_branches, limits.max_message_bytes)
+        self._send(event.session, welcome)
+        self._found(entry)
+
+    def _session_closed(self, event: SessionClosed) -> None:
+        self._drop(event.session)
+
+    def _received(self, event: Received) -> None:
+        if event.session not in self.directory.sessions:
+            return  # the tail of a session that was closed
+        _MESSAGES[type(event.message)](self, event.session, event.message)
+
+    def _logged(self, event: Logged) -> None:
+        for xid in event.xids:
+            self._enter(xid, Input.LOGGED, None, None)
+
+    def _not_logged(self, event: NotLogged) -> None:
+        for xid in event.xids:
+            self._enter(xid, Input.NOT_LOGGED, None, event.reason)
+
+    def _log_health(self, event: LogHealth) -> None:
+        self.log_trouble = "" if event.healthy else event.text or "the decision log does not answer"
+
+    def _forgot(self, event: Forgot) -> None:
+        self._forgotten_ms = max(self._forgotten_ms, event.before_ms)
+
+    def _drain(self, _: Drain) -> None:
+        self.draining = True
+
+    def _woke(self, _: Woke) -> None:
+        while self._timers and self._timers[0][0] <= self._now_ms:
+            _due, xid = heapq.heappop(self._timers)
+            row = self.transactions.get(xid)
+            if row is not None and row.time_up_ms <= self._now_ms:
+                self._enter(xid, Input.TIME_UP, None, None)
+        self.remembered.advance(self.tick)
+        if self._now_ms - self._ticked_ms >= self.limits.tick_ms:
+            self._ticked_ms = self._now_ms
+            for session in self.directory.sessions:
+                self._send(session, Tick(self.tick))
+
+    def _looked(self, event: Looked) -> None:
+        session, message, decision = event.lookup.session, event.lookup.message, event.decision
+        if session not in self.directory.sessions:
+            return
+        if isinstance(message, Inquiry):
+            gid = message.gid
+            prepared = {p.branch: p.token for p in decision.branches} if decision else {}
+            if decision is None:
+                # A commit without a record wrote nothing, so a branch that asks was not part of it.
+                self._answer(session, gid, Knowledge.EARLIER)
+            elif gid.branch in prepared:
+                self._answer(session, gid, Knowledge.COMMITTED, prepared[gid.branch])
+            else:
+                self._answer(session, gid, Knowledge.NOT_IN_RECORD)
+        elif decision is not None:
+            self._send(session, OutcomeReply(event.lookup.xid, Outcome.COMMITTED))
+        else:
+            self._without_record(session, message)
+
+    def _drop(self, session: int) -> None:
+        entry = self.directory.remove(session)
+        if entry is None:
+            return
+        for xid, branch in sorted(entry.owes):
+            self._enter(xid, Input.SESSION_LOST, session, branch)
+
+    def _found(self, entry: SessionEntry) -> None:
+        """A session came: whatever waited for its process or for one of its resources goes to it."""
+        for resource in entry.hello.resources:
+            for xid, branch in sorted(self._homeless.pop(resource.name, ())):
+                self._enter(xid, Input.SESSION_FOUND, entry.session, branch)
+
+    def _recover(self, decision: Decision) -> None:
+        row = Transaction.recovered(decision, self._now_ms)
+        self.transactions[row.xid] = row
+        for branch in row.branches.values():
+            self._tell_commit(row, branch, None)
+
+    # ---------------------------------------------------------------------------------------------------- messages
+
+    def _client_request(self, session: int, message: CommitRequest | RollbackRequest | OutcomeRequest) -> None:
+        self._enter(message.xid, _INPUTS[type(message)], session, message)
+
+    def _branch_answer(self, session: int, message: Voted | Committing | OnePhaseDone | Resolved | Acked) -> None:
+        row = self.transactions.get(message.xid)
+        if row is not None:
+            branch = row.branches.get(message.branch)
+            if branch is None:
+                self._violation(session, message, "names a branch that the transaction does not have")
+                return
+            if branch.session != session:
+                return  # said before, or not by the process that was asked last
+        self._enter(message.xid, _INPUTS[type(message)], session, message)
+
+    def _second_hello(self, session: int, message: Hello) -> None:
+        text = "said Hello twice on one session"
+        self._out.close.append((session, GoAway("protocol", text, retry=True)))
+        self._violation(session, message, text)
+        self._drop(session)
+
+    def _inquiry(self, session: int, message: Inquiry) -> None:
+        gid = message.gid
+        if gid.group != self.group or gid.node != self.owner.node:
+            self._violation(session, message, "asks about a branch of another coordinator")
+            return
+        knowledge = self._knowledge(session, message)
+        if knowledge is Knowledge.EARLIER or (knowledge is Knowledge.COMMITTED and gid.xid not in self.transactions):
+            self._out.look.append(Lookup(session, message, gid.xid))
+            return
+        self._answer(session, gid, knowledge)
+
+    def _knowledge(self, session: int, message: Inquiry) -> Knowledge:
+        gid = message.gid
+        row = self.transactions.get(gid.xid)
+        if row is not None:
+            if row.state is not State.COMMITTING:
+                return Knowledge.BEING_DECIDED
+            listed = row.branches.get(gid.branch)
+            return Knowledge.COMMITTED if listed and listed.vote is Vote.PREPARED else Knowledge.NOT_IN_RECORD
+        if gid.xid in self.remembered:
+            return Knowledge.COMMITTED if self.remembered[gid.xid] is None else Knowledge.ABORTED
+        age = age_of(gid.epoch, self.owner.epoch, self.lineage)
+        if age is not Knowledge.OVERDUE:
+            return age
+        owner = self.directory.owner(gid.participant)
+        owner_asks_itself = owner is not None and owner.session != session
+        return Knowledge.AWAITED if message.time_left_ms > 0 or owner_asks_itself else Knowledge.OVERDUE
+
+    def _answer(self, session: int, gid: Gid, knowledge: Knowledge, token: str = "") -> None:
+        answer = ANSWERS[knowledge]
+        if answer is Answer.COMMIT:
+            row = self.transactions.get(gid.xid)
+            if row is not None:
+                self._tell_commit(row, row.branches[gid.branch], self.directory.sessions[session])
+            else:
+                self._send(session, Commit(gid, token))
+        elif answer is Answer.PRESUME or answer is Answer.ROLL_BACK:
+            if answer is Answer.PRESUME:
+                self.remembered.add(gid.xid, PRESUMED)
+            reason = self.remembered[gid.xid] if gid.xid in self.remembered else None
+            self._send(session, Rollback(gid, reason or PRESUMED, token))
+        elif answer is Answer.REFUSE:
+            text = f"this log has never had epoch {gid.epoch}: it was restored from a copy, or is another one"
+            fields = {"xid": gid.xid, "branch": gid.branch, "resource": gid.resource}
+            self._note("error", "branch of a strange epoch", **fields, reason=text)
+
+    def _enter(self, xid: Xid, kind: Input, session: int | None, message: object) -> None:
+        state = self.state_of(xid)
+        action = TABLE.get((state, kind))
+        if action is None:
+            self._violation(session, message, f"{kind.value} in state {state.value}")
+        else:
+            action(self, self.transactions.get(xid), session, message)
+
+    def _ignore(self, row: object, session: object, message: object) -> None:
+        """Late, repeated, or overtaken: legal, and nothing to do."""
+
+
+_Action = Callable[[Any, Any, Any, Any], None]
+_C = Coordinator
+
+TABLE: Final[dict[tuple[State, Input], _Action]] = {
+    (State.ABSENT, Input.COMMIT_REQUEST): _C._begin_commit,
+    (State.ABSENT, Input.ROLLBACK_REQUEST): _C._give_up,
+    (State.ABSENT, Input.OUTCOME_REQUEST): _C._presume,
+    (State.ABSENT, Input.VOTED): _C._ignore,
+    (State.ABSENT, Input.ONE_PHASE_DONE): _C._ignore,
+    (State.ABSENT, Input.RESOLVED): _C._ignore,
+    (State.ABSENT, Input.COMMITTING): _C._ignore,
+    (State.ABSENT, Input.ACKED): _C._ignore,
+    (State.ABSENT, Input.SESSION_FOUND): _C._ignore,
+    (State.PREPARING, Input.COMMIT_REQUEST): _C._join_waiters,
+    (State.PREPARING, Input.ROLLBACK_REQUEST): _C._give_up_early,
+    (State.PREPARING, Input.OUTCOME_REQUEST): _C._join_waiters,
+    (State.PREPARING, Input.VOTED): _C._voted,
+    (State.PREPARING, Input.SESSION_LOST): _C._voter_lost,
+    (State.PREPARING, Input.TIME_UP): _C._time_up,
+    (State.ONE_PHASE, Input.COMMIT_REQUEST): _C._join_waiters,
+    (State.ONE_PHASE, Input.ROLLBACK_REQUEST): _C._join_waiters,
+    (State.ONE_PHASE, Input.OUTCOME_REQUEST): _C._join_waiters,
+    (State.ONE_PHASE, Input.COMMITTING): _C._token,
+    (State.ONE_PHASE, Input.ONE_PHASE_DONE): _C._one_phase_done,
+    (State.ONE_PHASE, Input.RESOLVED): _C._one_phase_done,
+    (State.ONE_PHASE, Input.SESSION_LOST): _C._committer_lost,
+    (State.ONE_PHASE, Input.SESSION_FOUND): _C._resume_one_phase,
+    (State.ONE_PHASE, Input.TIME_UP): _C._one_phase_time_up,
+    (State.RECORDING, Input.COMMIT_REQUEST): _C._join_waiters,
+    (State.RECORDING, Input.ROLLBACK_REQUEST): _C._join_waiters,
+    (State.RECORDING, Input.OUTCOME_REQUEST): _C._join_waiters,
+    (State.RECORDING, Input.LOGGED): _C._recorded,
+    (State.RECORDING, Input.NOT_LOGGED): _C._not_recorded,
+    (State.RECORDING, Input.TIME_UP): _C._ignore,
+    (State.COMMITTING, Input.COMMIT_REQUEST): _C._join_waiters,
+    (State.COMMITTING, Input.ROLLBACK_REQUEST): _C._join_waiters,
+    (State.COMMITTING, Input.OUTCOME_REQUEST): _C._join_waiters,
+    (State.COMMITTING, Input.ACKED): _C._acked,
+    (State.COMMITTING, Input.SESSION_LOST): _C._finisher_lost,
+    (State.COMMITTING, Input.SESSION_FOUND): _C._resume_commit,
+    (State.COMMITTING, Input.TIME_UP): _C._ack_time_up,
+    (State.COMMITTED, Input.COMMIT_REQUEST): _C._reply_ended,
+    (State.COMMITTED, Input.ROLLBACK_REQUEST): _C._reply_ended,
+    (State.COMMITTED, Input.OUTCOME_REQUEST): _C._reply_ended,
+    (State.COMMITTED, Input.VOTED): _C._ignore,
+    (State.COMMITTED, Input.ONE_PHASE_DONE): _C._ignore,
+    (State.COMMITTED, Input.RESOLVED): _C._ignore,
+    (State.COMMITTED, Input.COMMITTING): _C._ignore,
+    (State.COMMITTED, Input.ACKED): _C._ignore,
+    (State.COMMITTED, Input.SESSION_FOUND): _C._ignore,
+    (State.ABORTED, Input.COMMIT_REQUEST): _C._reply_ended,
+    (State.ABORTED, Input.ROLLBACK_REQUEST): _C._reply_ended,
+    (State.ABORTED, Input.OUTCOME_REQUEST): _C._reply_ended,
+    (State.ABORTED, Input.VOTED): _C._ignore,
+    (State.ABORTED, Input.ONE_PHASE_DONE): _C._ignore,
+    (State.ABORTED, Input.RESOLVED): _C._ignore,
+    (State.ABORTED, Input.COMMITTING): _C._ignore,
+    (State.ABORTED, Input.ACKED): _C._ignore,
+    (State.ABORTED, Input.SESSION_FOUND): _C._ignore,
+}
+"""What each input does in each state.  A missing entry is a mistake of the sender, or of this program."""
+
+_INPUTS: Final[dict[type, Input]] = {
+    CommitRequest: Input.COMMIT_REQUEST,
+    RollbackRequest: Input.ROLLBACK_REQUEST,
+    OutcomeRequest: Input.OUTCOME_REQUEST,
+    Voted: Input.VOTED,
+    Committing: Input.COMMITTING,
+    OnePhaseDone: Input.ONE_PHASE_DONE,
+    Resolved: Input.RESOLVED,
+    Acked: Input.ACKED,
+}
+
+_MESSAGES: Final[dict[type, Callable[[Any, int, Any], None]]] = {
+    CommitRequest: _C._client_request,
+    RollbackRequest: _C._client_request,
+    OutcomeRequest: _C._client_request,
+    Voted: _C._branch_answer,
+    Committing: _C._branch_answer,
+    OnePhaseDone: _C._branch_answer,
+    Resolved: _C._branch_answer,
+    Acked: _C._branch_answer,
+    Inquiry: _C._inquiry,
+    Hello: _C._second_hello,
+}
+
+_EVENTS: Final[dict[type, Callable[[Any, Any], None]]] = {
+    SessionOpened: _C._session_opened,
+    SessionClosed: _C._session_closed,
+    Received: _C._received,
+    Logged: _C._logged,
+    NotLogged: _C._not_logged,
+    Looked: _C._looked,
+    LogHealth: _C._log_health,
+    Forgot: _C._forgot,
+    Drain: _C._drain,
+    Woke: _C._woke,
+}

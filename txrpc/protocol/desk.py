@@ -1,0 +1,91 @@
+"""The coordinator's desk: the rows being worked on, what is remembered, and how effects are put into the output.
+
+Plumbing only.  What a row does when something happens is in `rounds`; what the outside may ask for is in `coordinator`.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Collection
+
+from txrpc.ids import BranchId, Epoch, Xid
+from txrpc.protocol.directory import Directory, SessionEntry
+from txrpc.protocol.events import Limits, Note, Output
+from txrpc.protocol.messages import FromCoordinator, Owner
+from txrpc.protocol.remembered import Remembered
+from txrpc.protocol.transaction import Branch, State, Transaction
+
+__all__ = ["MARGIN_MS", "Desk"]
+
+MARGIN_MS = 60_000
+"""How much longer than the longest timeout ended transactions are remembered: for messages on their way."""
+
+
+class Desk:
+    """The state of one coordinator, and the small operations on it that every rule uses."""
+
+    def __init__(
+        self, owner: Owner, group: str, lineage: Collection[Epoch], limits: Limits, now_ms: int, clock_ms: int
+    ) -> None:
+        self.owner = owner
+        self.group = group
+        self.limits = limits
+        self.lineage = frozenset(lineage) | {owner.epoch}
+        self.directory = Directory()
+        self.transactions: dict[Xid, Transaction] = {}
+        self.committed = self.aborted = self.heuristic = 0
+        self.log_trouble = ""
+        self.draining = False
+        self._forgotten_ms = 0
+        self._offset_ms = clock_ms - now_ms
+        self._now_ms = now_ms
+        self._timers: list[tuple[int, Xid]] = []
+        self._homeless: dict[str, set[tuple[Xid, BranchId]]] = {}
+        self._out = Output()
+        self.remembered = Remembered((limits.max_timeout_ms + MARGIN_MS) // 1000, limits.max_remembered, self.tick)
+
+    @property
+    def tick(self) -> int:
+        """The coordinator's own clock, in seconds."""
+        return (self._now_ms + self._offset_ms) // 1000
+
+    def state_of(self, xid: Xid) -> State:
+        """The state in which the table is entered for *xid*."""
+        row = self.transactions.get(xid)
+        if row is not None:
+            return row.state
+        if xid not in self.remembered:
+            return State.ABSENT
+        return State.COMMITTED if self.remembered[xid] is None else State.ABORTED
+
+    def _send(self, session: int, message: FromCoordinator) -> None:
+        if session in self.directory.sessions:
+            self._out.send.append((session, message))
+
+    def _owe(self, entry: SessionEntry, row: Transaction, branch: Branch, message: FromCoordinator) -> None:
+        """Send what must be answered: should the session end first, SESSION_LOST says so."""
+        self._forgive(row, branch)
+        branch.session, branch.trouble = entry.session, ""
+        entry.owes.add((row.xid, branch.ref.branch))
+        self._send(entry.session, message)
+
+    def _forgive(self, row: Transaction, branch: Branch) -> None:
+        debtor = None if branch.session is None else self.directory.sessions.get(branch.session)
+        if debtor is not None:
+            debtor.owes.discard((row.xid, branch.ref.branch))
+        branch.session = None
+
+    def _wait_for_resource(self, row: Transaction, branch: Branch) -> None:
+        self._forgive(row, branch)
+        branch.trouble = f"no process with resource {branch.ref.resource} is connected"
+        self._homeless.setdefault(branch.ref.resource, set()).add((row.xid, branch.ref.branch))
+
+    def _wake_at(self, row: Transaction, due_ms: int) -> None:
+        row.time_up_ms = due_ms
+        heapq.heappush(self._timers, (due_ms, row.xid))
+
+    def _violation(self, session: int | None, message: object, text: str) -> None:
+        self._note("warning", "protocol violation", session=session, message=type(message).__name__, reason=text)
+
+    def _note(self, level: str, event: str, **fields: object) -> None:
+        self._out.notes.append(Note(level, event, fields))

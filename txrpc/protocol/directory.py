@@ -1,0 +1,82 @@
+"""Who is connected: sessions, the resources they announce, and what each still owes an answer for.
+
+Arithmetic on dictionaries only; which message goes where is decided here, when and why in `txrpc.protocol.coordinator`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+from txrpc.ids import BranchId, ParticipantId, Xid
+from txrpc.protocol.messages import Hello, ResourceInfo
+
+__all__ = ["Directory", "SessionEntry"]
+
+Debt = tuple[Xid, BranchId]
+
+
+@dataclass(slots=True)
+class SessionEntry:
+    """One live session.  `owes`: the branches that it has been sent something for and has not answered."""
+
+    session: int
+    hello: Hello
+    since_ms: int
+    owes: set[Debt] = field(default_factory=set)
+
+
+class Directory:
+    """The live sessions by number, by participant and by resource."""
+
+    def __init__(self) -> None:
+        self.sessions: dict[int, SessionEntry] = {}
+        self._by_participant: dict[ParticipantId, int] = {}
+        self._by_resource: dict[str, dict[int, ResourceInfo]] = {}
+
+    def __len__(self) -> int:
+        return len(self.sessions)
+
+    def add(self, session: int, hello: Hello, now_ms: int) -> SessionEntry:
+        """Enter a session; its participant must not have another one."""
+        entry = SessionEntry(session, hello, now_ms)
+        self.sessions[session] = entry
+        self._by_participant[hello.participant] = session
+        for resource in hello.resources:
+            self._by_resource.setdefault(resource.name, {})[session] = resource
+        return entry
+
+    def remove(self, session: int) -> SessionEntry | None:
+        """Strike a session out; None if it is not known (it was replaced, or refused)."""
+        entry = self.sessions.pop(session, None)
+        if entry is None:
+            return None
+        if self._by_participant.get(entry.hello.participant) == session:
+            del self._by_participant[entry.hello.participant]
+        for resource in entry.hello.resources:
+            of_name = self._by_resource.get(resource.name, {})
+            of_name.pop(session, None)
+            if not of_name:
+                self._by_resource.pop(resource.name, None)
+        return entry
+
+    def owner(self, participant: ParticipantId) -> SessionEntry | None:
+        """The session of that process incarnation."""
+        session = self._by_participant.get(participant)
+        return None if session is None else self.sessions[session]
+
+    def finisher(self, participant: ParticipantId, resource: str) -> SessionEntry | None:
+        """A session that can end a prepared branch: its own process, else any that has the resource."""
+        own = self.owner(participant)
+        if own is not None:
+            return own
+        others = self._by_resource.get(resource)
+        return self.sessions[next(iter(others))] if others else None
+
+    def conflict(self, resources: Iterable[ResourceInfo]) -> tuple[ResourceInfo, ResourceInfo] | None:
+        """A resource that is announced under the same name for another database by somebody else: (mine, theirs)."""
+        for mine in resources:
+            for theirs in self._by_resource.get(mine.name, {}).values():
+                if mine.identity and theirs.identity and mine.identity != theirs.identity:
+                    return mine, theirs
+        return None

@@ -1,0 +1,118 @@
+"""What roots ask for: commit, rollback, and the outcome of what they lost the answer to.
+
+Asking again adds a waiter and never starts anything twice (rule 12).  A commit request from below the remembered horizon, or of
+another epoch, is refused (rule 5); what the log says about it is still told.
+"""
+
+from __future__ import annotations
+
+from txrpc.errors import AbortCode, Reason
+from txrpc.protocol.admission import check_branches
+from txrpc.protocol.events import Lookup
+from txrpc.protocol.messages import (
+    CommitRequest,
+    Outcome,
+    OutcomeReply,
+    OutcomeRequest,
+    RollbackRequest,
+    ToCoordinator,
+    Wait,
+)
+from txrpc.protocol.rounds import PRESUMED, Rounds
+from txrpc.protocol.transaction import Branch, State, Transaction
+
+__all__ = ["Requests"]
+
+
+class Requests(Rounds):
+    """The entries of the table for what a root asks."""
+
+    def _begin_commit(self, row: None, session: int, request: CommitRequest) -> None:
+        if request.epoch != self.owner.epoch or request.begun_tick < self.remembered.floor:
+            self._ask_log(session, request)
+            return
+        reason = self._refuse_commit(request)
+        if reason is not None:
+            self._abort_unknown(session, request.xid, request.epoch, request.branches, reason)
+            return
+        left_ms = min(request.time_left_ms, self.limits.max_timeout_ms)
+        begun = Transaction(
+            request.xid,
+            request.epoch,
+            State.PREPARING,
+            {ref.branch: Branch(ref, ref.vote, ref.token) for ref in request.branches},
+            self._now_ms,
+            self._now_ms + left_ms,
+            waiters={session: request.wait},
+        )
+        self.transactions[request.xid] = begun
+        self._wake_at(begun, begun.time_up_ms)
+        if len(begun.branches) == 1 and request.branches[0].vote is None:
+            self._delegate(begun)
+        else:
+            self._prepare(begun)
+
+    def _refuse_commit(self, request: CommitRequest) -> Reason | None:
+        if self.draining:
+            return Reason(AbortCode.SHUTTING_DOWN, "the coordinator is shutting down")
+        if self.log_trouble:
+            return Reason(AbortCode.LOG_UNAVAILABLE, self.log_trouble)
+        if len(self.transactions) >= self.limits.max_transactions:
+            return Reason(
+                AbortCode.LIMIT_EXCEEDED, f"the coordinator's max_transactions is {self.limits.max_transactions}"
+            )
+        if request.time_left_ms <= 0:
+            return Reason(AbortCode.TIMED_OUT, "no time was left when the commit was asked for")
+        return check_branches(request.branches, self.limits)
+
+    def _join_waiters(self, row: Transaction, session: int, request: ToCoordinator) -> None:
+        wait = request.wait if isinstance(request, CommitRequest) else Wait.ACKNOWLEDGED
+        waited = self._now_ms >= row.time_up_ms
+        if row.state is State.COMMITTING and (wait is Wait.DECISION or waited):
+            self._send(session, self._committed_reply(row))
+        else:
+            row.waiters[session] = wait
+
+    def _reply_ended(self, row: None, session: int, request: CommitRequest | RollbackRequest | OutcomeRequest) -> None:
+        reason = self.remembered[request.xid]
+        outcome = Outcome.COMMITTED if reason is None else Outcome.ABORTED
+        self._send(session, OutcomeReply(request.xid, outcome, reason))
+
+    def _give_up(self, row: None, session: int, request: RollbackRequest) -> None:
+        self._abort_unknown(session, request.xid, request.epoch, request.branches, request.reason)
+
+    def _give_up_early(self, row: Transaction, session: int, request: RollbackRequest) -> None:
+        row.waiters[session] = Wait.ACKNOWLEDGED
+        self._abort(row, request.reason)
+
+    def _presume(self, row: None, session: int, request: OutcomeRequest) -> None:
+        if request.epoch != self.owner.epoch or request.begun_tick < self.remembered.floor:
+            self._ask_log(session, request)
+            return
+        self._abort_unknown(session, request.xid, request.epoch, request.branches, PRESUMED)
+
+    def _ask_log(self, session: int, request: CommitRequest | OutcomeRequest) -> None:
+        self._out.look.append(Lookup(session, request, request.xid))
+
+    def _without_record(self, session: int, request: ToCoordinator) -> None:
+        """Answer for a transaction of an earlier time or epoch that the log has no record of: is absence a proof?"""
+        if not isinstance(request, CommitRequest | OutcomeRequest):
+            return
+        xid = request.xid
+        if request.epoch not in self.lineage:
+            reason = Reason(
+                AbortCode.UNSPECIFIED, f"it began under epoch {request.epoch}, which this log has never had"
+            )
+            self._send(session, OutcomeReply(xid, Outcome.UNKNOWN, reason))
+        elif request.begun_tick * 1000 <= self._forgotten_ms:
+            reason = Reason(AbortCode.UNSPECIFIED, "its record may have been deleted: the retention time has passed")
+            self._send(session, OutcomeReply(xid, Outcome.UNKNOWN, reason))
+        elif len(request.branches) == 1 and request.branches[0].vote is None:
+            self._ask_only_branch(session, request)
+        else:
+            self._abort_unknown(session, xid, request.epoch, request.branches, self._too_late(request), count=False)
+
+    def _too_late(self, request: CommitRequest | OutcomeRequest) -> Reason:
+        if request.epoch != self.owner.epoch:
+            return Reason(AbortCode.COORDINATOR_RESTARTED, "the coordinator restarted before it had decided")
+        return Reason(AbortCode.TIMED_OUT, "the transaction began too long ago")
