@@ -28,7 +28,8 @@ def refuse_hello(
     if hello.seen is not None and hello.seen.node == owner.node and hello.seen.epoch not in lineage:
         text = (
             f"this process has seen epoch {hello.seen.epoch} of coordinator {owner.node}, which this coordinator's log "
-            "has never had: the log was restored from a backup, is a copy, or is another one; start the coordinator on its own log"
+            "has never had: the log was restored from a backup, is a copy, or is another one; "
+            "start the coordinator on its own log"
         )
         return GoAway("strange_log", text, retry=True)
     conflict = directory.conflict(hello.resources)

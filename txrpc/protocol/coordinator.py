@@ -46,6 +46,7 @@ from txrpc.protocol.messages import (
     CommitRequest,
     Committing,
     Decision,
+    Finish,
     GoAway,
     Hello,
     Inquiry,
@@ -210,6 +211,12 @@ class Coordinator(Requests):
         for branch in row.branches.values():
             self._tell_commit(row, branch, None)
 
+    def _late_ack(self, row: None, session: int, message: Acked) -> None:
+        """An acknowledgement that nobody waits for; worth a word only if a branch was ended by hand against the decision."""
+        if message.finish is Finish.HEURISTIC:
+            self.heuristic += 1
+            self._note("error", "heuristic outcome", xid=message.xid, branch=message.branch)
+
     # ---------------------------------------------------------------------------------------------------- messages
 
     def _client_request(self, session: int, message: CommitRequest | RollbackRequest | OutcomeRequest) -> None:
@@ -301,7 +308,7 @@ TABLE: Final[dict[tuple[State, Input], _Action]] = {
     (State.ABSENT, Input.ONE_PHASE_DONE): _C._ignore,
     (State.ABSENT, Input.RESOLVED): _C._ignore,
     (State.ABSENT, Input.COMMITTING): _C._ignore,
-    (State.ABSENT, Input.ACKED): _C._ignore,
+    (State.ABSENT, Input.ACKED): _C._late_ack,
     (State.ABSENT, Input.SESSION_FOUND): _C._ignore,
     (State.PREPARING, Input.COMMIT_REQUEST): _C._join_waiters,
     (State.PREPARING, Input.ROLLBACK_REQUEST): _C._give_up_early,
@@ -338,7 +345,7 @@ TABLE: Final[dict[tuple[State, Input], _Action]] = {
     (State.COMMITTED, Input.ONE_PHASE_DONE): _C._ignore,
     (State.COMMITTED, Input.RESOLVED): _C._ignore,
     (State.COMMITTED, Input.COMMITTING): _C._ignore,
-    (State.COMMITTED, Input.ACKED): _C._ignore,
+    (State.COMMITTED, Input.ACKED): _C._late_ack,
     (State.COMMITTED, Input.SESSION_FOUND): _C._ignore,
     (State.ABORTED, Input.COMMIT_REQUEST): _C._reply_ended,
     (State.ABORTED, Input.ROLLBACK_REQUEST): _C._reply_ended,
@@ -347,7 +354,7 @@ TABLE: Final[dict[tuple[State, Input], _Action]] = {
     (State.ABORTED, Input.ONE_PHASE_DONE): _C._ignore,
     (State.ABORTED, Input.RESOLVED): _C._ignore,
     (State.ABORTED, Input.COMMITTING): _C._ignore,
-    (State.ABORTED, Input.ACKED): _C._ignore,
+    (State.ABORTED, Input.ACKED): _C._late_ack,
     (State.ABORTED, Input.SESSION_FOUND): _C._ignore,
 }
 """What each input does in each state.  A missing entry is a mistake of the sender, or of this program."""
