@@ -1,0 +1,50 @@
+"""Conversations as generators: one body, two shells.
+
+A flow yields what it wants done, as a `Call` of a function with arguments, and receives the result or the exception.  `run` makes
+the call and blocks; `arun` makes it and awaits.  Whatever a flow calls has one name in both colours (a resource's verbs, a
+manager's waits), so the flow does not know its colour.  A step costs about a microsecond.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator
+from typing import Any, TypeVar
+
+__all__ = ["Call", "Flow", "arun", "run"]
+
+_R = TypeVar("_R")
+
+Call = tuple[Callable[..., Any], tuple[Any, ...]]
+"""A function and its positional arguments."""
+
+Flow = Generator[Call, Any, _R]
+
+
+def run(flow: Flow[_R]) -> _R:
+    """Drive *flow* to its end in the calling thread."""
+    send, argument = flow.send, None
+    while True:
+        try:
+            function, arguments = send(argument)
+        except StopIteration as stop:
+            result: _R = stop.value
+            return result
+        try:
+            send, argument = flow.send, function(*arguments)
+        except BaseException as error:
+            send, argument = flow.throw, error  # type: ignore[assignment]
+
+
+async def arun(flow: Flow[_R]) -> _R:
+    """Drive *flow* to its end, awaiting each call."""
+    send, argument = flow.send, None
+    while True:
+        try:
+            function, arguments = send(argument)
+        except StopIteration as stop:
+            result: _R = stop.value
+            return result
+        try:
+            send, argument = flow.send, await function(*arguments)
+        except BaseException as error:
+            send, argument = flow.throw, error  # type: ignore[assignment]
