@@ -107,6 +107,7 @@ class TransactionContext:
     xid: Xid
     owner: Owner
     time_left_ms: int
+    read_only: bool = False
 
 
 @dataclass(frozen=True, slots=True)
