@@ -1,0 +1,170 @@
+"""How branches end: phase two, undoing, the deadline, and the questions of whom the answer did not reach.
+
+Each method is one entry, or a shared part, of the participant's table.  Undoing comes in two kinds: work that was never prepared
+is rolled back (`_undo_work`), and what the database may hold prepared is ended by its identifier (`_undo_prepared`).
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from txrpc.errors import AbortCode, Reason
+from txrpc.protocol.branch import BranchRow, BranchState, Operation
+from txrpc.protocol.ledger import TOMBSTONE_MS, Ledger
+from txrpc.protocol.messages import (
+    Acked,
+    Commit,
+    Finish,
+    Inquiry,
+    OnePhaseResult,
+    Outcome,
+    Resolve,
+    Resolved,
+    Rollback,
+)
+
+__all__ = ["RESULT", "Finishing"]
+
+ASK_AGAIN_MS: Final = 15_000
+"""The pace at which a branch in doubt asks, before jitter."""
+
+_RETRY_MS: Final = (100, 200, 500, 1_000, 2_000, 5_000)
+
+RESULT: Final = {
+    Outcome.COMMITTED: OnePhaseResult.COMMITTED,
+    Outcome.ABORTED: OnePhaseResult.ABORTED,
+    Outcome.UNKNOWN: OnePhaseResult.UNKNOWN,
+}
+
+
+class Finishing(Ledger):
+    """What happens to branches that end."""
+
+    # -------------------------------------------------------------------------------------------------------- phase two
+
+    def _commit(self, row: BranchRow, message: Commit) -> None:
+        row.state = BranchState.COMMITTING
+        row.token = row.token or message.token
+        self._do(Operation.COMMIT_PREPARED, row)
+
+    def _commit_foreign(self, row: None, message: Commit) -> None:
+        self._commit(self._enter_row(message.gid, BranchState.PREPARED, self._now_ms), message)
+
+    def _commit_again(self, row: BranchRow, message: Commit) -> None:
+        finish = row.finish if row.outcome is Outcome.COMMITTED else Finish.HEURISTIC
+        self._out.send.append(Acked(row.xid, row.branch, finish))
+
+    def _rollback_voting(self, row: BranchRow, message: Rollback) -> None:
+        row.rollback_asked = message.reason
+
+    def _rollback_prepared(self, row: BranchRow, message: Rollback) -> None:
+        row.rollback_asked = message.reason
+        self._undo_prepared(row)
+
+    def _rollback_foreign(self, row: None, message: Rollback) -> None:
+        self._rollback_prepared(self._enter_row(message.gid, BranchState.PREPARED, self._now_ms), message)
+
+    def _undo_prepared(self, row: BranchRow) -> None:
+        row.state = BranchState.UNDOING
+        self._do(Operation.ROLLBACK_PREPARED, row)
+
+    def _finished_commit(self, row: BranchRow, finish: Finish) -> None:
+        row.finish = finish
+        self._out.send.append(Acked(row.xid, row.branch, finish))
+        self._end(row, Outcome.COMMITTED)
+
+    def _finished_undo(self, row: BranchRow, finish: Finish) -> None:
+        if finish is Finish.HEURISTIC:
+            # An abort needs no acknowledgement (presumed abort); this one is for the operator.
+            self._out.send.append(Acked(row.xid, row.branch, finish))
+        row.finish = finish
+        self._end(row, Outcome.ABORTED)
+
+    def _finish_failed(self, row: BranchRow, _: object) -> None:
+        wait_ms = _RETRY_MS[min(row.attempts, len(_RETRY_MS) - 1)]
+        row.attempts += 1
+        self._wake_in(row, int(wait_ms * (0.5 + self._jitter())))
+
+    def _try_commit_again(self, row: BranchRow, _: object) -> None:
+        self._do(Operation.COMMIT_PREPARED, row)
+
+    def _try_undo_again(self, row: BranchRow, _: object) -> None:
+        self._do(Operation.ROLLBACK_PREPARED, row)
+
+    # -------------------------------------------------------------------------------------------------- unprepared work
+
+    def _rollback_active(self, row: BranchRow, message: Rollback) -> None:
+        self._close(row)
+        self._undo_work(row, message.reason)
+
+    def _local_rollback(self, row: BranchRow, reason: Reason) -> None:
+        row.local = True
+        self._close(row)
+        self._undo_work(row, reason)
+
+    def _deadline(self, row: BranchRow, _: object) -> None:
+        self._close(row)
+        self._undo_work(
+            row, Reason(AbortCode.TIMED_OUT, f"the deadline passed with the branch in {row.gid.resource} open")
+        )
+
+    def _undo_work(self, row: BranchRow, reason: Reason) -> None:
+        row.doom = row.doom or reason
+        row.state = BranchState.ROLLING_BACK
+        self._do(Operation.INTERRUPT if row.users else Operation.ROLLBACK, row)
+
+    def _released(self, row: BranchRow, _: object) -> None:
+        self._do(Operation.ROLLBACK, row)
+
+    def _rolled_back(self, row: BranchRow, _: object) -> None:
+        if row.local:
+            self._out.settle.append((row.branch, OnePhaseResult.ABORTED, row.vote_reason or row.doom))
+        if row.ask_resolved:
+            self._out.send.append(Resolved(row.xid, row.branch, OnePhaseResult.ABORTED))
+        self._end(row, Outcome.ABORTED)
+
+    def _settle_later(self, row: BranchRow, _: object) -> None:
+        row.local = True
+
+    def _settle_now(self, row: BranchRow, _: object) -> None:
+        self._out.settle.append((row.branch, RESULT[row.outcome], row.vote_reason or row.doom))
+
+    # -------------------------------------------------------------------------------------------- questions, tombstones
+
+    def _ask_again(self, row: BranchRow, _: object) -> None:
+        self._inquire(row)
+        self._wake_in(row, int(ASK_AGAIN_MS * (0.5 + self._jitter())))
+
+    def _inquire(self, row: BranchRow) -> None:
+        left_ms = max(0, self._closed.get(row.xid, 0) - TOMBSTONE_MS - self._now_ms)
+        self._out.send.append(Inquiry(row.gid, self._now_ms - row.in_doubt_ms, left_ms))
+
+    def _resolve_active(self, row: BranchRow, message: Resolve) -> None:
+        """The request to commit in one phase never came, and who asked for it wants to know: now it never will be done."""
+        row.ask_resolved = True
+        self._close(row)
+        self._undo_work(row, Reason(AbortCode.COORDINATOR_RESTARTED, "the commit request was lost"))
+
+    def _resolve_later(self, row: BranchRow, message: Resolve) -> None:
+        row.ask_resolved = True
+
+    def _resolve_ended(self, row: BranchRow, message: Resolve) -> None:
+        self._out.send.append(Resolved(row.xid, row.branch, RESULT[row.outcome]))
+
+    def _resolve_absent(self, row: None, message: Resolve) -> None:
+        """Without the token nobody can ask the database."""
+        self._out.send.append(Resolved(message.xid, message.branch, OnePhaseResult.UNKNOWN))
+
+    def _resolved(self, row: BranchRow, detail: tuple[OnePhaseResult, Reason | None]) -> None:
+        self._out.send.append(Resolved(row.xid, row.branch, detail[0]))
+        del self.rows[row.branch]
+
+    def _try_resolve_again(self, row: BranchRow, _: object) -> None:
+        self._do(Operation.ONE_PHASE_RESULT, row)
+
+    def _bury(self, row: BranchRow, _: object) -> None:
+        del self.rows[row.branch]
+        if self._by_use.get((row.xid, row.gid.resource)) == row.branch:
+            del self._by_use[row.xid, row.gid.resource]
+        if self._closed.get(row.xid, 0) <= self._now_ms:
+            self._closed.pop(row.xid, None)

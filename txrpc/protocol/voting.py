@@ -1,0 +1,136 @@
+"""How branches answer the question that ends their work: prepare and vote, or commit in one phase.
+
+Each method is one entry, or a shared part, of the participant's table.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from txrpc.errors import AbortCode, Reason
+from txrpc.ids import BranchId
+from txrpc.protocol.branch import BranchRow, BranchState, Operation
+from txrpc.protocol.finishing import RESULT, Finishing
+from txrpc.protocol.messages import (
+    CommitOnePhase,
+    Committing,
+    OnePhaseDone,
+    OnePhaseResult,
+    Outcome,
+    Prepare,
+    Vote,
+    Voted,
+)
+
+__all__ = ["Voting"]
+
+_ASK_AFTER_MS: Final = 1_000
+"""How long at least a prepared branch waits for the decision before it asks."""
+
+_LOST: Final = Reason(AbortCode.BRANCH_UNKNOWN, "the process that did this work has restarted, or the branch has ended")
+
+
+class Voting(Finishing):
+    """What a branch says when it is asked whether it can commit, or told to."""
+
+    # ------------------------------------------------------------------------------------------------------- two phases
+
+    def _prepare(self, row: BranchRow, message: Prepare) -> None:
+        self._close(row)
+        reason = self._objection(row, message.calls)
+        if reason is None:
+            row.state = BranchState.VOTING
+            self._do(Operation.PREPARE, row)
+        else:
+            self._out.send.append(Voted(row.xid, row.branch, Vote.ABORT, reason))
+            self._undo_work(row, reason)
+
+    def _objection(self, row: BranchRow, calls: int) -> Reason | None:
+        """Why this branch may not be committed, or None (rule 9)."""
+        if row.doom is not None:
+            return row.doom
+        if row.users or row.running:
+            return Reason(AbortCode.CALLS_DIFFER, f"a call of the transaction is still running in {row.gid.resource}")
+        if row.calls != calls:
+            text = f"{row.gid.resource} completed {row.calls} calls, the root saw {calls}: one ran twice, or its end was lost"
+            return Reason(AbortCode.CALLS_DIFFER, text)
+        return None
+
+    def _prepare_unknown(self, row: None, message: Prepare) -> None:
+        self._out.send.append(Voted(message.xid, message.branch, Vote.ABORT, _LOST))
+
+    def _prepare_again(self, row: BranchRow, message: Prepare) -> None:
+        self._out.send.append(Voted(row.xid, row.branch, Vote.PREPARED, None, row.token))
+
+    def _prepare_late(self, row: BranchRow, message: Prepare) -> None:
+        reason = row.vote_reason or row.doom or Reason(AbortCode.BRANCH_UNKNOWN, "the branch has ended")
+        self._out.send.append(Voted(row.xid, row.branch, Vote.ABORT, reason))
+
+    def _did_prepare(self, row: BranchRow, token: str) -> None:
+        row.token = token
+        row.in_doubt_ms = self._now_ms
+        if row.rollback_asked is not None:
+            self._undo_prepared(row)
+            return
+        row.state = BranchState.PREPARED
+        self._out.send.append(Voted(row.xid, row.branch, Vote.PREPARED, None, token))
+        self._wake_in(row, max(row.deadline_ms - self._now_ms, _ASK_AFTER_MS))
+
+    def _was_read_only(self, row: BranchRow, _: object) -> None:
+        self._out.send.append(Voted(row.xid, row.branch, Vote.READ_ONLY))
+        self._end(row, Outcome.COMMITTED)
+
+    def _prepare_failed(self, row: BranchRow, reason: Reason) -> None:
+        row.vote_reason = reason
+        if row.rollback_asked is None:
+            self._out.send.append(Voted(row.xid, row.branch, Vote.ABORT, reason))
+        self._undo_prepared(row)
+
+    # -------------------------------------------------------------------------------------------------------- one phase
+
+    def _one_phase(self, row: BranchRow, message: CommitOnePhase) -> None:
+        self._close(row)
+        reason = self._objection(row, message.calls)
+        if reason is None:
+            row.state = BranchState.ONE_PHASE
+            self._do(Operation.COMMIT_ONE_PHASE, row)
+        else:
+            self._out.send.append(OnePhaseDone(row.xid, row.branch, OnePhaseResult.ABORTED, reason))
+            self._undo_work(row, reason)
+
+    def _one_phase_unknown(self, row: None, message: CommitOnePhase) -> None:
+        self._out.send.append(OnePhaseDone(message.xid, message.branch, OnePhaseResult.ABORTED, _LOST))
+
+    def _one_phase_again(self, row: BranchRow, message: CommitOnePhase) -> None:
+        self._out.send.append(OnePhaseDone(row.xid, row.branch, RESULT[row.outcome], row.vote_reason))
+
+    def _local_commit(self, row: BranchRow, _: object) -> None:
+        self._close(row)
+        row.local = True
+        # The root knows its own calls; what came in through other services is counted like everywhere.
+        reason = self._objection(row, row.calls)
+        if reason is None:
+            row.state = BranchState.ONE_PHASE
+            self._do(Operation.COMMIT_ONE_PHASE, row)
+        else:
+            row.vote_reason = reason
+            self._undo_work(row, reason)
+
+    def committing(self, branch: BranchId, token: str) -> Committing | None:
+        """COMMIT is about to be sent to the database: what the coordinator must know in case this process dies now."""
+        row = self.rows[branch]
+        row.token = token
+        return None if row.local else Committing(row.xid, branch, token)
+
+    def _one_phase_undone(self, row: BranchRow, message: CommitOnePhase) -> None:
+        self._out.send.append(OnePhaseDone(row.xid, row.branch, OnePhaseResult.ABORTED, row.doom))
+
+    def _one_phase_ended(self, row: BranchRow, detail: tuple[OnePhaseResult, Reason | None]) -> None:
+        result, reason = detail
+        row.vote_reason = reason
+        if row.local:
+            self._out.settle.append((row.branch, result, reason))
+        else:
+            self._out.send.append(OnePhaseDone(row.xid, row.branch, result, reason))
+        outcomes = {OnePhaseResult.COMMITTED: Outcome.COMMITTED, OnePhaseResult.ABORTED: Outcome.ABORTED}
+        self._end(row, outcomes.get(result, Outcome.UNKNOWN))
