@@ -13,18 +13,19 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
+from typing import Any, ParamSpec, TypeVar
 
 from contextvars_extras import ContextVarsRegistry
 from contextvars_extras.context_management import bind_to_snapshot_context
-
-if TYPE_CHECKING:
-    from txrpc.flows.handle import Handle
 
 __all__ = ["bind", "carry", "current", "set_current"]
 
 _P = ParamSpec("_P")
 _R = TypeVar("_R")
+
+
+Handle = Any
+"""A transaction's handle: what `txrpc.rpc.ports.Handle` and `txrpc.resource.ResourceUser` describe."""
 
 
 class _Ambient(ContextVarsRegistry):

@@ -32,7 +32,7 @@ def run(flow: Flow[_R]) -> _R:
         try:
             send, argument = flow.send, function(*arguments)
         except BaseException as error:
-            send, argument = flow.throw, error  # type: ignore[assignment]
+            send, argument = flow.throw, error
 
 
 async def arun(flow: Flow[_R]) -> _R:
@@ -47,4 +47,4 @@ async def arun(flow: Flow[_R]) -> _R:
         try:
             send, argument = flow.send, await function(*arguments)
         except BaseException as error:
-            send, argument = flow.throw, error  # type: ignore[assignment]
+            send, argument = flow.throw, error

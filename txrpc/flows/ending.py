@@ -1,0 +1,202 @@
+"""How a root ends its transaction: commit, rollback, and learning an outcome whose answer got lost.
+
+The flows see a manager through the `Ending` port.  Two things deserve thought:
+
+A request that was never sent leaves the transaction certainly uncommitted, and may be sent later.  A request that was sent and
+not answered is never sent again, because by then the coordinator may have ended the transaction and forgotten it: instead the
+*outcome* is asked for, which the coordinator, whichever epoch it is in by then, answers from its memory or its log
+(rule 12).
+
+Patience for an answer outlasts the transaction's own deadline, because the coordinator decides by that deadline and the
+answer still has to travel, perhaps over a restart.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+from txrpc.errors import AbortCode, CoordinatorUnavailable, HeuristicOutcome, OutcomeUnknown, Reason
+from txrpc.flows.driver import Flow
+from txrpc.flows.part import Part, Status
+from txrpc.ids import BranchId, ParticipantId
+from txrpc.protocol.messages import (
+    BranchRef,
+    CommitRequest,
+    OnePhaseResult,
+    Outcome,
+    OutcomeReply,
+    OutcomeRequest,
+    Owner,
+    RollbackRequest,
+    Wait,
+)
+
+__all__ = ["Ending", "ask_outcome", "commit", "rollback", "settle"]
+
+
+class Ending(Protocol):
+    """What ending a transaction needs from its manager.  `wait` and `reconnect` have the manager's colour."""
+
+    participant_id: ParticipantId
+    patience_ms: int
+
+    def now_ms(self) -> int:
+        """Monotonic."""
+
+    def post(self, message: Any) -> Any:
+        """Send a request and return a future of its `OutcomeReply`, which fails with `CoordinatorUnavailable` if the session ends.
+
+        Raises `CoordinatorUnavailable` when there is no session: nothing was sent.
+        """
+
+    def tell(self, message: Any) -> None:
+        """Send a message that needs no answer; without a session it is dropped."""
+
+    def end_here(self, branch: BranchId, reason: Reason | None) -> Any:
+        """Commit a branch of this process in one phase, or with a *reason* roll it back; a future of (result, reason)."""
+
+    def wait(self, future: Any, timeout_s: float) -> Any:
+        """The result of *future*; raises `TimeoutError`."""
+
+    def reconnect(self, timeout_s: float) -> Any:
+        """The owner of the live session, waiting for one if need be; raises `CoordinatorUnavailable`."""
+
+
+def settle(part: Part) -> Flow[None]:
+    """Let calls that have ended without our noticing (futures, streams) say so."""
+    for call in part.calls_out:
+        if call.poll is not None:
+            yield call.poll, ()
+
+
+def commit(manager: Ending, part: Part, wait: Wait) -> Flow[None]:
+    """Commit, or raise what says that it did not."""
+    yield from settle(part)
+    reason = part.close(Status.COMMITTING)
+    if reason is None and manager.now_ms() >= part.deadline_ms:
+        reason = Reason(AbortCode.TIMED_OUT, "its time was up before commit was asked for")
+    refs = part.refs
+    try:
+        if reason is not None:
+            yield from _undo(manager, part, refs, reason)
+            outcome = Outcome.ABORTED
+        elif not refs:
+            outcome = Outcome.COMMITTED
+        elif len(refs) == 1 and refs[0].participant == manager.participant_id:
+            outcome, reason = yield from _commit_here(manager, part, refs[0])
+        else:
+            outcome, reason = yield from _commit_there(manager, part, refs, wait)
+    except BaseException:
+        part.status = Status.UNKNOWN
+        raise
+    part.status = _STATUS[outcome]
+    if part.heuristic:
+        raise HeuristicOutcome(part.xid, Reason(AbortCode.UNSPECIFIED, part.heuristic))
+    if outcome is Outcome.UNKNOWN:
+        raise OutcomeUnknown(part.xid, reason or Reason(AbortCode.UNSPECIFIED))
+    if outcome is Outcome.ABORTED:
+        part.doom = part.doom or reason
+        raise part.error(reason or Reason(AbortCode.UNSPECIFIED))
+
+
+_STATUS = {
+    Outcome.COMMITTED: Status.COMMITTED,
+    Outcome.ABORTED: Status.ROLLED_BACK,
+    Outcome.UNKNOWN: Status.UNKNOWN,
+}
+
+Ended = tuple[Outcome, Reason | None]
+
+_OUTCOMES = {
+    OnePhaseResult.COMMITTED: Outcome.COMMITTED,
+    OnePhaseResult.ABORTED: Outcome.ABORTED,
+    OnePhaseResult.UNKNOWN: Outcome.UNKNOWN,
+}
+
+
+def rollback(manager: Ending, part: Part, reason: Reason) -> Flow[None]:
+    """Roll back: the own branches now, those elsewhere as soon as the message arrives, or at their deadline."""
+    yield from settle(part)
+    part.set_doom(reason)
+    part.close(Status.ROLLED_BACK)
+    yield from _undo(manager, part, part.refs, part.doom or reason)
+
+
+def _undo(manager: Ending, part: Part, refs: tuple[BranchRef, ...], reason: Reason) -> Flow[None]:
+    own = [ref for ref in refs if ref.participant == manager.participant_id]
+    futures = [manager.end_here(ref.branch, reason) for ref in own]
+    if len(own) < len(refs) and part.owner is not None:
+        others = tuple(ref for ref in refs if ref.participant != manager.participant_id)
+        manager.tell(RollbackRequest(part.xid, part.owner.epoch, others, reason))
+    for future in futures:
+        try:
+            yield manager.wait, (future, manager.patience_ms / 1000)
+        except TimeoutError:
+            pass  # the database does not answer; the branch is unprepared and can only end one way
+
+
+def _commit_here(manager: Ending, part: Part, ref: BranchRef) -> Flow[Ended]:
+    future = manager.end_here(ref.branch, None)
+    patience_s = max(0, part.deadline_ms - manager.now_ms() + manager.patience_ms) / 1000
+    try:
+        result, reason = yield manager.wait, (future, patience_s)
+    except TimeoutError:
+        text = f"{ref.resource} has not answered COMMIT for {patience_s:.0f} s"
+        return Outcome.UNKNOWN, Reason(AbortCode.RESOURCE_UNAVAILABLE, text)
+    return _OUTCOMES[result], reason
+
+
+def _commit_there(manager: Ending, part: Part, refs: tuple[BranchRef, ...], wait: Wait) -> Flow[Ended]:
+    future = yield from _send_commit(manager, part, refs, wait)
+    if isinstance(future, Reason):
+        yield from _undo(manager, part, refs, future)
+        return Outcome.ABORTED, future
+    until_ms = part.deadline_ms + manager.patience_ms
+    try:
+        reply: OutcomeReply = yield manager.wait, (future, max(0, until_ms - manager.now_ms()) / 1000)
+    except TimeoutError:
+        return Outcome.UNKNOWN, Reason(AbortCode.COORDINATOR_UNAVAILABLE, "the coordinator has not answered")
+    except CoordinatorUnavailable:
+        assert part.owner is not None
+        request = OutcomeRequest(part.xid, part.owner.epoch, part.begun_tick, refs)
+        found = yield from ask_outcome(manager, request, until_ms)
+        if found is None:
+            text = "the session broke after the commit was asked for, and the coordinator did not come back in time"
+            return Outcome.UNKNOWN, Reason(AbortCode.COORDINATOR_UNAVAILABLE, text)
+        reply = found
+    part.pending, part.heuristic = reply.pending, reply.heuristic
+    return reply.outcome, reply.reason
+
+
+def _send_commit(manager: Ending, part: Part, refs: tuple[BranchRef, ...], wait: Wait) -> Flow[Any]:
+    """Send the commit request to the owner, waiting for its session while there is time; or return why it was never sent."""
+    owner = part.owner
+    if owner is None:
+        return Reason(AbortCode.COORDINATOR_UNAVAILABLE, "it began with no coordinator in reach")
+    while True:
+        left_ms = part.deadline_ms - manager.now_ms()
+        try:
+            live: Owner = yield manager.reconnect, (max(0, left_ms) / 1000,)
+            if live != owner:
+                text = f"it began under epoch {owner.epoch} of {owner.node}, which is in epoch {live.epoch} now"
+                return Reason(AbortCode.COORDINATOR_RESTARTED, text)
+            return manager.post(CommitRequest(part.xid, owner.epoch, part.begun_tick, refs, max(0, left_ms), wait))
+        except CoordinatorUnavailable as error:
+            if manager.now_ms() >= part.deadline_ms:
+                return Reason(AbortCode.COORDINATOR_UNAVAILABLE, str(error))
+
+
+def ask_outcome(manager: Ending, request: OutcomeRequest, until_ms: int) -> Flow[OutcomeReply | None]:
+    """Ask until an answer comes, over lost sessions and restarted coordinators; None when the time is up."""
+    while True:
+        left_s = (until_ms - manager.now_ms()) / 1000
+        if left_s <= 0:
+            return None
+        try:
+            yield manager.reconnect, (left_s,)
+            reply: OutcomeReply = yield manager.wait, (manager.post(request), left_s)
+            return reply
+        except TimeoutError:
+            return None
+        except CoordinatorUnavailable:
+            continue

@@ -1,0 +1,95 @@
+"""The doors of asyncio programs, where a manager, its session and the interceptors are put together."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable
+from typing import Any
+
+from txrpc.context import current
+from txrpc.environment import coordinator_address
+from txrpc.errors import ConfigurationError, CoordinatorUnavailable
+from txrpc.flows.rule import Kind
+from txrpc.options import SessionOptions
+from txrpc.protocol.messages import TransactionContext
+from txrpc.resource import AsyncResource
+from txrpc.rpc.client_aio import aio_client_interceptors
+from txrpc.rpc.server_aio import AioServerInterceptor
+from txrpc.rpc.session_aio import AioSession
+from txrpc.runtime.manager_aio import AioJoinedCall, AioManager, AioTransaction
+from txrpc.runtime.scope import default_manager, set_default_manager
+
+__all__ = ["begin", "client_interceptors", "connect", "current_transaction", "server_interceptors"]
+
+logger = logging.getLogger("txrpc")
+
+
+async def connect(
+    address: str | None = None,
+    *,
+    resources: Iterable[AsyncResource] = (),
+    group: str = "default",
+    process: str = "",
+    options: SessionOptions | None = None,
+) -> AioManager:
+    """Connect this process to its coordinator.  See `txrpc.connect`; the manager belongs to the running event loop."""
+    options = options or SessionOptions()
+    manager = AioManager(group, resources, process)
+    session = AioSession(
+        coordinator_address(address),
+        hello=manager.hello,
+        on_welcome=manager.on_welcome,
+        on_message=manager.on_message,
+        on_lost=manager.on_lost,
+        options=options,
+    )
+    try:
+        await manager.start(session)
+        await session.wait_connected(options.connect_timeout_s)
+    except CoordinatorUnavailable as error:
+        logger.warning("connecting goes on in the background", extra={"reason": str(error)})
+    except BaseException:
+        await manager.close()
+        raise
+    set_default_manager("txrpc.aio", manager, on=True)
+    return manager
+
+
+def begin(
+    timeout: float | None = None,
+    *,
+    read_only: bool = False,
+    rollback_for: Kind | Iterable[Kind] = (),
+    no_rollback_for: Kind | Iterable[Kind] = (),
+) -> AioTransaction:
+    """`Manager.begin` of the manager of the last `connect`."""
+    manager: AioManager = default_manager("txrpc.aio")
+    return manager.begin(timeout, read_only=read_only, rollback_for=rollback_for, no_rollback_for=no_rollback_for)
+
+
+def current_transaction() -> AioTransaction | AioJoinedCall | None:
+    """The transaction that the running code belongs to, or None.
+
+    At its root this is the `Transaction`; in a service method that joined it has no ``commit`` and no ``rollback``, but
+    everything else: ``xid``, ``status``, ``time_left_s``, ``set_rollback_only``.
+    """
+    return current()
+
+
+def client_interceptors() -> list[Any]:
+    """For `grpc.aio.insecure_channel` and `grpc.aio.secure_channel`: calls made inside a transaction take it along."""
+    return aio_client_interceptors()
+
+
+def server_interceptors(manager: AioManager | None = None) -> list[Any]:
+    """For `grpc.aio.server`: calls that come with a transaction join it, through *manager* or that of the last `connect`."""
+    return [AioServerInterceptor(manager or _DefaultJoiner())]
+
+
+class _DefaultJoiner:
+    def join(self, context: TransactionContext) -> AioJoinedCall:
+        try:
+            manager: AioManager = default_manager("txrpc.aio")
+        except ConfigurationError as error:
+            raise CoordinatorUnavailable(f"the called service takes no part in transactions: {error}") from None
+        return manager.join(context)

@@ -1,0 +1,291 @@
+"""The manager of a synchronous program: a thread for the clock, a few for what coordinators ask of databases."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from typing import Any
+
+from txrpc.context import current, set_current
+from txrpc.errors import AbortCode, Reason, TransactionExists
+from txrpc.flows import ending, using
+from txrpc.flows.driver import run
+from txrpc.flows.operation import operate
+from txrpc.flows.part import Part
+from txrpc.flows.rule import Kind, Rule
+from txrpc.flows.using import Slot
+from txrpc.ids import Xid
+from txrpc.protocol.branch import Do, Operation
+from txrpc.protocol.messages import CallReport, Outcome, Owner, TransactionContext, Wait
+from txrpc.resource import Resource, Work
+from txrpc.runtime.core import ManagerCore
+from txrpc.runtime.handle import JoinedBase, RootBase, log_callback_error
+from txrpc.runtime.scope import set_default_manager
+
+__all__ = ["JoinedCall", "Manager", "Transaction"]
+
+logger = logging.getLogger("txrpc.runtime")
+
+_LONGEST_SLEEP_S = 60.0
+
+
+class Turn:
+    """A lock that its holder's thread may take again, and that any thread may give back."""
+
+    __slots__ = ("_depth", "_lock", "_owner")
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._owner = 0
+        self._depth = 0
+
+    def acquire(self, timeout_s: float) -> bool:
+        """Take it, waiting for at most *timeout_s*."""
+        me = threading.get_ident()
+        if self._owner != me:
+            if not self._lock.acquire(timeout=max(0.0, timeout_s)):
+                return False
+            self._owner = me
+        self._depth += 1
+        return True
+
+    def release(self) -> None:
+        """Give it back."""
+        self._depth -= 1
+        if not self._depth:
+            self._owner = 0
+            self._lock.release()
+
+
+class _Uses:
+    """`use` in this colour."""
+
+    joined: bool
+    _manager: Any
+    _part: Part
+
+    @contextmanager
+    def use(self, resource: Resource) -> Iterator[Work]:
+        """Take the turn on this transaction's branch in *resource*.  See `txrpc.resource.ResourceUser`."""
+        slot: Slot = run(using.enter(self._manager, self._part, resource, self.joined))
+        try:
+            yield slot.work
+        except BaseException as error:
+            instead = using.failed(self._part, slot, error)
+            if instead is not None:
+                raise instead from error
+            raise
+        finally:
+            using.leave(self._manager, slot)
+
+
+class JoinedCall(_Uses, JoinedBase):
+    """The current transaction inside a service method that was called with a transaction's context."""
+
+    def leave(self) -> CallReport:
+        """End this call's part.  See `txrpc.rpc.ports.Handle`."""
+        if self._report is None:
+            run(ending.settle(self._part))
+        return self._leave()
+
+
+class Transaction(_Uses, RootBase):
+    """A transaction at its root.  `commit` and `rollback` end it, from any thread, once."""
+
+    _previous: Any = None
+    _is_current = False
+
+    def commit(self, wait: Wait = Wait.ACKNOWLEDGED) -> None:
+        """Commit every branch, or none.
+
+        Returns when all have committed; or with ``wait=Wait.DECISION`` as soon as the decision is durable; `pending` then names
+        what is still under way.  Raises `TransactionAborted` (nothing was committed), `CallsInFlight` (likewise, and your
+        mistake), `OutcomeUnknown` (ask `Manager.outcome` later), `HeuristicOutcome`, or `IllegalState`.
+        """
+        try:
+            run(ending.commit(self._manager, self._part, wait))
+        finally:
+            self._manager.ended(self._part)
+            self._completed()
+
+    def rollback(self, reason: Reason | str | None = None) -> None:
+        """Roll every branch back.  Raises `IllegalState` if it was committed."""
+        if not isinstance(reason, Reason):
+            reason = Reason(AbortCode.REQUESTED, reason or "rollback() was called")
+        try:
+            run(ending.rollback(self._manager, self._part, reason))
+        finally:
+            self._completed()
+
+    def _make_current(self) -> None:
+        self._previous, self._is_current = set_current(self), True
+
+    def _completed(self) -> None:
+        if self._is_current:
+            set_current(self._previous)
+            self._is_current, self._previous = False, None
+        callbacks, self._part.callbacks = self._part.callbacks, []
+        for callback in callbacks:
+            try:
+                callback(self._outcome())
+            except Exception:
+                log_callback_error(self.xid)
+
+
+class Manager(ManagerCore):
+    """A synchronous process's side of txrpc: what `txrpc.connect` returns.  Safe to use from any thread."""
+
+    def __init__(self, group: str, resources: Iterable[Resource], process: str = "", workers: int = 16) -> None:
+        super().__init__(group, resources, process)
+        self._workers = ThreadPoolExecutor(workers, thread_name_prefix="txrpc-worker")
+        # An operation that hangs must not keep the one that breaks it off waiting.
+        self._breakers = ThreadPoolExecutor(2, thread_name_prefix="txrpc-breaker")
+        self._clock = threading.Condition(self._lock)
+        self._sleeps_until_ms = 0
+        self._closed = False
+        self._clock_thread = threading.Thread(target=self._run_clock, name="txrpc-clock", daemon=True)
+
+    # ------------------------------------------------------------------------------------------------------ life
+
+    def start(self, session: Any) -> None:
+        """Check the resources and open the session; raises what `Resource.start` raises."""
+        self._infos = tuple(resource.start() for resource in self.resources.values())
+        self._session = session
+        self._clock_thread.start()
+        session.start()
+
+    def close(self, grace_s: float = 5.0) -> None:
+        """End the session and let go of the resources.
+
+        Roll-backs and commits under way get *grace_s* seconds; what stays prepared is finished by whoever connects next.
+        """
+        with self._lock:
+            if self._closed:
+                return
+            self._closed = True
+            self._clock.notify_all()
+        set_default_manager("txrpc", self, on=False)
+        self._workers.shutdown(wait=False)
+        for thread in list(self._workers._threads):
+            thread.join(grace_s)
+        if self._session is not None:
+            self._session.close()
+        self._breakers.shutdown(wait=False, cancel_futures=True)
+        for resource in self.resources.values():
+            resource.close()
+
+    def __enter__(self) -> Manager:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    # ---------------------------------------------------------------------------------------------------- transactions
+
+    def begin(
+        self,
+        timeout: float | None = None,
+        *,
+        read_only: bool = False,
+        rollback_for: Kind | Iterable[Kind] = (),
+        no_rollback_for: Kind | Iterable[Kind] = (),
+    ) -> Transaction:
+        """Begin a transaction and make it current in this context until it ends; *timeout* in seconds, 30 by default.
+
+        Sends nothing.  Raises `TransactionExists` inside another one, `UsageError` for a bad argument, `ForkedError`.
+        """
+        if (existing := current()) is not None:
+            raise TransactionExists(f"begin() inside transaction {existing.xid}: end it first, or use propagation REQUIRES_NEW")
+        transaction = self.new_root(timeout, read_only, Rule.make(rollback_for, no_rollback_for))
+        transaction._make_current()
+        return transaction
+
+    def new_root(self, timeout: float | None, read_only: bool, rule: Rule) -> Transaction:
+        """A transaction that is not current anywhere."""
+        return Transaction(self, self.begin_part(timeout, read_only), rule)
+
+    def join(self, context: TransactionContext) -> JoinedCall:
+        """A handle for one incoming call.  See `txrpc.rpc.ports.Joiner`."""
+        return JoinedCall(self, self.join_part(context))
+
+    def outcome(self, xid: Xid, timeout: float = 10.0) -> Outcome:
+        """How *xid* ended, asked of the coordinator for at most *timeout* seconds (rule 12).
+
+        For a transaction of this manager's whose commit raised `OutcomeUnknown` the answer is definite as soon as the
+        coordinator is back.  For any other, UNKNOWN means that there is no record of a commit (any more).
+        Raises `CoordinatorUnavailable` if no answer came.
+        """
+        request = self._outcome_request(xid)
+        reply = run(ending.ask_outcome(self, request, self.now_ms() + int(timeout * 1000)))
+        return self._outcome_reply(xid, reply)
+
+    # ------------------------------------------------------------------------------------------ what the flows wait for
+
+    def wait(self, future: Future[Any], timeout_s: float) -> Any:
+        """The result of *future*; raises `TimeoutError`."""
+        return future.result(timeout_s)
+
+    def reconnect(self, timeout_s: float) -> Owner:
+        """The owner of the live session, waiting for one if need be; raises `CoordinatorUnavailable`."""
+        welcome = self.welcome or self._session_or_raise().wait_connected(timeout_s)
+        owner: Owner = welcome.owner
+        return owner
+
+    # -------------------------------------------------------------------------------------------------- this colour's
+
+    def _start(self, do: Do, slot: Slot | None) -> None:
+        pool = self._breakers if do.operation is Operation.INTERRUPT else self._workers
+        pool.submit(self._operate, do, slot)
+
+    def _operate(self, do: Do, slot: Slot | None) -> None:
+        try:
+            resource = self.resources[do.gid.resource]
+            work = slot.work if slot is not None else None
+            if do.operation is Operation.INTERRUPT:
+                resource.interrupt(work)
+                return
+            committing: Callable[[str], None] = lambda token: self._committing(do, token)  # noqa: E731
+            self._operated(do, run(operate(do, resource, work, committing)))
+        except Exception:
+            logger.exception("operation failed", extra={"operation": do.operation.value, "gid": str(do.gid)})
+
+    def _future(self) -> Future[Any]:
+        return Future()
+
+    def _settle(self, future: Future[Any], result: Any) -> None:
+        if isinstance(result, BaseException):
+            future.set_exception(result)
+        else:
+            future.set_result(result)
+
+    def _turn(self) -> Turn:
+        return Turn()
+
+    def _wake(self) -> None:
+        next_ms = self.next_wakeup_ms()
+        if next_ms is not None and next_ms < self._sleeps_until_ms:
+            self._clock.notify_all()
+
+    def _run_clock(self) -> None:
+        while True:
+            due = self.woke()
+            for name in due:
+                self._workers.submit(self._sweep, name)
+            with self._clock:
+                if self._closed:
+                    return
+                now_ms, next_ms = self.now_ms(), self.next_wakeup_ms()
+                limit_ms = now_ms + int(_LONGEST_SLEEP_S * 1000)
+                self._sleeps_until_ms = limit_ms if next_ms is None else min(next_ms, limit_ms)
+                if self._sleeps_until_ms > now_ms:
+                    self._clock.wait((self._sleeps_until_ms - now_ms) / 1000)
+                self._sleeps_until_ms = 0
+
+    def _sweep(self, name: str) -> None:
+        try:
+            self.swept(name, self.resources[name].in_doubt(self.group))
+        except Exception as error:
+            self.swept(name, error)

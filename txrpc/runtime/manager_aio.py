@@ -1,0 +1,295 @@
+"""The manager of an asyncio program: tasks on the program's own event loop, and no thread."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Iterable
+from contextlib import asynccontextmanager
+from typing import Any
+
+from txrpc.context import current, set_current
+from txrpc.errors import AbortCode, Reason, TransactionExists
+from txrpc.flows import ending, using
+from txrpc.flows.driver import arun
+from txrpc.flows.operation import operate
+from txrpc.flows.part import Part
+from txrpc.flows.rule import Kind, Rule
+from txrpc.flows.using import Slot
+from txrpc.ids import Xid
+from txrpc.protocol.branch import Do, Operation
+from txrpc.protocol.messages import CallReport, Outcome, Owner, TransactionContext, Wait
+from txrpc.resource import AsyncResource, Work
+from txrpc.runtime.core import ManagerCore
+from txrpc.runtime.handle import JoinedBase, RootBase, log_callback_error
+from txrpc.runtime.scope import set_default_manager
+
+__all__ = ["AioJoinedCall", "AioManager", "AioTransaction"]
+
+logger = logging.getLogger("txrpc.runtime")
+
+
+class AioTurn:
+    """A lock that its holder's task may take again, and that any task may give back."""
+
+    __slots__ = ("_depth", "_lock", "_owner")
+
+    def __init__(self) -> None:
+        self._lock = asyncio.Lock()
+        self._owner: asyncio.Task[Any] | None = None
+        self._depth = 0
+
+    async def acquire(self, timeout_s: float) -> bool:
+        """Take it, waiting for at most *timeout_s*."""
+        me = asyncio.current_task()
+        if self._owner is not me or me is None:
+            try:
+                async with asyncio.timeout(max(0.0, timeout_s)):
+                    await self._lock.acquire()
+            except TimeoutError:
+                return False
+            self._owner = me
+        self._depth += 1
+        return True
+
+    def release(self) -> None:
+        """Give it back."""
+        self._depth -= 1
+        if not self._depth:
+            self._owner = None
+            self._lock.release()
+
+
+class _Uses:
+    """`use` in this colour."""
+
+    joined: bool
+    _manager: Any
+    _part: Part
+
+    @asynccontextmanager
+    async def use(self, resource: AsyncResource) -> AsyncIterator[Work]:
+        """Take the turn on this transaction's branch in *resource*.  See `txrpc.resource.ResourceUser`."""
+        slot: Slot = await arun(using.enter(self._manager, self._part, resource, self.joined))
+        try:
+            yield slot.work
+        except BaseException as error:
+            instead = using.failed(self._part, slot, error)
+            if instead is not None:
+                raise instead from error
+            raise
+        finally:
+            using.leave(self._manager, slot)
+
+
+class AioJoinedCall(_Uses, JoinedBase):
+    """The current transaction inside a service method that was called with a transaction's context."""
+
+    async def leave(self) -> CallReport:
+        """End this call's part.  See `txrpc.rpc.ports.Handle`."""
+        if self._report is None:
+            await arun(ending.settle(self._part))
+        return self._leave()
+
+
+class AioTransaction(_Uses, RootBase):
+    """A transaction at its root.  `commit` and `rollback` end it, from any task, once."""
+
+    _previous: Any = None
+    _is_current = False
+
+    async def commit(self, wait: Wait = Wait.ACKNOWLEDGED) -> None:
+        """Commit every branch, or none.  See `txrpc.Transaction.commit`."""
+        try:
+            await arun(ending.commit(self._manager, self._part, wait))
+        finally:
+            self._manager.ended(self._part)
+            await self._completed()
+
+    async def rollback(self, reason: Reason | str | None = None) -> None:
+        """Roll every branch back.  Raises `IllegalState` if it was committed."""
+        if not isinstance(reason, Reason):
+            reason = Reason(AbortCode.REQUESTED, reason or "rollback() was called")
+        try:
+            await arun(ending.rollback(self._manager, self._part, reason))
+        finally:
+            await self._completed()
+
+    def _make_current(self) -> None:
+        self._previous, self._is_current = set_current(self), True
+
+    async def _completed(self) -> None:
+        if self._is_current:
+            set_current(self._previous)
+            self._is_current, self._previous = False, None
+        callbacks, self._part.callbacks = self._part.callbacks, []
+        for callback in callbacks:
+            try:
+                result = callback(self._outcome())
+                if asyncio.iscoroutine(result):
+                    await result
+            except Exception:
+                log_callback_error(self.xid)
+
+
+class AioManager(ManagerCore):
+    """An asyncio process's side of txrpc: what `txrpc.aio.connect` returns.  Belongs to the loop that it was started on."""
+
+    def __init__(self, group: str, resources: Iterable[AsyncResource], process: str = "", workers: int = 16) -> None:
+        super().__init__(group, resources, process)
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._workers = asyncio.Semaphore(workers)
+        self._timer: asyncio.TimerHandle | None = None
+        self._timer_ms = 0
+        self._closed = False
+
+    # ------------------------------------------------------------------------------------------------------ life
+
+    async def start(self, session: Any) -> None:
+        """Check the resources and open the session; raises what `Resource.start` raises."""
+        self._loop = asyncio.get_running_loop()
+        self._infos = tuple([await resource.start() for resource in self.resources.values()])
+        self._session = session
+        await session.start()
+
+    async def close(self, grace_s: float = 5.0) -> None:
+        """End the session and let go of the resources.
+
+        Roll-backs and commits under way get *grace_s* seconds; what stays prepared is finished by whoever connects next.
+        """
+        if self._closed:
+            return
+        self._closed = True
+        set_default_manager("txrpc.aio", self, on=False)
+        if self._timer is not None:
+            self._timer.cancel()
+        if self._tasks:
+            _done, late = await asyncio.wait(self._tasks, timeout=grace_s)
+            for task in late:
+                task.cancel()
+        if self._session is not None:
+            await self._session.close()
+        for resource in self.resources.values():
+            await resource.close()
+
+    async def __aenter__(self) -> AioManager:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.close()
+
+    # ---------------------------------------------------------------------------------------------------- transactions
+
+    def begin(
+        self,
+        timeout: float | None = None,
+        *,
+        read_only: bool = False,
+        rollback_for: Kind | Iterable[Kind] = (),
+        no_rollback_for: Kind | Iterable[Kind] = (),
+    ) -> AioTransaction:
+        """Begin a transaction and make it current in this task until it ends; *timeout* in seconds, 30 by default.
+
+        Sends nothing.  Raises `TransactionExists` inside another one, `UsageError` for a bad argument, `ForkedError`.
+        """
+        if (existing := current()) is not None:
+            raise TransactionExists(f"begin() inside transaction {existing.xid}: end it first, or use propagation REQUIRES_NEW")
+        transaction = self.new_root(timeout, read_only, Rule.make(rollback_for, no_rollback_for))
+        transaction._make_current()
+        return transaction
+
+    def new_root(self, timeout: float | None, read_only: bool, rule: Rule) -> AioTransaction:
+        """A transaction that is not current anywhere."""
+        return AioTransaction(self, self.begin_part(timeout, read_only), rule)
+
+    def join(self, context: TransactionContext) -> AioJoinedCall:
+        """A handle for one incoming call.  See `txrpc.rpc.ports.Joiner`."""
+        return AioJoinedCall(self, self.join_part(context))
+
+    async def outcome(self, xid: Xid, timeout: float = 10.0) -> Outcome:
+        """How *xid* ended, asked of the coordinator for at most *timeout* seconds.  See `txrpc.Manager.outcome`."""
+        request = self._outcome_request(xid)
+        reply = await arun(ending.ask_outcome(self, request, self.now_ms() + int(timeout * 1000)))
+        return self._outcome_reply(xid, reply)
+
+    # ------------------------------------------------------------------------------------------ what the flows wait for
+
+    async def wait(self, future: asyncio.Future[Any], timeout_s: float) -> Any:
+        """The result of *future*; raises `TimeoutError`."""
+        async with asyncio.timeout(timeout_s):
+            return await future
+
+    async def reconnect(self, timeout_s: float) -> Owner:
+        """The owner of the live session, waiting for one if need be; raises `CoordinatorUnavailable`."""
+        welcome = self.welcome or await self._session_or_raise().wait_connected(timeout_s)
+        owner: Owner = welcome.owner
+        return owner
+
+    # -------------------------------------------------------------------------------------------------- this colour's
+
+    def _start(self, do: Do, slot: Slot | None) -> None:
+        self._spawn(self._operate(do, slot))
+
+    def _spawn(self, coroutine: Any) -> None:
+        if self._loop is None or self._loop.is_closed():
+            coroutine.close()
+            return
+        task = self._loop.create_task(coroutine)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _operate(self, do: Do, slot: Slot | None) -> None:
+        set_current(None)  # the task has copied the slot of whoever caused it
+        try:
+            resource = self.resources[do.gid.resource]
+            work = slot.work if slot is not None else None
+            if do.operation is Operation.INTERRUPT:
+                await resource.interrupt(work)
+                return
+
+            async def committing(token: str) -> None:
+                self._committing(do, token)
+
+            async with self._workers:
+                result = await arun(operate(do, resource, work, committing))
+            self._operated(do, result)
+        except Exception:
+            logger.exception("operation failed", extra={"operation": do.operation.value, "gid": str(do.gid)})
+
+    def _future(self) -> asyncio.Future[Any]:
+        return asyncio.get_running_loop().create_future()
+
+    def _settle(self, future: asyncio.Future[Any], result: Any) -> None:
+        if future.done():
+            return
+        if isinstance(result, BaseException):
+            future.set_exception(result)
+            future.exception()  # whoever waited may be gone, which is no news
+        else:
+            future.set_result(result)
+
+    def _turn(self) -> AioTurn:
+        return AioTurn()
+
+    def _wake(self) -> None:
+        next_ms = self.next_wakeup_ms()
+        if next_ms is None or self._closed or self._loop is None:
+            return
+        if self._timer is None or next_ms < self._timer_ms:
+            if self._timer is not None:
+                self._timer.cancel()
+            self._timer_ms = next_ms
+            self._timer = self._loop.call_later(max(0, next_ms - self.now_ms()) / 1000, self._tick_tock)
+
+    def _tick_tock(self) -> None:
+        self._timer = None
+        for name in self.woke():
+            self._spawn(self._sweep(name))
+        self._wake()
+
+    async def _sweep(self, name: str) -> None:
+        try:
+            self.swept(name, await self.resources[name].in_doubt(self.group))
+        except Exception as error:
+            self.swept(name, error)
