@@ -195,7 +195,8 @@ class ManagerCore:
 
     def slot(self, part: Part, resource: Any) -> Slot:
         """See `txrpc.flows.using.Branches`."""
-        if self.resources.get(resource.name) is not resource:
+        known = self.resources.get(resource.name)
+        if known is not resource:
             raise ConfigurationError(
                 f"resource {resource.name!r} is not one that this manager was connected with: connect(resources=[...])"
             )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import inspect
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable
 from typing import Any, TypeVar, overload
 
 from txrpc.context import bind, set_current
@@ -140,7 +140,7 @@ def _function(settings: Settings, fn: Any) -> Any:
 
 def _generator(settings: Settings, fn: Any) -> Any:
     @functools.wraps(fn)
-    def call(*args: Any, **kwargs: Any) -> Iterator[Any]:
+    def call(*args: Any, **kwargs: Any) -> Generator[Any, Any, Any]:
         scope = Scope(settings)
         scope.open()
         generator = fn(*args, **kwargs)

@@ -1,0 +1,94 @@
+"""One bank: a gRPC service with a database of its own, whose methods join the caller's transaction.
+
+    python -m examples.bank.service --listen 127.0.0.1:7501 --database postgresql+psycopg://... --coordinator 127.0.0.1:7400
+"""
+
+from __future__ import annotations
+
+import argparse
+import signal
+import threading
+from concurrent.futures import ThreadPoolExecutor
+
+import grpc
+from sqlalchemy import BigInteger, CheckConstraint, String, create_engine, func, select
+from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
+
+import txrpc
+import txrpc.sql
+from examples.bank import bank_pb2, bank_pb2_grpc
+
+
+class Base(DeclarativeBase):
+    pass
+
+
+class Account(Base):
+    __tablename__ = "account"
+    __table_args__ = (CheckConstraint("cents >= 0", name="no_debt"),)
+    name: Mapped[str] = mapped_column(String(40), primary_key=True)
+    cents: Mapped[int] = mapped_column(BigInteger)
+
+
+class Accounts(bank_pb2_grpc.AccountsServicer):
+    """Nothing here knows about two-phase commit: the decorator joins, the session is bound to the transaction."""
+
+    def __init__(self, database: txrpc.sql.ResourceManager) -> None:
+        self.database = database
+
+    @txrpc.transactional
+    def Withdraw(self, request: bank_pb2.Amount, context: grpc.ServicerContext) -> bank_pb2.Balance:
+        return self._add(request.account, -request.cents, context)
+
+    @txrpc.transactional
+    def Deposit(self, request: bank_pb2.Amount, context: grpc.ServicerContext) -> bank_pb2.Balance:
+        return self._add(request.account, request.cents, context)
+
+    def Total(self, request: bank_pb2.TotalRequest, context: grpc.ServicerContext) -> bank_pb2.Balance:
+        with self.database.session() as session:
+            return bank_pb2.Balance(cents=session.scalar(select(func.coalesce(func.sum(Account.cents), 0))))
+
+    def _add(self, name: str, cents: int, context: grpc.ServicerContext) -> bank_pb2.Balance:
+        with self.database.session() as session:
+            account = session.get(Account, name, with_for_update=True)
+            if account is None:
+                context.abort(grpc.StatusCode.NOT_FOUND, f"there is no account {name}")
+            if account.cents + cents < 0:
+                context.abort(grpc.StatusCode.FAILED_PRECONDITION, f"{name} has only {account.cents} cents")
+            account.cents += cents
+            return bank_pb2.Balance(cents=account.cents)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--listen", required=True)
+    parser.add_argument("--database", required=True)
+    parser.add_argument("--coordinator", required=True)
+    parser.add_argument("--name", default="accounts", help="of the resource: one a database")
+    parser.add_argument("--accounts", type=int, default=0, help="make this many accounts if there are none")
+    parser.add_argument("--cents", type=int, default=100_000, help="in each of them")
+    arguments = parser.parse_args()
+
+    engine = create_engine(arguments.database, pool_size=20)
+    Base.metadata.create_all(engine)
+    with engine.begin() as connection:
+        if arguments.accounts and not connection.scalar(select(func.count()).select_from(Account)):
+            rows = [{"name": f"{i:04}", "cents": arguments.cents} for i in range(arguments.accounts)]
+            connection.execute(Account.__table__.insert(), rows)
+
+    database = txrpc.sql.ResourceManager(arguments.name, engine)
+    with txrpc.connect(arguments.coordinator, resources=[database], process=f"bank service {arguments.name}"):
+        server = grpc.server(ThreadPoolExecutor(16), interceptors=txrpc.server_interceptors())
+        bank_pb2_grpc.add_AccountsServicer_to_server(Accounts(database), server)
+        server.add_insecure_port(arguments.listen)
+        server.start()
+        print("serving", arguments.listen, flush=True)
+        stop = threading.Event()
+        signal.signal(signal.SIGTERM, lambda *_: stop.set())
+        signal.signal(signal.SIGINT, lambda *_: stop.set())
+        stop.wait()
+        server.stop(grace=5).wait()
+
+
+if __name__ == "__main__":
+    main()

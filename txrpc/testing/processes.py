@@ -1,0 +1,142 @@
+"""Real processes for tests and demonstrations: started, killed, frozen and started again, always by their own process id."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+__all__ = ["Child", "CoordinatorProcess", "free_port"]
+
+
+def free_port() -> int:
+    """A TCP port of 127.0.0.1 that was free a moment ago."""
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+class Child:
+    """One program that can be started again and again with the same arguments; its output goes to one file.
+
+    Not thread-safe.  As a context manager it is killed at the end.
+    """
+
+    def __init__(self, arguments: Sequence[str], *, name: str, env: Mapping[str, str] | None = None, output: Path | None = None) -> None:
+        """*arguments* as for `subprocess`; *env* is added to this process's own environment."""
+        self.name = name
+        self._arguments = list(arguments)
+        self._env = {**os.environ, "PYTHONUNBUFFERED": "1", **(env or {})}
+        if output is None:
+            handle, path = tempfile.mkstemp(prefix=f"txrpc-{name}-", suffix=".log")
+            os.close(handle)
+            output = Path(path)
+        self.output = output
+        self._process: subprocess.Popen[bytes] | None = None
+        self._read_from = 0
+
+    def __enter__(self) -> Self:
+        self.start()
+        return self
+
+    def __exit__(self, _type: type[BaseException] | None, _value: BaseException | None, _trace: TracebackType | None) -> None:
+        self.kill()
+
+    @property
+    def pid(self) -> int:
+        """Of the running process."""
+        if self._process is None:
+            raise RuntimeError(f"{self.name} is not running")
+        return self._process.pid
+
+    @property
+    def running(self) -> bool:
+        """Whether it has been started and has not ended."""
+        return self._process is not None and self._process.poll() is None
+
+    def start(self) -> None:
+        """Start it; it must not be running."""
+        if self.running:
+            raise RuntimeError(f"{self.name} is running already")
+        self._read_from = self.output.stat().st_size if self.output.exists() else 0
+        with self.output.open("ab") as out:
+            self._process = subprocess.Popen(self._arguments, stdout=out, stderr=out, stdin=subprocess.DEVNULL, env=self._env)
+
+    def kill(self) -> None:
+        """SIGKILL, as a power cut would; fine if it is not running."""
+        self._signal(signal.SIGKILL)
+        if self._process is not None:
+            self._process.wait(30)
+
+    def terminate(self, timeout_s: float = 20.0) -> int:
+        """SIGTERM, and wait for its exit code."""
+        self._signal(signal.SIGTERM)
+        return self.wait(timeout_s)
+
+    def wait(self, timeout_s: float = 20.0) -> int:
+        """Wait for its end and return its exit code."""
+        if self._process is None:
+            raise RuntimeError(f"{self.name} has not been started")
+        return self._process.wait(timeout_s)
+
+    def suspend(self) -> None:
+        """SIGSTOP: it stays connected and does nothing."""
+        self._signal(signal.SIGSTOP)
+
+    def resume(self) -> None:
+        """SIGCONT."""
+        self._signal(signal.SIGCONT)
+
+    def text(self) -> str:
+        """What it has written since it was last started."""
+        with self.output.open("rb") as file:
+            file.seek(self._read_from)
+            return file.read().decode(errors="replace")
+
+    def wait_for(self, text: str, timeout_s: float = 20.0) -> None:
+        """Wait until it has written *text*; raises `RuntimeError` with its output if it ends or takes too long."""
+        until = time.monotonic() + timeout_s
+        while time.monotonic() < until:
+            if text in self.text():
+                return
+            if not self.running:
+                break
+            time.sleep(0.02)
+        state = "is running" if self.running else f"ended with code {self._process.poll() if self._process else None}"
+        raise RuntimeError(f"{self.name} did not write {text!r} ({state}):\n{self.text()[-4000:]}")
+
+    def _signal(self, number: int) -> None:
+        if self._process is not None and self._process.poll() is None:
+            with contextlib.suppress(ProcessLookupError):
+                self._process.send_signal(number)
+
+
+class CoordinatorProcess(Child):
+    """A real coordinator server on 127.0.0.1, with its log in a file (or wherever *log* says)."""
+
+    def __init__(self, folder: Path, *, log: str = "", node: str = "c1", group: str = "default", options: Sequence[str] = ()) -> None:
+        self.port = free_port()
+        self.log = log or f"sqlite:///{folder / 'coordinator.db'}"
+        arguments = ["--listen", self.address, "--log", self.log, "--node", node, "--group", group, *options]
+        super().__init__([sys.executable, "-m", "txrpc.cli", "coordinator", *arguments], name=node, output=folder / f"{node}.log")
+
+    @property
+    def address(self) -> str:
+        """``host:port``, the same after every restart."""
+        return f"127.0.0.1:{self.port}"
+
+    def start(self) -> None:
+        """Start it and wait until it listens."""
+        super().start()
+        self.wait_for("listening")
