@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from txrpc.errors import Reason
 from txrpc.ids import BranchId, Gid, Xid
-from txrpc.protocol.messages import Finish, OnePhaseResult, Outcome, ToCoordinator
+from txrpc.protocol.messages import Finish, OnePhaseResult, Outcome, ToCoordinator, Vote
 
 __all__ = ["BranchInput", "BranchRow", "BranchState", "Do", "Effects", "Operation"]
 
@@ -96,6 +96,9 @@ class BranchRow:
     """Calls that have used it and are still running."""
     users: int = 0
     """Blocks that are using its work now."""
+    at_work: bool = False
+    """Whether an operation runs whose result has not come: until then no other one may start."""
+    voted: Vote | None = None
     doom: Reason | None = None
     vote_reason: Reason | None = None
     token: str = ""
@@ -108,6 +111,11 @@ class BranchRow:
     finish: Finish = Finish.DONE
     in_doubt_ms: int = 0
     """When it was prepared."""
+
+    @property
+    def why(self) -> Reason | None:
+        """Why it is rolled back, if it is."""
+        return self.vote_reason or self.doom or self.rollback_asked
 
     @property
     def xid(self) -> Xid:

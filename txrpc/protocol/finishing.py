@@ -55,10 +55,11 @@ class Finishing(Ledger):
         self._out.send.append(Acked(row.xid, row.branch, finish))
 
     def _rollback_voting(self, row: BranchRow, message: Rollback) -> None:
-        row.rollback_asked = message.reason
+        row.rollback_asked = row.rollback_asked or message.reason
 
     def _rollback_prepared(self, row: BranchRow, message: Rollback) -> None:
         row.rollback_asked = message.reason
+        row.token = row.token or message.token
         self._undo_prepared(row)
 
     def _rollback_foreign(self, row: None, message: Rollback) -> None:
@@ -71,6 +72,7 @@ class Finishing(Ledger):
     def _finished_commit(self, row: BranchRow, finish: Finish) -> None:
         row.finish = finish
         self._out.send.append(Acked(row.xid, row.branch, finish))
+        self._tell_local(row, OnePhaseResult.COMMITTED)
         self._end(row, Outcome.COMMITTED)
 
     def _finished_undo(self, row: BranchRow, finish: Finish) -> None:
@@ -78,6 +80,7 @@ class Finishing(Ledger):
             # An abort needs no acknowledgement (presumed abort); this one is for the operator.
             self._out.send.append(Acked(row.xid, row.branch, finish))
         row.finish = finish
+        self._tell_local(row, OnePhaseResult.ABORTED)
         self._end(row, Outcome.ABORTED)
 
     def _finish_failed(self, row: BranchRow, _: object) -> None:
@@ -108,17 +111,27 @@ class Finishing(Ledger):
             row, Reason(AbortCode.TIMED_OUT, f"the deadline passed with the branch in {row.gid.resource} open")
         )
 
+    def _give_up_voting(self, row: BranchRow, reason: Reason) -> None:
+        """The root gives up while its own branch prepares: nothing has been promised yet."""
+        row.local = True
+        row.rollback_asked = row.rollback_asked or reason
+
+    def _give_up_prepared(self, row: BranchRow, _: Reason) -> None:
+        """The root gives up with its own branch prepared: it will ask for no commit, but only the coordinator may say so."""
+        row.local = True
+        self._inquire(row)
+
     def _undo_work(self, row: BranchRow, reason: Reason) -> None:
         row.doom = row.doom or reason
         row.state = BranchState.ROLLING_BACK
         self._do(Operation.INTERRUPT if row.users else Operation.ROLLBACK, row)
 
     def _released(self, row: BranchRow, _: object) -> None:
-        self._do(Operation.ROLLBACK, row)
+        if not row.at_work:
+            self._do(Operation.ROLLBACK, row)
 
     def _rolled_back(self, row: BranchRow, _: object) -> None:
-        if row.local:
-            self._out.settle.append((row.branch, OnePhaseResult.ABORTED, row.vote_reason or row.doom))
+        self._tell_local(row, OnePhaseResult.ABORTED)
         if row.ask_resolved:
             self._out.send.append(Resolved(row.xid, row.branch, OnePhaseResult.ABORTED))
         self._end(row, Outcome.ABORTED)
@@ -127,7 +140,12 @@ class Finishing(Ledger):
         row.local = True
 
     def _settle_now(self, row: BranchRow, _: object) -> None:
-        self._out.settle.append((row.branch, RESULT[row.outcome], row.vote_reason or row.doom))
+        row.local = True
+        self._tell_local(row, RESULT[row.outcome])
+
+    def _tell_local(self, row: BranchRow, result: OnePhaseResult) -> None:
+        if row.local:
+            self._out.settle.append((row.branch, result, None if result is OnePhaseResult.COMMITTED else row.why))
 
     # -------------------------------------------------------------------------------------------- questions, tombstones
 
@@ -136,7 +154,8 @@ class Finishing(Ledger):
         self._wake_in(row, int(ASK_AGAIN_MS * (0.5 + self._jitter())))
 
     def _inquire(self, row: BranchRow) -> None:
-        left_ms = max(0, self._closed.get(row.xid, 0) - TOMBSTONE_MS - self._now_ms)
+        asked_by_ms = 0 if row.local else self._closed.get(row.xid, 0) - TOMBSTONE_MS
+        left_ms = max(0, asked_by_ms - self._now_ms)
         self._out.send.append(Inquiry(row.gid, self._now_ms - row.in_doubt_ms, left_ms))
 
     def _resolve_active(self, row: BranchRow, message: Resolve) -> None:

@@ -69,6 +69,7 @@ class Ledger:
         heapq.heappush(self._timers, (row.deadline_ms, row.branch))
 
     def _do(self, operation: Operation, row: BranchRow) -> None:
+        row.at_work = operation is not Operation.INTERRUPT
         self._out.do.append(Do(operation, row.gid, row.token))
 
     def _ignore(self, row: object, detail: object) -> None:

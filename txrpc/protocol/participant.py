@@ -28,10 +28,21 @@ from typing import Any, Final
 
 from txrpc.ids import BranchId, Gid
 from txrpc.protocol.branch import BranchInput, BranchRow, BranchState, Effects, Operation
-from txrpc.protocol.messages import Commit, CommitOnePhase, FromCoordinator, Inquiry, Prepare, Resolve, Rollback
+from txrpc.protocol.messages import (
+    Commit,
+    CommitOnePhase,
+    Inquiry,
+    Outcome,
+    Prepare,
+    Resolve,
+    Rollback,
+)
 from txrpc.protocol.voting import Voting
 
-__all__ = ["TABLE", "Participant"]
+__all__ = ["TABLE", "AboutBranch", "Participant"]
+
+AboutBranch = Prepare | CommitOnePhase | Commit | Rollback | Resolve
+"""What a coordinator says about branches."""
 
 
 class Participant(Voting):
@@ -52,6 +63,9 @@ class Participant(Voting):
     def step(self, kind: BranchInput, branch: BranchId, now_ms: int, detail: object = None) -> Effects:
         """Take a local input: a result, a release, a local commit or rollback."""
         self._begin(now_ms)
+        row = self.rows.get(branch)
+        if row is not None and kind in _RESULTS:
+            row.at_work = False
         self._enter(kind, branch, detail)
         return self._out
 
@@ -61,17 +75,23 @@ class Participant(Voting):
         while self._timers and self._timers[0][0] <= now_ms:
             _due, branch = heapq.heappop(self._timers)
             row = self.rows.get(branch)
-            if row is not None and row.deadline_ms <= now_ms:
+            if row is not None and row.deadline_ms <= now_ms and not row.at_work:
                 self._enter(BranchInput.TIME_UP, branch, None)
         return self._out
 
     # -------------------------------------------------------------------------------------------------- the coordinator
 
-    def received(self, message: FromCoordinator, now_ms: int) -> Effects:
-        """Take a message of the coordinator's that concerns branches."""
+    def received(self, message: AboutBranch, now_ms: int) -> Effects:
+        """Take a message of the coordinator's that concerns a branch."""
         self._begin(now_ms)
-        branch = message.gid.branch if isinstance(message, Commit | Rollback) else message.branch  # type: ignore[union-attr]
-        self._enter(_MESSAGES[type(message)], branch, message)
+        kind = _MESSAGES[type(message)]
+        named = message.gid if isinstance(message, Commit | Rollback) else message
+        row = self.rows.get(named.branch)
+        if row is None or row.xid == named.xid:
+            self._enter(kind, named.branch, message)
+        elif named is message:
+            # Somebody listed another transaction's branch as its own (rule 15): of that pair nothing is known here.
+            TABLE[BranchState.ABSENT, kind](self, None, message)
         return self._out
 
     def connected(self, now_ms: int) -> Effects:
@@ -83,18 +103,27 @@ class Participant(Voting):
         return self._out
 
     def in_doubt(self, gid: Gid, since_ms: int, now_ms: int) -> Effects:
-        """The database holds *gid* prepared; if it is not a branch that this process is looking after, ask for it."""
+        """The database holds *gid* prepared; if it is not a branch that this process is looking after, ask for it.
+
+        A branch that was rolled back here may show up once more: its PREPARE had been cut off, and overtaken by the undoing.
+        """
         self._begin(now_ms)
-        if gid.branch not in self.rows:
+        row = self.rows.get(gid.branch)
+        if row is None:
             self._out.send.append(Inquiry(gid, since_ms, 0))
+        elif row.state is BranchState.ENDED and row.outcome is Outcome.ABORTED:
+            self._undo_prepared(row)
         return self._out
 
     def resolve_foreign(self, gid: Gid, token: str, now_ms: int) -> Effects:
         """Ask the database for the end of a commit in one phase that another process had begun."""
         self._begin(now_ms)
-        row = self._enter_row(gid, BranchState.RESOLVING, now_ms)
-        row.token = token
-        self._do(Operation.ONE_PHASE_RESULT, row)
+        if gid.branch in self.rows:
+            self._enter(BranchInput.RESOLVE, gid.branch, Resolve(gid.xid, gid.branch, gid.resource, token))
+        else:
+            row = self._enter_row(gid, BranchState.RESOLVING, now_ms)
+            row.token = token
+            self._do(Operation.ONE_PHASE_RESULT, row)
         return self._out
 
     def _enter(self, kind: BranchInput, branch: BranchId, detail: object) -> None:
@@ -125,6 +154,7 @@ TABLE: Final[dict[tuple[BranchState, BranchInput], _Action]] = {
     (_S.ACTIVE, _I.TIME_UP): _P._deadline,
     (_S.VOTING, _I.PREPARE): _P._ignore,
     (_S.VOTING, _I.ROLLBACK): _P._rollback_voting,
+    (_S.VOTING, _I.LOCAL_ROLLBACK): _P._give_up_voting,
     (_S.VOTING, _I.TIME_UP): _P._ignore,
     (_S.VOTING, _I.PREPARED): _P._did_prepare,
     (_S.VOTING, _I.READ_ONLY): _P._was_read_only,
@@ -132,6 +162,7 @@ TABLE: Final[dict[tuple[BranchState, BranchInput], _Action]] = {
     (_S.PREPARED, _I.PREPARE): _P._prepare_again,
     (_S.PREPARED, _I.COMMIT): _P._commit,
     (_S.PREPARED, _I.ROLLBACK): _P._rollback_prepared,
+    (_S.PREPARED, _I.LOCAL_ROLLBACK): _P._give_up_prepared,
     (_S.PREPARED, _I.TIME_UP): _P._ask_again,
     (_S.ONE_PHASE, _I.COMMIT_ONE_PHASE): _P._ignore,
     (_S.ONE_PHASE, _I.ROLLBACK): _P._ignore,
@@ -144,6 +175,7 @@ TABLE: Final[dict[tuple[BranchState, BranchInput], _Action]] = {
     (_S.COMMITTING, _I.FINISH_FAILED): _P._finish_failed,
     (_S.UNDOING, _I.PREPARE): _P._prepare_late,
     (_S.UNDOING, _I.ROLLBACK): _P._ignore,
+    (_S.UNDOING, _I.LOCAL_ROLLBACK): _P._settle_later,
     (_S.UNDOING, _I.TIME_UP): _P._try_undo_again,
     (_S.UNDOING, _I.FINISHED): _P._finished_undo,
     (_S.UNDOING, _I.FINISH_FAILED): _P._finish_failed,
@@ -179,3 +211,8 @@ _MESSAGES: Final[dict[type, BranchInput]] = {
     Rollback: _I.ROLLBACK,
     Resolve: _I.RESOLVE,
 }
+
+_RESULTS: Final = frozenset(
+    {_I.PREPARED, _I.READ_ONLY, _I.PREPARE_FAILED, _I.ONE_PHASE_ENDED, _I.FINISHED, _I.FINISH_FAILED, _I.ROLLED_BACK}
+)
+"""What ends an operation's work."""

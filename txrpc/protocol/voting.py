@@ -42,7 +42,7 @@ class Voting(Finishing):
             row.state = BranchState.VOTING
             self._do(Operation.PREPARE, row)
         else:
-            self._out.send.append(Voted(row.xid, row.branch, Vote.ABORT, reason))
+            self._vote(row, Vote.ABORT, reason)
             self._undo_work(row, reason)
 
     def _objection(self, row: BranchRow, calls: int) -> Reason | None:
@@ -56,15 +56,21 @@ class Voting(Finishing):
             return Reason(AbortCode.CALLS_DIFFER, text)
         return None
 
+    def _vote(self, row: BranchRow, vote: Vote, reason: Reason | None = None) -> None:
+        row.voted = vote
+        self._out.send.append(Voted(row.xid, row.branch, vote, reason, row.token))
+
     def _prepare_unknown(self, row: None, message: Prepare) -> None:
         self._out.send.append(Voted(message.xid, message.branch, Vote.ABORT, _LOST))
 
     def _prepare_again(self, row: BranchRow, message: Prepare) -> None:
-        self._out.send.append(Voted(row.xid, row.branch, Vote.PREPARED, None, row.token))
+        self._vote(row, Vote.PREPARED)
 
     def _prepare_late(self, row: BranchRow, message: Prepare) -> None:
-        reason = row.vote_reason or row.doom or Reason(AbortCode.BRANCH_UNKNOWN, "the branch has ended")
-        self._out.send.append(Voted(row.xid, row.branch, Vote.ABORT, reason))
+        if row.outcome is Outcome.COMMITTED and row.voted is not None:
+            self._vote(row, row.voted)  # a question asked twice gets one answer
+        else:
+            self._vote(row, Vote.ABORT, row.why or Reason(AbortCode.BRANCH_UNKNOWN, "the branch has ended"))
 
     def _did_prepare(self, row: BranchRow, token: str) -> None:
         row.token = token
@@ -73,17 +79,21 @@ class Voting(Finishing):
             self._undo_prepared(row)
             return
         row.state = BranchState.PREPARED
-        self._out.send.append(Voted(row.xid, row.branch, Vote.PREPARED, None, token))
+        self._vote(row, Vote.PREPARED)
         self._wake_in(row, max(row.deadline_ms - self._now_ms, _ASK_AFTER_MS))
 
     def _was_read_only(self, row: BranchRow, _: object) -> None:
-        self._out.send.append(Voted(row.xid, row.branch, Vote.READ_ONLY))
-        self._end(row, Outcome.COMMITTED)
+        if row.rollback_asked is None:
+            self._vote(row, Vote.READ_ONLY)
+            self._end(row, Outcome.COMMITTED)
+        else:
+            self._tell_local(row, OnePhaseResult.ABORTED)
+            self._end(row, Outcome.ABORTED)
 
     def _prepare_failed(self, row: BranchRow, reason: Reason) -> None:
         row.vote_reason = reason
         if row.rollback_asked is None:
-            self._out.send.append(Voted(row.xid, row.branch, Vote.ABORT, reason))
+            self._vote(row, Vote.ABORT, reason)
         self._undo_prepared(row)
 
     # -------------------------------------------------------------------------------------------------------- one phase
@@ -102,13 +112,13 @@ class Voting(Finishing):
         self._out.send.append(OnePhaseDone(message.xid, message.branch, OnePhaseResult.ABORTED, _LOST))
 
     def _one_phase_again(self, row: BranchRow, message: CommitOnePhase) -> None:
-        self._out.send.append(OnePhaseDone(row.xid, row.branch, RESULT[row.outcome], row.vote_reason))
+        self._out.send.append(OnePhaseDone(row.xid, row.branch, RESULT[row.outcome], row.why))
 
-    def _local_commit(self, row: BranchRow, _: object) -> None:
+    def _local_commit(self, row: BranchRow, calls: int | None) -> None:
         self._close(row)
         row.local = True
-        # The root knows its own calls; what came in through other services is counted like everywhere.
-        reason = self._objection(row, row.calls)
+        # The root's own use counts nothing; calls that came in through a service are counted like everywhere.
+        reason = self._objection(row, row.calls if calls is None else calls)
         if reason is None:
             row.state = BranchState.ONE_PHASE
             self._do(Operation.COMMIT_ONE_PHASE, row)
