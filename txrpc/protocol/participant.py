@@ -63,9 +63,6 @@ class Participant(Voting):
     def step(self, kind: BranchInput, branch: BranchId, now_ms: int, detail: object = None) -> Effects:
         """Take a local input: a result, a release, a local commit or rollback."""
         self._begin(now_ms)
-        row = self.rows.get(branch)
-        if row is not None and kind in _RESULTS:
-            row.at_work = False
         self._enter(kind, branch, detail)
         return self._out
 
@@ -131,6 +128,8 @@ class Participant(Voting):
         state = BranchState.ABSENT if row is None else row.state
         action = TABLE.get((state, kind))
         if action is not None:
+            if row is not None and kind in _RESULTS:
+                row.at_work = False
             action(self, row, detail)
 
 
