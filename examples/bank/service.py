@@ -30,6 +30,16 @@ class Account(Base):
     cents: Mapped[int] = mapped_column(BigInteger)
 
 
+class Entry(Base):
+    """The journal: which transaction changed which account, by how much."""
+
+    __tablename__ = "journal"
+    number: Mapped[int] = mapped_column(BigInteger, primary_key=True)
+    xid: Mapped[str] = mapped_column(String(32), index=True)
+    account: Mapped[str] = mapped_column(String(40))
+    cents: Mapped[int] = mapped_column(BigInteger)
+
+
 class Accounts(bank_pb2_grpc.AccountsServicer):
     """Nothing here knows about two-phase commit: the decorator joins, the session is bound to the transaction."""
 
@@ -56,7 +66,13 @@ class Accounts(bank_pb2_grpc.AccountsServicer):
             if account.cents + cents < 0:
                 context.abort(grpc.StatusCode.FAILED_PRECONDITION, f"{name} has only {account.cents} cents")
             account.cents += cents
+            session.add(Entry(xid=_xid(), account=name, cents=cents))
             return bank_pb2.Balance(cents=account.cents)
+
+
+def _xid() -> str:
+    transaction = txrpc.current_transaction()
+    return str(transaction.xid) if transaction else ""
 
 
 def main() -> None:
