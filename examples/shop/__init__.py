@@ -1,0 +1,1 @@
+"""A shop of three asyncio services: an order reaches the third through the second, and all of it is one transaction."""
