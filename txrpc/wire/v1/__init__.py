@@ -1,0 +1,1 @@
+"""Generated from `protos/txrpc/v1`; never edited (see `scripts/generate.py`)."""
