@@ -6,7 +6,7 @@ import os
 
 from txrpc.errors import ConfigurationError
 
-__all__ = ["coordinator_address"]
+__all__ = ["coordinator_address", "failpoints"]
 
 
 def coordinator_address(given: str | None) -> str:
@@ -18,3 +18,8 @@ def coordinator_address(given: str | None) -> str:
     if not colon or not host or not port.isdigit() or not 0 < int(port) < 65536:
         raise ConfigurationError(f"the coordinator's address is 'host:port', not {address!r}")
     return address
+
+
+def failpoints() -> str:
+    """``TXRPC_FAILPOINTS``, for tests: see `txrpc.failpoints`."""
+    return os.environ.get("TXRPC_FAILPOINTS", "")

@@ -33,6 +33,7 @@ from txrpc.errors import (
     UsageError,
     aborted,
 )
+from txrpc.failpoints import failpoint
 from txrpc.flows.part import Part, Status
 from txrpc.flows.using import Slot
 from txrpc.ids import GROUP_MAX, RESOURCE_MAX, BranchId, Epoch, Gid, ParticipantId, Xid, check_name
@@ -41,6 +42,7 @@ from txrpc.protocol.messages import (
     PROTOCOL_VERSION,
     BranchRef,
     Commit,
+    CommitRequest,
     FromCoordinator,
     Hello,
     OnePhaseResult,
@@ -270,11 +272,15 @@ class ManagerCore:
 
     def post(self, message: Any) -> Any:
         """See `txrpc.flows.ending.Ending`."""
+        if isinstance(message, CommitRequest):
+            failpoint("client.before_commit_request")
         with self._lock:
             future = self._future()
             self._send(message)
             self._asking.setdefault(message.xid, []).append(future)
-            return future
+        if isinstance(message, CommitRequest):
+            failpoint("client.after_commit_request")
+        return future
 
     def tell(self, message: ToCoordinator) -> None:
         """See `txrpc.flows.ending.Ending`."""

@@ -11,6 +11,7 @@ from typing import Any
 
 from txrpc.context import current, set_current
 from txrpc.errors import AbortCode, Reason, TransactionExists
+from txrpc.failpoints import failpoint
 from txrpc.flows import ending, using
 from txrpc.flows.driver import run
 from txrpc.flows.operation import operate
@@ -248,7 +249,10 @@ class Manager(ManagerCore):
                 resource.interrupt(work)
                 return
             committing: Callable[[str], None] = lambda token: self._committing(do, token)  # noqa: E731
-            self._operated(do, run(operate(do, resource, work, committing)))
+            failpoint(f"participant.before_{do.operation.value}")
+            result = run(operate(do, resource, work, committing))
+            failpoint(f"participant.after_{do.operation.value}")
+            self._operated(do, result)
         except Exception:
             logger.exception("operation failed", extra={"operation": do.operation.value, "gid": str(do.gid)})
 

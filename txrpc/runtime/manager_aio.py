@@ -10,6 +10,7 @@ from typing import Any
 
 from txrpc.context import current, set_current
 from txrpc.errors import AbortCode, Reason, TransactionExists
+from txrpc.failpoints import failpoint
 from txrpc.flows import ending, using
 from txrpc.flows.driver import arun
 from txrpc.flows.operation import operate
@@ -251,8 +252,10 @@ class AioManager(ManagerCore):
             async def committing(token: str) -> None:
                 self._committing(do, token)
 
+            failpoint(f"participant.before_{do.operation.value}")
             async with self._workers:
                 result = await arun(operate(do, resource, work, committing))
+            failpoint(f"participant.after_{do.operation.value}")
             self._operated(do, result)
         except Exception:
             logger.exception("operation failed", extra={"operation": do.operation.value, "gid": str(do.gid)})
