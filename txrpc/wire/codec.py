@@ -1,0 +1,321 @@
+"""Messages of the session to protobuf and back.
+
+Both directions go through literal tables, one entry a message.  Decoding validates everything (`txrpc.wire.checks`) and raises
+`BadMessage` and nothing else, whatever the bytes are.  An item that this version does not know, of a newer peer, is skipped:
+whoever introduces one must make that safe, or raise the protocol version.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any, Final
+
+from txrpc.errors import BadMessage, Reason
+from txrpc.ids import GROUP_MAX, RESOURCE_MAX
+from txrpc.protocol import messages as m
+from txrpc.wire import checks as c
+from txrpc.wire.v1 import session_pb2 as pb
+
+__all__ = [
+    "decode_coordinator_batch",
+    "decode_process_batch",
+    "encode_from_coordinator",
+    "encode_to_coordinator",
+]
+
+_RESOURCES_MAX = 1_000
+
+
+def encode_to_coordinator(messages: Iterable[m.ToCoordinator]) -> pb.ProcessBatch:
+    """One batch of what a process says."""
+    return pb.ProcessBatch(items=[pb.ProcessItem(**{f: to(x)}) for x in messages for f, to in (_TO[type(x)],)])
+
+
+def encode_from_coordinator(messages: Iterable[m.FromCoordinator]) -> pb.CoordinatorBatch:
+    """One batch of what a coordinator says."""
+    return pb.CoordinatorBatch(items=[pb.CoordinatorItem(**{f: to(x)}) for x in messages for f, to in (_FROM[type(x)],)])
+
+
+def decode_process_batch(batch: pb.ProcessBatch) -> list[m.ToCoordinator]:
+    """The messages of one batch of a process's; raises `BadMessage`."""
+    return _decode(batch.items, _DECODE_TO)
+
+
+def decode_coordinator_batch(batch: pb.CoordinatorBatch) -> list[m.FromCoordinator]:
+    """The messages of one batch of a coordinator's; raises `BadMessage`."""
+    return _decode(batch.items, _DECODE_FROM)
+
+
+def _decode(items: Any, table: dict[str, Callable[[Any], Any]]) -> list[Any]:
+    decoded = []
+    for item in items:
+        field = item.WhichOneof("item")
+        if field is not None:
+            decoded.append(table[field](getattr(item, field)))
+    return decoded
+
+
+# ------------------------------------------------------------------------------------------ process -> coordinator
+
+
+def _hello_to(x: m.Hello) -> pb.Hello:
+    resources = [pb.ResourceInfo(name=r.name, kind=r.kind, identity=r.identity) for r in x.resources]
+    seen = c.owner_to(x.seen) if x.seen is not None else None
+    return pb.Hello(
+        protocol=x.protocol,
+        group=x.group,
+        participant=x.participant,
+        process=x.process[: c.TEXT_MAX],
+        resources=resources,
+        seen=seen,
+    )
+
+
+def _hello_from(x: pb.Hello) -> m.Hello:
+    if len(x.resources) > _RESOURCES_MAX:
+        raise BadMessage(f"resources: {len(x.resources)} are more than {_RESOURCES_MAX}")
+    resources = tuple(
+        m.ResourceInfo(c.name_from("resource", r.name, RESOURCE_MAX), c.text_from(r.kind), c.text_from(r.identity))
+        for r in x.resources
+    )
+    if len({r.name for r in resources}) != len(resources):
+        raise BadMessage("resources: one is named twice")
+    seen = c.owner_from(x.seen) if x.HasField("seen") else None
+    group = c.name_from("group", x.group, GROUP_MAX)
+    return m.Hello(x.protocol, group, c.participant_id(x.participant), c.text_from(x.process), resources, seen)
+
+
+def _commit_request_to(x: m.CommitRequest) -> pb.CommitRequest:
+    return pb.CommitRequest(
+        xid=x.xid,
+        epoch=x.epoch,
+        begun_tick=x.begun_tick,
+        branches=map(c.branch_to, x.branches),
+        time_left_ms=x.time_left_ms,
+        wait=_any(x.wait),
+    )
+
+
+def _commit_request_from(x: pb.CommitRequest) -> m.CommitRequest:
+    return m.CommitRequest(
+        c.xid_from(x.xid),
+        c.epoch_from(x.epoch),
+        x.begun_tick,
+        c.branches_from(x.branches),
+        x.time_left_ms,
+        c.member(m.Wait, "wait", x.wait),
+    )
+
+
+def _rollback_request_to(x: m.RollbackRequest) -> pb.RollbackRequest:
+    branches = map(c.branch_to, x.branches)
+    return pb.RollbackRequest(xid=x.xid, epoch=x.epoch, branches=branches, reason=c.reason_to(x.reason))
+
+
+def _rollback_request_from(x: pb.RollbackRequest) -> m.RollbackRequest:
+    branches = c.branches_from(x.branches)
+    return m.RollbackRequest(c.xid_from(x.xid), c.epoch_from(x.epoch), branches, c.reason_from(x.reason))
+
+
+def _outcome_request_to(x: m.OutcomeRequest) -> pb.OutcomeRequest:
+    return pb.OutcomeRequest(xid=x.xid, epoch=x.epoch, begun_tick=x.begun_tick, branches=map(c.branch_to, x.branches))
+
+
+def _outcome_request_from(x: pb.OutcomeRequest) -> m.OutcomeRequest:
+    return m.OutcomeRequest(c.xid_from(x.xid), c.epoch_from(x.epoch), x.begun_tick, c.branches_from(x.branches))
+
+
+def _voted_to(x: m.Voted) -> pb.Voted:
+    return pb.Voted(xid=x.xid, branch=x.branch, vote=_any(x.vote), reason=c.reason_to(x.reason), token=x.token)
+
+
+def _voted_from(x: pb.Voted) -> m.Voted:
+    vote = c.member(m.Vote, "vote", x.vote)
+    return m.Voted(c.xid_from(x.xid), c.branch_id(x.branch), vote, c.optional_reason(x), c.token_from(x.token))
+
+
+def _committing_to(x: m.Committing) -> pb.Committing:
+    return pb.Committing(xid=x.xid, branch=x.branch, token=x.token)
+
+
+def _committing_from(x: pb.Committing) -> m.Committing:
+    return m.Committing(c.xid_from(x.xid), c.branch_id(x.branch), c.token_from(x.token))
+
+
+def _one_phase_done_to(x: m.OnePhaseDone) -> pb.OnePhaseDone:
+    return pb.OnePhaseDone(xid=x.xid, branch=x.branch, result=_any(x.result), reason=c.reason_to(x.reason))
+
+
+def _one_phase_done_from(x: pb.OnePhaseDone) -> m.OnePhaseDone:
+    result = c.member(m.OnePhaseResult, "result", x.result)
+    return m.OnePhaseDone(c.xid_from(x.xid), c.branch_id(x.branch), result, c.optional_reason(x))
+
+
+def _acked_to(x: m.Acked) -> pb.Acked:
+    return pb.Acked(xid=x.xid, branch=x.branch, finish=_any(x.finish))
+
+
+def _acked_from(x: pb.Acked) -> m.Acked:
+    return m.Acked(c.xid_from(x.xid), c.branch_id(x.branch), c.member(m.Finish, "finish", x.finish))
+
+
+def _inquiry_to(x: m.Inquiry) -> pb.Inquiry:
+    return pb.Inquiry(gid=c.gid_to(x.gid), since_ms=x.since_ms, time_left_ms=x.time_left_ms)
+
+
+def _inquiry_from(x: pb.Inquiry) -> m.Inquiry:
+    return m.Inquiry(c.gid_from(x.gid), x.since_ms, x.time_left_ms)
+
+
+def _resolved_to(x: m.Resolved) -> pb.Resolved:
+    return pb.Resolved(xid=x.xid, branch=x.branch, result=_any(x.result))
+
+
+def _resolved_from(x: pb.Resolved) -> m.Resolved:
+    return m.Resolved(c.xid_from(x.xid), c.branch_id(x.branch), c.member(m.OnePhaseResult, "result", x.result))
+
+
+# ------------------------------------------------------------------------------------------ coordinator -> process
+
+
+def _welcome_to(x: m.Welcome) -> pb.Welcome:
+    return pb.Welcome(
+        owner=c.owner_to(x.owner),
+        tick=x.tick,
+        max_timeout_ms=x.max_timeout_ms,
+        max_branches=x.max_branches,
+        max_message_bytes=x.max_message_bytes,
+    )
+
+
+def _welcome_from(x: pb.Welcome) -> m.Welcome:
+    return m.Welcome(c.owner_from(x.owner), x.tick, x.max_timeout_ms, x.max_branches, x.max_message_bytes)
+
+
+def _tick_to(x: m.Tick) -> pb.Tick:
+    return pb.Tick(tick=x.tick)
+
+
+def _tick_from(x: pb.Tick) -> m.Tick:
+    return m.Tick(x.tick)
+
+
+def _prepare_to(x: m.Prepare) -> pb.Prepare:
+    return pb.Prepare(xid=x.xid, branch=x.branch, calls=x.calls)
+
+
+def _prepare_from(x: pb.Prepare) -> m.Prepare:
+    return m.Prepare(c.xid_from(x.xid), c.branch_id(x.branch), x.calls)
+
+
+def _one_phase_to(x: m.CommitOnePhase) -> pb.CommitOnePhase:
+    return pb.CommitOnePhase(xid=x.xid, branch=x.branch, calls=x.calls)
+
+
+def _one_phase_from(x: pb.CommitOnePhase) -> m.CommitOnePhase:
+    return m.CommitOnePhase(c.xid_from(x.xid), c.branch_id(x.branch), x.calls)
+
+
+def _commit_to(x: m.Commit) -> pb.Commit:
+    return pb.Commit(gid=c.gid_to(x.gid), token=x.token)
+
+
+def _commit_from(x: pb.Commit) -> m.Commit:
+    return m.Commit(c.gid_from(x.gid), c.token_from(x.token))
+
+
+def _rollback_to(x: m.Rollback) -> pb.Rollback:
+    return pb.Rollback(gid=c.gid_to(x.gid), reason=c.reason_to(x.reason), token=x.token)
+
+
+def _rollback_from(x: pb.Rollback) -> m.Rollback:
+    return m.Rollback(c.gid_from(x.gid), c.reason_from(x.reason), c.token_from(x.token))
+
+
+def _resolve_to(x: m.Resolve) -> pb.Resolve:
+    return pb.Resolve(xid=x.xid, branch=x.branch, resource=x.resource, token=x.token)
+
+
+def _resolve_from(x: pb.Resolve) -> m.Resolve:
+    resource = c.name_from("resource", x.resource, RESOURCE_MAX)
+    return m.Resolve(c.xid_from(x.xid), c.branch_id(x.branch), resource, c.token_from(x.token))
+
+
+def _outcome_reply_to(x: m.OutcomeReply) -> pb.OutcomeReply:
+    return pb.OutcomeReply(
+        xid=x.xid,
+        outcome=_any(x.outcome),
+        reason=c.reason_to(x.reason),
+        pending=x.pending,
+        heuristic=x.heuristic[: c.TEXT_MAX],
+    )
+
+
+def _outcome_reply_from(x: pb.OutcomeReply) -> m.OutcomeReply:
+    outcome = c.member(m.Outcome, "outcome", x.outcome)
+    reason: Reason | None = c.optional_reason(x)
+    return m.OutcomeReply(c.xid_from(x.xid), outcome, reason, tuple(map(c.text_from, x.pending)), c.text_from(x.heuristic))
+
+
+def _go_away_to(x: m.GoAway) -> pb.GoAway:
+    return pb.GoAway(code=x.code, text=x.text[: c.TEXT_MAX], retry=x.retry)
+
+
+def _go_away_from(x: pb.GoAway) -> m.GoAway:
+    return m.GoAway(c.text_from(x.code), c.text_from(x.text), x.retry)
+
+
+def _any(value: Any) -> Any:
+    """Our enumerations have protobuf's numbers, which its stubs cannot know."""
+    return value
+
+
+_TO: Final[dict[type, tuple[str, Callable[[Any], Any]]]] = {
+    m.Hello: ("hello", _hello_to),
+    m.CommitRequest: ("commit_request", _commit_request_to),
+    m.RollbackRequest: ("rollback_request", _rollback_request_to),
+    m.OutcomeRequest: ("outcome_request", _outcome_request_to),
+    m.Voted: ("voted", _voted_to),
+    m.Committing: ("committing", _committing_to),
+    m.OnePhaseDone: ("one_phase_done", _one_phase_done_to),
+    m.Acked: ("acked", _acked_to),
+    m.Inquiry: ("inquiry", _inquiry_to),
+    m.Resolved: ("resolved", _resolved_to),
+}
+
+_FROM: Final[dict[type, tuple[str, Callable[[Any], Any]]]] = {
+    m.Welcome: ("welcome", _welcome_to),
+    m.Tick: ("tick", _tick_to),
+    m.Prepare: ("prepare", _prepare_to),
+    m.CommitOnePhase: ("commit_one_phase", _one_phase_to),
+    m.Commit: ("commit", _commit_to),
+    m.Rollback: ("rollback", _rollback_to),
+    m.Resolve: ("resolve", _resolve_to),
+    m.OutcomeReply: ("outcome_reply", _outcome_reply_to),
+    m.GoAway: ("go_away", _go_away_to),
+}
+
+_DECODE_TO: Final[dict[str, Callable[[Any], Any]]] = {
+    "hello": _hello_from,
+    "commit_request": _commit_request_from,
+    "rollback_request": _rollback_request_from,
+    "outcome_request": _outcome_request_from,
+    "voted": _voted_from,
+    "committing": _committing_from,
+    "one_phase_done": _one_phase_done_from,
+    "acked": _acked_from,
+    "inquiry": _inquiry_from,
+    "resolved": _resolved_from,
+}
+
+_DECODE_FROM: Final[dict[str, Callable[[Any], Any]]] = {
+    "welcome": _welcome_from,
+    "tick": _tick_from,
+    "prepare": _prepare_from,
+    "commit_one_phase": _one_phase_from,
+    "commit": _commit_from,
+    "rollback": _rollback_from,
+    "resolve": _resolve_from,
+    "outcome_reply": _outcome_reply_from,
+    "go_away": _go_away_from,
+}
