@@ -57,6 +57,8 @@ class World:
         self.running: dict[BranchId, Do] = {}
         self.database = {branch.branch: "active" for branch in BRANCHES}
         self.may_undo: set[BranchId] = set()
+        self.excused: set[BranchId] = set()
+        """Told to roll back before they had voted: nobody waits for the vote any more."""
         self.decision: dict[Xid, str] = {}
         self.votes: dict[BranchId, Vote] = {}
         self.asked: set[type] = set()
@@ -140,6 +142,8 @@ class World:
             self.heard[type(message).__name__, branch] += 1
         if isinstance(message, Rollback):
             self.may_undo.add(branch)
+            if branch not in self.votes:
+                self.excused.add(branch)
         self.honour(self.table.received(message, self.now_ms))
 
     def end_here(self, kind: In) -> None:
@@ -227,6 +231,7 @@ class World:
         if do.operation is Operation.INTERRUPT:
             assert self.table.rows[branch].users
             return
+        assert not self.table.rows[branch].users, f"{do.operation} under the feet of a user"
         assert branch not in self.running, f"{do.operation} beside {self.running[branch].operation}"
         before = self.database[branch]
         if do.operation is Operation.COMMIT_PREPARED:
@@ -294,7 +299,7 @@ class World:
         answer_to["Resolve"] = ["Resolved", "OnePhaseDone"]
         for (question, branch), count in self.heard.items():
             given = sum(self.given[answer, branch] for answer in answer_to.get(question, []))
-            excused = question == "Rollback" or (question == "Prepare" and branch in self.may_undo)
+            excused = question == "Rollback" or (question == "Prepare" and branch in self.excused)
             assert given or excused, f"{count} {question} without an answer"
         committed = self.decision[TWO_PHASES[0].xid] == "commit"
         for branch in TWO_PHASES:
