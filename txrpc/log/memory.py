@@ -1,0 +1,92 @@
+"""A decision log in memory: for tests, and as the plainest statement of what a log must do.
+
+Several logs may share one `MemoryStore`, like several coordinators one database: then the later epoch fences the earlier.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+
+from txrpc.errors import Fenced
+from txrpc.ids import Epoch, Xid
+from txrpc.log.base import Decision, Opened
+
+__all__ = ["MemoryLog", "MemoryStore"]
+
+
+@dataclass
+class _Node:
+    epochs: list[Epoch] = field(default_factory=list)
+    decisions: dict[Xid, Decision] = field(default_factory=dict)
+    done_ms: dict[Xid, int] = field(default_factory=dict)
+    forgotten_ms: int = 0
+
+
+class MemoryStore:
+    """What outlives a `MemoryLog`."""
+
+    def __init__(self) -> None:
+        self.nodes: dict[str, _Node] = {}
+
+
+class MemoryLog:
+    """See `txrpc.log.base.DecisionLog`."""
+
+    location = "memory"
+
+    def __init__(self, store: MemoryStore | None = None) -> None:
+        self._store = store or MemoryStore()
+        self._node = _Node()
+        self._name = ""
+        self._epoch = Epoch(0)
+
+    def open(self, node: str, nonce: int) -> Opened:
+        """See `DecisionLog.open`."""
+        self._name, self._node = node, self._store.nodes.setdefault(node, _Node())
+        before = self._node.epochs
+        self._epoch = Epoch.make(before[-1].number + 1 if before else 1, nonce)
+        lineage = frozenset(before)
+        before.append(self._epoch)
+        clock_ms = max([self._node.forgotten_ms, *(d.decided_ms for d in self._node.decisions.values())])
+        return Opened(self._epoch, lineage, tuple(self.pending()), self._node.forgotten_ms, clock_ms)
+
+    def record(self, decisions: Sequence[Decision]) -> None:
+        """See `DecisionLog.record`."""
+        self._check_fence()
+        for decision in decisions:
+            held = self._node.decisions.setdefault(decision.xid, decision)
+            if held != decision:
+                raise AssertionError(f"two decisions about {decision.xid}: {held} and {decision}")
+
+    def done(self, xids: Iterable[Xid], now_ms: int) -> None:
+        """See `DecisionLog.done`."""
+        self._check_fence()
+        for xid in xids:
+            if xid in self._node.decisions:
+                self._node.done_ms.setdefault(xid, now_ms)
+
+    def outcome(self, xid: Xid) -> Decision | None:
+        """See `DecisionLog.outcome`."""
+        return self._node.decisions.get(xid)
+
+    def pending(self) -> Sequence[Decision]:
+        """See `DecisionLog.pending`."""
+        return [d for xid, d in self._node.decisions.items() if xid not in self._node.done_ms]
+
+    def forget(self, done_before_ms: int, limit: int) -> int:
+        """See `DecisionLog.forget`."""
+        self._check_fence()
+        gone = [xid for xid, at_ms in self._node.done_ms.items() if at_ms < done_before_ms][:limit]
+        for xid in gone:
+            del self._node.decisions[xid], self._node.done_ms[xid]
+        if gone:
+            self._node.forgotten_ms = max(self._node.forgotten_ms, done_before_ms)
+        return len(gone)
+
+    def close(self) -> None:
+        """See `DecisionLog.close`."""
+
+    def _check_fence(self) -> None:
+        if self._node.epochs[-1] != self._epoch:
+            raise Fenced(f"epoch {self._epoch} of node {self._name!r} is over: {self._node.epochs[-1]} has opened the log")

@@ -1,0 +1,111 @@
+"""The tables of a SQL decision log, and their versions.
+
+    txrpc_schema     one row: the version of these tables
+    txrpc_node       one row a coordinator node: its present epoch, which is the fence
+    txrpc_epoch      every epoch that a node has had (its lineage)
+    txrpc_decision   one row a commit decision; `done_ms` is null until every branch has acknowledged
+
+`branches` holds the prepared branches as bytes: a version byte (1), then for each branch 8 bytes branch id, 8 bytes participant,
+and resource and token as one length byte and that many ASCII bytes each.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Final
+
+from sqlalchemy import BigInteger, Column, Index, Integer, LargeBinary, MetaData, String, Table, insert, select
+from sqlalchemy.engine import Connection
+
+from txrpc.errors import ConfigurationError
+from txrpc.ids import BranchId, ParticipantId
+from txrpc.protocol.messages import PreparedBranch
+
+__all__ = ["VERSION", "decisions", "epochs", "nodes", "pack", "prepare_schema", "unpack"]
+
+VERSION: Final = 1
+
+metadata = MetaData()
+
+versions = Table(
+    "txrpc_schema",
+    metadata,
+    Column("id", Integer, primary_key=True, autoincrement=False),
+    Column("version", Integer, nullable=False),
+)
+nodes = Table(
+    "txrpc_node",
+    metadata,
+    Column("node", String(24), primary_key=True),
+    Column("epoch", BigInteger, nullable=False),
+    Column("forgotten_ms", BigInteger, nullable=False),
+)
+epochs = Table(
+    "txrpc_epoch",
+    metadata,
+    Column("node", String(24), primary_key=True),
+    Column("epoch", BigInteger, primary_key=True, autoincrement=False),
+    Column("opened_ms", BigInteger, nullable=False),
+)
+decisions = Table(
+    "txrpc_decision",
+    metadata,
+    Column("node", String(24), primary_key=True),
+    Column("xid", LargeBinary(16), primary_key=True),
+    Column("epoch", BigInteger, nullable=False),
+    Column("decided_ms", BigInteger, nullable=False),
+    Column("branches", LargeBinary, nullable=False),
+    Column("done_ms", BigInteger),
+)
+Index("txrpc_decision_done", decisions.c.node, decisions.c.done_ms)
+
+_UPGRADES: Final[dict[int, Callable[[Connection], None]]] = {}
+"""For each older version how to make the next one of it."""
+
+
+def prepare_schema(connection: Connection, location: str) -> None:
+    """Create the tables or bring them up to date, inside the caller's transaction.
+
+    Raises `ConfigurationError` if they are of a later version than this program knows.
+    """
+    metadata.create_all(connection)
+    found = connection.scalar(select(versions.c.version).where(versions.c.id == 1))
+    if found is None:
+        connection.execute(insert(versions).values(id=1, version=VERSION))
+        return
+    if found > VERSION:
+        raise ConfigurationError(
+            f"the decision log {location} has schema version {found}, and this txrpc knows versions up to {VERSION}: "
+            "upgrade this coordinator"
+        )
+    for version in range(found, VERSION):
+        _UPGRADES[version](connection)
+    if found < VERSION:
+        connection.execute(versions.update().values(version=VERSION))
+
+
+def pack(branches: Sequence[PreparedBranch]) -> bytes:
+    """The branches of a decision as bytes."""
+    parts = [b"\x01"]
+    for branch in branches:
+        resource, token = branch.resource.encode("ascii"), branch.token.encode("ascii")
+        parts += [branch.branch, branch.participant, bytes([len(resource)]), resource, bytes([len(token)]), token]
+    return b"".join(parts)
+
+
+def unpack(data: bytes) -> tuple[PreparedBranch, ...]:
+    """The reverse of `pack`; raises `ConfigurationError` for bytes that no version of txrpc has written."""
+    if data[:1] != b"\x01":
+        raise ConfigurationError(f"the decision log holds a record of an unknown format ({data[:1]!r})")
+    branches, at = [], 1
+    while at < len(data):
+        branch, participant = BranchId(data[at : at + 8]), ParticipantId(data[at + 8 : at + 16])
+        resource, at = _text(data, at + 16)
+        token, at = _text(data, at)
+        branches.append(PreparedBranch(branch, participant, resource, token))
+    return tuple(branches)
+
+
+def _text(data: bytes, at: int) -> tuple[str, int]:
+    end = at + 1 + data[at]
+    return data[at + 1 : end].decode("ascii"), end
