@@ -1,0 +1,416 @@
+"""A small world in one thread: one coordinator, some services with a database each, one client, and what lies between them.
+
+Everything that is under way is a job in one list: a message on a link, an operation in a database, a write to the log.  `World.step`
+carries one out; a test chooses which, and what dies between two of them.  Links keep the order of their messages, as streams do.
+Databases and the log survive every crash; work that was never prepared does not survive its process.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, deque
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from txrpc.errors import AbortCode, Reason
+from txrpc.ids import BranchId, Epoch, Gid, ParticipantId, Xid
+from txrpc.protocol.branch import BranchInput, BranchState, Do, Effects, Operation
+from txrpc.protocol.coordinator import Coordinator
+from txrpc.protocol.events import Limits, Logged, Looked, Lookup, Output, Received, SessionClosed, SessionOpened, Woke
+from txrpc.protocol.messages import (
+    PROTOCOL_VERSION,
+    BranchRef,
+    CommitRequest,
+    Decision,
+    Finish,
+    Hello,
+    OnePhaseResult,
+    Outcome,
+    OutcomeReply,
+    OutcomeRequest,
+    Owner,
+    Prepare,
+    Resolve,
+    ResourceInfo,
+    RollbackRequest,
+    Tick,
+    Vote,
+    Voted,
+    Welcome,
+)
+from txrpc.protocol.participant import Participant
+
+XID = Xid.make(1_000, b"0123456789")
+LIMITS = Limits(max_timeout_ms=60_000)
+TIMEOUT_MS = 5_000
+REFUSED = Reason(AbortCode.CANNOT_PREPARE, "the database refused")
+GAVE_UP = Reason(AbortCode.REQUESTED, "the root gave up")
+
+
+@dataclass(slots=True)
+class Database:
+    """What one database holds: how each branch stands, and what its next PREPARE will answer."""
+
+    branches: dict[BranchId, str] = field(default_factory=dict)
+    prepared: dict[BranchId, Gid] = field(default_factory=dict)
+    on_prepare: BranchInput = BranchInput.PREPARED
+    forced: int = 0
+    """Forced writes."""
+
+
+class Service:
+    """One incarnation of a process that has one resource."""
+
+    def __init__(self, world: World, resource: str, number: int) -> None:
+        self.world, self.resource = world, resource
+        self.id = ParticipantId(number.to_bytes(8, "big"))
+        self.table = Participant(lambda: 0.5)
+        self.database = world.databases[resource]
+        self.session = 0
+
+    def hello(self) -> Hello:
+        resources = (ResourceInfo(self.resource, "test"),)
+        return Hello(PROTOCOL_VERSION, "bank", self.id, self.resource, resources)
+
+    def call(self) -> BranchRef:
+        """Do the transaction's work here, in one completed call."""
+        world = self.world
+        gid = Gid("bank", "c1", world.owner.epoch, XID, BranchId(self.id), self.id, self.resource)
+        self.table.open(gid, world.now_ms + TIMEOUT_MS).calls = 1
+        self.database.branches[gid.branch] = "active"
+        return BranchRef(gid.branch, self.resource, self.id, 1)
+
+    def vote_early(self, ref: BranchRef) -> BranchRef:
+        """Prepare before the reply; the vote rides home in it instead of going to the coordinator."""
+        effects = self.table.received(Prepare(XID, ref.branch, ref.calls), self.world.now_ms)
+        kind, detail = self._carry_out(effects.do[0])
+        (vote,) = self.table.step(kind, ref.branch, self.world.now_ms, detail).send
+        assert isinstance(vote, Voted)
+        return BranchRef(ref.branch, ref.resource, ref.participant, ref.calls, vote.vote, vote.token)
+
+    def take(self, message: Any) -> None:
+        now_ms = self.world.now_ms
+        if isinstance(message, Tick):
+            return
+        if isinstance(message, Welcome):
+            self.honour(self.table.connected(now_ms))
+            for gid in list(self.database.prepared.values()):
+                self.honour(self.table.in_doubt(gid, 0, now_ms))
+        elif isinstance(message, Resolve) and message.token and message.branch not in self.table.rows:
+            owner = self.world.owner
+            gid = Gid("bank", owner.node, owner.epoch, message.xid, message.branch, self.id, message.resource)
+            self.honour(self.table.resolve_foreign(gid, message.token, now_ms))
+        else:
+            self.honour(self.table.received(message, now_ms))
+
+    def woke(self) -> None:
+        self.honour(self.table.woke(self.world.now_ms))
+
+    def honour(self, effects: Effects) -> None:
+        for message in effects.send:
+            self.world.send_up(self.session, message)
+        for do in effects.do:
+            if do.operation is Operation.COMMIT_ONE_PHASE:
+                committing = self.table.committing(do.gid.branch, "token")
+                if committing is not None:
+                    self.world.send_up(self.session, committing)
+            self.world.jobs.append(("operation", self, do))
+
+    def end(self, do: Do) -> None:
+        kind, detail = self._carry_out(do)
+        self.honour(self.table.step(kind, do.gid.branch, self.world.now_ms, detail))
+
+    def _carry_out(self, do: Do) -> tuple[BranchInput, object]:
+        result: tuple[BranchInput, object] = getattr(self, f"_{do.operation.value}")(do.gid)
+        return result
+
+    def _prepare(self, gid: Gid) -> tuple[BranchInput, object]:
+        kind = self.database.on_prepare
+        if kind is BranchInput.PREPARED:
+            self.database.branches[gid.branch] = "prepared"
+            self.database.prepared[gid.branch] = gid
+            self.database.forced += 1
+            return kind, "token"
+        if kind is BranchInput.READ_ONLY:
+            self.database.branches[gid.branch] = "read-only"
+            return kind, None
+        self.database.branches[gid.branch] = "rolled back"
+        return kind, REFUSED
+
+    def _commit_one_phase(self, gid: Gid) -> tuple[BranchInput, object]:
+        assert self.database.branches[gid.branch] == "active"
+        self.database.branches[gid.branch] = "committed"
+        self.database.forced += 1
+        return BranchInput.ONE_PHASE_ENDED, (OnePhaseResult.COMMITTED, None)
+
+    def _rollback(self, gid: Gid) -> tuple[BranchInput, object]:
+        assert self.database.branches[gid.branch] == "active"
+        self.database.branches[gid.branch] = "rolled back"
+        return BranchInput.ROLLED_BACK, None
+
+    def _commit_prepared(self, gid: Gid) -> tuple[BranchInput, object]:
+        return self._finish(gid, "committed")
+
+    def _rollback_prepared(self, gid: Gid) -> tuple[BranchInput, object]:
+        return self._finish(gid, "rolled back")
+
+    def _finish(self, gid: Gid, end: str) -> tuple[BranchInput, object]:
+        if self.database.prepared.pop(gid.branch, None) is None:
+            ended = self.database.branches.get(gid.branch)
+            assert ended in (end, None), f"told to be {end}, but {ended} before"
+            return BranchInput.FINISHED, Finish.DONE if ended else Finish.ABSENT
+        self.database.branches[gid.branch] = end
+        self.database.forced += end == "committed"
+        return BranchInput.FINISHED, Finish.DONE
+
+    def _one_phase_result(self, gid: Gid) -> tuple[BranchInput, object]:
+        committed = self.database.branches[gid.branch] == "committed"
+        result = OnePhaseResult.COMMITTED if committed else OnePhaseResult.ABORTED
+        return BranchInput.ONE_PHASE_ENDED, (result, None)
+
+
+class Client:
+    """The root: asks once, and if the answer is lost asks for the outcome until it has one."""
+
+    id = ParticipantId(b"theroot!")
+
+    def __init__(self, world: World) -> None:
+        self.world = world
+        self.session = 0
+        self.owner = world.owner
+        self.begun_tick = world.coordinator.tick
+        self.refs: tuple[BranchRef, ...] = ()
+        self.asked = False
+        self.replies: list[OutcomeReply] = []
+
+    def hello(self) -> Hello:
+        return Hello(PROTOCOL_VERSION, "bank", self.id, "client")
+
+    def commit(self, *refs: BranchRef) -> None:
+        self.refs, self.asked = refs, True
+        self.world.send_up(
+            self.session, CommitRequest(XID, self.owner.epoch, self.begun_tick, refs, TIMEOUT_MS - 1_000)
+        )
+
+    def give_up(self, *refs: BranchRef) -> None:
+        self.refs, self.asked = refs, True
+        self.world.send_up(self.session, RollbackRequest(XID, self.owner.epoch, refs, GAVE_UP))
+
+    def take(self, message: Any) -> None:
+        if isinstance(message, Welcome):
+            if self.asked and not self.replies:
+                request = OutcomeRequest(XID, self.owner.epoch, self.begun_tick, self.refs)
+                self.world.send_up(self.session, request)
+        elif isinstance(message, OutcomeReply):
+            self.replies.append(message)
+
+    def woke(self) -> None:
+        """Nothing here is timed."""
+
+
+@dataclass(slots=True)
+class Link:
+    """One session's two streams."""
+
+    peer: Service | Client
+    up: deque[Any] = field(default_factory=deque)
+    down: deque[Any] = field(default_factory=deque)
+
+
+Pick = Callable[[int], int]
+
+
+class World:
+    """See the module's docstring.  *pick* chooses the next job among so many; the first one by default."""
+
+    def __init__(self, resources: int, pick: Pick = lambda jobs: 0) -> None:
+        self.pick = pick
+        self.now_ms = 1_000_000
+        self.jobs: list[tuple[Any, ...]] = []
+        self.links: dict[int, Link] = {}
+        self.sessions = 0
+        self.log: dict[Xid, Decision] = {}
+        self.done: set[Xid] = set()
+        self.forced = 0
+        self.counts: Counter[str] = Counter()
+        self.epochs: list[Epoch] = []
+        self.databases = {f"db{n}": Database() for n in range(resources)}
+        self.peers: list[Service | Client] = []
+        self.start_coordinator()
+        self.services = [Service(self, f"db{n}", n + 1) for n in range(resources)]
+        self.client = Client(self)
+        self.peers = [*self.services, self.client]
+        for peer in self.peers:
+            self.connect(peer)
+        self.run()
+        self.counts.clear()
+
+    # ------------------------------------------------------------------------------------------------------- parts
+
+    def start_coordinator(self) -> None:
+        """A new epoch on the same log; everybody connects again."""
+        lineage = tuple(self.epochs)
+        self.epochs.append(Epoch.make(len(self.epochs) + 1, 7))
+        self.owner = Owner("c1", self.epochs[-1])
+        pending = [decision for xid, decision in self.log.items() if xid not in self.done]
+        self.coordinator = Coordinator(self.owner, "bank", lineage, pending, LIMITS, self.now_ms, self.now_ms)
+        for peer in self.peers:
+            self.connect(peer)
+
+    def connect(self, peer: Service | Client) -> None:
+        self.sessions += 1
+        peer.session = self.sessions
+        self.links[self.sessions] = Link(peer)
+        self.honour(self.coordinator.step(SessionOpened(self.sessions, peer.hello()), self.now_ms))
+
+    def send_up(self, session: int, message: Any) -> None:
+        if session in self.links:
+            self.links[session].up.append(message)
+            self.jobs.append(("up", session))
+
+    def honour(self, output: Output) -> None:
+        if output.append:
+            self.jobs.append(("log", self.coordinator, tuple(output.append)))
+        for session, message in output.send:
+            if session in self.links:
+                self.links[session].down.append(message)
+                self.jobs.append(("down", session))
+        self.done.update(output.done)
+        for lookup in output.look:
+            self.jobs.append(("look", self.coordinator, lookup))
+        for session, _ in output.close:
+            self.links.pop(session, None)
+        assert not [note for note in output.notes if note.event == "protocol violation"], output.notes
+
+    # -------------------------------------------------------------------------------------------------------- time
+
+    def step(self) -> None:
+        """Carry out one job."""
+        kind, *arguments = self.jobs.pop(self.pick(len(self.jobs)))
+        getattr(self, f"_job_{kind}")(*arguments)
+
+    def _job_up(self, session: int) -> None:
+        if session in self.links:
+            message = self.links[session].up.popleft()
+            self._count(message)
+            self.honour(self.coordinator.step(Received(session, message), self.now_ms))
+
+    def _job_down(self, session: int) -> None:
+        if session in self.links:
+            link = self.links[session]
+            message = link.down.popleft()
+            self._count(message)
+            link.peer.take(message)
+
+    def _job_operation(self, service: Service, do: Do) -> None:
+        service.end(do)
+
+    def _job_log(self, coordinator: Coordinator, decisions: tuple[Decision, ...]) -> None:
+        self.forced += 1
+        for decision in decisions:
+            self.log.setdefault(decision.xid, decision)
+        self.honour(coordinator.step(Logged(tuple(d.xid for d in decisions)), self.now_ms))
+
+    def _job_look(self, coordinator: Coordinator, lookup: Lookup) -> None:
+        self.honour(coordinator.step(Looked(lookup, self.log.get(lookup.xid)), self.now_ms))
+
+    def _count(self, message: Any) -> None:
+        if isinstance(message, CommitRequest | RollbackRequest | OutcomeRequest | OutcomeReply):
+            self.counts["client"] += 1
+        elif not isinstance(message, Welcome | Tick):
+            self.counts["participant"] += 1
+
+    def run(self) -> None:
+        """Carry out all jobs; no time passes."""
+        while self.jobs:
+            self.step()
+
+    def settle(self) -> None:
+        """Let things and time take their course until everything has ended."""
+        for _ in range(2_000):
+            self.run()
+            if self.quiet:
+                return
+            dues = [s.table.next_wakeup_ms() for s in self.services] + [self.coordinator.next_wakeup_ms()]
+            self.now_ms = max(self.now_ms, min(due for due in dues if due is not None))
+            for service in self.services:
+                service.woke()
+            self.honour(self.coordinator.step(Woke(), self.now_ms))
+        raise AssertionError(f"not quiet: {self.coordinator.transactions} {[s.table.rows for s in self.services]}")
+
+    @property
+    def quiet(self) -> bool:
+        """Whether every branch and every transaction has ended and the client, if it is alive, knows how."""
+        rows = [row for service in self.services for row in service.table.rows.values()]
+        answered = not self.client.asked or self.client.session not in self.links or bool(self.client.replies)
+        ended = all(row.state is BranchState.ENDED for row in rows)
+        held = any(database.prepared for database in self.databases.values())
+        return ended and not held and answered and not self.coordinator.transactions
+
+    # ----------------------------------------------------------------------------------------------------- crashes
+
+    def crash_service(self, index: int, lucky: bool) -> None:
+        """Kill and restart a service.  *lucky*: what it was doing still took effect, what it had sent still arrives."""
+        service = self.services[index]
+        link = self.links[service.session]
+        if lucky:
+            for message in link.up:
+                self.honour(self.coordinator.step(Received(service.session, message), self.now_ms))
+        del self.links[service.session]
+        for job in [job for job in self.jobs if job[0] == "operation" and job[1] is service]:
+            self.jobs.remove(job)
+            if lucky:
+                service._carry_out(job[2])
+        for branch, state in service.database.branches.items():
+            if state == "active":
+                service.database.branches[branch] = "rolled back"
+        self.honour(self.coordinator.step(SessionClosed(service.session), self.now_ms))
+        self.services[index] = Service(self, service.resource, int.from_bytes(service.id, "big") + 100)
+        self.peers = [*self.services, self.client]
+        self.connect(self.services[index])
+
+    def crash_coordinator(self, lucky: bool) -> None:
+        """Kill and restart the coordinator.  *lucky*: what it was writing to the log got there."""
+        self.links.clear()
+        for job in [job for job in self.jobs if job[0] in ("log", "look")]:
+            self.jobs.remove(job)
+            if lucky and job[0] == "log":
+                self.log.update({decision.xid: decision for decision in job[2]})
+        self.start_coordinator()
+
+    def cut(self, peer: Service | Client) -> None:
+        """Break the connection of *peer*, which connects again."""
+        del self.links[peer.session]
+        self.honour(self.coordinator.step(SessionClosed(peer.session), self.now_ms))
+        self.connect(peer)
+
+    # ------------------------------------------------------------------------------------------------- the checker
+
+    def check(self) -> Outcome | None:
+        """Agreement, and the truth of what the client heard; returns that."""
+        states = {state for database in self.databases.values() for state in database.branches.values()}
+        assert not {"active", "prepared"} & states
+        assert not {"committed", "rolled back"} <= states, "no agreement"
+        outcomes = {reply.outcome for reply in self.client.replies}
+        assert len(outcomes) <= 1
+        outcome = next(iter(outcomes), None)
+        if outcome is Outcome.COMMITTED:
+            assert "rolled back" not in states
+        elif outcome is Outcome.ABORTED:
+            assert "committed" not in states
+        return outcome
+
+    def bury(self) -> None:
+        """Let the tombstones' time pass; then no service may remember anything."""
+        for service in self.services:
+            table = service.table
+            while (due_ms := table.next_wakeup_ms()) is not None:
+                assert not table.woke(max(due_ms, self.now_ms)).do
+            assert (table.rows, table._by_use, table._closed) == ({}, {}, {})
+
+
+def early(refs: list[BranchRef], services: list[Service]) -> list[BranchRef]:
+    """All services vote before they reply."""
+    voted = [service.vote_early(ref) for ref, service in zip(refs, services, strict=True)]
+    assert {ref.vote for ref in voted} <= set(Vote)
+    return voted
