@@ -1,0 +1,80 @@
+"""The command line: ``txrpc coordinator``, ``txrpc status``, ``txrpc version``."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from typing import Any
+
+import click
+
+from txrpc.cli.options import config_options
+
+__all__ = ["main"]
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+def main() -> None:
+    """Transactions over several gRPC services and their databases."""
+
+
+@main.command()
+@config_options
+@click.option("--config", "file", metavar="FILE", help="A TOML file with the same options.")
+def coordinator(file: str | None, **given: Any) -> None:
+    """Run a coordinator until SIGTERM or SIGINT.
+
+    Every option may also be an environment variable (TXRPC_MAX_BRANCHES) or a key of the TOML file (max_branches);
+    a flag wins over the environment, and that over the file.
+
+    \b
+    Exit codes:
+      0  told to stop        3  the decision log cannot be opened
+      1  an error in txrpc   4  fenced: a later coordinator has opened the log
+      2  bad configuration   5  cannot listen
+    """
+    from txrpc.coordinator import logs
+    from txrpc.coordinator.config import load
+    from txrpc.coordinator.server import MISCONFIGURED, run
+    from txrpc.errors import ConfigurationError
+
+    try:
+        config = load({key: value for key, value in given.items() if value is not None}, os.environ, file)
+    except ConfigurationError as error:
+        click.echo(f"txrpc: {error}", err=True)
+        sys.exit(MISCONFIGURED)
+    logs.set_up(config.log_format, config.log_level)
+    sys.exit(run(config))
+
+
+@main.command()
+@click.option("--coordinator", "address", metavar="HOST:PORT", help="Default: TXRPC_COORDINATOR, or 127.0.0.1:7400.")
+@click.option("--json", "as_json", is_flag=True, help="For programs.")
+@click.option("--limit", default=100, show_default=True, help="Transactions to list, oldest first.")
+@click.option("--timeout", default=5.0, show_default=True, help="Seconds to wait for the coordinator.")
+def status(address: str | None, as_json: bool, limit: int, timeout: float) -> None:
+    """Show a coordinator: its log, who is connected, and every transaction that is not finished, with the reason.
+
+    Exit code 1 if it does not answer.
+    """
+    from txrpc.cli import overview
+
+    address = address or os.environ.get("TXRPC_COORDINATOR") or "127.0.0.1:7400"
+    try:
+        reply = overview.ask(address, limit, timeout)
+    except overview.NoAnswer as error:
+        click.echo(f"txrpc: {error}", err=True)
+        sys.exit(1)
+    if as_json:
+        click.echo(json.dumps(overview.as_dict(reply), indent=2))
+    else:
+        overview.show(reply, address)
+
+
+@main.command()
+def version() -> None:
+    """Print the version."""
+    from txrpc.coordinator.admin import library_version
+
+    click.echo(f"txrpc {library_version()}")

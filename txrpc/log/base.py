@@ -68,7 +68,7 @@ class DecisionLog(Protocol):
         """
 
     def record(self, decisions: Sequence[Decision]) -> None:
-        """Make a batch of decisions durable, all or none.  Durable when it returns.
+        """Make a batch of decisions durable, all or none.  Durable when it returns.  An empty batch only asks whether that works.
 
         Raises `Fenced`, `NotRecorded` or `RecordUncertain`.
         """

@@ -113,8 +113,9 @@ class SqlLog:
         try:
             with self._engine.connect() as connection:
                 self._fence(connection)
-                connection.execute(self._insert(decisions).on_conflict_do_nothing(), rows)
-                self._check_same(connection, rows)
+                if rows:
+                    connection.execute(self._insert(decisions).on_conflict_do_nothing(), rows)
+                    self._check_same(connection, rows)
                 sent = True
                 connection.commit()
         except (SQLAlchemyError, OSError) as error:

@@ -1,0 +1,5 @@
+"""``python -m txrpc.cli``."""
+
+from txrpc.cli import main
+
+main(prog_name="txrpc")

@@ -1,0 +1,93 @@
+"""``txrpc status``: ask a coordinator and show what it says."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import grpc
+from google.protobuf.json_format import MessageToDict
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from txrpc.ids import Epoch
+from txrpc.wire.v1 import admin_pb2, admin_pb2_grpc
+
+__all__ = ["NoAnswer", "as_dict", "ask", "show"]
+
+
+class NoAnswer(Exception):
+    """The coordinator did not answer; the message says why."""
+
+
+def ask(address: str, limit: int, timeout_s: float) -> admin_pb2.StatusReply:
+    """Ask the coordinator at *address*; raises `NoAnswer`."""
+    with grpc.insecure_channel(address, options=[("grpc.max_receive_message_length", -1)]) as channel:
+        try:
+            request = admin_pb2.StatusRequest(limit=limit)
+            return admin_pb2_grpc.AdminStub(channel).Status(request, timeout=timeout_s)
+        except grpc.RpcError as error:
+            raise NoAnswer(f"no answer from a coordinator at {address}: {error.details()}") from None
+
+
+def as_dict(reply: admin_pb2.StatusReply) -> dict[str, Any]:
+    """*reply* for programs: identifiers in hexadecimal, as everywhere."""
+    shown: dict[str, Any] = MessageToDict(reply, preserving_proto_field_name=True, always_print_fields_with_no_presence=True)
+    for key in ("uptime_ms", "committed", "aborted", "heuristic", "open", "in_doubt"):
+        shown[key] = int(shown[key])
+    shown["owner"]["epoch"] = str(Epoch(reply.owner.epoch))
+    for session, source in zip(shown["sessions"], reply.sessions, strict=True):
+        session.update(participant=source.participant.hex(), age_ms=source.age_ms)
+    for row, transaction in zip(shown["transactions"], reply.transactions, strict=True):
+        row.update(xid=transaction.xid.hex(), age_ms=transaction.age_ms)
+        for branch, origin in zip(row["branches"], transaction.branches, strict=True):
+            branch.update(branch=origin.branch.hex(), participant=origin.participant.hex())
+    return shown
+
+
+def show(reply: admin_pb2.StatusReply, address: str) -> None:
+    """*reply* for people."""
+    console = Console(highlight=False)
+    log = Text("takes decisions", "green") if reply.log_healthy else Text("TAKES NO DECISIONS", "bold red")
+    facts = Table.grid(padding=(0, 2))
+    facts.add_row("coordinator", f"{reply.owner.node} at {address}, group {reply.group}, epoch {Epoch(reply.owner.epoch)}")
+    facts.add_row("version, up for", f"{reply.version}, {_age(reply.uptime_ms)}")
+    facts.add_row("decision log", Text.assemble(reply.log, "  ", log))
+    ended = f"{reply.committed:,} committed, {reply.aborted:,} rolled back, {reply.heuristic:,} heuristic"
+    facts.add_row("since it started", ended)
+    in_doubt = Text(f"{reply.in_doubt:,} in doubt", "bold yellow" if reply.in_doubt else "green")
+    facts.add_row("now", Text.assemble(f"{reply.open:,} open, ", in_doubt))
+    console.print(facts)
+    console.print()
+    console.print(_sessions(reply))
+    if reply.transactions:
+        console.print()
+        console.print(_transactions(reply))
+
+
+def _sessions(reply: admin_pb2.StatusReply) -> Table:
+    table = Table("process", "resources", "connected for", "peer", title=f"{len(reply.sessions)} sessions", title_justify="left")
+    for session in reply.sessions:
+        names = ", ".join(resource.name for resource in session.resources) or "none"
+        table.add_row(session.process, names, _age(session.age_ms), session.peer)
+    return table
+
+
+def _transactions(reply: admin_pb2.StatusReply) -> Table:
+    title = f"{len(reply.transactions)} of {reply.open} open transactions, the oldest first"
+    table = Table("transaction", "state", "age", "resource", "branch", "why", title=title, title_justify="left")
+    for row in reply.transactions:
+        first = [row.xid.hex(), row.state, _age(row.age_ms)]
+        for branch in row.branches:
+            table.add_row(*first, branch.resource, branch.state, branch.reason)
+            first = ["", "", ""]
+    return table
+
+
+def _age(age_ms: int) -> str:
+    seconds = age_ms / 1000
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    minutes, seconds = divmod(int(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes} min" if hours else f"{minutes} min {seconds} s"

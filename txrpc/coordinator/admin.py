@@ -1,0 +1,92 @@
+"""What an operator may ask the coordinator."""
+
+from __future__ import annotations
+
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+from txrpc.coordinator.engine import Engine
+from txrpc.coordinator.service import SessionService
+from txrpc.protocol.messages import Vote
+from txrpc.protocol.transaction import Branch, State, Transaction
+from txrpc.wire.checks import owner_to
+from txrpc.wire.v1 import admin_pb2, admin_pb2_grpc, session_pb2
+
+__all__ = ["AdminService", "library_version"]
+
+_LIMIT = 100
+_LIMIT_MAX = 10_000
+
+
+def library_version() -> str:
+    """The installed version of txrpc."""
+    try:
+        return version("txrpc")
+    except PackageNotFoundError:
+        return "unknown"
+
+
+class AdminService(admin_pb2_grpc.AdminServicer):
+    """See `protos/txrpc/v1/admin.proto`."""
+
+    def __init__(self, engine: Engine, sessions: SessionService, group: str) -> None:
+        self._engine = engine
+        self._sessions = sessions
+        self._group = group
+
+    async def Status(self, request: admin_pb2.StatusRequest, context: Any) -> admin_pb2.StatusReply:
+        """A picture of this moment."""
+        core, now_ms = self._engine.core, self._engine.now_ms()
+        limit = min(request.limit or _LIMIT, _LIMIT_MAX)
+        oldest = sorted(core.transactions.values(), key=lambda row: row.begun_ms)[:limit]
+        return admin_pb2.StatusReply(
+            owner=owner_to(self._engine.owner),
+            group=self._group,
+            version=library_version(),
+            log=self._engine.log_location,
+            log_healthy=not core.log_trouble,
+            uptime_ms=self._engine.uptime_ms,
+            committed=core.committed,
+            aborted=core.aborted,
+            heuristic=core.heuristic,
+            open=len(core.transactions),
+            in_doubt=len({xid for xid, *_ in self._engine.in_doubt()}),
+            sessions=[self._session(entry, now_ms) for entry in core.directory.sessions.values()],
+            transactions=[_transaction(row, now_ms) for row in oldest],
+        )
+
+    def _session(self, entry: Any, now_ms: int) -> admin_pb2.SessionStatus:
+        resources = [
+            session_pb2.ResourceInfo(name=r.name, kind=r.kind, identity=r.identity) for r in entry.hello.resources
+        ]
+        return admin_pb2.SessionStatus(
+            participant=entry.hello.participant,
+            process=entry.hello.process,
+            peer=self._sessions.peers.get(entry.session, ""),
+            age_ms=now_ms - entry.since_ms,
+            resources=resources,
+        )
+
+
+def _transaction(row: Transaction, now_ms: int) -> admin_pb2.TransactionStatus:
+    return admin_pb2.TransactionStatus(
+        xid=row.xid,
+        state=row.state.value,
+        age_ms=now_ms - row.begun_ms,
+        branches=[_branch(row, branch) for branch in row.branches.values()],
+    )
+
+
+def _branch(row: Transaction, branch: Branch) -> admin_pb2.BranchStatus:
+    if branch.acked:
+        state = "committed"
+    elif row.state is State.COMMITTING and branch.vote is Vote.PREPARED:
+        state = "committing"
+    else:
+        state = branch.vote.name.lower().replace("_", " ") if branch.vote else "asked"
+    waits = state in ("committing", "asked")
+    reason = branch.trouble or ("told, no answer yet" if waits else "")
+    ref = branch.ref
+    return admin_pb2.BranchStatus(
+        branch=ref.branch, participant=ref.participant, resource=ref.resource, state=state, reason=reason
+    )

@@ -1,0 +1,364 @@
+"""The engine: feeds events to the pure coordinator and honours what comes out, in order.
+
+How to think of it
+    One event loop, one colour.  `step` is synchronous: an event goes in, messages go to outboxes, decisions go to the writer.
+    The writer takes whatever is waiting as one batch into the log, in the log's own thread; while that sync runs, the next
+    batch gathers.  That is the group commit.
+
+    When the log answers "not recorded", those transactions abort; when it does not answer at COMMIT, the very same batch is
+    repeated until it does, and until then new transactions are refused.  When it says "fenced", this engine is over.
+
+Time is monotonic.  The coordinator's own clock starts at the wall clock, or at the log's if that is ahead, and no later jump of
+the machine's clock reaches it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import random
+import time
+from collections import deque
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, Protocol, TypeVar
+
+from txrpc.errors import AbortCode, Fenced, Reason, TxrpcError
+from txrpc.failpoints import failpoint
+from txrpc.ids import Xid
+from txrpc.log.base import DecisionLog, LogError, NotRecorded, RecordUncertain
+from txrpc.protocol.coordinator import Coordinator
+from txrpc.protocol.events import (
+    Drain,
+    Event,
+    Forgot,
+    Limits,
+    Logged,
+    LogHealth,
+    Looked,
+    Lookup,
+    NotLogged,
+    Output,
+    SessionClosed,
+    Woke,
+)
+from txrpc.protocol.messages import Commit, Decision, FromCoordinator, GoAway, OutcomeReply, Owner
+from txrpc.protocol.transaction import State
+
+__all__ = ["Engine", "Outbox"]
+
+logger = logging.getLogger("txrpc.coordinator")
+
+_T = TypeVar("_T")
+
+_BATCH_MAX = 1_000
+_HOUSEKEEPING_S = 0.5
+_FORGET_BATCH = 1_000
+_FORGET_EVERY_S = 30.0
+_DONE_MAX = 1_000
+_BACKOFF_S = (0.05, 0.1, 0.2, 0.5, 1.0)
+
+
+class Outbox(Protocol):
+    """Where a session's messages go."""
+
+    def put(self, message: FromCoordinator) -> None:
+        """Queue *message*; never blocks."""
+
+    def close(self, farewell: GoAway) -> None:
+        """End the session after *farewell*."""
+
+
+class Engine:
+    """One coordinator node in one epoch.  All methods belong to the event loop that `start` ran on."""
+
+    def __init__(self, log: DecisionLog, node: str, group: str, limits: Limits, retention_s: float, in_doubt_warn_s: float) -> None:
+        self._log = log
+        self._node = node
+        self._group = group
+        self._limits = limits
+        self._retention_ms = int(retention_s * 1000)
+        self._warn_ms = int(in_doubt_warn_s * 1000)
+        self._log_thread = ThreadPoolExecutor(1, thread_name_prefix="txrpc-log")
+        self._outboxes: dict[int, Outbox] = {}
+        self._waiting: deque[Decision] = deque()
+        self._work = asyncio.Event()
+        self._done: list[Xid] = []
+        self._warned: dict[Xid, int] = {}
+        self._tasks: list[asyncio.Task[None]] = []
+        self._timer: asyncio.TimerHandle | None = None
+        self._timer_ms = 0
+        self._sessions = 0
+        self._started_ms = 0
+        self._clock_offset_ms = 0
+        self.batches = 0
+        self.records = 0
+        self.over: asyncio.Future[TxrpcError] = asyncio.get_running_loop().create_future()
+        """Done when this engine must stop: the log is fenced."""
+
+    # ------------------------------------------------------------------------------------------------------ life
+
+    async def start(self) -> None:
+        """Open the log, which fences earlier epochs, and take up what they left.  Raises `ConfigurationError`."""
+        nonce = int.from_bytes(os.urandom(4), "big")
+        opened = await self._in_log(self._log.open, self._node, nonce)
+        now_ms = self.now_ms()
+        clock_ms = max(time.time_ns() // 1_000_000, opened.clock_ms + 1)
+        self._started_ms, self._clock_offset_ms = now_ms, clock_ms - now_ms
+        self.owner = Owner(self._node, opened.epoch)
+        self.core = Coordinator(
+            self.owner, self._group, opened.lineage, opened.pending, self._limits, now_ms, clock_ms, opened.forgotten_ms
+        )
+        fields = {"node": self._node, "epoch": str(opened.epoch), "log": self._log.location, "pending": len(opened.pending)}
+        logger.info("log opened", extra=fields)
+        loop = asyncio.get_running_loop()
+        self._tasks = [loop.create_task(self._writer()), loop.create_task(self._housekeeper())]
+        self._reschedule()
+
+    async def drain(self, grace_s: float) -> None:
+        """Take no new commit request and wait, at most *grace_s*, until everything under way is decided."""
+        self.step(Drain())
+        until_ms = self.now_ms() + int(grace_s * 1000)
+        while self.core.deciding and self.now_ms() < until_ms and not self.over.done():
+            await asyncio.sleep(0.02)
+        if self.core.deciding:
+            logger.warning("shutting down undecided", extra={"transactions": self.core.deciding})
+        for number in list(self._outboxes):
+            self._close(number, GoAway("shutdown", "the coordinator is shutting down", retry=True))
+
+    async def stop(self) -> None:
+        """End the tasks and close the log."""
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        if self._timer is not None:
+            self._timer.cancel()
+        if not self.over.done():
+            try:
+                await self._flush_done()
+            except (LogError, Fenced) as error:
+                logger.debug("marks of done were lost, which only repeats phase 2", extra={"reason": str(error)})
+        await self._in_log(self._log.close)
+        self._log_thread.shutdown(wait=False)
+
+    # ------------------------------------------------------------------------------------------------------ events
+
+    def now_ms(self) -> int:
+        """Monotonic time."""
+        return time.monotonic_ns() // 1_000_000
+
+    @property
+    def uptime_ms(self) -> int:
+        """Since `start`."""
+        return self.now_ms() - self._started_ms
+
+    @property
+    def log_location(self) -> str:
+        """Where the log is, without a password."""
+        return self._log.location
+
+    def attach(self, outbox: Outbox) -> int:
+        """A new session's number, which is never used twice."""
+        self._sessions += 1
+        self._outboxes[self._sessions] = outbox
+        return self._sessions
+
+    def detach(self, number: int) -> None:
+        """The session's stream has ended."""
+        if self._outboxes.pop(number, None) is not None:
+            self.step(SessionClosed(number))
+
+    def step(self, event: Event) -> None:
+        """Take one event and honour its effects."""
+        if self.over.done():
+            return
+        self._honour(self.core.step(event, self.now_ms()))
+        self._reschedule()
+
+    def _honour(self, out: Output) -> None:
+        if out.append:
+            self._waiting.extend(out.append)
+            self._work.set()
+        for number, message in out.send:
+            if isinstance(message, Commit):
+                failpoint("coordinator.before_commit")
+            elif isinstance(message, OutcomeReply):
+                failpoint("coordinator.before_reply")
+            outbox = self._outboxes.get(number)
+            if outbox is not None:
+                outbox.put(message)
+        self._done += out.done
+        for lookup in out.look:
+            self._spawn(self._look(lookup))
+        for number, farewell in out.close:
+            self._close(number, farewell)
+        for note in out.notes:
+            fields = {key: str(value) if isinstance(value, bytes) else value for key, value in note.fields.items()}
+            logger.log(_LEVELS[note.level], note.event, extra=fields)
+
+    def _close(self, number: int, farewell: GoAway) -> None:
+        outbox = self._outboxes.get(number)
+        if outbox is not None:
+            outbox.close(farewell)
+
+    def _reschedule(self) -> None:
+        due_ms = self.core.next_wakeup_ms()
+        if due_ms is None or (self._timer is not None and self._timer_ms <= due_ms):
+            return
+        if self._timer is not None:
+            self._timer.cancel()
+        self._timer_ms = due_ms
+        delay_s = max(0, due_ms - self.now_ms()) / 1000
+        self._timer = asyncio.get_running_loop().call_later(delay_s, self._woke)
+
+    def _woke(self) -> None:
+        self._timer = None
+        self.step(Woke())
+
+    # ------------------------------------------------------------------------------------------------------ the log
+
+    async def _in_log(self, verb: Callable[..., _T], *arguments: Any) -> _T:
+        return await asyncio.get_running_loop().run_in_executor(self._log_thread, verb, *arguments)
+
+    async def _writer(self) -> None:
+        while not self.over.done():
+            await self._work.wait()
+            batch = [self._waiting.popleft() for _ in range(min(len(self._waiting), _BATCH_MAX))]
+            if not self._waiting:
+                self._work.clear()
+            if batch:
+                await self._write(batch)
+
+    async def _write(self, batch: list[Decision]) -> None:
+        """Record one batch, however long that takes."""
+        xids = tuple(decision.xid for decision in batch)
+        attempt = 0
+        while True:
+            try:
+                failpoint("coordinator.before_record")
+                await self._in_log(self._log.record, batch)
+                failpoint("coordinator.after_record")
+            except NotRecorded as error:
+                self._log_failed(error)
+                self.step(NotLogged(xids, Reason(AbortCode.LOG_UNAVAILABLE, str(error))))
+                return
+            except RecordUncertain as error:
+                self._log_failed(error)
+                await asyncio.sleep(_backoff_s(attempt))
+                attempt += 1
+            except Fenced as error:
+                self._fenced(error)
+                return
+            else:
+                self.batches += 1
+                self.records += len(batch)
+                self._log_works()
+                self.step(Logged(xids))
+                return
+
+    async def _look(self, lookup: Lookup) -> None:
+        for attempt in range(20):
+            try:
+                decision = await self._in_log(self._log.outcome, lookup.xid)
+            except LogError as error:
+                self._log_failed(error)
+                await asyncio.sleep(_backoff_s(attempt))
+            else:
+                self.step(Looked(lookup, decision))
+                return
+
+    def _log_failed(self, error: TxrpcError) -> None:
+        if not self.core.log_trouble:
+            logger.error("log trouble", extra={"log": self._log.location, "reason": str(error)})
+            self.step(LogHealth(False, str(error)))
+
+    def _log_works(self) -> None:
+        if self.core.log_trouble:
+            logger.info("log works again", extra={"log": self._log.location})
+            self.step(LogHealth(True))
+
+    def _fenced(self, error: Fenced) -> None:
+        if self.over.done():
+            return
+        logger.critical("fenced", extra={"reason": str(error)})
+        for number in list(self._outboxes):
+            self._close(number, GoAway("fenced", str(error), retry=True))
+        self.over.set_result(error)
+
+    # ------------------------------------------------------------------------------------------------- housekeeping
+
+    async def _housekeeper(self) -> None:
+        forget_at_ms = self.now_ms() + int(_FORGET_EVERY_S * 1000)
+        while not self.over.done():
+            await asyncio.sleep(_HOUSEKEEPING_S)
+            try:
+                if self.core.log_trouble:
+                    await self._in_log(self._log.record, [])
+                    self._log_works()
+                await self._flush_done()
+                if self.now_ms() >= forget_at_ms:
+                    forget_at_ms = self.now_ms() + int(_FORGET_EVERY_S * 1000)
+                    await self._forget()
+            except Fenced as error:
+                self._fenced(error)
+            except LogError as error:
+                self._log_failed(error)
+            self._warn_in_doubt()
+
+    async def _flush_done(self) -> None:
+        while self._done:
+            xids = self._done[:_DONE_MAX]
+            await self._in_log(self._log.done, xids, self._clock_ms())
+            del self._done[: len(xids)]
+
+    async def _forget(self) -> None:
+        """Delete what the retention time has passed for, in batches."""
+        before_ms = self._clock_ms() - self._retention_ms
+        while True:
+            gone = await self._in_log(self._log.forget, before_ms, _FORGET_BATCH)
+            if gone:
+                self.step(Forgot(before_ms))
+                logger.debug("forgotten", extra={"count": gone})
+            if gone < _FORGET_BATCH:
+                return
+
+    def _clock_ms(self) -> int:
+        return self.now_ms() + self._clock_offset_ms
+
+    def in_doubt(self) -> Iterable[tuple[Xid, int, str, str]]:
+        """What is in doubt: xid, age in milliseconds, resource, reason; a line for each unfinished branch."""
+        now_ms = self.now_ms()
+        for row in self.core.transactions.values():
+            if row.state not in (State.COMMITTING, State.ONE_PHASE):
+                continue
+            for branch in row.branches.values():
+                if not branch.acked and (row.state is State.ONE_PHASE or branch.vote is not None):
+                    reason = branch.trouble or "its process has been told and has not answered"
+                    yield row.xid, now_ms - row.begun_ms, branch.ref.resource, reason
+
+    def _warn_in_doubt(self) -> None:
+        """Rule 14: say so, at a pace that halves with every time."""
+        seen = set()
+        for xid, age_ms, resource, reason in self.in_doubt():
+            if age_ms < self._warn_ms:
+                continue
+            seen.add(xid)
+            if age_ms >= self._warned.get(xid, 0):
+                fields = {"xid": str(xid), "resource": resource, "age_ms": age_ms, "reason": reason}
+                logger.warning("in doubt", extra=fields)
+                self._warned[xid] = age_ms * 2
+        for xid in self._warned.keys() - seen:
+            del self._warned[xid]
+
+    def _spawn(self, coroutine: Any) -> None:
+        task = asyncio.get_running_loop().create_task(coroutine)
+        self._tasks.append(task)
+        task.add_done_callback(self._tasks.remove)
+
+
+_LEVELS = {"debug": logging.DEBUG, "info": logging.INFO, "warning": logging.WARNING, "error": logging.ERROR}
+
+
+def _backoff_s(attempt: int) -> float:
+    return _BACKOFF_S[min(attempt, len(_BACKOFF_S) - 1)] * (0.5 + random.random())
