@@ -275,7 +275,10 @@ class World:
             if session in self.links:
                 self.links[session].down.append(message)
                 self.jobs.append(("down", session))
-        self.done.update(output.done)
+        if output.done:
+            held = [gid for database in self.databases.values() for gid in database.prepared]
+            assert not held, "forgotten before every branch had committed"
+            self.done.update(output.done)
         for lookup in output.look:
             self.jobs.append(("look", self.coordinator, lookup))
         for session, _ in output.close:
@@ -391,6 +394,7 @@ class World:
         states = {state for database in self.databases.values() for state in database.branches.values()}
         assert not {"active", "prepared"} & states
         assert not {"committed", "rolled back"} <= states, "no agreement"
+        assert self.done == set(self.log), "a record that nobody will ever mark done"
         outcomes = {reply.outcome for reply in self.client.replies}
         assert len(outcomes) <= 1
         outcome = next(iter(outcomes), None)
