@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
-from participant_kit import (
+
+from tests.protocol.participant_kit import (
     DEADLINE_MS,
     FAILED,
     OTHER,
@@ -17,7 +20,6 @@ from participant_kit import (
     resolve,
     rollback,
 )
-
 from txrpc.errors import AbortCode
 from txrpc.protocol.branch import BranchInput as In
 from txrpc.protocol.branch import BranchState, Operation
@@ -375,7 +377,7 @@ def test_a_local_waiter_that_comes_after_the_deadline_hears_that_the_time_was_up
 
 # ------------------------------------------------------------------------------------- section 4: what a commit costs
 
-WAYS = {
+WAYS: dict[str, tuple[list[Any], int, list[Operation]]] = {
     "read-only": ([prepare, In.READ_ONLY], 1, [Operation.PREPARE]),
     "one branch, elsewhere": ([one_phase, In.ONE_PHASE_ENDED], 1, [Operation.COMMIT_ONE_PHASE]),
     "one branch, here": ([In.LOCAL_COMMIT, In.ONE_PHASE_ENDED], 0, [Operation.COMMIT_ONE_PHASE]),
@@ -410,7 +412,7 @@ def test_the_answers_and_operations_of_one_branch_are_exactly_these(way: str) ->
         if isinstance(step, In):
             process.local(step, ONE, DETAIL.get(step))
         else:
-            process.hear(step(ONE))  # type: ignore[operator]
+            process.hear(step(ONE))
     process.sleep_until_quiet()
     assert len(process.sent) == sent, answers(process.sent)
     assert process.operations == operations

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import pytest
-from participant_kit import (
+
+from tests.protocol.participant_kit import (
     DEADLINE_MS,
     ENOUGH,
     FAILED,
@@ -18,7 +19,6 @@ from participant_kit import (
     resolve,
     rollback,
 )
-
 from txrpc.errors import AbortCode
 from txrpc.protocol.branch import BranchInput as In
 from txrpc.protocol.branch import BranchState, Operation
@@ -78,7 +78,7 @@ def test_a_message_of_one_transaction_does_not_touch_a_branch_of_another(message
     effects = process.hear(message(forged))  # type: ignore[operator]
     assert process.state(ONE) is BranchState.ACTIVE
     assert answers(effects.send) == answer
-    assert all(sent.xid == forged.xid for sent in effects.send)
+    assert all(sent.xid == forged.xid for sent in effects.send)  # type: ignore[union-attr]
     assert effects.do == []
 
 

@@ -16,8 +16,8 @@ from typing import Any
 
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from participant_kit import DEADLINE_MS, ENOUGH, FAILED, T0, gid
 
+from tests.protocol.participant_kit import DEADLINE_MS, ENOUGH, FAILED, T0, gid
 from txrpc.ids import BranchId, Gid, Xid
 from txrpc.protocol.branch import BranchInput as In
 from txrpc.protocol.branch import BranchState, Do, Effects, Operation
@@ -302,11 +302,11 @@ class World:
             excused = question == "Rollback" or (question == "Prepare" and branch in self.excused)
             assert given or excused, f"{count} {question} without an answer"
         committed = self.decision[TWO_PHASES[0].xid] == "commit"
-        for branch in TWO_PHASES:
+        for own in TWO_PHASES:
             fits = ("committed", "ended read-only") if committed else ("rolled back", "ended read-only")
-            assert self.database[branch.branch] in fits
-        for branch in BRANCHES:
-            assert self.database[branch.branch] not in ("active", "prepared")
+            assert self.database[own.branch] in fits
+        for own in BRANCHES:
+            assert self.database[own.branch] not in ("active", "prepared")
 
 
 @settings(max_examples=2_000, deadline=None, suppress_health_check=list(HealthCheck))

@@ -11,8 +11,9 @@ import copy
 from collections.abc import Callable
 
 import pytest
-from participant_expected import EXPECTED, GRID
-from participant_kit import (
+
+from tests.protocol.participant_expected import EXPECTED, GRID
+from tests.protocol.participant_kit import (
     DEADLINE_MS,
     ENOUGH,
     FAILED,
@@ -27,7 +28,6 @@ from participant_kit import (
     resolve,
     rollback,
 )
-
 from txrpc.ids import BranchId
 from txrpc.protocol.branch import BranchInput as In
 from txrpc.protocol.branch import BranchRow, BranchState, Effects

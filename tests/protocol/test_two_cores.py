@@ -6,8 +6,8 @@ import random
 from collections.abc import Callable
 
 import pytest
-from two_cores_kit import World, early
 
+from tests.protocol.two_cores_kit import World, early
 from txrpc.protocol.branch import BranchInput
 from txrpc.protocol.messages import Outcome
 
