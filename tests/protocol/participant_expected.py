@@ -58,6 +58,7 @@ EXPECTED: dict[str, dict[str, str]] = {
         "much later": "rolling back; do rollback",
     },
     "voting": {
+        "connected": "noted",
         "rollback": "noted",
         "local rollback": "noted",
         "prepared": "prepared; send Voted PREPARED",
@@ -65,6 +66,7 @@ EXPECTED: dict[str, dict[str, str]] = {
         "prepare failed": "undoing; do rollback_prepared; send Voted ABORT",
     },
     "voting in vain": {
+        "connected": "noted",
         "local rollback": "noted",
         "prepared": "undoing; do rollback_prepared",
         "read only": "ended",

@@ -212,3 +212,15 @@ def test_unknown_calls_is_an_abort_not_a_crash() -> None:
     process = Process()
     process.open(ONE)
     assert answers(process.hear(Prepare(ONE.xid, ONE.branch, -1)).send) == ["Voted ABORT"]
+
+
+def test_a_vote_given_after_the_session_changed_is_followed_by_a_question_soon() -> None:
+    """Whoever asked for the vote has aborted by now and told a session that is gone: locks were held until the deadline."""
+    process = Process()
+    process.open(ONE)
+    process.hear(prepare(ONE))
+    assert process.table.connected(process.now_ms).send == []
+    process.local(In.PREPARED, ONE, "t1")
+    (inquiry,) = process.sleep(1_000).send
+    assert answers([inquiry]) == ["Inquiry"]
+    assert inquiry.time_left_ms == DEADLINE_MS - T0 - 1_000  # type: ignore[union-attr]

@@ -1,9 +1,10 @@
 """The participant: the branches of one process, from first use to tombstone, as a table.
 
 How to think of it
-    `use` opens or re-enters a branch; calls complete; then the coordinator's messages, the clock and the results of database
+    `open` enters a branch; calls use it and complete; then the coordinator's messages, the clock and the results of database
     operations arrive as inputs, and `TABLE` says what each does in each state.  Operations run elsewhere; their results come
-    back as inputs.  A branch has at most one operation at work, and a prepared branch never ends by itself (rule 4).
+    back as inputs.  A branch has at most one operation at work (until its result has come the clock does not speak to it),
+    and a prepared branch never ends by itself (rule 4).
 
 The rules that live here (the design's section 5)
     4   PREPARED has no way out but the coordinator's word.
@@ -92,11 +93,16 @@ class Participant(Voting):
         return self._out
 
     def connected(self, now_ms: int) -> Effects:
-        """A session has begun: every branch in doubt asks."""
+        """A session has begun: every branch in doubt asks, and those that vote just now will soon.
+
+        The vote that they are about to give was asked for by somebody who may have aborted since, and said so to nobody.
+        """
         self._begin(now_ms)
         for row in self.rows.values():
             if row.state is BranchState.PREPARED:
                 self._inquire(row)
+            elif row.state is BranchState.VOTING:
+                row.deadline_ms = min(row.deadline_ms, self._now_ms)
         return self._out
 
     def in_doubt(self, gid: Gid, since_ms: int, now_ms: int) -> Effects:
