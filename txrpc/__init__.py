@@ -1,0 +1,87 @@
+"""Transactions over several gRPC services and their databases: all of it commits, or none of it does, whatever crashes.
+
+The names for synchronous programs; `txrpc.aio` has the same for asyncio.  Start with `connect`, `transaction` and `transactional`;
+the databases are in `txrpc.sql`.
+"""
+
+from txrpc.context import carry
+from txrpc.errors import (
+    AbortCode,
+    BadMessage,
+    CallsInFlight,
+    ConfigurationError,
+    CoordinatorUnavailable,
+    Fenced,
+    ForkedError,
+    HeuristicOutcome,
+    IllegalState,
+    InvalidName,
+    LimitExceeded,
+    NoTransaction,
+    OutcomeUnknown,
+    Reason,
+    ResourceUnavailable,
+    TransactionAborted,
+    TransactionExists,
+    TransactionTimedOut,
+    TxrpcError,
+    Unavailable,
+    UsageError,
+)
+from txrpc.flows.part import Status
+from txrpc.front import begin, client_interceptors, connect, current_transaction, server_interceptors
+from txrpc.ids import Xid
+from txrpc.options import SessionOptions
+from txrpc.protocol.messages import Outcome, Wait
+from txrpc.runtime.manager import JoinedCall, Manager, Transaction
+from txrpc.runtime.scope import Propagation, Retry
+from txrpc.runtime.transactional import transaction, transactional
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "AbortCode",
+    "BadMessage",
+    "CallsInFlight",
+    "ConfigurationError",
+    "CoordinatorUnavailable",
+    "Fenced",
+    "ForkedError",
+    "HeuristicOutcome",
+    "IllegalState",
+    "InvalidName",
+    "JoinedCall",
+    "LimitExceeded",
+    "Manager",
+    "NoTransaction",
+    "Outcome",
+    "OutcomeUnknown",
+    "Propagation",
+    "Reason",
+    "ResourceUnavailable",
+    "Retry",
+    "SessionOptions",
+    "Status",
+    "Transaction",
+    "TransactionAborted",
+    "TransactionExists",
+    "TransactionTimedOut",
+    "TxrpcError",
+    "Unavailable",
+    "UsageError",
+    "Wait",
+    "Xid",
+    "begin",
+    "carry",
+    "client_interceptors",
+    "connect",
+    "current_transaction",
+    "server_interceptors",
+    "transaction",
+    "transactional",
+]
+
+for _name in __all__:
+    if getattr(globals()[_name], "__module__", "").startswith("txrpc."):
+        globals()[_name].__module__ = "txrpc"  # what tracebacks and pickles say
+del _name

@@ -1,0 +1,169 @@
+"""The client interceptor for synchronous channels: a call made inside a transaction takes it along and brings its branches home.
+
+A blocking call has ended when gRPC hands it to us.  A future or a response stream ends later, perhaps unnoticed: it is wrapped so
+that whoever looks at its end tells the transaction, and the transaction can ask (`settle_with`) before it commits.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+import grpc
+
+from txrpc.context import bind, current
+from txrpc.errors import TxrpcError
+from txrpc.rpc.ports import OutgoingCall
+from txrpc.rpc.shared import conclude, lost_reason, outgoing_fields
+
+__all__ = ["ClientInterceptor"]
+
+
+class _Details(NamedTuple):
+    method: str
+    timeout: float | None
+    metadata: Any
+    credentials: Any
+    wait_for_ready: bool | None
+    compression: Any
+
+
+class _CallDetails(_Details, grpc.ClientCallDetails):
+    """What gRPC wants of a `grpc.ClientCallDetails`."""
+
+
+class _Open:
+    """A call that has not ended yet, delegating to gRPC's own object."""
+
+    def __init__(self, call: Any, out: OutgoingCall, method: str) -> None:
+        self._call = call
+        self._out = out
+        self._method = method
+        self._mapped: TxrpcError | None = None
+        out.settle_with(self.poll)
+        call.add_done_callback(lambda _: self.poll())
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._call, name)
+
+    def poll(self) -> None:
+        """Tell the transaction if the call has ended."""
+        if self._call.done():
+            self.ended()
+
+    def ended(self) -> TxrpcError | None:
+        """The call has ended; returns what to raise in place of gRPC's error."""
+        self._mapped = _conclude(self._out, self._method, self._call) or self._mapped
+        return self._mapped
+
+
+class _Future(_Open):
+    """A unary response that is on its way."""
+
+    def result(self, timeout: float | None = None) -> Any:
+        """See `grpc.Future`."""
+        try:
+            response = self._call.result(timeout)
+        except grpc.FutureTimeoutError:
+            raise
+        except grpc.RpcError as error:
+            mapped = self.ended()
+            if mapped is None:
+                raise
+            raise mapped from error
+        self.ended()
+        return response
+
+    def exception(self, timeout: float | None = None) -> Any:
+        """See `grpc.Future`."""
+        error = self._call.exception(timeout)
+        return self.ended() or error
+
+
+class _Stream(_Open):
+    """A stream of responses."""
+
+    def __iter__(self) -> _Stream:
+        return self
+
+    def __next__(self) -> Any:
+        try:
+            return next(self._call)
+        except StopIteration:
+            self.ended()
+            raise
+        except grpc.RpcError as error:
+            mapped = self.ended()
+            if mapped is None:
+                raise
+            raise mapped from error
+
+
+class ClientInterceptor(
+    grpc.UnaryUnaryClientInterceptor,  # type: ignore[type-arg]
+    grpc.UnaryStreamClientInterceptor,  # type: ignore[type-arg]
+    grpc.StreamUnaryClientInterceptor,  # type: ignore[type-arg]
+    grpc.StreamStreamClientInterceptor,  # type: ignore[type-arg]
+):
+    """For `grpc.intercept_channel`.  Has no state; one object serves any number of channels."""
+
+    def intercept_unary_unary(self, continuation: Any, client_call_details: Any, request: Any) -> Any:
+        """See `grpc.UnaryUnaryClientInterceptor`."""
+        return _intercept(continuation, client_call_details, request, _Future)
+
+    def intercept_stream_unary(self, continuation: Any, client_call_details: Any, request_iterator: Any) -> Any:
+        """See `grpc.StreamUnaryClientInterceptor`."""
+        return _intercept(continuation, client_call_details, _carried(request_iterator), _Future)
+
+    def intercept_unary_stream(self, continuation: Any, client_call_details: Any, request: Any) -> Any:
+        """See `grpc.UnaryStreamClientInterceptor`."""
+        return _intercept(continuation, client_call_details, request, _Stream)
+
+    def intercept_stream_stream(self, continuation: Any, client_call_details: Any, request_iterator: Any) -> Any:
+        """See `grpc.StreamStreamClientInterceptor`."""
+        return _intercept(continuation, client_call_details, _carried(request_iterator), _Stream)
+
+
+def _intercept(continuation: Callable[..., Any], details: Any, request: Any, wrap: type[_Open]) -> Any:
+    handle = current()
+    if handle is None:
+        return continuation(details, request)
+    out: OutgoingCall = handle.outgoing()
+    timeout, metadata = outgoing_fields(out, details.timeout, details.metadata)
+    more = [getattr(details, name, None) for name in ("credentials", "wait_for_ready", "compression")]
+    method = _text(details.method)
+    try:
+        call = continuation(_CallDetails(details.method, timeout, metadata, *more), request)
+    except BaseException as error:
+        out.lost(lost_reason(method, error))
+        raise
+    if wrap is _Stream or not call.done():
+        return wrap(call, out, method)
+    mapped = _conclude(out, method, call)
+    if mapped is not None:
+        raise mapped from (call if isinstance(call, BaseException) else None)
+    return call
+
+
+def _conclude(out: OutgoingCall, method: str, call: Any) -> TxrpcError | None:
+    return conclude(out, method, call.code(), call.details(), call.trailing_metadata(), call)
+
+
+def _carried(request_iterator: Any) -> Iterator[Any]:
+    """gRPC pulls requests from a thread of its own; the user's code in there belongs to the transaction all the same."""
+    handle = current()
+    return request_iterator if handle is None else _bound(handle, iter(request_iterator))
+
+
+def _bound(handle: Any, iterator: Iterator[Any]) -> Iterator[Any]:
+    while True:
+        with bind(handle):
+            try:
+                item = next(iterator)
+            except StopIteration:
+                return
+        yield item
+
+
+def _text(method: Any) -> str:
+    return method.decode() if isinstance(method, bytes) else str(method)

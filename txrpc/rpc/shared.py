@@ -1,0 +1,117 @@
+"""What the interceptors of both colours decide: which metadata goes out, and what the end of a call means."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import grpc
+
+from txrpc.errors import AbortCode, BadMessage, LimitExceeded, Reason, TxrpcError, aborted
+from txrpc.protocol.messages import CallReport
+from txrpc.rpc.ports import Handle, OutgoingCall
+from txrpc.wire.metadata import BRANCHES_KEY, CONTEXT_KEY, encode_context, encode_report, find_report
+from txrpc.wire.status import code_of, end_is_known, from_trailing, to_trailing
+
+__all__ = ["Ending", "conclude", "ending_of", "lost_reason", "outgoing_fields", "reason_of", "refusal_of", "trailing_of"]
+
+
+# ------------------------------------------------------------------------------------------------------- client side
+
+
+def outgoing_fields(out: OutgoingCall, timeout: float | None, metadata: Iterable[Any] | None) -> tuple[float, list[Any]]:
+    """The call's timeout and metadata: the user's, and the transaction's on top."""
+    time_left_s = out.time_left_s
+    entries = [*(metadata or ()), (CONTEXT_KEY, encode_context(out.context))]
+    return (time_left_s if timeout is None else min(timeout, time_left_s)), entries
+
+
+def conclude(out: OutgoingCall, method: str, code: Any, details: str | None, trailing: Any, error: object) -> TxrpcError | None:
+    """Tell the transaction how a call ended; returns the error to raise in place of gRPC's, if the callee sent one of ours."""
+    text = f"{method}: {code.name if code is not None else 'no status'}: {details or ''}"[:300]
+    try:
+        report = find_report(trailing)
+    except BadMessage as bad:
+        out.lost(Reason(AbortCode.PROTOCOL_VIOLATION, f"{method}: {bad}"))
+        return None
+    if code is grpc.StatusCode.OK:
+        out.replied(report)
+        return None
+    if not end_is_known(trailing):
+        out.lost(Reason(AbortCode.CALL_END_UNKNOWN, text))
+        return None
+    mapped = from_trailing(trailing)
+    failure = reason_of(mapped) if mapped is not None else Reason(AbortCode.APPLICATION_ERROR, text)
+    out.replied(report, failure, (mapped or error, code))
+    return mapped
+
+
+def lost_reason(method: str, error: BaseException | str) -> Reason:
+    """Why nobody can know how a call ended."""
+    text = error if isinstance(error, str) else f"{type(error).__name__}: {error}".removesuffix(": ")
+    return Reason(AbortCode.CALL_END_UNKNOWN, f"{method}: {text}"[:300])
+
+
+def reason_of(error: TxrpcError) -> Reason:
+    """Why a call that failed with *error* dooms the caller's transaction."""
+    reason = getattr(error, "reason", None)
+    if isinstance(reason, Reason):
+        return reason
+    return Reason(_CODES.get(type(error).__name__, AbortCode.APPLICATION_ERROR), str(error))
+
+
+_CODES = {
+    "CoordinatorUnavailable": AbortCode.COORDINATOR_UNAVAILABLE,
+    "ResourceUnavailable": AbortCode.RESOURCE_UNAVAILABLE,
+    "LimitExceeded": AbortCode.LIMIT_EXCEEDED,
+    "BadMessage": AbortCode.PROTOCOL_VIOLATION,
+}
+
+
+# ------------------------------------------------------------------------------------------------------- server side
+
+
+class Ending:
+    """How the reply of a joined call must end: trailing metadata always, a status only if it is ours to say."""
+
+    __slots__ = ("code", "details", "trailing")
+
+    def __init__(self, trailing: list[tuple[str, Any]], code: Any = None, details: str = "") -> None:
+        self.trailing = trailing
+        self.code = code
+        self.details = details
+
+
+def trailing_of(users: Iterable[Any] | None, ours: Iterable[tuple[str, Any]]) -> tuple[Any, ...]:
+    """The user's trailing metadata and ours; ours wins where the key is the same."""
+    ours = list(ours)
+    keys = {key for key, _ in ours}
+    return (*((key, value) for key, value in users or () if key not in keys), *ours)
+
+
+def ending_of(handle: Handle, report: CallReport, error: BaseException | None, users_status: bool) -> Ending:
+    """The end of a call whose handler returned (*error* is None) or raised.
+
+    A txrpc error travels as itself.  Where the user chose a status it stays; for any other exception in a doomed transaction
+    the caller learns why it is doomed.
+    """
+    ours: TxrpcError | None = error if isinstance(error, TxrpcError) else None
+    if ours is None and error is not None and not users_status and handle.doom is not None:
+        ours = aborted(handle.xid, handle.doom)
+    try:
+        encoded = encode_report(report)
+    except LimitExceeded as too_many:
+        # The root must not commit without the branches that it cannot be told of.
+        encoded = encode_report(CallReport((), Reason(AbortCode.LIMIT_EXCEEDED, str(too_many))))
+        ours = too_many
+    trailing: list[tuple[str, Any]] = [(BRANCHES_KEY, encoded)]
+    if ours is None:
+        return Ending(trailing)
+    return Ending([*trailing, to_trailing(ours)], code_of(ours), str(ours))
+
+
+def refusal_of(error: TxrpcError) -> Ending:
+    """The end of a call that was refused before its handler ran; the status details are the mark of that."""
+    return Ending([to_trailing(error)], code_of(error), str(error))
+
+
