@@ -1,7 +1,7 @@
 """What each input does to a branch in each state, in words: read this before the production table, and change it first.
 
-A line reads: the state afterwards; what is asked of the resource; what is sent; what a local waiter is told.  "noted": no visible
-effect now, only later.  An input without a line does nothing at all.
+A line reads: the state afterwards; what is asked of the resource; what is sent; what a local waiter is told. "noted":
+no visible effect now, only later. An input without a line does nothing at all.
 """
 
 from __future__ import annotations

@@ -1,10 +1,10 @@
 """Random histories of one process against a checker outside that is too simple to be wrong.
 
-How it works: a list of numbers is a history.  Each number picks one of the things that can happen now: a message on the network
-is delivered, delivered and kept (a duplicate), or lost; an operation ends, well or badly; time passes; somebody uses the work or
-leaves it; the coordinator, here a few lines of plain logic, asks, decides or forgets.  After every step the checker compares what the
-participant started with what it had been told.  In the end the network heals, databases answer, and everything owed must have been
-given and everything remembered let go.
+How it works: a list of numbers is a history. Each number picks one of the things that can happen now: a message on
+the network is delivered, delivered and kept (a duplicate), or lost; an operation ends, well or badly; time passes;
+somebody uses the work or leaves it; the coordinator, here a few lines of plain logic, asks, decides or forgets. After
+every step the checker compares what the participant started with what it had been told. In the end the network heals,
+databases answer, and everything owed must have been given and everything remembered let go.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Every state of a branch, reached by events through the real door, against every input: what exactly happens.
 
-`EXPECTED` (in `participant_expected`) is written down by hand, apart from the production table, so that neither can drift without the other.  A line reads:
-the state afterwards; what was asked of the resource; what was sent; whether a local waiter was told.  An input that has
-no line changes nothing and has no effect.
+`EXPECTED` (in `participant_expected`) is a second statement of the production table, so that neither can drift
+without the other. A line reads: the state afterwards; what was asked of the resource; what was sent; whether a
+local waiter was told. An input that has no line changes nothing and has no effect.
 """
 
 from __future__ import annotations

@@ -1,8 +1,9 @@
-"""A small world in one thread: one coordinator, some services with a database each, one client, and what lies between them.
+"""A small world in one thread: a coordinator, services with a database each, a client, and what lies between.
 
-Everything that is under way is a job in one list: a message on a link, an operation in a database, a write to the log.  `World.step`
-carries one out; a test chooses which, and what dies between two of them.  Links keep the order of their messages, as streams do.
-Databases and the log survive every crash; work that was never prepared does not survive its process.
+Everything that is under way is a job in one list: a message on a link, an operation in a database, a write to the
+log. `World.step` carries one out; a test chooses which, and what dies between two of them. Links keep the order of
+their messages, as streams do. Databases and the log survive every crash; work that was never prepared does not
+survive its process.
 """
 
 from __future__ import annotations
