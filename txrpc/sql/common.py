@@ -1,0 +1,158 @@
+"""What the resource managers of both colours share."""
+
+from __future__ import annotations
+
+import logging
+from types import ModuleType
+from typing import Any
+
+from sqlalchemy import event
+from sqlalchemy.engine import Connection, Engine
+from sqlalchemy.orm import Session
+from sqlalchemy.pool import QueuePool
+
+from txrpc.errors import AbortCode, ConfigurationError, IllegalState, Reason
+from txrpc.ids import RESOURCE_MAX, check_name
+from txrpc.protocol.messages import ResourceInfo
+from txrpc.sql import postgresql
+
+__all__ = ["BranchWork", "Guard", "TRUTH_BACKOFF_S", "check_engine", "dialect_of", "refuse_commit", "side_engine"]
+
+logger = logging.getLogger("txrpc.sql")
+
+_DIALECTS: dict[str, ModuleType] = {"postgresql": postgresql}
+
+TRUTH_BACKOFF_S = (0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 2.0, 3.0, 4.0, 5.0, 5.0, 5.0)
+"""Waits between questions about a commit whose connection broke: half a minute together, long enough for a restart."""
+
+_INFO = "txrpc"
+
+
+class BranchWork:
+    """The work of one branch: a connection pinned to it, with an open transaction."""
+
+    __slots__ = ("connection", "doom", "ours", "notifies", "pid", "transaction")
+
+    def __init__(self, connection: Any) -> None:
+        self.connection = connection
+        self.transaction: Any = None
+        self.pid = 0
+        self.ours = False
+        """Set while txrpc itself ends the transaction."""
+        self.notifies = False
+        self.doom: Reason | None = None
+        """Why the user's code made it impossible to commit."""
+
+
+def dialect_of(engine: Engine) -> Any:
+    """The verbs of *engine*'s database; raises `ConfigurationError` if there are none."""
+    name = engine.dialect.name
+    if name not in _DIALECTS:
+        raise ConfigurationError(f"txrpc.sql supports {', '.join(sorted(_DIALECTS))}; {name!r} is not among them")
+    return _DIALECTS[name]
+
+
+def check_engine(name: str, engine: Any, wanted: type, instead: str) -> str:
+    """*name*, if it and *engine* are what a resource manager needs."""
+    if not isinstance(engine, wanted):
+        raise ConfigurationError(f"resource {name!r}: {instead}, not {type(engine).__name__}")
+    return check_name("resource", name, RESOURCE_MAX)
+
+
+def side_engine(engine: Engine) -> Engine:
+    """An engine for finishing and asking: the same database, another pool, AUTOCOMMIT.
+
+    Branches at work may hold every connection of the user's pool while they wait for locks of a branch that only wants its
+    ``COMMIT PREPARED``.  That one must never queue behind them.
+    """
+    side = Engine(engine.pool.recreate(), engine.dialect, engine.url)
+    return side.execution_options(isolation_level="AUTOCOMMIT")
+
+
+def capacity_of(engine: Engine) -> int | None:
+    """How many connections the engine's pool may open; None if there is no bound."""
+    pool = engine.pool
+    if not isinstance(pool, QueuePool) or pool._max_overflow < 0:
+        return None
+    return pool.size() + pool._max_overflow
+
+
+def exhausted(name: str, engine: Engine) -> str:
+    """What to say when the pool has no connection left."""
+    pool: Any = engine.pool
+    return (
+        f"every connection of resource {name!r} is in use (pool_size={pool.size()}, max_overflow={pool._max_overflow}): "
+        "give create_engine a greater pool_size, or the server fewer worker threads"
+    )
+
+
+def info_of(name: str, kind: str, identity: str, warnings: Any) -> ResourceInfo:
+    """The outcome of a preflight, with its warnings logged."""
+    for warning in warnings:
+        logger.warning("preflight", extra={"resource": name, "reason": warning})
+    return ResourceInfo(name, kind, identity)
+
+
+class Guard:
+    """Watches an engine's branches: nobody but txrpc may end their transactions.
+
+    The listeners are the engine's, once; what they watch is marked in the connection's ``info``.
+    """
+
+    def __init__(self, engine: Engine, dialect: Any) -> None:
+        self._dialect = dialect
+        self._engine = engine
+        event.listen(engine, "commit", self._on_commit)
+        event.listen(engine, "rollback", self._on_rollback)
+        event.listen(engine, "before_cursor_execute", self._on_statement)
+
+    def remove(self) -> None:
+        """Stop watching."""
+        for name, listener in (
+            ("commit", self._on_commit),
+            ("rollback", self._on_rollback),
+            ("before_cursor_execute", self._on_statement),
+        ):
+            if event.contains(self._engine, name, listener):
+                event.remove(self._engine, name, listener)
+
+    @staticmethod
+    def watch(connection: Connection, work: BranchWork) -> None:
+        """From now on *connection* belongs to *work*."""
+        connection.info[_INFO] = work
+
+    @staticmethod
+    def release(connection: Connection) -> None:
+        """The branch is done with *connection*."""
+        if not connection.closed and not connection.invalidated:
+            connection.info.pop(_INFO, None)
+
+    def _on_commit(self, connection: Connection) -> None:
+        work: BranchWork | None = connection.info.get(_INFO)
+        if work is not None and not work.ours:
+            work.doom = work.doom or Reason(AbortCode.STATEMENT_FAILED, "commit() was called on a branch's connection")
+            raise IllegalState(
+                "commit() inside a transaction: the branch ends with its transaction; leave the block instead, or use a "
+                "connection of your own for what must stay"
+            )
+
+    def _on_rollback(self, connection: Connection) -> None:
+        if connection.invalidated:
+            return
+        work: BranchWork | None = connection.info.get(_INFO)
+        if work is not None and not work.ours:
+            work.doom = work.doom or Reason(AbortCode.REQUESTED, "rollback() was called on a branch's connection")
+
+    def _on_statement(self, connection: Connection, _cursor: Any, statement: str, *_: Any) -> None:
+        work: BranchWork | None = connection.info.get(_INFO)
+        if work is not None and not work.notifies:
+            work.notifies = self._dialect.speaks_behind_the_transaction(statement)
+
+
+def refuse_commit(session: Session) -> None:
+    """A listener for ``before_commit`` of a session in a branch.  Savepoints may be released."""
+    if not session.in_nested_transaction():
+        raise IllegalState(
+            "Session.commit() inside a transaction: the session is flushed at the end of its block, and commits with its "
+            "transaction; use begin_nested() for a savepoint"
+        )

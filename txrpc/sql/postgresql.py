@@ -1,0 +1,266 @@
+"""What PostgreSQL needs: the verbs of two-phase commit as functions of a synchronous `Connection`, and its errors.
+
+How to think of it
+    The branch is an ordinary transaction that SQLAlchemy began.  ``PREPARE TRANSACTION`` takes it away from the connection;
+    SQLAlchemy's own transaction is then rolled back, which by that time means nothing to the database, and the connection goes
+    back to its pool.  SQLAlchemy's two-phase API is not used: closing its connection rolls a prepared branch back.
+
+    ``pg_current_xact_id_if_assigned()`` tells exactly whether a transaction wrote anything: read-only branches are not
+    prepared.  The same identifier is the *token* with which ``pg_xact_status`` tells, after any crash, how the transaction
+    ended.
+
+    A transaction in which a statement failed answers PREPARE with ROLLBACK and no error; asking for the token first makes that
+    an error.
+
+Identifiers go into SQL text as literals, because these statements take no parameters; `txrpc.ids.check_name` leaves nothing to
+escape in them.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from typing import Any, Final
+
+from sqlalchemy.engine import Connection
+from sqlalchemy.exc import DBAPIError
+
+from txrpc.errors import AbortCode, ConfigurationError, Reason, ResourceUnavailable
+from txrpc.ids import Gid
+from txrpc.protocol.messages import Finish, OnePhaseResult
+
+__all__ = [
+    "backend_pid",
+    "classify",
+    "connection_lost",
+    "current_token",
+    "finish",
+    "in_doubt",
+    "interrupt",
+    "one_phase_result",
+    "preflight",
+    "prepare",
+    "sentence",
+    "set_read_only",
+    "speaks_behind_the_transaction",
+    "sqlstate",
+    "wait_until_gone",
+]
+
+OLDEST: Final = 130_000
+"""PostgreSQL 13 brought pg_current_xact_id and pg_xact_status(xid8)."""
+
+_NOTIFY = re.compile(r"^\s*(?:listen|unlisten|notify)\b|\bpg_notify\s*\(", re.IGNORECASE)
+
+
+# ------------------------------------------------------------------------------------------------------------ verbs
+
+
+def set_read_only(connection: Connection) -> None:
+    """First statement of a branch that may not write."""
+    connection.exec_driver_sql("SET TRANSACTION READ ONLY")
+
+
+def current_token(connection: Connection) -> str:
+    """The identifier of the transaction that is open on *connection*, or "" if it has written nothing."""
+    return connection.exec_driver_sql("SELECT pg_current_xact_id_if_assigned()::text").scalar() or ""
+
+
+def prepare(connection: Connection, gid: Gid, notifies: bool) -> str:
+    """Prepare the open transaction under *gid* and return its token; "" if it wrote nothing and there was nothing to prepare.
+
+    *notifies*: the branch used LISTEN or NOTIFY, which needs no identifier and would be lost without a word: it is given one, so
+    that PREPARE says itself that this cannot be.
+    """
+    token = current_token(connection)
+    if not token and notifies:
+        token = connection.exec_driver_sql("SELECT pg_current_xact_id()::text").scalar() or ""
+    if token:
+        connection.exec_driver_sql(f"PREPARE TRANSACTION '{gid}'")
+    return token
+
+
+def finish(connection: Connection, commit: bool, gid: Gid, token: str) -> Finish:
+    """COMMIT PREPARED or ROLLBACK PREPARED, on a connection in AUTOCOMMIT.  Idempotent; raises if it must be tried again."""
+    verb = "COMMIT" if commit else "ROLLBACK"
+    try:
+        connection.exec_driver_sql(f"{verb} PREPARED '{gid}'")
+    except DBAPIError as error:
+        if sqlstate(error) != "42704":
+            raise
+        return _who_ended_it(connection, commit, gid, token)
+    return Finish.DONE
+
+
+def _who_ended_it(connection: Connection, commit: bool, gid: Gid, token: str) -> Finish:
+    """There is no such prepared transaction (any more): did it end as it should have?"""
+    result = one_phase_result(connection, token) if token else OnePhaseResult.UNKNOWN
+    if result is None:
+        # Not prepared and not ended: its PREPARE or its end is being executed at this very moment.
+        raise ResourceUnavailable(f"transaction {token} of {gid.resource} is still at work in the database")
+    if result is OnePhaseResult.UNKNOWN:
+        return Finish.ABSENT
+    return Finish.DONE if (result is OnePhaseResult.COMMITTED) == commit else Finish.HEURISTIC
+
+
+def one_phase_result(connection: Connection, token: str) -> OnePhaseResult | None:
+    """How the transaction *token* ended; None while it is in progress; UNKNOWN if the database has forgotten, or never had it."""
+    if not token.isdigit():
+        return OnePhaseResult.UNKNOWN
+    try:
+        status = connection.exec_driver_sql(f"SELECT pg_xact_status('{int(token)}'::xid8)").scalar()
+    except DBAPIError as error:
+        if sqlstate(error) == "22023":  # "in the future": another cluster, or one restored from a backup
+            return OnePhaseResult.UNKNOWN
+        raise
+    return _STATUS[status]
+
+
+_STATUS: Final[dict[str | None, OnePhaseResult | None]] = {
+    "committed": OnePhaseResult.COMMITTED,
+    "aborted": OnePhaseResult.ABORTED,
+    "in progress": None,
+    None: OnePhaseResult.UNKNOWN,
+}
+
+
+def in_doubt(connection: Connection, group: str, resource: str) -> list[tuple[Gid, int]]:
+    """The prepared transactions of *group* and *resource* in this database, and how many milliseconds old each is."""
+    rows = connection.exec_driver_sql(
+        "SELECT gid, (extract(epoch FROM clock_timestamp() - prepared) * 1000)::bigint FROM pg_prepared_xacts "
+        f"WHERE database = current_database() AND starts_with(gid, '{Gid.PREFIX}{group}:')"
+    )
+    found = [(Gid.parse(text), age_ms) for text, age_ms in rows]
+    return [(gid, max(0, age_ms)) for gid, age_ms in found if gid is not None and gid.resource == resource]
+
+
+def interrupt(connection: Connection, pid: int) -> None:
+    """End the backend *pid*, whatever it is doing: its transaction is rolled back and its locks are free."""
+    connection.exec_driver_sql(f"SELECT pg_terminate_backend({int(pid)})")
+
+
+def wait_until_gone(connection: Connection, pid: int) -> bool:
+    """Whether the backend *pid* has gone."""
+    return not connection.exec_driver_sql(f"SELECT count(*) FROM pg_stat_activity WHERE pid = {int(pid)}").scalar()
+
+
+def backend_pid(connection: Connection) -> int:
+    """The process id of the server's end of *connection*; costs no round trip."""
+    driver: Any = connection.connection.driver_connection
+    for attribute in ("get_server_pid", "get_backend_pid"):  # asyncpg, psycopg2
+        if hasattr(driver, attribute):
+            pid: int = getattr(driver, attribute)()
+            return pid
+    info = getattr(driver, "info", None)
+    return int(getattr(info, "backend_pid", 0))
+
+
+def speaks_behind_the_transaction(statement: str) -> bool:
+    """Whether *statement* is LISTEN, UNLISTEN or NOTIFY, as far as its text tells."""
+    return _NOTIFY.search(statement) is not None
+
+
+# -------------------------------------------------------------------------------------------------------- preflight
+
+
+def preflight(connection: Connection, resource: str, capacity: int | None) -> tuple[str, Sequence[str]]:
+    """Check that this database can take part; returns its identity, and sentences of warning.
+
+    Raises `ConfigurationError` with one sentence that says what to change.  *capacity*: connections that the pool may open.
+    """
+    row = connection.exec_driver_sql(
+        "SELECT current_setting('server_version_num')::int, current_setting('max_prepared_transactions')::int, "
+        "current_setting('max_connections')::int, current_setting('synchronous_commit'), current_setting('fsync'), "
+        "pg_is_in_recovery(), current_setting('transaction_read_only'), current_database(), "
+        "(SELECT oid FROM pg_database WHERE datname = current_database())"
+    ).one()
+    version, prepared, connections, synchronous, fsync, standby, read_only, database, oid = row
+    where = f"the database {database!r} of resource {resource!r}"
+    if version < OLDEST:
+        raise ConfigurationError(f"{where} runs PostgreSQL {version // 10_000}; txrpc needs {OLDEST // 10_000} or later")
+    if prepared == 0:
+        raise ConfigurationError(
+            f"{where} cannot prepare transactions: set max_prepared_transactions in postgresql.conf to at least the number of "
+            "transactions that commit at one time (max_connections is a good value) and restart PostgreSQL"
+        )
+    if standby:
+        raise ConfigurationError(f"{where} is a standby and cannot write: connect to the primary")
+    if read_only == "on":
+        raise ConfigurationError(f"{where} is read-only: default_transaction_read_only must be off for this role")
+    warnings = []
+    if capacity is not None and prepared < capacity:
+        warnings.append(
+            f"max_prepared_transactions is {prepared}, and the connection pool may have {capacity} transactions at one time: "
+            "PREPARE will fail under load; raise the one or lower the other"
+        )
+    if capacity is not None and 2 * capacity > connections:
+        warnings.append(
+            f"the pool may open {capacity} connections, and recovery as many again, of the server's {connections}"
+        )
+    if synchronous == "off":
+        warnings.append("synchronous_commit is off: a transaction that was committed in one phase can be lost in a crash")
+    if fsync == "off":
+        warnings.append("fsync is off: prepared transactions can be lost in a crash")
+    return f"{_system(connection)}/{oid}", warnings
+
+
+def _system(connection: Connection) -> str:
+    """The cluster's own identifier, which is the same however it is reached."""
+    try:
+        with connection.begin_nested() if connection.in_transaction() else connection.begin():
+            return str(connection.exec_driver_sql("SELECT system_identifier FROM pg_control_system()").scalar())
+    except DBAPIError:
+        return str(connection.exec_driver_sql("SELECT pg_postmaster_start_time()::text").scalar())
+
+
+# ----------------------------------------------------------------------------------------------------------- errors
+
+_BY_STATE: Final = {
+    "40001": AbortCode.SERIALIZATION_FAILURE,
+    "40P01": AbortCode.DEADLOCK,
+    "55P03": AbortCode.LOCK_TIMEOUT,
+    "0A000": AbortCode.CANNOT_PREPARE,
+    "25P02": AbortCode.STATEMENT_FAILED,
+    "53300": AbortCode.RESOURCE_UNAVAILABLE,
+}
+_SAYS_NO_VALUES = ("0A", "25", "40", "53", "55", "57", "58", "08")
+"""Classes whose messages hold no user's data."""
+
+
+def sqlstate(error: BaseException) -> str:
+    """The SQLSTATE of a driver's error, or ""."""
+    origin: Any = getattr(error, "orig", error)
+    return getattr(origin, "sqlstate", None) or getattr(origin, "pgcode", None) or ""
+
+
+def connection_lost(error: BaseException) -> bool:
+    """Whether *error* means that the connection is gone, so that nobody knows what became of the statement."""
+    if not isinstance(error, DBAPIError):
+        return isinstance(error, OSError)
+    state = sqlstate(error)
+    return error.connection_invalidated or not state or state[:2] == "08" or state[:3] == "57P"
+
+
+def classify(error: BaseException) -> Reason | None:
+    """Why *error* ends the branch, or None if it did not come from the database."""
+    if isinstance(error, ResourceUnavailable):
+        return Reason(AbortCode.RESOURCE_UNAVAILABLE, str(error))
+    if not isinstance(error, DBAPIError):
+        return None
+    code = _BY_STATE.get(sqlstate(error))
+    if code is None:
+        code = AbortCode.RESOURCE_UNAVAILABLE if connection_lost(error) else AbortCode.STATEMENT_FAILED
+    return Reason(code, sentence(error))
+
+
+def sentence(error: BaseException) -> str:
+    """What the database said, without anybody's data in it."""
+    origin: Any = getattr(error, "orig", None) or error
+    state = sqlstate(error)
+    kind = type(origin.__cause__ if type(origin).__name__ == "Error" and origin.__cause__ else origin).__name__
+    if state and state[:2] not in _SAYS_NO_VALUES:
+        constraint = getattr(getattr(origin, "diag", None), "constraint_name", None)
+        return f"{kind} (SQLSTATE {state})" + (f" of constraint {constraint}" if constraint else "")
+    lines = str(origin).strip().splitlines()
+    said = re.sub(r"^<class '[\w.]+'>: ", "", lines[0]) if lines else ""
+    return f"{said or kind} (SQLSTATE {state})" if state else (said or kind)[:300]

@@ -1,0 +1,225 @@
+"""The resource manager over a SQLAlchemy `Engine`."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from sqlalchemy import event
+from sqlalchemy.engine import Connection, Engine
+from sqlalchemy.exc import DBAPIError
+from sqlalchemy.exc import TimeoutError as PoolTimeout
+from sqlalchemy.orm import Session
+
+from txrpc.context import current
+from txrpc.errors import Reason, ResourceUnavailable
+from txrpc.flows.driver import run
+from txrpc.ids import Gid
+from txrpc.protocol.messages import Finish, OnePhaseResult, ResourceInfo
+from txrpc.resource import Prepared, ReadOnly
+from txrpc.sql.common import (
+    BranchWork,
+    Guard,
+    capacity_of,
+    check_engine,
+    dialect_of,
+    exhausted,
+    info_of,
+    refuse_commit,
+    side_engine,
+)
+from txrpc.sql.truth import learn
+
+__all__ = ["ResourceManager"]
+
+
+class ResourceManager:
+    """A SQL database as a resource: ``session()`` and ``connection()`` are bound to the current transaction.
+
+    name: of the resource, the same in every process that reaches this database, and of this database only.
+    engine: yours; it stays usable for everything else.
+    session_options: for the `Session` objects that ``session()`` makes, e.g. ``expire_on_commit=False``; ``session_class`` for
+        another class than `sqlalchemy.orm.Session`.
+
+    Safe to use from any number of threads.  Give it to `txrpc.connect`.
+    """
+
+    def __init__(self, name: str, engine: Engine, *, session_class: type[Session] = Session, **session_options: Any) -> None:
+        self.name = check_engine(name, engine, Engine, "a ResourceManager takes a SQLAlchemy Engine")
+        self.engine = engine
+        self._dialect = dialect_of(engine)
+        self.kind: str = engine.dialect.name
+        self._session_class = session_class
+        self._session_options = session_options
+        self._side = side_engine(engine)
+        self._guard = Guard(engine, self._dialect)
+
+    # ------------------------------------------------------------------------------------------------- for users
+
+    @contextmanager
+    def session(self) -> Iterator[Session]:
+        """A `Session` in the current transaction's branch: flushed at the end of the block, committed with the transaction.
+
+        Outside a transaction: an ordinary one that commits at the end of the block and rolls back on an exception.
+        """
+        if current() is None:
+            with self._session_class(self.engine, **self._session_options) as session, session.begin():
+                yield session
+            return
+        with self.connection() as connection:
+            options = {**self._session_options, "join_transaction_mode": "rollback_only"}
+            with self._session_class(connection, **options) as session:
+                event.listen(session, "before_commit", refuse_commit)
+                yield session
+                session.flush()
+
+    @contextmanager
+    def connection(self) -> Iterator[Connection]:
+        """A `Connection` in the current transaction's branch; the rest is as for `session`."""
+        handle = current()
+        if handle is None:
+            with self.engine.begin() as connection:
+                yield connection
+            return
+        with handle.use(self) as work:
+            try:
+                yield work.connection
+            finally:
+                if work.doom is not None:
+                    handle.set_rollback_only(work.doom)
+
+    # --------------------------------------------------------------------------------- for the manager (the port)
+
+    def start(self) -> ResourceInfo:
+        """See `txrpc.resource.Resource.start`."""
+        with self._errors(), self.engine.connect() as connection:
+            identity, warnings = self._dialect.preflight(connection, self.name, capacity_of(self.engine))
+        return info_of(self.name, self.kind, identity, warnings)
+
+    def close(self) -> None:
+        """See `txrpc.resource.Resource.close`."""
+        self._guard.remove()
+        self._side.dispose()
+
+    def begin(self, read_only: bool) -> BranchWork:
+        """See `txrpc.resource.Resource.begin`."""
+        with self._errors():
+            connection = self.engine.connect()
+            work = BranchWork(connection)
+            try:
+                work.pid = self._dialect.backend_pid(connection)
+                work.transaction = connection.begin()
+                self._guard.watch(connection, work)
+                if read_only:
+                    self._dialect.set_read_only(connection)
+            except BaseException:
+                self._let_go(work)
+                raise
+            return work
+
+    def prepare(self, work: BranchWork, gid: Gid) -> Prepared | ReadOnly:
+        """See `txrpc.resource.Resource.prepare`."""
+        token: str = self._dialect.prepare(work.connection, gid, work.notifies)
+        self._let_go(work)
+        return Prepared(token) if token else ReadOnly()
+
+    def commit_one_phase(self, work: BranchWork, committing: Callable[[str], None]) -> OnePhaseResult:
+        """See `txrpc.resource.Resource.commit_one_phase`."""
+        token: str = self._dialect.current_token(work.connection)
+        if token:
+            committing(token)
+        try:
+            work.ours = True
+            work.transaction.commit()
+        except DBAPIError as error:
+            if not self._dialect.connection_lost(error):
+                raise
+            self._let_go(work)
+            return run(learn(self.one_phase_result, time.sleep, token)) if token else OnePhaseResult.COMMITTED
+        self._let_go(work)
+        return OnePhaseResult.COMMITTED
+
+    def rollback(self, work: BranchWork) -> None:
+        """See `txrpc.resource.Resource.rollback`."""
+        lost = work.connection.invalidated
+        self._let_go(work)
+        if lost and work.pid:
+            self._make_sure_it_is_gone(work.pid)
+
+    def interrupt(self, work: BranchWork) -> None:
+        """See `txrpc.resource.Resource.interrupt`."""
+        if work is not None and work.pid:
+            self._aside(self._dialect.interrupt, work.pid)
+
+    def commit_prepared(self, gid: Gid, token: str) -> Finish:
+        """See `txrpc.resource.Resource.commit_prepared`."""
+        result: Finish = self._aside(self._dialect.finish, True, gid, token)
+        return result
+
+    def rollback_prepared(self, gid: Gid, token: str) -> Finish:
+        """See `txrpc.resource.Resource.rollback_prepared`."""
+        result: Finish = self._aside(self._dialect.finish, False, gid, token)
+        return result
+
+    def in_doubt(self, group: str) -> Sequence[tuple[Gid, int]]:
+        """See `txrpc.resource.Resource.in_doubt`."""
+        found: Sequence[tuple[Gid, int]] = self._aside(self._dialect.in_doubt, group, self.name)
+        return found
+
+    def one_phase_result(self, token: str) -> OnePhaseResult | None:
+        """See `txrpc.resource.Resource.one_phase_result`."""
+        result: OnePhaseResult | None = self._aside(self._dialect.one_phase_result, token)
+        return result
+
+    def classify(self, error: BaseException) -> Reason | None:
+        """See `txrpc.resource.Resource.classify`."""
+        reason: Reason | None = self._dialect.classify(error)
+        return reason
+
+    # --------------------------------------------------------------------------------------------------- under it
+
+    def _let_go(self, work: BranchWork) -> None:
+        """Return the connection to its pool, which rolls back whatever is still open on it.  Never raises."""
+        work.ours = True
+        try:
+            self._guard.release(work.connection)
+            work.connection.close()
+        except Exception:
+            work.connection.invalidate()
+
+    def _make_sure_it_is_gone(self, pid: int) -> None:
+        """A lost connection's backend may still be executing what it was told last."""
+        try:
+            for pause_s in (0.0, 0.05, 0.1, 0.2, 0.5, 1.0):
+                time.sleep(pause_s)
+                self._aside(self._dialect.interrupt, pid)
+                if self._aside(self._dialect.wait_until_gone, pid):
+                    return
+        except Exception:
+            return  # the database is gone, and its backends with it; else the sweep for branches in doubt finds it
+
+    def _aside(self, verb: Callable[..., Any], *arguments: Any) -> Any:
+        """Run *verb* on a connection of its own, in AUTOCOMMIT; once more if a pooled connection turned out to be dead."""
+        for again in (True, False):
+            try:
+                with self._errors(), self._side.connect() as connection:
+                    return verb(connection, *arguments)
+            except DBAPIError as error:
+                if not (again and error.connection_invalidated):
+                    raise
+        raise AssertionError("unreachable")
+
+    @contextmanager
+    def _errors(self) -> Iterator[None]:
+        """Not getting a connection at all is a `ResourceUnavailable`."""
+        try:
+            yield
+        except PoolTimeout:
+            raise ResourceUnavailable(exhausted(self.name, self.engine)) from None
+        except DBAPIError as error:
+            if error.statement is None and not error.connection_invalidated and self._dialect.connection_lost(error):
+                text = f"the database of resource {self.name!r} is out of reach: {self._dialect.sentence(error)}"
+                raise ResourceUnavailable(text) from error
+            raise

@@ -1,0 +1,221 @@
+"""The resource manager over a SQLAlchemy `AsyncEngine`; `txrpc.sql.resource` has the words."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import asynccontextmanager
+from typing import Any
+
+from sqlalchemy import event
+from sqlalchemy.exc import DBAPIError
+from sqlalchemy.exc import TimeoutError as PoolTimeout
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, AsyncSession
+
+from txrpc.context import current
+from txrpc.errors import Reason, ResourceUnavailable
+from txrpc.flows.driver import arun
+from txrpc.ids import Gid
+from txrpc.protocol.messages import Finish, OnePhaseResult, ResourceInfo
+from txrpc.resource import Prepared, ReadOnly
+from txrpc.sql.common import (
+    BranchWork,
+    Guard,
+    capacity_of,
+    check_engine,
+    dialect_of,
+    exhausted,
+    info_of,
+    refuse_commit,
+    side_engine,
+)
+from txrpc.sql.truth import learn
+
+__all__ = ["AsyncResourceManager"]
+
+
+class AsyncResourceManager:
+    """A SQL database as a resource of an asyncio program.  See `ResourceManager`; give it to `txrpc.aio.connect`."""
+
+    def __init__(
+        self, name: str, engine: AsyncEngine, *, session_class: type[AsyncSession] = AsyncSession, **session_options: Any
+    ) -> None:
+        self.name = check_engine(name, engine, AsyncEngine, "an AsyncResourceManager takes a SQLAlchemy AsyncEngine")
+        self.engine = engine
+        self._dialect = dialect_of(engine.sync_engine)
+        self.kind: str = engine.dialect.name
+        self._session_class = session_class
+        self._session_options = session_options
+        self._side = AsyncEngine(side_engine(engine.sync_engine))
+        self._guard = Guard(engine.sync_engine, self._dialect)
+
+    # ------------------------------------------------------------------------------------------------- for users
+
+    @asynccontextmanager
+    async def session(self) -> AsyncIterator[AsyncSession]:
+        """An `AsyncSession` in the current transaction's branch: flushed at the end of the block, committed with the transaction.
+
+        Outside a transaction: an ordinary one that commits at the end of the block and rolls back on an exception.
+        """
+        if current() is None:
+            async with self._session_class(self.engine, **self._session_options) as session, session.begin():
+                yield session
+            return
+        async with self.connection() as connection:
+            options = {**self._session_options, "join_transaction_mode": "rollback_only"}
+            async with self._session_class(connection, **options) as session:
+                event.listen(session.sync_session, "before_commit", refuse_commit)
+                yield session
+                await session.flush()
+
+    @asynccontextmanager
+    async def connection(self) -> AsyncIterator[AsyncConnection]:
+        """An `AsyncConnection` in the current transaction's branch; the rest is as for `session`."""
+        handle = current()
+        if handle is None:
+            async with self.engine.begin() as connection:
+                yield connection
+            return
+        async with handle.use(self) as work:
+            try:
+                yield work.connection
+            finally:
+                if work.doom is not None:
+                    handle.set_rollback_only(work.doom)
+
+    # --------------------------------------------------------------------------------- for the manager (the port)
+
+    async def start(self) -> ResourceInfo:
+        """See `txrpc.resource.Resource.start`."""
+        capacity = capacity_of(self.engine.sync_engine)
+        async with self._errors(), self.engine.connect() as connection:
+            identity, warnings = await connection.run_sync(self._dialect.preflight, self.name, capacity)
+        return info_of(self.name, self.kind, identity, warnings)
+
+    async def close(self) -> None:
+        """See `txrpc.resource.Resource.close`."""
+        self._guard.remove()
+        await self._side.dispose()
+
+    async def begin(self, read_only: bool) -> BranchWork:
+        """See `txrpc.resource.Resource.begin`."""
+        async with self._errors():
+            connection = await self.engine.connect()
+            work = BranchWork(connection)
+            try:
+                work.pid = await connection.run_sync(self._dialect.backend_pid)
+                work.transaction = await connection.begin()
+                await connection.run_sync(self._guard.watch, work)
+                if read_only:
+                    await connection.run_sync(self._dialect.set_read_only)
+            except BaseException:
+                await self._let_go(work)
+                raise
+            return work
+
+    async def prepare(self, work: BranchWork, gid: Gid) -> Prepared | ReadOnly:
+        """See `txrpc.resource.Resource.prepare`."""
+        token: str = await work.connection.run_sync(self._dialect.prepare, gid, work.notifies)
+        await self._let_go(work)
+        return Prepared(token) if token else ReadOnly()
+
+    async def commit_one_phase(self, work: BranchWork, committing: Callable[[str], Awaitable[None]]) -> OnePhaseResult:
+        """See `txrpc.resource.Resource.commit_one_phase`."""
+        token: str = await work.connection.run_sync(self._dialect.current_token)
+        if token:
+            await committing(token)
+        try:
+            work.ours = True
+            await work.transaction.commit()
+        except DBAPIError as error:
+            if not self._dialect.connection_lost(error):
+                raise
+            await self._let_go(work)
+            return await arun(learn(self.one_phase_result, asyncio.sleep, token)) if token else OnePhaseResult.COMMITTED
+        await self._let_go(work)
+        return OnePhaseResult.COMMITTED
+
+    async def rollback(self, work: BranchWork) -> None:
+        """See `txrpc.resource.Resource.rollback`."""
+        lost = work.connection.invalidated
+        await self._let_go(work)
+        if lost and work.pid:
+            await self._make_sure_it_is_gone(work.pid)
+
+    async def interrupt(self, work: BranchWork) -> None:
+        """See `txrpc.resource.Resource.interrupt`."""
+        if work is not None and work.pid:
+            await self._aside(self._dialect.interrupt, work.pid)
+
+    async def commit_prepared(self, gid: Gid, token: str) -> Finish:
+        """See `txrpc.resource.Resource.commit_prepared`."""
+        result: Finish = await self._aside(self._dialect.finish, True, gid, token)
+        return result
+
+    async def rollback_prepared(self, gid: Gid, token: str) -> Finish:
+        """See `txrpc.resource.Resource.rollback_prepared`."""
+        result: Finish = await self._aside(self._dialect.finish, False, gid, token)
+        return result
+
+    async def in_doubt(self, group: str) -> Sequence[tuple[Gid, int]]:
+        """See `txrpc.resource.Resource.in_doubt`."""
+        found: Sequence[tuple[Gid, int]] = await self._aside(self._dialect.in_doubt, group, self.name)
+        return found
+
+    async def one_phase_result(self, token: str) -> OnePhaseResult | None:
+        """See `txrpc.resource.Resource.one_phase_result`."""
+        result: OnePhaseResult | None = await self._aside(self._dialect.one_phase_result, token)
+        return result
+
+    def classify(self, error: BaseException) -> Reason | None:
+        """See `txrpc.resource.Resource.classify`."""
+        reason: Reason | None = self._dialect.classify(error)
+        return reason
+
+    # --------------------------------------------------------------------------------------------------- under it
+
+    async def _let_go(self, work: BranchWork) -> None:
+        """Return the connection to its pool, which rolls back whatever is still open on it.  Never raises."""
+        work.ours = True
+        try:
+            await work.connection.run_sync(self._guard.release)
+            await work.connection.close()
+        except Exception:
+            await work.connection.invalidate()
+
+    async def _make_sure_it_is_gone(self, pid: int) -> None:
+        """A lost connection's backend may still be executing what it was told last."""
+        try:
+            for pause_s in (0.0, 0.05, 0.1, 0.2, 0.5, 1.0):
+                await asyncio.sleep(pause_s)
+                await self._aside(self._dialect.interrupt, pid)
+                if await self._aside(self._dialect.wait_until_gone, pid):
+                    return
+        except Exception:
+            return  # the database is gone, and its backends with it; else the sweep for branches in doubt finds it
+
+    async def _aside(self, verb: Callable[..., Any], *arguments: Any) -> Any:
+        """Run *verb* on a connection of its own, in AUTOCOMMIT; once more if a pooled connection turned out to be dead."""
+        for again in (True, False):
+            try:
+                async with self._errors(), self._side.connect() as connection:
+                    return await connection.run_sync(verb, *arguments)
+            except DBAPIError as error:
+                if not (again and error.connection_invalidated):
+                    raise
+        raise AssertionError("unreachable")
+
+    @asynccontextmanager
+    async def _errors(self) -> AsyncIterator[None]:
+        """Not getting a connection at all is a `ResourceUnavailable`."""
+        try:
+            yield
+        except PoolTimeout:
+            raise ResourceUnavailable(exhausted(self.name, self.engine.sync_engine)) from None
+        except (DBAPIError, OSError) as error:
+            statement = getattr(error, "statement", None)
+            invalidated = getattr(error, "connection_invalidated", False)
+            if statement is None and not invalidated and self._dialect.connection_lost(error):
+                text = f"the database of resource {self.name!r} is out of reach: {self._dialect.sentence(error)}"
+                raise ResourceUnavailable(text) from error
+            raise
