@@ -63,7 +63,7 @@ from txrpc.protocol.messages import (
     Voted,
     Welcome,
 )
-from txrpc.protocol.recovery import ANSWERS, Answer, Knowledge, age_of
+from txrpc.protocol.recovery import ANSWERS, UP_TO_THE_LOG, Answer, Knowledge, age_of
 from txrpc.protocol.requests import Requests
 from txrpc.protocol.rounds import PRESUMED
 from txrpc.protocol.transaction import Input, State, Transaction
@@ -178,15 +178,9 @@ class Coordinator(Requests):
         if session not in self.directory.sessions:
             return
         if isinstance(message, Inquiry):
-            gid = message.gid
-            prepared = {p.branch: p.token for p in decision.branches} if decision else {}
-            if decision is None:
-                # A commit without a record wrote nothing, so a branch that asks was not part of it.
-                self._answer(session, gid, Knowledge.EARLIER)
-            elif gid.branch in prepared:
-                self._answer(session, gid, Knowledge.COMMITTED, prepared[gid.branch])
-            else:
-                self._answer(session, gid, Knowledge.NOT_IN_RECORD)
+            self._inquired_log(session, message, decision)
+        elif self.state_of(message.xid) is not State.ABSENT:
+            self._client_request(session, message)  # it has begun or ended since then
         elif decision is not None:
             self._send(session, OutcomeReply(event.lookup.xid, Outcome.COMMITTED))
         else:
@@ -245,10 +239,20 @@ class Coordinator(Requests):
             self._violation(session, message, "asks about a branch of another coordinator")
             return
         knowledge = self._knowledge(session, message)
-        if knowledge is Knowledge.EARLIER or (knowledge is Knowledge.COMMITTED and gid.xid not in self.transactions):
+        if gid.xid in self.transactions or knowledge not in UP_TO_THE_LOG:
+            self._answer(session, gid, knowledge)
+        else:
             self._out.look.append(Lookup(session, message, gid.xid))
-            return
-        self._answer(session, gid, knowledge)
+
+    def _inquired_log(self, session: int, message: Inquiry, decision: Decision | None) -> None:
+        """The log has answered; what has begun or ended since then is looked at again."""
+        gid, knowledge, token = message.gid, self._knowledge(session, message), ""
+        if gid.xid not in self.transactions and (decision is not None or knowledge is Knowledge.COMMITTED):
+            # A commit without a record wrote nothing, so a branch that asks was not part of it.
+            prepared = {p.branch: p.token for p in decision.branches} if decision else {}
+            knowledge = Knowledge.COMMITTED if gid.branch in prepared else Knowledge.NOT_IN_RECORD
+            token = prepared.get(gid.branch, "")
+        self._answer(session, gid, knowledge, token)
 
     def _knowledge(self, session: int, message: Inquiry) -> Knowledge:
         gid = message.gid
@@ -355,6 +359,7 @@ TABLE: Final[dict[tuple[State, Input], _Action]] = {
     (State.ABORTED, Input.RESOLVED): _C._ignore,
     (State.ABORTED, Input.COMMITTING): _C._ignore,
     (State.ABORTED, Input.ACKED): _C._late_ack,
+    (State.ABORTED, Input.SESSION_LOST): _C._ignore,  # by the loss of another branch of the same session
     (State.ABORTED, Input.SESSION_FOUND): _C._ignore,
 }
 """What each input does in each state.  A missing entry is a mistake of the sender, or of this program."""

@@ -70,10 +70,17 @@ class Desk:
         self._send(entry.session, message)
 
     def _forgive(self, row: Transaction, branch: Branch) -> None:
+        """Nobody is waited for any more: neither the session that was asked, nor one with the resource."""
+        debt = row.xid, branch.ref.branch
         debtor = None if branch.session is None else self.directory.sessions.get(branch.session)
         if debtor is not None:
-            debtor.owes.discard((row.xid, branch.ref.branch))
+            debtor.owes.discard(debt)
         branch.session = None
+        waiting = self._homeless.get(branch.ref.resource)
+        if waiting is not None:
+            waiting.discard(debt)
+            if not waiting:
+                del self._homeless[branch.ref.resource]
 
     def _wait_for_resource(self, row: Transaction, branch: Branch) -> None:
         self._forgive(row, branch)

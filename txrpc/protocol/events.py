@@ -12,7 +12,16 @@ from dataclasses import dataclass, field
 
 from txrpc.errors import ConfigurationError, Reason
 from txrpc.ids import Xid
-from txrpc.protocol.messages import Decision, FromCoordinator, GoAway, Hello, ToCoordinator
+from txrpc.protocol.messages import (
+    CommitRequest,
+    Decision,
+    FromCoordinator,
+    GoAway,
+    Hello,
+    Inquiry,
+    OutcomeRequest,
+    ToCoordinator,
+)
 
 __all__ = [
     "Drain",
@@ -141,7 +150,7 @@ class Lookup:
     """Ask the log for a record, then step `Looked`: *message* of *session* cannot be answered from memory."""
 
     session: int
-    message: ToCoordinator
+    message: CommitRequest | OutcomeRequest | Inquiry
     xid: Xid
 
 

@@ -11,7 +11,7 @@ from collections.abc import Collection
 
 from txrpc.ids import Epoch
 
-__all__ = ["ANSWERS", "Answer", "Knowledge", "age_of"]
+__all__ = ["ANSWERS", "UP_TO_THE_LOG", "Answer", "Knowledge", "age_of"]
 
 
 class Knowledge(enum.Enum):
@@ -49,6 +49,9 @@ ANSWERS: dict[Knowledge, Answer] = {
     # A restored or copied log: here absence proves nothing.
     Knowledge.STRANGE: Answer.REFUSE,
 }
+
+UP_TO_THE_LOG = frozenset({Knowledge.COMMITTED, Knowledge.EARLIER, Knowledge.OVERDUE})
+"""What memory alone does not prove of a transaction that has no row: the log is asked before anything is said."""
 
 
 def age_of(epoch: Epoch, current: Epoch, lineage: Collection[Epoch]) -> Knowledge:

@@ -28,7 +28,7 @@ class Requests(Rounds):
     """The entries of the table for what a root asks."""
 
     def _begin_commit(self, row: None, session: int, request: CommitRequest) -> None:
-        if request.epoch != self.owner.epoch or request.begun_tick < self.remembered.floor:
+        if not self._of_this_time(request):
             self._ask_log(session, request)
             return
         reason = self._refuse_commit(request)
@@ -86,23 +86,28 @@ class Requests(Rounds):
         self._abort(row, request.reason)
 
     def _presume(self, row: None, session: int, request: OutcomeRequest) -> None:
-        if request.epoch != self.owner.epoch or request.begun_tick < self.remembered.floor:
+        if not self._of_this_time(request):
             self._ask_log(session, request)
             return
         self._abort_unknown(session, request.xid, request.epoch, request.branches, PRESUMED)
 
+    def _of_this_time(self, request: CommitRequest | OutcomeRequest) -> bool:
+        """Whether the transaction, had it ended, would be remembered: so that the absence of a memory proves something."""
+        return request.epoch == self.owner.epoch and self.remembered.floor <= request.begun_tick <= self.tick
+
     def _ask_log(self, session: int, request: CommitRequest | OutcomeRequest) -> None:
         self._out.look.append(Lookup(session, request, request.xid))
 
-    def _without_record(self, session: int, request: ToCoordinator) -> None:
+    def _without_record(self, session: int, request: CommitRequest | OutcomeRequest) -> None:
         """Answer for a transaction of an earlier time or epoch that the log has no record of: is absence a proof?"""
-        if not isinstance(request, CommitRequest | OutcomeRequest):
-            return
         xid = request.xid
         if request.epoch not in self.lineage:
             reason = Reason(
                 AbortCode.UNSPECIFIED, f"it began under epoch {request.epoch}, which this log has never had"
             )
+            self._send(session, OutcomeReply(xid, Outcome.UNKNOWN, reason))
+        elif request.epoch == self.owner.epoch and request.begun_tick > self.tick:
+            reason = Reason(AbortCode.PROTOCOL_VIOLATION, "it began at a time that this coordinator has not reached")
             self._send(session, OutcomeReply(xid, Outcome.UNKNOWN, reason))
         elif request.begun_tick * 1000 <= self._forgotten_ms:
             reason = Reason(AbortCode.UNSPECIFIED, "its record may have been deleted: the retention time has passed")

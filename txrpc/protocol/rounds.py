@@ -93,6 +93,8 @@ class Rounds(Desk):
         begun_tick = (row.begun_ms + self._offset_ms) // 1000
         if not row.waiters and self.remembered.floor > begun_tick:
             del self.transactions[row.xid]
+            for branch in row.branches.values():
+                self._forgive(row, branch)
         else:
             self._one_phase_unknown(row, None)
 
@@ -109,6 +111,8 @@ class Rounds(Desk):
     def _ask_only_branch(self, session: int, request: CommitRequest | OutcomeRequest) -> None:
         """A commit in one phase under an earlier epoch left no record here: only its participant can know."""
         if len(self.transactions) >= self.limits.max_transactions:
+            text = f"the coordinator's max_transactions is {self.limits.max_transactions}: ask again later"
+            self._send(session, OutcomeReply(request.xid, Outcome.UNKNOWN, Reason(AbortCode.LIMIT_EXCEEDED, text)))
             return
         ref = request.branches[0]
         row = Transaction(
@@ -184,10 +188,13 @@ class Rounds(Desk):
         self._abort(row, reason)
 
     def _tell_commit(self, row: Transaction, branch: Branch, entry: SessionEntry | None) -> None:
-        if entry is not None:
-            self._owe(entry, row, branch, Commit(row.gid(self.group, self.owner, branch), branch.token))
-        else:
+        commit = Commit(row.gid(self.group, self.owner, branch), branch.token)
+        if entry is None:
             self._wait_for_resource(row, branch)
+        elif branch.acked:
+            self._send(entry.session, commit)  # somebody saw it just before it ended: a second answer must not count
+        else:
+            self._owe(entry, row, branch, commit)
 
     def _acked(self, row: Transaction, session: int, message: Acked) -> None:
         branch = row.branches[message.branch]
