@@ -24,13 +24,16 @@ INCLUDES = Path(grpc_tools.__file__).parent / "_proto"
 
 
 def main() -> int:
+    """See the module's docstring; returns the exit code."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--check", action="store_true", help="change nothing; exit code 1 if anything would change")
     check = parser.parse_args().check
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder)
         wanted = [*_library(out / "library"), *_examples(out / "examples")]
-        stale = [target for source, target in wanted if not target.exists() or not filecmp.cmp(source, target, shallow=False)]
+        stale = [
+            target for source, target in wanted if not target.exists() or not filecmp.cmp(source, target, shallow=False)
+        ]
         for target in stale:
             print(f"{'stale' if check else 'wrote'}: {target.relative_to(ROOT)}")
         if not check:
@@ -46,7 +49,9 @@ def _library(out: Path) -> list[tuple[Path, Path]]:
     for source in sorted((out / "txrpc" / "v1").iterdir()):
         text = source.read_text()
         text = re.sub(r"^from txrpc\.v1 import", "from txrpc.wire.v1 import", text, flags=re.MULTILINE)
-        text = re.sub(r"^import txrpc\.v1\.", "import txrpc.wire.v1.", text, flags=re.MULTILINE).replace(" txrpc.v1.", " txrpc.wire.v1.")
+        text = re.sub(r"^import txrpc\.v1\.", "import txrpc.wire.v1.", text, flags=re.MULTILINE).replace(
+            " txrpc.v1.", " txrpc.wire.v1."
+        )
         source.write_text(text)
         results.append((source, ROOT / "txrpc" / "wire" / "v1" / source.name))
     return results

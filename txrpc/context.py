@@ -25,7 +25,7 @@ _R = TypeVar("_R")
 
 
 Handle = Any
-"""A transaction's handle: what `txrpc.rpc.ports.Handle` and `txrpc.resource.ResourceUser` describe."""
+"""A transaction's handle: what `txrpc.rpc.ports.Handle` and `txrpc.resource.ResourceUser` describe; or None."""
 
 
 class _Ambient(ContextVarsRegistry):
@@ -37,21 +37,20 @@ _ambient = _Ambient()
 _slot = _Ambient.transaction.context_var
 
 
-def current() -> Handle | None:
+def current() -> Handle:
     """The handle of the transaction that the running code belongs to, or None."""
-    handle: Handle | None = _slot.get()
-    return handle
+    return _slot.get()
 
 
-def set_current(handle: Handle | None) -> Handle | None:
+def set_current(handle: Handle) -> Handle:
     """Put *handle* into the slot and return what was there, for the caller to put back."""
-    previous: Handle | None = _slot.get()
+    previous = _slot.get()
     _slot.set(handle)
     return previous
 
 
 @contextmanager
-def bind(handle: Handle | None) -> Iterator[None]:
+def bind(handle: Handle) -> Iterator[None]:
     """Make *handle* current for the length of a block; None suspends the current transaction."""
     previous = set_current(handle)
     try:

@@ -93,6 +93,7 @@ _RETRYABLE = frozenset(
         AbortCode.LOCK_TIMEOUT,
         AbortCode.BRANCH_UNKNOWN,
         AbortCode.PARTICIPANT_LOST,
+        AbortCode.CALL_END_UNKNOWN,
         AbortCode.RESOURCE_UNAVAILABLE,
         AbortCode.COORDINATOR_RESTARTED,
         AbortCode.COORDINATOR_UNAVAILABLE,

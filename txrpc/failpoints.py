@@ -34,7 +34,9 @@ class _Armed:
         action, _, at = text.partition("@")
         self.action, _, seconds = action.partition(":")
         if self.action not in ("kill", "stop", "sleep"):
-            raise ConfigurationError(f"TXRPC_FAILPOINTS: {name}={text}: an action is kill, stop or sleep:SECONDS, with @N behind")
+            raise ConfigurationError(
+                f"TXRPC_FAILPOINTS: {name}={text}: an action is kill, stop or sleep:SECONDS, with @N behind"
+            )
         self.name = name
         self.at = int(at or 1)
         self.seconds = float(seconds or 0)

@@ -83,7 +83,8 @@ def current_transaction() -> Transaction | JoinedCall | None:
     At its root this is the `Transaction`; in a service method that joined it has no ``commit`` and no ``rollback``, but
     everything else: ``xid``, ``status``, ``time_left_s``, ``set_rollback_only``.
     """
-    return current()
+    handle: Transaction | JoinedCall | None = current()
+    return handle
 
 
 def client_interceptors() -> list[Any]:

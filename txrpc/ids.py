@@ -147,9 +147,7 @@ class Gid:
     PREFIX = "txrpc1:"
 
     def __str__(self) -> str:
-        return (
-            f"txrpc1:{self.group}:{self.node}:{self.epoch:016x}:{self.xid}:{self.branch}:{self.participant}:{self.resource}"
-        )
+        return f"txrpc1:{self.group}:{self.node}:{self.epoch:016x}:{self.xid}:{self.branch}:{self.participant}:{self.resource}"
 
     @classmethod
     def parse(cls, text: str) -> Gid | None:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from txrpc.errors import ConfigurationError
 
-__all__ = ["SessionOptions"]
+__all__ = ["DEFAULTS", "SessionOptions"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,3 +32,6 @@ class SessionOptions:
                 raise ConfigurationError(f"{name} is {getattr(self, name)!r}; it must be a positive number of seconds")
         if self.max_batch < 1:
             raise ConfigurationError(f"max_batch is {self.max_batch}; it must be at least 1")
+
+
+DEFAULTS = SessionOptions()

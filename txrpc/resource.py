@@ -118,7 +118,9 @@ class AsyncResource(Protocol):
 class ResourceUser(Protocol):
     """The side of a current transaction that a resource manager's own blocks (``session()``, ``connection()``) see."""
 
-    xid: Xid
+    @property
+    def xid(self) -> Xid:
+        """The transaction's identifier."""
 
     def use(self, resource: Resource) -> AbstractContextManager[Work]:
         """Take the turn on this transaction's branch in *resource*, opening it on first use.
@@ -135,7 +137,7 @@ class ResourceUser(Protocol):
 class AsyncUser(Protocol):
     """`ResourceUser` for asyncio programs."""
 
-    xid: Xid
-
+    @property
+    def xid(self) -> Xid: ...
     def use(self, resource: AsyncResource) -> AbstractAsyncContextManager[Work]: ...
     def set_rollback_only(self, reason: Reason | str | None = None) -> None: ...

@@ -53,7 +53,14 @@ class World:
     def _service(self, name: str, folder: Path) -> Child:
         arguments = [sys.executable, "-m", "examples.bank.service", "--name", name]
         arguments += ["--listen", f"127.0.0.1:{self.ports[name]}", "--coordinator", self.coordinator.address]
-        arguments += ["--database", self.databases[name].url("bank"), "--accounts", str(ACCOUNTS), "--cents", str(CENTS)]
+        arguments += [
+            "--database",
+            self.databases[name].url("bank"),
+            "--accounts",
+            str(ACCOUNTS),
+            "--cents",
+            str(CENTS),
+        ]
         return Child(arguments, name=name, output=folder / f"{name}.log")
 
     def start(self) -> None:
@@ -198,7 +205,7 @@ def screen(progress: Progress) -> RenderableType:
 def rest(world: World) -> None:
     """Wait until nothing is in doubt any more, or long enough."""
     until = time.monotonic() + REST_S
-    while time.monotonic() < until and (sum(_prepared(world).values() or [1])):
+    while time.monotonic() < until and any(_prepared(world).values()):
         time.sleep(0.1)
 
 
@@ -234,7 +241,9 @@ def run(world: World, console: Console, arguments: argparse.Namespace) -> bool:
         progress = Progress(arguments.transfers)
         chaos = threading.Thread(target=crashes, args=(world, progress, console), daemon=True)
         chaos.start()
-        with Live(console=console, get_renderable=lambda: screen(progress), refresh_per_second=8, transient=False) as live:
+        with Live(
+            console=console, get_renderable=lambda: screen(progress), refresh_per_second=8, transient=False
+        ) as live:
             if not console.is_terminal:
                 live.stop()
             transfers(teller, progress, arguments.threads)
@@ -247,8 +256,14 @@ def run(world: World, console: Console, arguments: argparse.Namespace) -> bool:
     rate = progress.results["committed"] / elapsed_s
     counts = ", ".join(f"{count:,} {result}" for result, count in progress.results.most_common())
     console.print()
-    console.print(f"{progress.done:,} transfers in {elapsed_s:.1f} s: {counts}; {progress.retries:,} were run again", highlight=False)
-    console.print(f"{rate:,.0f} commits a second over both banks; the longest pause was {progress.longest_gap_s:.1f} s", highlight=False)
+    console.print(
+        f"{progress.done:,} transfers in {elapsed_s:.1f} s: {counts}; {progress.retries:,} were run again",
+        highlight=False,
+    )
+    console.print(
+        f"{rate:,.0f} commits a second over both banks; the longest pause was {progress.longest_gap_s:.1f} s",
+        highlight=False,
+    )
     console.print(Panel(table, title="the proof" if holds else "IT DOES NOT HOLD", width=78))
     return holds
 

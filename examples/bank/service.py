@@ -1,6 +1,6 @@
 """One bank: a gRPC service with a database of its own, whose methods join the caller's transaction.
 
-    python -m examples.bank.service --listen 127.0.0.1:7501 --database postgresql+psycopg://... --coordinator 127.0.0.1:7400
+python -m examples.bank.service --listen 127.0.0.1:7501 --database postgresql+psycopg://... --coordinator 127.0.0.1:7400
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import threading
 from concurrent.futures import ThreadPoolExecutor
 
 import grpc
-from sqlalchemy import BigInteger, CheckConstraint, String, create_engine, func, select
+from sqlalchemy import BigInteger, CheckConstraint, String, create_engine, func, insert, select
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 import txrpc
@@ -56,7 +56,7 @@ class Accounts(bank_pb2_grpc.AccountsServicer):
 
     def Total(self, request: bank_pb2.TotalRequest, context: grpc.ServicerContext) -> bank_pb2.Balance:
         with self.database.session() as session:
-            return bank_pb2.Balance(cents=session.scalar(select(func.coalesce(func.sum(Account.cents), 0))))
+            return bank_pb2.Balance(cents=int(session.scalar(select(func.sum(Account.cents))) or 0))
 
     def _add(self, name: str, cents: int, context: grpc.ServicerContext) -> bank_pb2.Balance:
         with self.database.session() as session:
@@ -90,7 +90,7 @@ def main() -> None:
     with engine.begin() as connection:
         if arguments.accounts and not connection.scalar(select(func.count()).select_from(Account)):
             rows = [{"name": f"{i:04}", "cents": arguments.cents} for i in range(arguments.accounts)]
-            connection.execute(Account.__table__.insert(), rows)
+            connection.execute(insert(Account), rows)
 
     database = txrpc.sql.ResourceManager(arguments.name, engine)
     with txrpc.connect(arguments.coordinator, resources=[database], process=f"bank service {arguments.name}"):

@@ -1,6 +1,6 @@
 """The business logic: a transfer between two banks is two calls in one transaction.
 
-    python -m examples.bank.teller --coordinator 127.0.0.1:7400 --banks 127.0.0.1:7501 127.0.0.1:7502 --transfers 1000
+python -m examples.bank.teller --coordinator 127.0.0.1:7400 --banks 127.0.0.1:7501 127.0.0.1:7502 --transfers 1000
 """
 
 from __future__ import annotations

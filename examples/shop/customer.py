@@ -1,6 +1,6 @@
 """The customer buys a whole cart, or nothing: several orders at once, in one transaction.
 
-    python -m examples.shop.customer ada tea:2 cup:1 --orders 127.0.0.1:7601 --coordinator 127.0.0.1:7400
+python -m examples.shop.customer ada tea:2 cup:1 --orders 127.0.0.1:7601 --coordinator 127.0.0.1:7400
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """The three services; one program, run once for each.
 
-    python -m examples.shop.services payments --listen 127.0.0.1:7603 --database postgresql+asyncpg://... --coordinator ...
-    python -m examples.shop.services stock    --listen 127.0.0.1:7602 --next 127.0.0.1:7603 ...
-    python -m examples.shop.services orders   --listen 127.0.0.1:7601 --next 127.0.0.1:7602 ...
+python -m examples.shop.services payments --listen 127.0.0.1:7603 --database postgresql+asyncpg://... --coordinator ...
+python -m examples.shop.services stock    --listen 127.0.0.1:7602 --next 127.0.0.1:7603 ...
+python -m examples.shop.services orders   --listen 127.0.0.1:7601 --next 127.0.0.1:7602 ...
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import argparse
 import asyncio
 import signal
 from collections.abc import AsyncIterator
-from typing import Any
+from typing import Any, TypeAlias
 
 import grpc
 from sqlalchemy import BigInteger, String, select
@@ -22,7 +22,7 @@ import txrpc.aio
 import txrpc.sql
 from examples.shop import shop_pb2, shop_pb2_grpc
 
-Context = grpc.aio.ServicerContext
+Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
 Database = txrpc.sql.AsyncResourceManager
 
 
@@ -100,7 +100,9 @@ class Payments(shop_pb2_grpc.PaymentsServicer):
         async with self.database.session() as session:
             purse = await session.get(Purse, request.customer, with_for_update=True)
             if purse is None or purse.cents < request.cents:
-                await context.abort(grpc.StatusCode.FAILED_PRECONDITION, f"{request.customer} cannot pay {request.cents} cents")
+                await context.abort(
+                    grpc.StatusCode.FAILED_PRECONDITION, f"{request.customer} cannot pay {request.cents} cents"
+                )
             purse.cents -= request.cents
             return shop_pb2.Paid(cents_left=purse.cents)
 

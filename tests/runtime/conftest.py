@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Iterator
+from typing import Any, cast
 
 import pytest
 
@@ -46,7 +47,7 @@ def aio_notebook() -> AioNotebook:
 
 @pytest.fixture
 async def aio_manager(aio_notebook: AioNotebook) -> AsyncIterator[AioManager]:
-    manager = AioManager("default", [aio_notebook, AioNotebook("second")])
+    manager = AioManager("default", cast("Any", [aio_notebook, AioNotebook("second")]))
     await manager.start(AioNoSession())
     set_default_manager("txrpc.aio", manager, on=True)
     async with manager:

@@ -132,5 +132,17 @@ class AioNotebook(Notebook):
 
 
 _VERBS = frozenset(
-    "start close begin prepare commit_one_phase rollback interrupt commit_prepared rollback_prepared in_doubt one_phase_result".split()
+    [
+        "start",
+        "close",
+        "begin",
+        "prepare",
+        "commit_one_phase",
+        "rollback",
+        "interrupt",
+        "commit_prepared",
+        "rollback_prepared",
+        "in_doubt",
+        "one_phase_result",
+    ]
 )

@@ -265,10 +265,10 @@ def test_retry_runs_the_whole_root_again_while_it_may_help(notebook: Notebook) -
     @transactional(retry=Retry(attempts=3, backoff_s=0))
     def work() -> str:
         handle = current()
-        attempts.append(handle.xid)  # type: ignore[union-attr]
+        attempts.append(handle.xid)
         notebook.write(f"attempt {len(attempts)}")
         if len(attempts) < 3:
-            handle.set_rollback_only(Reason(AbortCode.DEADLOCK))  # type: ignore[union-attr]
+            handle.set_rollback_only(Reason(AbortCode.DEADLOCK))
         return "done"
 
     assert work() == "done"
@@ -282,7 +282,7 @@ def test_retry_gives_up_after_its_attempts() -> None:
     @transactional(retry=Retry(attempts=2, backoff_s=0))
     def work() -> None:
         attempts.append(1)
-        current().set_rollback_only(Reason(AbortCode.SERIALIZATION_FAILURE))  # type: ignore[union-attr]
+        current().set_rollback_only(Reason(AbortCode.SERIALIZATION_FAILURE))
 
     with pytest.raises(TransactionAborted):
         work()
@@ -295,7 +295,7 @@ def test_retry_leaves_other_errors_and_joined_scopes_alone() -> None:
     @transactional(retry=Retry(attempts=5, backoff_s=0))
     def work(code: AbortCode) -> None:
         attempts.append(1)
-        current().set_rollback_only(Reason(code))  # type: ignore[union-attr]
+        current().set_rollback_only(Reason(code))
         raise KeyError
 
     with pytest.raises(KeyError):
@@ -349,7 +349,7 @@ def test_threads_of_one_transaction_take_turns(notebook: Notebook) -> None:
 
     def work(number: int) -> None:
         handle = current()
-        with handle.use(notebook) as page, handle.use(notebook) as again:  # type: ignore[union-attr]
+        with handle.use(notebook) as page, handle.use(notebook) as again:
             assert page is again
             inside.append(number)
             most.append(len(inside))
@@ -381,7 +381,7 @@ def test_commit_while_another_thread_uses_the_work_rolls_back(notebook: Notebook
     entered, go = threading.Event(), threading.Event()
 
     def slow() -> None:
-        with current().use(notebook) as page:  # type: ignore[union-attr]
+        with current().use(notebook) as page:
             page.write("one")
             entered.set()
             go.wait(10)
@@ -457,7 +457,7 @@ def test_a_forked_child_gets_a_clear_error() -> None:
     if child == 0:
         try:
             transaction().__enter__()
-        except BaseException as error:  # noqa: BLE001 - whatever it is goes to the parent
+        except BaseException as error:
             os.write(writer, f"{type(error).__name__}: {error}".encode())
         os._exit(0)
     os.waitpid(child, 0)

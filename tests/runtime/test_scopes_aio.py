@@ -101,7 +101,9 @@ async def test_tasks_of_one_transaction_take_turns(aio_manager: AioManager, aio_
     assert sorted(aio_notebook.lines) == list("01234")
 
 
-async def test_a_failed_statement_dooms_even_if_its_error_is_swallowed(aio_manager: AioManager, aio_notebook: AioNotebook) -> None:
+async def test_a_failed_statement_dooms_even_if_its_error_is_swallowed(
+    aio_manager: AioManager, aio_notebook: AioNotebook
+) -> None:
     with pytest.raises(TransactionAborted) as caught:
         async with transaction():
             await aio_notebook.note("one")
@@ -161,7 +163,9 @@ async def test_retry_runs_the_whole_root_again(aio_manager: AioManager, aio_note
     assert aio_notebook.lines == ["attempt 3"]
 
 
-async def test_generators_are_current_only_while_their_own_code_runs(aio_manager: AioManager, aio_notebook: AioNotebook) -> None:
+async def test_generators_are_current_only_while_their_own_code_runs(
+    aio_manager: AioManager, aio_notebook: AioNotebook
+) -> None:
     @transactional
     async def work() -> AsyncIterator[int]:
         await aio_notebook.note("one")

@@ -23,7 +23,7 @@ def main() -> None:
 @config_options
 @click.option("--config", "file", metavar="FILE", help="A TOML file with the same options.")
 def coordinator(file: str | None, **given: Any) -> None:
-    """Run a coordinator until SIGTERM or SIGINT.
+    r"""Run a coordinator until SIGTERM or SIGINT.
 
     Every option may also be an environment variable (TXRPC_MAX_BRANCHES) or a key of the TOML file (max_branches);
     a flag wins over the environment, and that over the file.

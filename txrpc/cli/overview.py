@@ -32,7 +32,9 @@ def ask(address: str, limit: int, timeout_s: float) -> admin_pb2.StatusReply:
 
 def as_dict(reply: admin_pb2.StatusReply) -> dict[str, Any]:
     """*reply* for programs: identifiers in hexadecimal, as everywhere."""
-    shown: dict[str, Any] = MessageToDict(reply, preserving_proto_field_name=True, always_print_fields_with_no_presence=True)
+    shown: dict[str, Any] = MessageToDict(
+        reply, preserving_proto_field_name=True, always_print_fields_with_no_presence=True
+    )
     for key in ("uptime_ms", "committed", "aborted", "heuristic", "open", "in_doubt"):
         shown[key] = int(shown[key])
     shown["owner"]["epoch"] = str(Epoch(reply.owner.epoch))
@@ -50,7 +52,9 @@ def show(reply: admin_pb2.StatusReply, address: str) -> None:
     console = Console(highlight=False)
     log = Text("takes decisions", "green") if reply.log_healthy else Text("TAKES NO DECISIONS", "bold red")
     facts = Table.grid(padding=(0, 2))
-    facts.add_row("coordinator", f"{reply.owner.node} at {address}, group {reply.group}, epoch {Epoch(reply.owner.epoch)}")
+    facts.add_row(
+        "coordinator", f"{reply.owner.node} at {address}, group {reply.group}, epoch {Epoch(reply.owner.epoch)}"
+    )
     facts.add_row("version, up for", f"{reply.version}, {_age(reply.uptime_ms)}")
     facts.add_row("decision log", Text.assemble(reply.log, "  ", log))
     ended = f"{reply.committed:,} committed, {reply.aborted:,} rolled back, {reply.heuristic:,} heuristic"
@@ -66,7 +70,9 @@ def show(reply: admin_pb2.StatusReply, address: str) -> None:
 
 
 def _sessions(reply: admin_pb2.StatusReply) -> Table:
-    table = Table("process", "resources", "connected for", "peer", title=f"{len(reply.sessions)} sessions", title_justify="left")
+    table = Table(
+        "process", "resources", "connected for", "peer", title=f"{len(reply.sessions)} sessions", title_justify="left"
+    )
     for session in reply.sessions:
         names = ", ".join(resource.name for resource in session.resources) or "none"
         table.add_row(session.process, names, _age(session.age_ms), session.peer)

@@ -73,7 +73,9 @@ class Outbox(Protocol):
 class Engine:
     """One coordinator node in one epoch.  All methods belong to the event loop that `start` ran on."""
 
-    def __init__(self, log: DecisionLog, node: str, group: str, limits: Limits, retention_s: float, in_doubt_warn_s: float) -> None:
+    def __init__(
+        self, log: DecisionLog, node: str, group: str, limits: Limits, retention_s: float, in_doubt_warn_s: float
+    ) -> None:
         self._log = log
         self._node = node
         self._group = group
@@ -110,7 +112,12 @@ class Engine:
         self.core = Coordinator(
             self.owner, self._group, opened.lineage, opened.pending, self._limits, now_ms, clock_ms, opened.forgotten_ms
         )
-        fields = {"node": self._node, "epoch": str(opened.epoch), "log": self._log.location, "pending": len(opened.pending)}
+        fields = {
+            "node": self._node,
+            "epoch": str(opened.epoch),
+            "log": self._log.location,
+            "pending": len(opened.pending),
+        }
         logger.info("log opened", extra=fields)
         loop = asyncio.get_running_loop()
         self._tasks = [loop.create_task(self._writer()), loop.create_task(self._housekeeper())]

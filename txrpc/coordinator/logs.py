@@ -33,5 +33,5 @@ def set_up(log_format: str, level: str) -> None:
 
 
 def _keys(_logger: object, _name: str, fields: structlog.typing.EventDict) -> structlog.typing.EventDict:
-    """logfmt refuses keys with spaces; ours have none, a library's might."""
+    """Logfmt refuses keys with spaces; ours have none, a library's might."""
     return {key.replace(" ", "_"): value for key, value in fields.items()}

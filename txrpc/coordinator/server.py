@@ -106,7 +106,9 @@ def _listen(server: Any, config: CoordinatorConfig) -> str:
     except RuntimeError:
         bound = 0
     if not bound:
-        raise ConfigurationError(f"cannot listen on {config.listen}: the port is taken, or the address is not this machine's")
+        raise ConfigurationError(
+            f"cannot listen on {config.listen}: the port is taken, or the address is not this machine's"
+        )
     return f"{host}:{bound or port}"
 
 

@@ -97,7 +97,9 @@ class SessionService(session_pb2_grpc.CoordinatorServicer):
         try:
             await self._converse(number, context)
         except BadMessage as error:
-            logger.warning("session made no sense", extra={"session": number, "peer": context.peer(), "reason": str(error)})
+            logger.warning(
+                "session made no sense", extra={"session": number, "peer": context.peer(), "reason": str(error)}
+            )
             farewell = GoAway("protocol", str(error), retry=True)
         except TimeoutError:
             farewell = GoAway("protocol", f"no Hello within {_HELLO_S:.0f} s", retry=True)

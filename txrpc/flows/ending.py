@@ -13,12 +13,13 @@ answer still has to travel, perhaps over a restart.
 
 from __future__ import annotations
 
+import contextlib
 from typing import Any, Protocol
 
 from txrpc.errors import AbortCode, CoordinatorUnavailable, HeuristicOutcome, OutcomeUnknown, Reason
 from txrpc.flows.driver import Flow
 from txrpc.flows.part import Part, Status
-from txrpc.ids import BranchId, ParticipantId
+from txrpc.ids import ParticipantId
 from txrpc.protocol.messages import (
     BranchRef,
     CommitRequest,
@@ -52,7 +53,7 @@ class Ending(Protocol):
     def tell(self, message: Any) -> None:
         """Send a message that needs no answer; without a session it is dropped."""
 
-    def end_here(self, branch: BranchId, reason: Reason | None) -> Any:
+    def end_here(self, ref: BranchRef, reason: Reason | None) -> Any:
         """Commit a branch of this process in one phase, or with a *reason* roll it back; a future of (result, reason)."""
 
     def wait(self, future: Any, timeout_s: float) -> Any:
@@ -82,7 +83,7 @@ def commit(manager: Ending, part: Part, wait: Wait) -> Flow[None]:
             outcome = Outcome.ABORTED
         elif not refs:
             outcome = Outcome.COMMITTED
-        elif len(refs) == 1 and refs[0].participant == manager.participant_id:
+        elif len(refs) == 1 and refs[0].participant == manager.participant_id and refs[0].vote is None:
             outcome, reason = yield from _commit_here(manager, part, refs[0])
         else:
             outcome, reason = yield from _commit_there(manager, part, refs, wait)
@@ -124,19 +125,18 @@ def rollback(manager: Ending, part: Part, reason: Reason) -> Flow[None]:
 
 def _undo(manager: Ending, part: Part, refs: tuple[BranchRef, ...], reason: Reason) -> Flow[None]:
     own = [ref for ref in refs if ref.participant == manager.participant_id]
-    futures = [manager.end_here(ref.branch, reason) for ref in own]
+    futures = [manager.end_here(ref, reason) for ref in own]
     if len(own) < len(refs) and part.owner is not None:
         others = tuple(ref for ref in refs if ref.participant != manager.participant_id)
         manager.tell(RollbackRequest(part.xid, part.owner.epoch, others, reason))
     for future in futures:
-        try:
+        # If the database does not answer: the branch is unprepared and can only end one way.
+        with contextlib.suppress(TimeoutError):
             yield manager.wait, (future, manager.patience_ms / 1000)
-        except TimeoutError:
-            pass  # the database does not answer; the branch is unprepared and can only end one way
 
 
 def _commit_here(manager: Ending, part: Part, ref: BranchRef) -> Flow[Ended]:
-    future = manager.end_here(ref.branch, None)
+    future = manager.end_here(ref, None)
     patience_s = max(0, part.deadline_ms - manager.now_ms() + manager.patience_ms) / 1000
     try:
         result, reason = yield manager.wait, (future, patience_s)

@@ -64,7 +64,9 @@ class CallOut:
 class Part:
     """See the module's docstring."""
 
-    def __init__(self, xid: Xid, owner: Owner | None, group: str, deadline_ms: int, read_only: bool, begun_tick: int) -> None:
+    def __init__(
+        self, xid: Xid, owner: Owner | None, group: str, deadline_ms: int, read_only: bool, begun_tick: int
+    ) -> None:
         self.xid = xid
         self.owner = owner
         self.group = group
@@ -191,5 +193,3 @@ class Part:
         else:
             text = f"{ref.resource} was called again after its early vote"
             self._doom(Reason(AbortCode.PROTOCOL_VIOLATION, text))
-
-

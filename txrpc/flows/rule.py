@@ -8,7 +8,7 @@ from typing import Any
 
 from txrpc.errors import UsageError
 
-__all__ = ["Kind", "Rule", "kinds_of"]
+__all__ = ["ALWAYS", "Kind", "Rule", "kinds_of"]
 
 Kind = Any
 """An exception type, or a `grpc.StatusCode`."""
@@ -28,7 +28,7 @@ class Rule:
     def make(cls, rollback_for: Kind | Iterable[Kind] = (), no_rollback_for: Kind | Iterable[Kind] = ()) -> Rule:
         """Build a rule from single kinds or iterables of them; raises `UsageError` for what is neither type nor status."""
         if rollback_for == () and no_rollback_for == ():
-            return _ALWAYS
+            return ALWAYS
         return cls(_checked("rollback_for", rollback_for), _checked("no_rollback_for", no_rollback_for))
 
     def dooms(self, kinds: tuple[object, ...]) -> bool:
@@ -40,7 +40,8 @@ class Rule:
         return _matches(self.rollback_for, kinds)
 
 
-_ALWAYS = Rule()
+ALWAYS = Rule()
+"""Every failure rolls back."""
 
 
 def kinds_of(error: BaseException) -> tuple[object, ...]:

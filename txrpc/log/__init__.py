@@ -1,0 +1,1 @@
+"""Decision logs: the port, and what implements it."""

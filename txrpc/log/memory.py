@@ -89,4 +89,6 @@ class MemoryLog:
 
     def _check_fence(self) -> None:
         if self._node.epochs[-1] != self._epoch:
-            raise Fenced(f"epoch {self._epoch} of node {self._name!r} is over: {self._node.epochs[-1]} has opened the log")
+            raise Fenced(
+                f"epoch {self._epoch} of node {self._name!r} is over: {self._node.epochs[-1]} has opened the log"
+            )

@@ -23,7 +23,14 @@ from typing import Any
 from sqlalchemy import bindparam, create_engine, delete, event, func, insert, select, text, update
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.engine import URL, Connection, Engine, make_url
-from sqlalchemy.exc import ArgumentError, DBAPIError, IntegrityError, NoSuchModuleError, ProgrammingError, SQLAlchemyError
+from sqlalchemy.exc import (
+    ArgumentError,
+    DBAPIError,
+    IntegrityError,
+    NoSuchModuleError,
+    ProgrammingError,
+    SQLAlchemyError,
+)
 from sqlalchemy.pool import QueuePool
 
 from txrpc.errors import ConfigurationError, Fenced
@@ -188,7 +195,9 @@ class SqlLog:
         present = connection.scalar(query)
         if present != self._epoch:
             later = Epoch(present) if present else "nobody"
-            raise Fenced(f"epoch {self._epoch} of node {self._node!r} is over: {later} has opened the log {self.location}")
+            raise Fenced(
+                f"epoch {self._epoch} of node {self._node!r} is over: {later} has opened the log {self.location}"
+            )
 
     def _check_same(self, connection: Connection, rows: Sequence[dict[str, Any]]) -> None:
         """A decision never changes: what is there under these xids is what was to be written."""
@@ -198,7 +207,9 @@ class SqlLog:
         )
         held = {bytes(row.xid): bytes(row.branches) for row in connection.execute(query)}
         if held != wanted:
-            raise AssertionError(f"the log {self.location} holds other decisions than those to be recorded: {held}, {wanted}")
+            raise AssertionError(
+                f"the log {self.location} holds other decisions than those to be recorded: {held}, {wanted}"
+            )
 
     def _pending(self, connection: Connection) -> tuple[Decision, ...]:
         query = select(decisions).where(decisions.c.node == self._node, decisions.c.done_ms.is_(None))

@@ -1,0 +1,1 @@
+"""The pure protocol: tables that take values and return values."""

@@ -85,6 +85,10 @@ class Desk:
     def _wait_for_resource(self, row: Transaction, branch: Branch) -> None:
         self._forgive(row, branch)
         branch.trouble = f"no process with resource {branch.ref.resource} is connected"
+        self._await_resource(row, branch)
+
+    def _await_resource(self, row: Transaction, branch: Branch) -> None:
+        """The next session with the resource of *branch* brings SESSION_FOUND."""
         self._homeless.setdefault(branch.ref.resource, set()).add((row.xid, branch.ref.branch))
 
     def _wake_at(self, row: Transaction, due_ms: int) -> None:

@@ -70,8 +70,11 @@ class Requests(Rounds):
         waited = self._now_ms >= row.time_up_ms
         if row.state is State.COMMITTING and (wait is Wait.DECISION or waited):
             self._send(session, self._committed_reply(row))
-        else:
-            row.waiters[session] = wait
+            return
+        if row.state is State.ONE_PHASE and not row.waiters:
+            # All others have been told that nobody knows.  The truth may still come, but not be waited for as long again.
+            self._wake_at(row, self._now_ms + self.limits.ack_wait_ms)
+        row.waiters[session] = wait
 
     def _reply_ended(self, row: None, session: int, request: CommitRequest | RollbackRequest | OutcomeRequest) -> None:
         reason = self.remembered[request.xid]

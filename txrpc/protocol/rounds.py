@@ -102,11 +102,13 @@ class Rounds(Desk):
         """Learn how a commit in one phase ended: from its own process, or from anybody who can ask the database."""
         own = self.directory.owner(branch.ref.participant)
         entry = own or (self.directory.finisher(branch.ref.participant, branch.ref.resource) if branch.token else None)
-        if entry is not None:
-            ref = branch.ref
-            self._owe(entry, row, branch, Resolve(row.xid, ref.branch, ref.resource, branch.token))
-        else:
+        if entry is None:
             self._wait_for_resource(row, branch)
+            return
+        ref = branch.ref
+        self._owe(entry, row, branch, Resolve(row.xid, ref.branch, ref.resource, branch.token))
+        if own is None:
+            self._await_resource(row, branch)  # its own process knows best, should it come back
 
     def _ask_only_branch(self, session: int, request: CommitRequest | OutcomeRequest) -> None:
         """A commit in one phase under an earlier epoch left no record here: only its participant can know."""

@@ -1,0 +1,1 @@
+"""gRPC: interceptors and sessions, in two colours."""

@@ -150,7 +150,7 @@ def _conclude(out: OutgoingCall, method: str, call: Any) -> TxrpcError | None:
 
 
 def _carried(request_iterator: Any) -> Iterator[Any]:
-    """gRPC pulls requests from a thread of its own; the user's code in there belongs to the transaction all the same."""
+    """GRPC pulls requests from a thread of its own; the user's code in there belongs to the transaction all the same."""
     handle = current()
     return request_iterator if handle is None else _bound(handle, iter(request_iterator))
 

@@ -9,7 +9,7 @@ from txrpc.errors import BadMessage, ConfigurationError
 from txrpc.options import SessionOptions
 from txrpc.protocol.messages import FromCoordinator, GoAway, Welcome
 
-__all__ = ["Backoff", "Refused", "check_first", "channel_options", "farewell"]
+__all__ = ["Backoff", "Refused", "channel_options", "check_first", "farewell"]
 
 
 class Refused(Exception):

@@ -45,7 +45,9 @@ class OutgoingCall(Protocol):
 class Handle(Protocol):
     """The current transaction, as `txrpc.context.current` returns it."""
 
-    xid: Xid
+    @property
+    def xid(self) -> Xid:
+        """The transaction's identifier."""
 
     def outgoing(self) -> OutgoingCall:
         """Register a call that is about to be sent.

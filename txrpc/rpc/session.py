@@ -22,7 +22,7 @@ from typing import Any
 import grpc
 
 from txrpc.errors import BadMessage, ConfigurationError, CoordinatorUnavailable, ForkedError
-from txrpc.options import SessionOptions
+from txrpc.options import DEFAULTS, SessionOptions
 from txrpc.protocol.messages import FromCoordinator, Hello, ToCoordinator, Welcome
 from txrpc.rpc.link import Backoff, Refused, channel_options, check_first, farewell, refusal
 from txrpc.wire.codec import decode_coordinator_batch, encode_to_coordinator
@@ -81,7 +81,7 @@ class Session:
         on_welcome: Callable[[Welcome], None],
         on_message: Callable[[FromCoordinator], None],
         on_lost: Callable[[str], None],
-        options: SessionOptions = SessionOptions(),
+        options: SessionOptions = DEFAULTS,
     ) -> None:
         self.address = address
         self._hello = hello

@@ -13,20 +13,33 @@ from txrpc.rpc.ports import Handle, OutgoingCall
 from txrpc.wire.metadata import BRANCHES_KEY, CONTEXT_KEY, encode_context, encode_report, find_report
 from txrpc.wire.status import code_of, end_is_known, from_trailing, to_trailing
 
-__all__ = ["Ending", "conclude", "ending_of", "lost_reason", "outgoing_fields", "reason_of", "refusal_of", "trailing_of"]
+__all__ = [
+    "Ending",
+    "conclude",
+    "ending_of",
+    "lost_reason",
+    "outgoing_fields",
+    "reason_of",
+    "refusal_of",
+    "trailing_of",
+]
 
 
 # ------------------------------------------------------------------------------------------------------- client side
 
 
-def outgoing_fields(out: OutgoingCall, timeout: float | None, metadata: Iterable[Any] | None) -> tuple[float, list[Any]]:
+def outgoing_fields(
+    out: OutgoingCall, timeout: float | None, metadata: Iterable[Any] | None
+) -> tuple[float, list[Any]]:
     """The call's timeout and metadata: the user's, and the transaction's on top."""
     time_left_s = out.time_left_s
     entries = [*(metadata or ()), (CONTEXT_KEY, encode_context(out.context))]
     return (time_left_s if timeout is None else min(timeout, time_left_s)), entries
 
 
-def conclude(out: OutgoingCall, method: str, code: Any, details: str | None, trailing: Any, error: object) -> TxrpcError | None:
+def conclude(
+    out: OutgoingCall, method: str, code: Any, details: str | None, trailing: Any, error: object
+) -> TxrpcError | None:
     """Tell the transaction how a call ended; returns the error to raise in place of gRPC's, if the callee sent one of ours."""
     text = f"{method}: {code.name if code is not None else 'no status'}: {details or ''}"[:300]
     try:
@@ -113,5 +126,3 @@ def ending_of(handle: Handle, report: CallReport, error: BaseException | None, u
 def refusal_of(error: TxrpcError) -> Ending:
     """The end of a call that was refused before its handler ran; the status details are the mark of that."""
     return Ending([to_trailing(error)], code_of(error), str(error))
-
-

@@ -1,0 +1,1 @@
+"""A process's side of transactions: managers, handles, scopes."""

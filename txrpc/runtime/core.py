@@ -149,7 +149,9 @@ class ManagerCore:
             raise UsageError(f"timeout is a positive number of seconds, not {timeout_s!r}")
         welcome = self.welcome
         if welcome is not None and timeout_s * 1000 > welcome.max_timeout_ms:
-            raise UsageError(f"timeout={timeout_s:g} s is above the coordinator's max_timeout of {welcome.max_timeout_ms / 1000:g} s")
+            raise UsageError(
+                f"timeout={timeout_s:g} s is above the coordinator's max_timeout of {welcome.max_timeout_ms / 1000:g} s"
+            )
         xid = Xid.make(time.time_ns() // 1_000_000, os.urandom(10))
         owner = welcome.owner if welcome is not None else None
         deadline_ms = self.now_ms() + int(timeout_s * 1000)
@@ -168,7 +170,9 @@ class ManagerCore:
             raise aborted(context.xid, Reason(AbortCode.TIMED_OUT, "the call arrived with no time left"))
         with self._lock:
             if self._table.closed(context.xid):
-                raise aborted(context.xid, Reason(AbortCode.BRANCH_UNKNOWN, "the call came after the transaction had ended here"))
+                raise aborted(
+                    context.xid, Reason(AbortCode.BRANCH_UNKNOWN, "the call came after the transaction had ended here")
+                )
         deadline_ms = self.now_ms() + context.time_left_ms
         return Part(context.xid, context.owner, self.group, deadline_ms, context.read_only, self._tick)
 
@@ -176,7 +180,9 @@ class ManagerCore:
         welcome = self.welcome
         if welcome is None or welcome.owner.node != context.owner.node:
             node = context.owner.node
-            raise CoordinatorUnavailable(f"this service has no session with coordinator {node!r}, which owns the transaction")
+            raise CoordinatorUnavailable(
+                f"this service has no session with coordinator {node!r}, which owns the transaction"
+            )
         if welcome.owner.epoch != context.owner.epoch:
             if welcome.owner.epoch < context.owner.epoch:
                 raise CoordinatorUnavailable("this service has not reconnected to the restarted coordinator yet")
@@ -193,7 +199,7 @@ class ManagerCore:
                     row.calls += 1
                     row.doom = row.doom or part.doom
 
-    # ---------------------------------------------------------------------------------- branches (flows.using.Branches)
+    # ---------------------------------------------------------------------------------- branches, as flows.using sees them
 
     def slot(self, part: Part, resource: Any) -> Slot:
         """See `txrpc.flows.using.Branches`."""
@@ -268,7 +274,7 @@ class ManagerCore:
             if not slot.row.users and slot.row.state is BranchState.ROLLING_BACK:
                 self._honour(self._table.step(BranchInput.RELEASED, slot.row.branch, self.now_ms()))
 
-    # ------------------------------------------------------------------------------------ asking (flows.ending.Ending)
+    # ------------------------------------------------------------------------------------ asking, as flows.ending sees it
 
     def post(self, message: Any) -> Any:
         """See `txrpc.flows.ending.Ending`."""
@@ -289,16 +295,18 @@ class ManagerCore:
         except CoordinatorUnavailable:
             logger.debug("dropped a message: no session", extra={"message": type(message).__name__})
 
-    def end_here(self, branch: BranchId, reason: Reason | None) -> Any:
+    def end_here(self, ref: BranchRef, reason: Reason | None) -> Any:
         """See `txrpc.flows.ending.Ending`."""
         kind = BranchInput.LOCAL_COMMIT if reason is None else BranchInput.LOCAL_ROLLBACK
+        detail = ref.calls if reason is None else reason
+        branch = ref.branch
         with self._lock:
             future = self._ending.setdefault(branch, self._future())
             if branch not in self._table.rows:
                 del self._ending[branch]
                 gone = Reason(AbortCode.TIMED_OUT, "the branch was rolled back long ago")
                 self._settle(future, (OnePhaseResult.ABORTED, gone))
-            self._honour(self._table.step(kind, branch, self.now_ms(), reason))
+            self._honour(self._table.step(kind, branch, self.now_ms(), detail))
             return future
 
     def ended(self, part: Part) -> None:
@@ -370,16 +378,18 @@ class ManagerCore:
 
     def _about_branch(self, message: Any) -> None:
         now_ms = self.now_ms()
-        if isinstance(message, Resolve) and message.branch not in self._table.rows and message.token:
-            if message.resource in self.resources:
-                gid = self._gid(message)
-                self._honour(self._table.resolve_foreign(gid, message.token, now_ms))
-                return
+        if isinstance(message, Resolve) and self._is_foreign(message):
+            self._honour(self._table.resolve_foreign(self._gid(message), message.token, now_ms))
+            return
         if isinstance(message, Commit | Rollback) and message.gid.resource not in self.resources:
             fields = {"xid": str(message.gid.xid), "resource": message.gid.resource}
             logger.error("asked to finish a branch of a resource that this process does not have", extra=fields)
             return
         self._honour(self._table.received(message, now_ms))
+
+    def _is_foreign(self, message: Resolve) -> bool:
+        """Whether this asks about another process's branch, which this one's database can tell."""
+        return bool(message.branch not in self._table.rows and message.token and message.resource in self.resources)
 
     def _gid(self, message: Resolve) -> Gid:
         owner = self._seen or _NOBODY
@@ -402,8 +412,9 @@ class ManagerCore:
                 logger.debug("dropped messages: no session", extra={"count": len(effects.send)})
         for do in effects.do:
             slot = self._slots.get(do.gid.branch)
-            if do.operation is Operation.ROLLBACK and (slot is None or slot.work is None):
-                self._operated(do, (BranchInput.ROLLED_BACK, None))
+            if do.operation in _NEEDS_WORK and (slot is None or slot.work is None):
+                if do.operation is Operation.ROLLBACK:
+                    self._operated(do, (BranchInput.ROLLED_BACK, None))
             else:
                 self._start(do, slot)
         self._wake()
@@ -414,6 +425,16 @@ class ManagerCore:
             if do.operation in _ENDS_WORK:
                 self._slots.pop(do.gid.branch, None)
             self._honour(self._table.step(result[0], do.gid.branch, self.now_ms(), result[1]))
+
+    def _broke(self, do: Do, error: BaseException) -> None:
+        """A resource broke its contract, or this program is mistaken: the branch must not wait for ever."""
+        fields = {"operation": do.operation.value, "gid": str(do.gid)}
+        logger.error("operation failed", extra=fields, exc_info=error)
+        reason = Reason(AbortCode.UNSPECIFIED, f"{do.operation.value} failed: {type(error).__name__}")
+        if do.operation is not Operation.INTERRUPT:
+            kind = _BROKE.get(do.operation, BranchInput.FINISH_FAILED)
+            detail = (OnePhaseResult.UNKNOWN, reason) if kind is BranchInput.ONE_PHASE_ENDED else reason
+            self._operated(do, (kind, detail))
 
     def _committing(self, do: Do, token: str) -> None:
         """COMMIT in one phase is about to be sent to the database."""
@@ -465,7 +486,15 @@ class ManagerCore:
             )
 
 
+_NEEDS_WORK = frozenset({Operation.ROLLBACK, Operation.INTERRUPT})
 _ENDS_WORK = frozenset({Operation.PREPARE, Operation.COMMIT_ONE_PHASE, Operation.ROLLBACK})
+
+
+_BROKE = {
+    Operation.PREPARE: BranchInput.PREPARE_FAILED,
+    Operation.COMMIT_ONE_PHASE: BranchInput.ONE_PHASE_ENDED,
+    Operation.ROLLBACK: BranchInput.ROLLED_BACK,
+}
 
 
 def reason_for(error: BaseException) -> Reason:

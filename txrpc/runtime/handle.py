@@ -154,6 +154,6 @@ class RootBase(BaseHandle):
 _OUTCOMES = {Status.COMMITTED: Outcome.COMMITTED, Status.ROLLED_BACK: Outcome.ABORTED}
 
 
-def log_callback_error(xid: Xid) -> None:
+def log_callback_error(xid: Xid, error: Exception) -> None:
     """An after-completion callback raised."""
-    logger.exception("an after-completion callback failed", extra={"xid": str(xid)})
+    logger.error("an after-completion callback of transaction %s failed", xid, exc_info=error)

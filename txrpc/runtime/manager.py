@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import logging
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Self
 
 from txrpc.context import current, set_current
 from txrpc.errors import AbortCode, Reason, TransactionExists
@@ -27,8 +26,6 @@ from txrpc.runtime.handle import JoinedBase, RootBase, log_callback_error
 from txrpc.runtime.scope import set_default_manager
 
 __all__ = ["JoinedCall", "Manager", "Transaction"]
-
-logger = logging.getLogger("txrpc.runtime")
 
 _LONGEST_SLEEP_S = 60.0
 
@@ -132,8 +129,8 @@ class Transaction(_Uses, RootBase):
         for callback in callbacks:
             try:
                 callback(self._outcome())
-            except Exception:
-                log_callback_error(self.xid)
+            except Exception as error:
+                log_callback_error(self.xid, error)
 
 
 class Manager(ManagerCore):
@@ -178,7 +175,7 @@ class Manager(ManagerCore):
         for resource in self.resources.values():
             resource.close()
 
-    def __enter__(self) -> Manager:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -199,7 +196,9 @@ class Manager(ManagerCore):
         Sends nothing.  Raises `TransactionExists` inside another one, `UsageError` for a bad argument, `ForkedError`.
         """
         if (existing := current()) is not None:
-            raise TransactionExists(f"begin() inside transaction {existing.xid}: end it first, or use propagation REQUIRES_NEW")
+            raise TransactionExists(
+                f"begin() inside transaction {existing.xid}: end it first, or use propagation REQUIRES_NEW"
+            )
         transaction = self.new_root(timeout, read_only, Rule.make(rollback_for, no_rollback_for))
         transaction._make_current()
         return transaction
@@ -253,8 +252,8 @@ class Manager(ManagerCore):
             result = run(operate(do, resource, work, committing))
             failpoint(f"participant.after_{do.operation.value}")
             self._operated(do, result)
-        except Exception:
-            logger.exception("operation failed", extra={"operation": do.operation.value, "gid": str(do.gid)})
+        except Exception as error:
+            self._broke(do, error)
 
     def _future(self) -> Future[Any]:
         return Future()

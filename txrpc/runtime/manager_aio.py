@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager
-from typing import Any
+from typing import Any, Self
 
 from txrpc.context import current, set_current
 from txrpc.errors import AbortCode, Reason, TransactionExists
@@ -26,8 +25,6 @@ from txrpc.runtime.handle import JoinedBase, RootBase, log_callback_error
 from txrpc.runtime.scope import set_default_manager
 
 __all__ = ["AioJoinedCall", "AioManager", "AioTransaction"]
-
-logger = logging.getLogger("txrpc.runtime")
 
 
 class AioTurn:
@@ -129,8 +126,8 @@ class AioTransaction(_Uses, RootBase):
                 result = callback(self._outcome())
                 if asyncio.iscoroutine(result):
                     await result
-            except Exception:
-                log_callback_error(self.xid)
+            except Exception as error:
+                log_callback_error(self.xid, error)
 
 
 class AioManager(ManagerCore):
@@ -174,7 +171,7 @@ class AioManager(ManagerCore):
         for resource in self.resources.values():
             await resource.close()
 
-    async def __aenter__(self) -> AioManager:
+    async def __aenter__(self) -> Self:
         return self
 
     async def __aexit__(self, *_: object) -> None:
@@ -195,7 +192,9 @@ class AioManager(ManagerCore):
         Sends nothing.  Raises `TransactionExists` inside another one, `UsageError` for a bad argument, `ForkedError`.
         """
         if (existing := current()) is not None:
-            raise TransactionExists(f"begin() inside transaction {existing.xid}: end it first, or use propagation REQUIRES_NEW")
+            raise TransactionExists(
+                f"begin() inside transaction {existing.xid}: end it first, or use propagation REQUIRES_NEW"
+            )
         transaction = self.new_root(timeout, read_only, Rule.make(rollback_for, no_rollback_for))
         transaction._make_current()
         return transaction
@@ -257,8 +256,8 @@ class AioManager(ManagerCore):
                 result = await arun(operate(do, resource, work, committing))
             failpoint(f"participant.after_{do.operation.value}")
             self._operated(do, result)
-        except Exception:
-            logger.exception("operation failed", extra={"operation": do.operation.value, "gid": str(do.gid)})
+        except Exception as error:
+            self._broke(do, error)
 
     def _future(self) -> asyncio.Future[Any]:
         return asyncio.get_running_loop().create_future()

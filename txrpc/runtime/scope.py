@@ -19,7 +19,7 @@ from txrpc.errors import (
     UsageError,
 )
 from txrpc.flows.part import Status
-from txrpc.flows.rule import Kind, Rule, kinds_of
+from txrpc.flows.rule import ALWAYS, Kind, Rule, kinds_of
 from txrpc.protocol.messages import Wait
 from txrpc.runtime.core import reason_for
 
@@ -86,7 +86,7 @@ class Settings:
     timeout_s: float | None = None
     read_only: bool = False
     wait: Wait = Wait.ACKNOWLEDGED
-    rule: Rule = Rule()
+    rule: Rule = ALWAYS
     retry: Retry | None = None
     manager: Any = None
 
@@ -146,8 +146,8 @@ class Settings:
 def _retryable(error: Exception, transaction: Any) -> bool:
     if isinstance(error, TransactionAborted):
         return error.retryable
-    if isinstance(error, Unavailable):
-        return True
+    if isinstance(error, Unavailable | UsageError):
+        return isinstance(error, Unavailable)
     doom = transaction.doom if transaction is not None else None
     return doom is not None and doom.retryable and transaction.status is Status.ROLLED_BACK
 

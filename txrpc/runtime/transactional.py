@@ -114,7 +114,9 @@ def _decorate(settings: Settings, fn: Any) -> Any:
         raise UsageError(f"{fn.__qualname__} is asynchronous: decorate it with txrpc.aio.transactional")
     if inspect.isgeneratorfunction(fn):
         if settings.retry is not None:
-            raise UsageError(f"{fn.__qualname__} is a generator: what it has yielded cannot be taken back, so no retry=")
+            raise UsageError(
+                f"{fn.__qualname__} is a generator: what it has yielded cannot be taken back, so no retry="
+            )
         return _generator(settings, fn)
     return _function(settings, fn)
 

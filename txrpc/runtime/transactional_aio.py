@@ -95,7 +95,9 @@ def transactional(
 def _decorate(settings: Settings, fn: Any) -> Any:
     if inspect.isasyncgenfunction(fn):
         if settings.retry is not None:
-            raise UsageError(f"{fn.__qualname__} is a generator: what it has yielded cannot be taken back, so no retry=")
+            raise UsageError(
+                f"{fn.__qualname__} is a generator: what it has yielded cannot be taken back, so no retry="
+            )
         return _generator(settings, fn)
     if inspect.iscoroutinefunction(fn):
         return _function(settings, fn)

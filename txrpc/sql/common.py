@@ -16,7 +16,7 @@ from txrpc.ids import RESOURCE_MAX, check_name
 from txrpc.protocol.messages import ResourceInfo
 from txrpc.sql import postgresql
 
-__all__ = ["BranchWork", "Guard", "TRUTH_BACKOFF_S", "check_engine", "dialect_of", "refuse_commit", "side_engine"]
+__all__ = ["TRUTH_BACKOFF_S", "BranchWork", "Guard", "check_engine", "dialect_of", "refuse_commit", "side_engine"]
 
 logger = logging.getLogger("txrpc.sql")
 
@@ -31,7 +31,7 @@ _INFO = "txrpc"
 class BranchWork:
     """The work of one branch: a connection pinned to it, with an open transaction."""
 
-    __slots__ = ("connection", "doom", "ours", "notifies", "pid", "transaction")
+    __slots__ = ("connection", "doom", "notifies", "ours", "pid", "transaction")
 
     def __init__(self, connection: Any) -> None:
         self.connection = connection

@@ -126,12 +126,11 @@ _STATUS: Final[dict[str | None, OnePhaseResult | None]] = {
 
 def in_doubt(connection: Connection, group: str, resource: str) -> list[tuple[Gid, int]]:
     """The prepared transactions of *group* and *resource* in this database, and how many milliseconds old each is."""
-    rows = connection.exec_driver_sql(
-        "SELECT gid, (extract(epoch FROM clock_timestamp() - prepared) * 1000)::bigint FROM pg_prepared_xacts "
-        f"WHERE database = current_database() AND starts_with(gid, '{Gid.PREFIX}{group}:')"
-    )
-    found = [(Gid.parse(text), age_ms) for text, age_ms in rows]
-    return [(gid, max(0, age_ms)) for gid, age_ms in found if gid is not None and gid.resource == resource]
+    mine = f"database = current_database() AND starts_with(gid, '{Gid.PREFIX}{group}:')"
+    age_ms = "(extract(epoch FROM clock_timestamp() - prepared) * 1000)::bigint"
+    rows = connection.exec_driver_sql(f"SELECT gid, {age_ms} FROM pg_prepared_xacts WHERE {mine}")  # noqa: S608 - a checked name
+    found = [(Gid.parse(text), age) for text, age in rows]
+    return [(gid, max(0, age)) for gid, age in found if gid is not None and gid.resource == resource]
 
 
 def interrupt(connection: Connection, pid: int) -> None:
@@ -141,7 +140,7 @@ def interrupt(connection: Connection, pid: int) -> None:
 
 def wait_until_gone(connection: Connection, pid: int) -> bool:
     """Whether the backend *pid* has gone."""
-    return not connection.exec_driver_sql(f"SELECT count(*) FROM pg_stat_activity WHERE pid = {int(pid)}").scalar()
+    return not connection.exec_driver_sql(f"SELECT count(*) FROM pg_stat_activity WHERE pid = {int(pid)}").scalar()  # noqa: S608
 
 
 def backend_pid(connection: Connection) -> int:
@@ -177,7 +176,9 @@ def preflight(connection: Connection, resource: str, capacity: int | None) -> tu
     version, prepared, connections, synchronous, fsync, standby, read_only, database, oid = row
     where = f"the database {database!r} of resource {resource!r}"
     if version < OLDEST:
-        raise ConfigurationError(f"{where} runs PostgreSQL {version // 10_000}; txrpc needs {OLDEST // 10_000} or later")
+        raise ConfigurationError(
+            f"{where} runs PostgreSQL {version // 10_000}; txrpc needs {OLDEST // 10_000} or later"
+        )
     if prepared == 0:
         raise ConfigurationError(
             f"{where} cannot prepare transactions: set max_prepared_transactions in postgresql.conf to at least the number of "
@@ -198,7 +199,9 @@ def preflight(connection: Connection, resource: str, capacity: int | None) -> tu
             f"the pool may open {capacity} connections, and recovery as many again, of the server's {connections}"
         )
     if synchronous == "off":
-        warnings.append("synchronous_commit is off: a transaction that was committed in one phase can be lost in a crash")
+        warnings.append(
+            "synchronous_commit is off: a transaction that was committed in one phase can be lost in a crash"
+        )
     if fsync == "off":
         warnings.append("fsync is off: prepared transactions can be lost in a crash")
     return f"{_system(connection)}/{oid}", warnings

@@ -46,7 +46,9 @@ class ResourceManager:
     Safe to use from any number of threads.  Give it to `txrpc.connect`.
     """
 
-    def __init__(self, name: str, engine: Engine, *, session_class: type[Session] = Session, **session_options: Any) -> None:
+    def __init__(
+        self, name: str, engine: Engine, *, session_class: type[Session] = Session, **session_options: Any
+    ) -> None:
         self.name = check_engine(name, engine, Engine, "a ResourceManager takes a SQLAlchemy Engine")
         self.engine = engine
         self._dialect = dialect_of(engine)

@@ -38,7 +38,12 @@ class AsyncResourceManager:
     """A SQL database as a resource of an asyncio program.  See `ResourceManager`; give it to `txrpc.aio.connect`."""
 
     def __init__(
-        self, name: str, engine: AsyncEngine, *, session_class: type[AsyncSession] = AsyncSession, **session_options: Any
+        self,
+        name: str,
+        engine: AsyncEngine,
+        *,
+        session_class: type[AsyncSession] = AsyncSession,
+        **session_options: Any,
     ) -> None:
         self.name = check_engine(name, engine, AsyncEngine, "an AsyncResourceManager takes a SQLAlchemy AsyncEngine")
         self.engine = engine

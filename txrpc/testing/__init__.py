@@ -1,0 +1,1 @@
+"""For tests, ours and yours: private databases and real processes."""

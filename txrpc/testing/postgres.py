@@ -88,7 +88,9 @@ class PostgresServer:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, _type: type[BaseException] | None, _value: BaseException | None, _trace: TracebackType | None) -> None:
+    def __exit__(
+        self, _type: type[BaseException] | None, _value: BaseException | None, _trace: TracebackType | None
+    ) -> None:
         self.stop()
 
     # --------------------------------------------------------------------------------------------------------- use
@@ -188,7 +190,9 @@ class PostgresServer:
             shutil.chown(self.folder, self._user)
         arguments = [str(self.binaries / "initdb"), "-D", str(self._data), "-U", _USER, "-A", "trust", "-E", "UTF8"]
         arguments += ["--locale=C", "--no-sync", "--no-instructions"]
-        done = subprocess.run(arguments, capture_output=True, user=self._user, cwd="/", env=self._env(), timeout=120)
+        done = subprocess.run(
+            arguments, check=False, capture_output=True, user=self._user, cwd="/", env=self._env(), timeout=120
+        )
         if done.returncode:
             raise RuntimeError(f"initdb failed: {done.stderr.decode(errors='replace')[-2000:]}")
 

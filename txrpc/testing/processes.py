@@ -33,7 +33,9 @@ class Child:
     Not thread-safe.  As a context manager it is killed at the end.
     """
 
-    def __init__(self, arguments: Sequence[str], *, name: str, env: Mapping[str, str] | None = None, output: Path | None = None) -> None:
+    def __init__(
+        self, arguments: Sequence[str], *, name: str, env: Mapping[str, str] | None = None, output: Path | None = None
+    ) -> None:
         """*arguments* as for `subprocess`; *env* is added to this process's own environment."""
         self.name = name
         self._arguments = list(arguments)
@@ -50,7 +52,9 @@ class Child:
         self.start()
         return self
 
-    def __exit__(self, _type: type[BaseException] | None, _value: BaseException | None, _trace: TracebackType | None) -> None:
+    def __exit__(
+        self, _type: type[BaseException] | None, _value: BaseException | None, _trace: TracebackType | None
+    ) -> None:
         self.kill()
 
     @property
@@ -71,7 +75,9 @@ class Child:
             raise RuntimeError(f"{self.name} is running already")
         self._read_from = self.output.stat().st_size if self.output.exists() else 0
         with self.output.open("ab") as out:
-            self._process = subprocess.Popen(self._arguments, stdout=out, stderr=out, stdin=subprocess.DEVNULL, env=self._env)
+            self._process = subprocess.Popen(
+                self._arguments, stdout=out, stderr=out, stdin=subprocess.DEVNULL, env=self._env
+            )
 
     def kill(self) -> None:
         """SIGKILL, as a power cut would; fine if it is not running."""
@@ -125,11 +131,15 @@ class Child:
 class CoordinatorProcess(Child):
     """A real coordinator server on 127.0.0.1, with its log in a file (or wherever *log* says)."""
 
-    def __init__(self, folder: Path, *, log: str = "", node: str = "c1", group: str = "default", options: Sequence[str] = ()) -> None:
+    def __init__(
+        self, folder: Path, *, log: str = "", node: str = "c1", group: str = "default", options: Sequence[str] = ()
+    ) -> None:
         self.port = free_port()
         self.log = log or f"sqlite:///{folder / 'coordinator.db'}"
         arguments = ["--listen", self.address, "--log", self.log, "--node", node, "--group", group, *options]
-        super().__init__([sys.executable, "-m", "txrpc.cli", "coordinator", *arguments], name=node, output=folder / f"{node}.log")
+        super().__init__(
+            [sys.executable, "-m", "txrpc.cli", "coordinator", *arguments], name=node, output=folder / f"{node}.log"
+        )
 
     @property
     def address(self) -> str:

@@ -1,0 +1,1 @@
+"""Protobuf: codec, metadata, status; `v1` is generated."""

@@ -33,7 +33,9 @@ def encode_to_coordinator(messages: Iterable[m.ToCoordinator]) -> pb.ProcessBatc
 
 def encode_from_coordinator(messages: Iterable[m.FromCoordinator]) -> pb.CoordinatorBatch:
     """One batch of what a coordinator says."""
-    return pb.CoordinatorBatch(items=[pb.CoordinatorItem(**{f: to(x)}) for x in messages for f, to in (_FROM[type(x)],)])
+    return pb.CoordinatorBatch(
+        items=[pb.CoordinatorItem(**{f: to(x)}) for x in messages for f, to in (_FROM[type(x)],)]
+    )
 
 
 def decode_process_batch(batch: pb.ProcessBatch) -> list[m.ToCoordinator]:
@@ -254,7 +256,9 @@ def _outcome_reply_to(x: m.OutcomeReply) -> pb.OutcomeReply:
 def _outcome_reply_from(x: pb.OutcomeReply) -> m.OutcomeReply:
     outcome = c.member(m.Outcome, "outcome", x.outcome)
     reason: Reason | None = c.optional_reason(x)
-    return m.OutcomeReply(c.xid_from(x.xid), outcome, reason, tuple(map(c.text_from, x.pending)), c.text_from(x.heuristic))
+    return m.OutcomeReply(
+        c.xid_from(x.xid), outcome, reason, tuple(map(c.text_from, x.pending)), c.text_from(x.heuristic)
+    )
 
 
 def _go_away_to(x: m.GoAway) -> pb.GoAway:
