@@ -19,6 +19,7 @@ from tests.protocol.coordinator_kit import (
     Q,
     acked,
     commit_request,
+    committing,
     decision,
     inquiry,
     one_phase_done,
@@ -129,6 +130,30 @@ def test_a_question_at_the_limit_is_answered() -> None:
     assert reply.outcome is Outcome.UNKNOWN
     assert reply.reason is not None
     assert reply.reason.code is AbortCode.LIMIT_EXCEEDED
+
+
+def test_whoever_asks_again_about_what_nobody_can_tell_hears_so_soon() -> None:
+    """It took up to a minute, which is longer than clients are patient."""
+    office = Office()
+    office.hear(CLIENT, commit_request(ONE))
+    office.hear(P, one_phase_done(OnePhaseResult.UNKNOWN))
+    office.sleep(1_000)
+    office.hear(OTHER_CLIENT, outcome_request(ONE))
+    assert office.replies(OTHER_CLIENT) == []  # the truth may be on its way just now
+    office.sleep(LIMITS.ack_wait_ms)
+    assert [r.outcome for r in office.replies(OTHER_CLIENT)] == [Outcome.UNKNOWN]
+
+
+def test_a_process_that_comes_back_is_asked_how_its_commit_ended() -> None:
+    """Another one had been asked to look in the database, and cannot reach it."""
+    office = Office(CLIENT, P, Q)
+    office.hear(CLIENT, commit_request(ONE))
+    office.hear(P, committing())
+    assert sent(office.leave(P)) == ["12 Resolve 1"]
+    assert sent(office.join(P)) == ["11 Welcome", "11 Resolve 1"]
+    office.hear(P, resolved())
+    assert [r.outcome for r in office.replies()] == [Outcome.COMMITTED]
+    assert office.leftovers() == ([], [], [])
 
 
 # ------------------------------------------------------------------------------------------ nothing is left behind

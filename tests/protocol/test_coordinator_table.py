@@ -1,0 +1,318 @@
+"""Every state of a transaction, reached by events through the real door, against every input: what exactly happens.
+
+`EXPECTED` (in `coordinator_expected`) is written down apart from the production table, so that neither can drift without the
+other.  A line reads: the state afterwards, then the effects in their order.  An input that has no line does nothing.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+
+import pytest
+
+from tests.protocol.coordinator_expected import EXPECTED, GRID
+from tests.protocol.coordinator_kit import (
+    CLIENT,
+    EARLIER,
+    EARLY,
+    FULL,
+    LEFT_MS,
+    LIMITS,
+    ONE,
+    OTHER_CLIENT,
+    TWO,
+    Office,
+    P,
+    Q,
+    acked,
+    commit_request,
+    committing,
+    decision,
+    effects,
+    hello,
+    inquiry,
+    one_phase_done,
+    outcome_request,
+    resolved,
+    rollback_request,
+    voted,
+    xid,
+)
+from txrpc.protocol.coordinator import TABLE
+from txrpc.protocol.events import Drain, Forgot, LogHealth, Lookup, Output
+from txrpc.protocol.messages import Finish, OnePhaseResult, Outcome, OutcomeReply, Vote, Wait
+from txrpc.protocol.transaction import Input, State
+
+# ------------------------------------------------------------------------------------------------ how to get there
+
+
+def _absent() -> Office:
+    return Office(CLIENT, OTHER_CLIENT, P, Q)
+
+
+def _preparing() -> Office:
+    office = _absent()
+    office.hear(CLIENT, commit_request(TWO))
+    return office
+
+
+def _preparing_one_vote() -> Office:
+    office = _preparing()
+    office.hear(P, voted(1))
+    return office
+
+
+def _one_phase() -> Office:
+    office = _absent()
+    office.hear(CLIENT, commit_request(ONE))
+    return office
+
+
+def _one_phase_token() -> Office:
+    office = _one_phase()
+    office.hear(P, committing())
+    return office
+
+
+def _one_phase_homeless() -> Office:
+    office = _one_phase()
+    office.leave(P)
+    return office
+
+
+def _one_phase_resolving() -> Office:
+    office = _one_phase_token()
+    office.leave(P)
+    return office
+
+
+def _one_phase_unknown() -> Office:
+    office = _one_phase()
+    office.hear(P, one_phase_done(OnePhaseResult.UNKNOWN))
+    return office
+
+
+def _recording() -> Office:
+    office = _preparing_one_vote()
+    office.hear(P, voted(2))
+    return office
+
+
+def _committing() -> Office:
+    office = _recording()
+    office.logged()
+    return office
+
+
+def _committing_one_acked() -> Office:
+    office = _committing()
+    office.hear(P, acked(1))
+    return office
+
+
+def _committing_waits() -> Office:
+    office = _committing()
+    office.leave(P)
+    return office
+
+
+def _committing_client_told() -> Office:
+    office = _committing()
+    office.sleep(LIMITS.ack_wait_ms)
+    return office
+
+
+def _committing_recovered() -> Office:
+    return Office(CLIENT, OTHER_CLIENT, pending=(decision(EARLY),))
+
+
+def _committed() -> Office:
+    office = _committing_one_acked()
+    office.hear(P, acked(2))
+    return office
+
+
+def _aborted() -> Office:
+    office = _preparing_one_vote()
+    office.hear(P, voted(2, Vote.ABORT))
+    return office
+
+
+STORIES: dict[str, Callable[[], Office]] = {
+    "absent": _absent,
+    "preparing": _preparing,
+    "preparing, one vote": _preparing_one_vote,
+    "one phase": _one_phase,
+    "one phase, token": _one_phase_token,
+    "one phase, homeless": _one_phase_homeless,
+    "one phase, resolving": _one_phase_resolving,
+    "one phase, unknown": _one_phase_unknown,
+    "recording": _recording,
+    "committing": _committing,
+    "committing, one acked": _committing_one_acked,
+    "committing, waits": _committing_waits,
+    "committing, client told": _committing_client_told,
+    "committing, recovered": _committing_recovered,
+    "committed": _committed,
+    "aborted": _aborted,
+}
+
+# --------------------------------------------------------------------------------------------------- what comes in
+
+
+def _replaced(office: Office) -> Output:
+    return office.join(P + 100)
+
+
+def _looked(found: bool) -> Callable[[Office], Output]:
+    lookup = Lookup(OTHER_CLIENT, outcome_request(TWO, epoch=EARLIER), xid())
+    return lambda office: office.looked(lookup, decision() if found else None)
+
+
+def _later(ms: int) -> Callable[[Office], Output]:
+    def sleep(office: Office) -> Output:
+        return Output(send=office.sleep(ms))
+
+    return sleep
+
+
+def _about(number: int) -> Callable[[Office], Output]:
+    return lambda office: office.hear(P, voted(number))
+
+
+INPUTS: dict[str, Callable[[Office], Output]] = {
+    "commit request": lambda o: o.hear(OTHER_CLIENT, commit_request(TWO)),
+    "commit request, wait decision": lambda o: o.hear(OTHER_CLIENT, commit_request(TWO, wait=Wait.DECISION)),
+    "commit request, earlier epoch": lambda o: o.hear(OTHER_CLIENT, commit_request(TWO, epoch=EARLIER)),
+    "rollback request": lambda o: o.hear(OTHER_CLIENT, rollback_request(TWO)),
+    "outcome request": lambda o: o.hear(OTHER_CLIENT, outcome_request(TWO)),
+    "outcome request, earlier epoch": lambda o: o.hear(OTHER_CLIENT, outcome_request(TWO, epoch=EARLIER)),
+    "looked, none": _looked(False),
+    "looked, record": _looked(True),
+    "voted prepared": lambda o: o.hear(P, voted(1)),
+    "voted read-only": lambda o: o.hear(P, voted(1, Vote.READ_ONLY)),
+    "voted abort": lambda o: o.hear(P, voted(1, Vote.ABORT)),
+    "voted, last": lambda o: o.hear(P, voted(2)),
+    "voted, by another": lambda o: o.hear(Q, voted(1, Vote.ABORT)),
+    "voted, not listed": lambda o: o.hear(P, voted(9, Vote.ABORT)),
+    "committing": lambda o: o.hear(P, committing()),
+    "one phase committed": lambda o: o.hear(P, one_phase_done()),
+    "one phase aborted": lambda o: o.hear(P, one_phase_done(OnePhaseResult.ABORTED)),
+    "one phase unknown": lambda o: o.hear(P, one_phase_done(OnePhaseResult.UNKNOWN)),
+    "resolved committed": lambda o: o.hear(P, resolved()),
+    "resolved by another": lambda o: o.hear(Q, resolved()),
+    "resolved by another, unknown": lambda o: o.hear(Q, resolved(OnePhaseResult.UNKNOWN)),
+    "acked": lambda o: o.hear(P, acked(1)),
+    "acked, last": lambda o: o.hear(P, acked(2)),
+    "acked, by hand": lambda o: o.hear(P, acked(1, Finish.HEURISTIC)),
+    "acked by another": lambda o: o.hear(Q, acked(1)),
+    "inquiry": lambda o: o.hear(P, inquiry(1)),
+    "inquiry, not listed": lambda o: o.hear(P, inquiry(9)),
+    "inquiry, time left": lambda o: o.hear(P, inquiry(1, left_ms=1_000)),
+    "inquiry by another": lambda o: o.hear(Q, inquiry(1)),
+    "logged": lambda o: o.logged(),
+    "not logged": lambda o: o.not_logged(),
+    "session lost": lambda o: o.leave(P),
+    "session of another lost": lambda o: o.leave(Q),
+    "session of the client lost": lambda o: o.leave(CLIENT),
+    "session found": lambda o: o.join(P),
+    "session replaced": _replaced,
+    "hello again": lambda o: o.hear(P, hello(P)),
+    "time up": _later(LEFT_MS),
+    "later": _later(LEFT_MS + LIMITS.ack_wait_ms),
+    "much later": _later(20 * LIMITS.max_timeout_ms),
+    "draining": lambda o: o.step(Drain()),
+    "log trouble": lambda o: o.step(LogHealth(False, "the disk is full")),
+    "log works": lambda o: o.step(LogHealth(True)),
+    "log forgot": lambda o: o.step(Forgot(1)),
+}
+
+
+def arrived(office: Office, arrive: Callable[[Office], Output]) -> str:
+    """What one input does, in words; "nothing" if it leaves no trace, "noted" if it only matters later."""
+    before, state = copy.deepcopy(_kept(office)), office.state()
+    words = effects(arrive(office))
+    if words or office.state() is not state:
+        return "; ".join([office.state().value, *words])
+    return "nothing" if _kept(office) == before else "noted"
+
+
+def _kept(office: Office) -> tuple[object, ...]:
+    return office.core.transactions, office.leftovers()
+
+
+def _input(name: str, office: Office) -> Callable[[Office], Output]:
+    """`session found` is for a process that is not connected."""
+    if name == "session found" and P in office.core.directory.sessions:
+        return lambda o: o.join(Q + 100)
+    return INPUTS[name]
+
+
+@pytest.mark.parametrize("word", INPUTS)
+@pytest.mark.parametrize("name", STORIES)
+def test_what_each_input_does_in_each_state(name: str, word: str) -> None:
+    office = STORIES[name]()
+    assert arrived(office, _input(word, office)) == EXPECTED[name].get(word, "nothing")
+
+
+@pytest.mark.parametrize("word", INPUTS)
+@pytest.mark.parametrize("name", STORIES)
+def test_an_end_stays_whatever_comes_after(name: str, word: str) -> None:
+    """Each input twice, then every other one: the outcome that anybody has heard never changes.
+
+    What the log says is left out, because here it would not be true, and so is giving up what was forgotten long ago: a root
+    that gives up says itself that it has not asked for the commit.
+    """
+    office = STORIES[name]()
+    ended = office.state()
+    for again in (word, word, *INPUTS):
+        forgotten = office.state() is State.ABSENT and ended is not State.ABSENT
+        if again.startswith(("session found", "session replaced", "looked")) or (forgotten and again == "rollback request"):
+            continue
+        INPUTS[again](office)
+        ended = office.state() if office.state() is not State.ABSENT else ended
+    told = {m.outcome for _, m in office.all.send if isinstance(m, OutcomeReply)} - {Outcome.UNKNOWN}
+    assert len(told) <= 1
+    assert len(office.all.append) <= 1
+    assert len(office.all.done) <= 1
+
+
+def test_every_state_is_reached_and_the_table_has_exactly_these_entries() -> None:
+    """As a grid, one row a state; inputs in the order of `Input`.  A dot is an input that nobody should send there."""
+    assert {story().state() for story in STORIES.values()} == set(State)
+    grid = {state.value: "".join("x" if (state, kind) in TABLE else "." for kind in Input) for state in State}
+    assert grid == GRID
+
+
+@pytest.mark.parametrize("state", State)
+@pytest.mark.parametrize("kind", Input)
+def test_every_entry_is_entered_and_every_missing_one_is_noted(state: State, kind: Input) -> None:
+    office = next(office for office in (story() for story in STORIES.values()) if office.state() is state)
+    session, event = _bare(kind)
+    before = copy.deepcopy(_kept(office))
+    office.core._out = out = Output()
+    office.core._enter(xid(), kind, session, event)
+    if (state, kind) not in TABLE:
+        assert effects(out) == ["violation"]
+        assert _kept(office) == before
+    else:
+        assert "violation" not in effects(out)
+
+
+def _bare(kind: Input) -> tuple[int | None, object]:
+    """An input as the table's actions take it."""
+    messages: dict[Input, tuple[int | None, object]] = {
+        Input.COMMIT_REQUEST: (CLIENT, commit_request(TWO)),
+        Input.ROLLBACK_REQUEST: (CLIENT, rollback_request(TWO)),
+        Input.OUTCOME_REQUEST: (CLIENT, outcome_request(TWO)),
+        Input.VOTED: (P, voted(1)),
+        Input.COMMITTING: (P, committing()),
+        Input.ONE_PHASE_DONE: (P, one_phase_done()),
+        Input.RESOLVED: (P, resolved()),
+        Input.ACKED: (P, acked(1)),
+        Input.NOT_LOGGED: (None, FULL),
+        Input.SESSION_LOST: (P, ONE[0].branch),
+        Input.SESSION_FOUND: (P, ONE[0].branch),
+    }
+    return messages.get(kind, (None, None))
