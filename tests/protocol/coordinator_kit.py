@@ -36,6 +36,7 @@ from txrpc.protocol.messages import (
     Inquiry,
     OnePhaseDone,
     OnePhaseResult,
+    Outcome,
     OutcomeReply,
     OutcomeRequest,
     Owner,
@@ -87,7 +88,9 @@ def hello(session: int, identity: str = "", **changes: Any) -> Hello:
 
 
 def ref(number: int = 1, resource: str = "accounts", process: int = P, vote: Vote | None = None) -> BranchRef:
-    return BranchRef(bid(number), resource, participant(process), 1, vote, f"t{number}" if vote is Vote.PREPARED else "")
+    return BranchRef(
+        bid(number), resource, participant(process), 1, vote, f"t{number}" if vote is Vote.PREPARED else ""
+    )
 
 
 def gid(number: int = 1, tx: int = 1, resource: str = "accounts", process: int = P, epoch: Epoch = EPOCH) -> Gid:
@@ -100,12 +103,18 @@ EARLY = (ref(1, vote=Vote.PREPARED), ref(2, "audit", vote=Vote.PREPARED))
 
 
 def commit_request(
-    refs: tuple[BranchRef, ...] = TWO, tx: int = 1, epoch: Epoch = EPOCH, tick: int = BEGUN, wait: Wait = Wait.ACKNOWLEDGED
+    refs: tuple[BranchRef, ...] = TWO,
+    tx: int = 1,
+    epoch: Epoch = EPOCH,
+    tick: int = BEGUN,
+    wait: Wait = Wait.ACKNOWLEDGED,
 ) -> CommitRequest:
     return CommitRequest(xid(tx), epoch, tick, refs, LEFT_MS, wait)
 
 
-def outcome_request(refs: tuple[BranchRef, ...] = TWO, tx: int = 1, epoch: Epoch = EPOCH, tick: int = BEGUN) -> OutcomeRequest:
+def outcome_request(
+    refs: tuple[BranchRef, ...] = TWO, tx: int = 1, epoch: Epoch = EPOCH, tick: int = BEGUN
+) -> OutcomeRequest:
     return OutcomeRequest(xid(tx), epoch, tick, refs)
 
 
@@ -199,6 +208,10 @@ class Office:
     def replies(self, session: int = CLIENT, tx: int = 1) -> list[OutcomeReply]:
         """Every answer that *session* has had about the transaction."""
         return [m for s, m in self.all.send if s == session and isinstance(m, OutcomeReply) and m.xid == xid(tx)]
+
+    def outcomes(self, session: int = CLIENT, tx: int = 1) -> list[Outcome]:
+        """The outcomes that `replies` tell."""
+        return [reply.outcome for reply in self.replies(session, tx)]
 
     @property
     def violations(self) -> list[str]:

@@ -45,8 +45,8 @@ def test_two_clients_ask_at_once_for_a_commit_in_one_phase_of_an_earlier_epoch()
     office.looked(first, None)
     office.looked(second, None)
     office.hear(P, resolved())
-    assert [r.outcome for r in office.replies(CLIENT)] == [Outcome.COMMITTED]
-    assert [r.outcome for r in office.replies(OTHER_CLIENT)] == [Outcome.COMMITTED]
+    assert office.outcomes(CLIENT) == [Outcome.COMMITTED]
+    assert office.outcomes(OTHER_CLIENT) == [Outcome.COMMITTED]
 
 
 @pytest.mark.parametrize("tick", [0, BEGUN])
@@ -64,7 +64,7 @@ def test_a_question_that_was_in_the_log_meanwhile_is_answered_by_what_is_true_no
     office.hear(P, acked(1))
     office.hear(P, acked(2))
     for client in (CLIENT, OTHER_CLIENT):
-        assert [r.outcome for r in office.replies(client)] == [Outcome.COMMITTED]
+        assert office.outcomes(client) == [Outcome.COMMITTED]
     assert office.state() is State.COMMITTED
 
 
@@ -141,7 +141,7 @@ def test_whoever_asks_again_about_what_nobody_can_tell_hears_so_soon() -> None:
     office.hear(OTHER_CLIENT, outcome_request(ONE))
     assert office.replies(OTHER_CLIENT) == []  # the truth may be on its way just now
     office.sleep(LIMITS.ack_wait_ms)
-    assert [r.outcome for r in office.replies(OTHER_CLIENT)] == [Outcome.UNKNOWN]
+    assert office.outcomes(OTHER_CLIENT) == [Outcome.UNKNOWN]
 
 
 def test_a_process_that_comes_back_is_asked_how_its_commit_ended() -> None:
@@ -152,7 +152,7 @@ def test_a_process_that_comes_back_is_asked_how_its_commit_ended() -> None:
     assert sent(office.leave(P)) == ["12 Resolve 1"]
     assert sent(office.join(P)) == ["11 Welcome", "11 Resolve 1"]
     office.hear(P, resolved())
-    assert [r.outcome for r in office.replies()] == [Outcome.COMMITTED]
+    assert office.outcomes() == [Outcome.COMMITTED]
     assert office.leftovers() == ([], [], [])
 
 

@@ -268,7 +268,9 @@ def test_an_end_stays_whatever_comes_after(name: str, word: str) -> None:
     ended = office.state()
     for again in (word, word, *INPUTS):
         forgotten = office.state() is State.ABSENT and ended is not State.ABSENT
-        if again.startswith(("session found", "session replaced", "looked")) or (forgotten and again == "rollback request"):
+        if again.startswith(("session found", "session replaced", "looked")) or (
+            forgotten and again == "rollback request"
+        ):
             continue
         INPUTS[again](office)
         ended = office.state() if office.state() is not State.ABSENT else ended

@@ -34,7 +34,7 @@ class Twin:
 
 
 OPENS = st.tuples(st.just("open"), st.integers(0, 3), st.lists(st.sampled_from(NAMES), max_size=4))
-CLOSES = st.tuples(st.just("close"), st.integers(0, 20), st.just([]))
+CLOSES: st.SearchStrategy[tuple[str, int, list[str]]] = st.tuples(st.just("close"), st.integers(0, 20), st.just([]))
 
 
 @settings(max_examples=300, deadline=None, derandomize=True)

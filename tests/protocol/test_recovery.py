@@ -167,13 +167,16 @@ def test_everything_that_can_be_known_has_an_answer_and_a_story() -> None:
     assert set(ANSWERS) == set(Knowledge) == {knowledge for knowledge, _, _ in STORIES.values()}
     for knowledge, told, _ in STORIES.values():
         word = told[0].split()[1] if told else None
-        assert word == {
-            Answer.COMMIT: "Commit",
-            Answer.ROLL_BACK: "Rollback",
-            Answer.PRESUME: "Rollback",
-            Answer.WAIT: None,
-            Answer.REFUSE: None,
-        }[ANSWERS[knowledge]]
+        assert (
+            word
+            == {
+                Answer.COMMIT: "Commit",
+                Answer.ROLL_BACK: "Rollback",
+                Answer.PRESUME: "Rollback",
+                Answer.WAIT: None,
+                Answer.REFUSE: None,
+            }[ANSWERS[knowledge]]
+        )
 
 
 def test_every_rollback_without_a_memory_and_every_commit_without_a_row_is_proved_by_the_log() -> None:

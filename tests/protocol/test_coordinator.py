@@ -1,0 +1,335 @@
+"""The rules that a coordinator keeps, one sentence of the design a test."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from tests.protocol.coordinator_kit import (
+    CLIENT,
+    CLOCK,
+    EARLIER,
+    EARLY,
+    EPOCH,
+    FULL,
+    LEFT_MS,
+    LIMITS,
+    ONE,
+    OTHER_CLIENT,
+    OWNER,
+    STRANGE,
+    TWO,
+    Office,
+    P,
+    Q,
+    acked,
+    commit_request,
+    committing,
+    decision,
+    effects,
+    hello,
+    inquiry,
+    one_phase_done,
+    outcome_request,
+    ref,
+    resolved,
+    sent,
+    voted,
+    xid,
+)
+from txrpc.protocol.events import Forgot, NotLogged
+from txrpc.protocol.messages import (
+    Commit,
+    Finish,
+    OnePhaseResult,
+    Outcome,
+    OutcomeReply,
+    Owner,
+    Resolve,
+    Rollback,
+    Vote,
+    Wait,
+)
+from txrpc.protocol.transaction import State
+
+
+def committed(office: Office) -> Office:
+    """Two branches, from the request to the last acknowledgement."""
+    office.hear(CLIENT, commit_request(TWO))
+    office.hear(P, voted(1))
+    office.hear(P, voted(2))
+    office.logged()
+    office.hear(P, acked(1))
+    office.hear(P, acked(2))
+    return office
+
+
+def test_rule_2_validity_every_branch_that_the_root_saw_must_vote() -> None:
+    office = Office(CLIENT, P, Q)
+    office.hear(CLIENT, commit_request((*TWO, ref(3, process=Q))))
+    office.hear(P, voted(1))
+    office.hear(P, voted(1))
+    office.hear(P, voted(2))
+    office.hear(P, voted(3))  # not its own to vote on
+    assert office.all.append == []
+    office.hear(Q, voted(3))
+    assert len(office.all.append) == 1
+
+
+def test_rule_3_nobody_hears_committed_before_the_decision_is_durable() -> None:
+    office = Office(CLIENT, OTHER_CLIENT, P, Q)
+    office.hear(CLIENT, commit_request(EARLY, wait=Wait.DECISION))
+    for client in (CLIENT, OTHER_CLIENT):
+        office.hear(client, commit_request(EARLY, wait=Wait.DECISION))
+    office.hear(OTHER_CLIENT, outcome_request(EARLY))
+    office.hear(P, inquiry(1))
+    office.hear(Q, inquiry(1))
+    office.hear(P, acked(1))
+    office.leave(P)
+    office.join(P)
+    office.sleep(20 * LIMITS.max_timeout_ms)
+    assert not [m for _, m in office.all.send if isinstance(m, Commit | OutcomeReply | Rollback)]
+    assert office.state() is State.RECORDING
+    out = office.logged()
+    assert sorted(sent(out)) == [
+        "1 reply COMMITTED pending accounts pending audit",
+        "11 Commit 1",
+        "11 Commit 2",
+    ]
+
+
+def test_rule_3_what_is_certainly_not_in_the_log_is_aborted() -> None:
+    office = Office()
+    office.hear(CLIENT, commit_request(EARLY))
+    assert sent(office.step(NotLogged((xid(),), FULL))) == [
+        "11 Rollback 1",
+        "11 Rollback 2",
+        "1 reply ABORTED LOG_UNAVAILABLE",
+    ]
+    office.hear(CLIENT, commit_request(EARLY))
+    assert office.outcomes() == [Outcome.ABORTED, Outcome.ABORTED]
+    assert len(office.all.append) == 1
+
+
+def test_rule_5_having_presumed_abort_the_commit_is_refused_for_as_long_as_it_can_come() -> None:
+    """Told to a branch, or to somebody who asked; whether it is still remembered or below the floor by then."""
+    for late_ms in (0, LIMITS.max_timeout_ms, 20 * LIMITS.max_timeout_ms):
+        for ask in (inquiry(1), outcome_request(EARLY)):
+            office = Office()
+            for lookup in office.hear(P, ask).look:
+                office.looked(lookup, None)
+            office.sleep(late_ms)
+            for lookup in office.hear(CLIENT, commit_request(EARLY)).look:
+                office.looked(lookup, None)
+            assert office.outcomes() == [Outcome.ABORTED], late_ms
+            assert office.all.append == []
+
+
+def test_rule_5_a_commit_request_of_an_earlier_epoch_is_refused_and_its_branches_are_let_go() -> None:
+    office = Office()
+    (lookup,) = office.hear(CLIENT, commit_request(EARLY, epoch=EARLIER)).look
+    assert sent(office.looked(lookup, None)) == [
+        "11 Rollback 1",
+        "11 Rollback 2",
+        "1 reply ABORTED COORDINATOR_RESTARTED",
+    ]
+
+
+def test_rule_6_the_record_goes_only_after_every_prepared_branch_has_acknowledged() -> None:
+    office = Office(CLIENT, P, Q)
+    office.hear(CLIENT, commit_request(EARLY))
+    office.logged()
+    office.hear(P, acked(1))
+    office.hear(P, acked(1))
+    office.hear(Q, acked(2))  # was not asked
+    office.leave(P)
+    office.hear(P, acked(2))  # the tail of a session that is gone
+    office.join(P)
+    office.hear(P, acked(1))
+    assert office.all.done == []
+    office.hear(P, acked(2))
+    assert office.all.done == [xid()]
+
+
+def test_rule_6_a_branch_whose_resource_is_away_keeps_the_record_as_long_as_it_takes() -> None:
+    office = Office()
+    office.hear(CLIENT, commit_request(EARLY))
+    office.logged()
+    office.leave(P)
+    office.sleep(100 * LIMITS.max_timeout_ms)
+    assert office.state() is State.COMMITTING
+    (pending,) = office.replies()
+    assert pending.pending == ("accounts", "audit")
+    troubles = {b.trouble for b in office.core.transactions[xid()].branches.values()}
+    assert troubles == {f"no process with resource {name} is connected" for name in ("accounts", "audit")}
+    assert sent(office.join(P)) == ["11 Welcome", "11 Commit 1", "11 Commit 2"]
+
+
+def test_rule_7_a_process_that_has_seen_an_epoch_which_this_log_never_had_is_sent_away() -> None:
+    office = Office(CLIENT)
+    out = office.join(P, seen=Owner("c1", STRANGE))
+    assert effects(out) == ["close 11 strange_log", "note session refused"]
+    for seen in (None, OWNER, Owner("c1", EARLIER), Owner("c2", STRANGE)):
+        assert sent(office.join(P, seen=seen))[-1] == "11 Welcome"
+        office.leave(P)
+
+
+def test_rule_7_what_began_under_a_strange_epoch_is_never_ended_by_presumption() -> None:
+    for ask in (commit_request(EARLY, epoch=STRANGE), outcome_request(EARLY, epoch=STRANGE)):
+        office = Office()
+        (lookup,) = office.hear(CLIENT, ask).look
+        assert sent(office.looked(lookup, None)) == ["1 reply UNKNOWN UNSPECIFIED"]
+        assert office.state() is State.ABSENT
+
+
+def test_rule_10_messages_about_what_has_ended_change_nothing() -> None:
+    office = committed(Office())
+    before = len(office.all.send)
+    for message in (voted(1, Vote.ABORT), one_phase_done(OnePhaseResult.ABORTED), committing(), acked(1), resolved()):
+        office.hear(P, message)
+    assert len(office.all.send) == before
+    assert office.state() is State.COMMITTED
+    assert office.all.done == [xid()]
+    assert office.violations == []
+
+
+def test_rule_12_asking_again_starts_nothing_and_everybody_hears_the_same() -> None:
+    office = Office()
+    for _ in range(3):
+        for client in (CLIENT, OTHER_CLIENT):
+            office.hear(client, commit_request(TWO))
+            office.hear(client, outcome_request(TWO))
+    office.hear(P, voted(1))
+    office.hear(P, voted(2))
+    office.logged()
+    office.hear(P, acked(1))
+    office.hear(P, acked(2))
+    assert len(office.all.append) == 1
+    assert [w for w in sent(office.all) if "Prepare" in w] == ["11 Prepare 1", "11 Prepare 2"]
+    for client in (CLIENT, OTHER_CLIENT):
+        assert office.outcomes(client) == [Outcome.COMMITTED]
+        office.hear(client, commit_request(TWO))
+        assert office.outcomes(client) == [Outcome.COMMITTED] * 2
+
+
+@pytest.mark.parametrize("epoch", [EPOCH, EARLIER])
+def test_rule_12_the_log_answers_what_memory_has_let_go_of(epoch: Any) -> None:
+    office = committed(Office())
+    office.sleep(20 * LIMITS.max_timeout_ms)
+    (lookup,) = office.hear(OTHER_CLIENT, outcome_request(TWO, epoch=epoch)).look
+    office.looked(lookup, decision(EARLY))
+    assert office.outcomes(OTHER_CLIENT) == [Outcome.COMMITTED]
+
+
+def test_rule_12_after_the_retention_time_unknown_is_said_and_not_a_guess() -> None:
+    """The record may have been deleted: its absence proves nothing any more."""
+    for forgotten_ms, expected in ((CLOCK - 1, Outcome.ABORTED), (CLOCK, Outcome.UNKNOWN)):
+        office = Office(forgotten_ms=forgotten_ms)
+        (lookup,) = office.hear(CLIENT, outcome_request(TWO, epoch=EARLIER)).look
+        office.looked(lookup, None)
+        assert office.outcomes() == [expected]
+    office = Office()
+    (lookup,) = office.hear(CLIENT, outcome_request(TWO, epoch=EARLIER)).look
+    office.step(Forgot(CLOCK))  # while the log was being asked
+    office.looked(lookup, None)
+    assert office.outcomes() == [Outcome.UNKNOWN]
+
+
+def test_rule_13_the_reason_of_an_abort_is_the_reason_of_the_branch() -> None:
+    office = Office()
+    office.hear(CLIENT, commit_request(TWO))
+    office.hear(P, voted(2, Vote.ABORT))
+    (reply,) = office.replies()
+    assert str(reply.reason) == "cannot prepare: audit: the database refused"
+
+
+def test_rule_13_a_commit_in_one_phase_is_unknown_only_while_nobody_can_tell() -> None:
+    office = Office(CLIENT, OTHER_CLIENT, P, Q)
+    office.hear(CLIENT, commit_request(ONE))
+    office.leave(P)  # before it could say under which token it commits
+    office.sleep(LEFT_MS + LIMITS.ack_wait_ms)
+    assert office.outcomes() == [Outcome.UNKNOWN]
+    assert "outcome unknown" in [note.event for note in office.all.notes]
+    office.hear(OTHER_CLIENT, outcome_request(ONE))
+    assert sent(office.join(P)) == ["11 Welcome", "11 Resolve 1"]  # it had not died
+    office.hear(P, resolved())
+    assert office.outcomes(OTHER_CLIENT) == [Outcome.COMMITTED]
+
+
+def test_rule_13_the_token_lets_another_process_ask_the_database() -> None:
+    office = Office(CLIENT, P, Q)
+    office.hear(CLIENT, commit_request(ONE))
+    office.hear(P, committing())
+    ((session, resolve),) = office.leave(P).send
+    assert (session, resolve) == (Q, Resolve(xid(), ONE[0].branch, "accounts", "t1"))
+    office.hear(Q, resolved(OnePhaseResult.ABORTED))
+    assert office.outcomes() == [Outcome.ABORTED]
+
+
+def test_rule_13_a_branch_ended_by_hand_is_said_counted_and_noted() -> None:
+    office = Office()
+    office.hear(CLIENT, commit_request(EARLY))
+    office.logged()
+    office.hear(P, acked(1, Finish.HEURISTIC))
+    office.hear(P, acked(2))
+    (reply,) = office.replies()
+    assert reply.outcome is Outcome.COMMITTED
+    assert reply.heuristic == "accounts was rolled back by hand although the decision was to commit"
+    assert office.core.heuristic == 1
+    assert [note.event for note in office.all.notes] == ["heuristic outcome"]
+
+
+FORGED: dict[str, Callable[[], Any]] = {
+    "another's branch": lambda: voted(2, Vote.ABORT),
+    "a branch nobody listed": lambda: voted(9, Vote.ABORT),
+    "a transaction nobody began": lambda: voted(1, Vote.ABORT, tx=9),
+    "an acknowledgement instead of a vote": lambda: acked(1),
+    "an end instead of a vote": lambda: one_phase_done(OnePhaseResult.ABORTED),
+    "a heuristic end of nothing": lambda: acked(1, Finish.HEURISTIC, tx=9),
+    "an inquiry about another's branch": lambda: inquiry(2),
+    "an inquiry about a branch nobody listed": lambda: inquiry(9),
+    "a second greeting": lambda: hello(Q),
+    "a commit request for another's": lambda: commit_request((ref(9),)),
+}
+
+
+@pytest.mark.parametrize("name", FORGED)
+def test_rule_15_what_somebody_else_says_does_not_end_a_transaction(name: str) -> None:
+    office = Office(CLIENT, P, Q)
+    office.hear(CLIENT, commit_request(TWO))
+    office.hear(Q, FORGED[name]())
+    assert office.state() is State.PREPARING
+    assert list(office.core.transactions[xid()].branches) == [branch.branch for branch in TWO]
+    office.hear(P, voted(1))
+    office.hear(P, voted(2))
+    office.logged()
+    office.hear(P, acked(1))
+    office.hear(P, acked(2))
+    assert office.outcomes() == [Outcome.COMMITTED]
+
+
+def test_rule_15_a_second_greeting_ends_the_session_and_only_that() -> None:
+    office = Office(CLIENT, P, Q)
+    out = office.hear(Q, hello(Q))
+    assert [(session, farewell.code) for session, farewell in out.close] == [(Q, "protocol")]
+    assert sorted(office.core.directory.sessions) == [CLIENT, P]
+    assert effects(office.hear(Q, voted(1))) == []
+
+
+REFUSED_HELLOS: dict[str, tuple[dict[str, Any], str, bool]] = {
+    "protocol": ({"protocol": 99}, "protocol_version", False),
+    "group": ({"group": "shop"}, "group", False),
+    "another database": ({"identity": "db-2"}, "resource_conflict", False),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED_HELLOS)
+def test_rule_15_who_does_not_belong_here_is_told_why(name: str) -> None:
+    changes, expected, retry = REFUSED_HELLOS[name]
+    office = Office(CLIENT)
+    office.join(Q, identity="db-1")
+    ((session, farewell),) = office.join(P, **changes).close
+    assert (session, farewell.code, farewell.retry) == (P, expected, retry)
+    assert P not in office.core.directory.sessions
