@@ -57,7 +57,7 @@ def connect(
         manager.start(session)
         session.wait_connected(options.connect_timeout_s)
     except CoordinatorUnavailable as error:
-        logger.warning("connecting goes on in the background", extra={"reason": str(error)})
+        logger.warning("%s; connecting goes on in the background", error)
     except BaseException:
         manager.close()
         raise

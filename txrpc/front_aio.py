@@ -47,7 +47,7 @@ async def connect(
         await manager.start(session)
         await session.wait_connected(options.connect_timeout_s)
     except CoordinatorUnavailable as error:
-        logger.warning("connecting goes on in the background", extra={"reason": str(error)})
+        logger.warning("%s; connecting goes on in the background", error)
     except BaseException:
         await manager.close()
         raise

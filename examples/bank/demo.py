@@ -1,6 +1,6 @@
 """The main job, on real processes: transfers between two banks while a service, a database and the coordinator are killed.
 
-    python -m examples.bank.demo [--transfers 3000] [--threads 8]
+    python -m examples.bank.demo [--transfers 2000] [--threads 8]
 
 Ends with the proof and exit code 0, or with what is wrong and exit code 1.
 """
@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import collections
+import logging
 import random
 import shutil
 import sys
@@ -17,10 +18,12 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import grpc
+import psycopg
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
 from rich.panel import Panel
@@ -132,7 +135,7 @@ class Progress:
         line = f"{self.elapsed_s:6.1f} s  {text}"
         self.events.append(line)
         if not console.is_terminal:
-            console.print(line, highlight=False)
+            console.print(line, highlight=False, soft_wrap=True)
 
 
 def transfers(teller: Teller, progress: Progress, threads: int) -> None:
@@ -176,17 +179,18 @@ def crashes(world: World, progress: Progress, console: Console) -> None:
         while progress.done < share * progress.transfers:
             time.sleep(0.02)
         kill()
-        held = {name: count for name, count in _prepared(world).items() if count}
-        progress.say(console, f"kill -9 {what}; prepared and waiting: {held or 'none'}")
+        held = ", ".join(f"{count} in {name}" for name, count in _prepared(world).items() if count)
+        progress.say(console, f"kill -9 {what}" + (f"; prepared and waiting: {held}" if held else ""))
         time.sleep(1)
         start()
         progress.say(console, f"started again: {what.split(' (')[0]}")
 
 
 def _prepared(world: World) -> dict[str, int]:
+    """`World.prepared`, or nothing while one of the databases is down."""
     try:
         return world.prepared()
-    except Exception:  # one of the databases is down just now
+    except psycopg.OperationalError:
         return {}
 
 
@@ -205,7 +209,7 @@ def screen(progress: Progress) -> RenderableType:
 def rest(world: World) -> None:
     """Wait until nothing is in doubt any more, or long enough."""
     until = time.monotonic() + REST_S
-    while time.monotonic() < until and any(_prepared(world).values()):
+    while time.monotonic() < until and any(world.prepared().values()):
         time.sleep(0.1)
 
 
@@ -232,6 +236,13 @@ def proof(world: World, progress: Progress, before: int, after: int) -> tuple[bo
     return all(holds for holds, _, _ in checks), table
 
 
+def _picture(console: Console, progress: Progress) -> AbstractContextManager[object]:
+    """A live picture on a terminal; elsewhere the events are printed one by one."""
+    if not console.is_terminal:
+        return nullcontext()
+    return Live(console=console, get_renderable=lambda: screen(progress), refresh_per_second=8)
+
+
 def run(world: World, console: Console, arguments: argparse.Namespace) -> bool:
     """The whole demonstration; returns whether the proof holds."""
     world.start()
@@ -241,11 +252,7 @@ def run(world: World, console: Console, arguments: argparse.Namespace) -> bool:
         progress = Progress(arguments.transfers)
         chaos = threading.Thread(target=crashes, args=(world, progress, console), daemon=True)
         chaos.start()
-        with Live(
-            console=console, get_renderable=lambda: screen(progress), refresh_per_second=8, transient=False
-        ) as live:
-            if not console.is_terminal:
-                live.stop()
+        with _picture(console, progress):
             transfers(teller, progress, arguments.threads)
             chaos.join(60)
             elapsed_s = progress.elapsed_s
@@ -270,9 +277,11 @@ def run(world: World, console: Console, arguments: argparse.Namespace) -> bool:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--transfers", type=int, default=3000)
+    parser.add_argument("--transfers", type=int, default=2000)
     parser.add_argument("--threads", type=int, default=8)
     arguments = parser.parse_args()
+    # The events say what happens; the library's own log lines would tear the picture.
+    logging.getLogger("txrpc").setLevel(logging.CRITICAL)
     console = Console()
     folder = Path(tempfile.mkdtemp(prefix="txrpc-demo-"))
     console.print("Starting two PostgreSQL databases, two bank services and a coordinator ...", highlight=False)

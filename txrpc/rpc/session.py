@@ -166,7 +166,7 @@ class Session:
                 self.last_error = f"{self.address}: {error.details()}"
             except BadMessage as error:
                 self.last_error = f"the coordinator at {self.address} made no sense: {error}"
-                logger.error("session dropped", extra={"address": self.address, "reason": str(error)})
+                logger.error("session dropped: %s", error, extra={"address": self.address})
             except Exception as error:
                 self.last_error = f"{type(error).__name__}: {error}"
                 logger.exception("session failed", extra={"address": self.address})
@@ -227,13 +227,13 @@ class Session:
         if outgoing is not None:
             outgoing.close()
         if outgoing is not None or had is not None:
-            logger.warning("session lost", extra={"address": self.address, "reason": self.last_error})
+            logger.warning("session with the coordinator lost: %s", self.last_error, extra={"address": self.address})
             self._on_lost(self.last_error)
 
     def _note_refusal(self, error: Refused) -> None:
         self.last_error = str(error)
         if error.final:
-            logger.error("session refused", extra={"address": self.address, "reason": str(error)})
+            logger.error("session refused: %s", error, extra={"address": self.address})
             with self._changed:
                 self._refused = refusal(error)
                 self._changed.notify_all()

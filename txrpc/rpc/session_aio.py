@@ -159,7 +159,7 @@ class AioSession:
                 self.last_error = f"{self.address}: {error.details()}"
             except BadMessage as error:
                 self.last_error = f"the coordinator at {self.address} made no sense: {error}"
-                logger.error("session dropped", extra={"address": self.address, "reason": str(error)})
+                logger.error("session dropped: %s", error, extra={"address": self.address})
             except asyncio.CancelledError:
                 if self._closed or (task := asyncio.current_task()) is None or task.cancelling():
                     raise
@@ -218,13 +218,13 @@ class AioSession:
         if outgoing is not None:
             outgoing.close()
         if outgoing is not None or had is not None:
-            logger.warning("session lost", extra={"address": self.address, "reason": self.last_error})
+            logger.warning("session with the coordinator lost: %s", self.last_error, extra={"address": self.address})
             self._on_lost(self.last_error)
 
     def _note_refusal(self, error: Refused) -> None:
         self.last_error = str(error)
         if error.final:
-            logger.error("session refused", extra={"address": self.address, "reason": str(error)})
+            logger.error("session refused: %s", error, extra={"address": self.address})
             self._refused = refusal(error)
             self._signal()
 

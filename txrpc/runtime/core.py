@@ -203,10 +203,10 @@ class ManagerCore:
 
     def slot(self, part: Part, resource: Any) -> Slot:
         """See `txrpc.flows.using.Branches`."""
-        known = self.resources.get(resource.name)
-        if known is not resource:
+        name = resource.name
+        if self.resources.get(name) is not resource:
             raise ConfigurationError(
-                f"resource {resource.name!r} is not one that this manager was connected with: connect(resources=[...])"
+                f"resource {name!r} is not one that this manager was connected with: connect(resources=[...])"
             )
         with self._lock:
             row = self._table.find(part.xid, resource.name)
@@ -382,8 +382,9 @@ class ManagerCore:
             self._honour(self._table.resolve_foreign(self._gid(message), message.token, now_ms))
             return
         if isinstance(message, Commit | Rollback) and message.gid.resource not in self.resources:
-            fields = {"xid": str(message.gid.xid), "resource": message.gid.resource}
-            logger.error("asked to finish a branch of a resource that this process does not have", extra=fields)
+            logger.error(
+                "asked to finish a branch of resource %s, which this process does not have", message.gid.resource
+            )
             return
         self._honour(self._table.received(message, now_ms))
 
@@ -468,7 +469,7 @@ class ManagerCore:
         """What the database of resource *name* holds prepared for this group, or why it could not say."""
         with self._lock:
             if isinstance(found, BaseException):
-                logger.warning("cannot look for branches in doubt", extra={"resource": name, "reason": str(found)})
+                logger.warning("cannot look for branches in doubt in resource %s: %s", name, found)
                 self._sweep_at[name] = self.now_ms() + int(_SWEEP_RETRY_MS * (0.5 + random.random()))
                 self._wake()
                 return

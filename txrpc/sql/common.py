@@ -89,7 +89,7 @@ def exhausted(name: str, engine: Engine) -> str:
 def info_of(name: str, kind: str, identity: str, warnings: Any) -> ResourceInfo:
     """The outcome of a preflight, with its warnings logged."""
     for warning in warnings:
-        logger.warning("preflight", extra={"resource": name, "reason": warning})
+        logger.warning("resource %s: %s", name, warning)
     return ResourceInfo(name, kind, identity)
 
 
