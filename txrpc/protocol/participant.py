@@ -27,6 +27,7 @@ import heapq
 from collections.abc import Callable
 from typing import Any, Final
 
+from txrpc.errors import AbortCode, Reason
 from txrpc.ids import BranchId, Gid
 from txrpc.protocol.branch import BranchInput, BranchRow, BranchState, Effects, Operation
 from txrpc.protocol.messages import (
@@ -34,6 +35,7 @@ from txrpc.protocol.messages import (
     CommitOnePhase,
     Inquiry,
     Outcome,
+    Owner,
     Prepare,
     Resolve,
     Rollback,
@@ -103,6 +105,20 @@ class Participant(Voting):
                 self._inquire(row)
             elif row.state is BranchState.VOTING:
                 row.deadline_ms = min(row.deadline_ms, self._now_ms)
+        return self._out
+
+    def coordinator_is(self, owner: Owner, now_ms: int) -> Effects:
+        """The coordinator of that node is in that epoch: what began under an earlier one can never be committed (rule 5).
+
+        Unprepared branches of such transactions give their locks back now and not at their deadline.  Only branches that calls
+        have reached: one that its root alone has used may still be committed without any coordinator.
+        """
+        self._begin(now_ms)
+        reason = Reason(AbortCode.COORDINATOR_RESTARTED, f"coordinator {owner.node} has restarted since it began")
+        for row in list(self.rows.values()):
+            gone = row.gid.node == owner.node and row.gid.epoch != owner.epoch
+            if gone and row.state is BranchState.ACTIVE and (row.calls or row.running):
+                self._enter(BranchInput.ROLLBACK, row.branch, Rollback(row.gid, reason))
         return self._out
 
     def in_doubt(self, gid: Gid, since_ms: int, now_ms: int) -> Effects:

@@ -353,6 +353,7 @@ class ManagerCore:
                 logger.info("the coordinator has restarted", extra=fields)
             self.welcome, self._seen, self._tick = welcome, welcome.owner, welcome.tick
             self._honour(self._table.connected(self.now_ms()))
+            self._honour(self._table.coordinator_is(welcome.owner, self.now_ms()))
             self._sweep_at = dict.fromkeys(self.resources, self.now_ms())
             self._wake()
 
