@@ -35,8 +35,9 @@ def as_dict(reply: admin_pb2.StatusReply) -> dict[str, Any]:
     shown: dict[str, Any] = MessageToDict(
         reply, preserving_proto_field_name=True, always_print_fields_with_no_presence=True
     )
-    for key in ("uptime_ms", "committed", "aborted", "heuristic", "open", "in_doubt"):
+    for key in ("uptime_ms", "committed", "aborted", "heuristic", "open", "in_doubt", "log_batches", "log_decisions"):
         shown[key] = int(shown[key])
+    shown["messages"] = {kind: int(count) for kind, count in sorted(shown["messages"].items())}
     shown["owner"]["epoch"] = str(Epoch(reply.owner.epoch))
     for session, source in zip(shown["sessions"], reply.sessions, strict=True):
         session.update(participant=source.participant.hex(), age_ms=source.age_ms)

@@ -53,6 +53,9 @@ class AdminService(admin_pb2_grpc.AdminServicer):
             in_doubt=len({xid for xid, *_ in self._engine.in_doubt()}),
             sessions=[self._session(entry, now_ms) for entry in core.directory.sessions.values()],
             transactions=[_transaction(row, now_ms) for row in oldest],
+            messages=self._engine.messages,
+            log_batches=self._engine.batches,
+            log_decisions=self._engine.records,
         )
 
     def _session(self, entry: Any, now_ms: int) -> admin_pb2.SessionStatus:

@@ -19,7 +19,7 @@ import logging
 import os
 import random
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Protocol, TypeVar
@@ -40,6 +40,7 @@ from txrpc.protocol.events import (
     Lookup,
     NotLogged,
     Output,
+    Received,
     SessionClosed,
     Woke,
 )
@@ -96,6 +97,8 @@ class Engine:
         self._clock_offset_ms = 0
         self.batches = 0
         self.records = 0
+        self.messages: Counter[str] = Counter()
+        """Messages by direction and kind."""
         self.over: asyncio.Future[TxrpcError] = asyncio.get_running_loop().create_future()
         """Done when this engine must stop: the log is fenced."""
 
@@ -180,6 +183,8 @@ class Engine:
         """Take one event and honour its effects."""
         if self.over.done():
             return
+        if isinstance(event, Received):
+            self.messages["received " + type(event.message).__name__] += 1
         self._honour(self.core.step(event, self.now_ms()))
         self._reschedule()
 
@@ -188,6 +193,7 @@ class Engine:
             self._waiting.extend(out.append)
             self._work.set()
         for number, message in out.send:
+            self.messages["sent " + type(message).__name__] += 1
             if isinstance(message, Commit):
                 failpoint("coordinator.before_commit")
             elif isinstance(message, OutcomeReply):

@@ -4,8 +4,7 @@ How to think of it
     `step` takes one event and the time and returns effects as values.  Every transaction that is being worked on has a row
     in `transactions`; what happened before is in `remembered` (this epoch, for as long as a request about it can come) or in
     the log.  `TABLE` names what each (state, input) does; a missing entry is somebody's mistake: it is noted and changes
-    nothing.  `requests` and `rounds` have the actions, `desk` the plumbing under them, `recovery` the
-    answers to branches that ask.
+    nothing.  `requests`, `inquiries` and `rounds` have the actions, `desk` the plumbing under them.
 
     A commit request from below the remembered horizon or of another epoch is refused (rule 5); asking again adds a waiter and
     never starts anything twice (rule 12).
@@ -21,7 +20,7 @@ import heapq
 from collections.abc import Callable, Collection, Sequence
 from typing import Any, Final
 
-from txrpc.ids import Epoch, Gid, Xid
+from txrpc.ids import Epoch, Xid
 from txrpc.protocol.admission import refuse_hello
 from txrpc.protocol.directory import SessionEntry
 from txrpc.protocol.events import (
@@ -32,7 +31,6 @@ from txrpc.protocol.events import (
     Logged,
     LogHealth,
     Looked,
-    Lookup,
     NotLogged,
     Output,
     Received,
@@ -40,9 +38,9 @@ from txrpc.protocol.events import (
     SessionOpened,
     Woke,
 )
+from txrpc.protocol.inquiries import Inquiries
 from txrpc.protocol.messages import (
     Acked,
-    Commit,
     CommitRequest,
     Committing,
     Decision,
@@ -56,22 +54,17 @@ from txrpc.protocol.messages import (
     OutcomeRequest,
     Owner,
     Resolved,
-    Rollback,
     RollbackRequest,
     Tick,
-    Vote,
     Voted,
     Welcome,
 )
-from txrpc.protocol.recovery import ANSWERS, UP_TO_THE_LOG, Answer, Knowledge, age_of
-from txrpc.protocol.requests import Requests
-from txrpc.protocol.rounds import PRESUMED
 from txrpc.protocol.transaction import Input, State, Transaction
 
 __all__ = ["TABLE", "Coordinator"]
 
 
-class Coordinator(Requests):
+class Coordinator(Inquiries):
     """The decisions of one coordinator node in one epoch.  Not thread-safe: one caller at a time."""
 
     def __init__(
@@ -232,62 +225,6 @@ class Coordinator(Requests):
         self._out.close.append((session, GoAway("protocol", text, retry=True)))
         self._violation(session, message, text)
         self._drop(session)
-
-    def _inquiry(self, session: int, message: Inquiry) -> None:
-        gid = message.gid
-        if gid.group != self.group or gid.node != self.owner.node:
-            self._violation(session, message, "asks about a branch of another coordinator")
-            return
-        knowledge = self._knowledge(session, message)
-        if gid.xid in self.transactions or knowledge not in UP_TO_THE_LOG:
-            self._answer(session, gid, knowledge)
-        else:
-            self._out.look.append(Lookup(session, message, gid.xid))
-
-    def _inquired_log(self, session: int, message: Inquiry, decision: Decision | None) -> None:
-        """The log has answered; what has begun or ended since then is looked at again."""
-        gid, knowledge, token = message.gid, self._knowledge(session, message), ""
-        if gid.xid not in self.transactions and (decision is not None or knowledge is Knowledge.COMMITTED):
-            # A commit without a record wrote nothing, so a branch that asks was not part of it.
-            prepared = {p.branch: p.token for p in decision.branches} if decision else {}
-            knowledge = Knowledge.COMMITTED if gid.branch in prepared else Knowledge.NOT_IN_RECORD
-            token = prepared.get(gid.branch, "")
-        self._answer(session, gid, knowledge, token)
-
-    def _knowledge(self, session: int, message: Inquiry) -> Knowledge:
-        gid = message.gid
-        row = self.transactions.get(gid.xid)
-        if row is not None:
-            if row.state is not State.COMMITTING:
-                return Knowledge.BEING_DECIDED
-            listed = row.branches.get(gid.branch)
-            return Knowledge.COMMITTED if listed and listed.vote is Vote.PREPARED else Knowledge.NOT_IN_RECORD
-        if gid.xid in self.remembered:
-            return Knowledge.COMMITTED if self.remembered[gid.xid] is None else Knowledge.ABORTED
-        age = age_of(gid.epoch, self.owner.epoch, self.lineage)
-        if age is not Knowledge.OVERDUE:
-            return age
-        owner = self.directory.owner(gid.participant)
-        owner_asks_itself = owner is not None and owner.session != session
-        return Knowledge.AWAITED if message.time_left_ms > 0 or owner_asks_itself else Knowledge.OVERDUE
-
-    def _answer(self, session: int, gid: Gid, knowledge: Knowledge, token: str = "") -> None:
-        answer = ANSWERS[knowledge]
-        if answer is Answer.COMMIT:
-            row = self.transactions.get(gid.xid)
-            if row is not None:
-                self._tell_commit(row, row.branches[gid.branch], self.directory.sessions[session])
-            else:
-                self._send(session, Commit(gid, token))
-        elif answer is Answer.PRESUME or answer is Answer.ROLL_BACK:
-            if answer is Answer.PRESUME:
-                self.remembered.add(gid.xid, PRESUMED)
-            reason = self.remembered[gid.xid] if gid.xid in self.remembered else None
-            self._send(session, Rollback(gid, reason or PRESUMED, token))
-        elif answer is Answer.REFUSE:
-            text = f"this log has never had epoch {gid.epoch}: it was restored from a copy, or is another one"
-            fields = {"xid": gid.xid, "branch": gid.branch, "resource": gid.resource}
-            self._note("error", "branch of a strange epoch", **fields, reason=text)
 
     def _enter(self, xid: Xid, kind: Input, session: int | None, message: object) -> None:
         state = self.state_of(xid)

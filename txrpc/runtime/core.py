@@ -203,8 +203,9 @@ class ManagerCore:
 
     def slot(self, part: Part, resource: Any) -> Slot:
         """See `txrpc.flows.using.Branches`."""
-        name = resource.name
-        if self.resources.get(name) is not resource:
+        name: str = resource.name
+        known: Any = self.resources.get(name)
+        if known is not resource:
             raise ConfigurationError(
                 f"resource {name!r} is not one that this manager was connected with: connect(resources=[...])"
             )

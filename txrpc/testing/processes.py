@@ -39,7 +39,8 @@ class Child:
         """*arguments* as for `subprocess`; *env* is added to this process's own environment."""
         self.name = name
         self._arguments = list(arguments)
-        self._env = {**os.environ, "PYTHONUNBUFFERED": "1", **(env or {})}
+        self.environment = {**os.environ, "PYTHONUNBUFFERED": "1", **(env or {})}
+        """Of its next start."""
         if output is None:
             handle, path = tempfile.mkstemp(prefix=f"txrpc-{name}-", suffix=".log")
             os.close(handle)
@@ -76,7 +77,7 @@ class Child:
         self._read_from = self.output.stat().st_size if self.output.exists() else 0
         with self.output.open("ab") as out:
             self._process = subprocess.Popen(
-                self._arguments, stdout=out, stderr=out, stdin=subprocess.DEVNULL, env=self._env
+                self._arguments, stdout=out, stderr=out, stdin=subprocess.DEVNULL, env=self.environment
             )
 
     def kill(self) -> None:

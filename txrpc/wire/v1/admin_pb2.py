@@ -26,23 +26,27 @@ from txrpc.wire.v1 import context_pb2 as txrpc_dot_v1_dot_context__pb2
 from txrpc.wire.v1 import session_pb2 as txrpc_dot_v1_dot_session__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x14txrpc/v1/admin.proto\x12\x08txrpc.v1\x1a\x16txrpc/v1/context.proto\x1a\x16txrpc/v1/session.proto\"\x1e\n\rStatusRequest\x12\r\n\x05limit\x18\x01 \x01(\r\"\xb7\x02\n\x0bStatusReply\x12\x1e\n\x05owner\x18\x01 \x01(\x0b\x32\x0f.txrpc.v1.Owner\x12\r\n\x05group\x18\x02 \x01(\t\x12\x0f\n\x07version\x18\x03 \x01(\t\x12\x0b\n\x03log\x18\x04 \x01(\t\x12\x13\n\x0blog_healthy\x18\x05 \x01(\x08\x12\x11\n\tuptime_ms\x18\x06 \x01(\x04\x12\x11\n\tcommitted\x18\x07 \x01(\x04\x12\x0f\n\x07\x61\x62orted\x18\x08 \x01(\x04\x12\x11\n\theuristic\x18\t \x01(\x04\x12\x0c\n\x04open\x18\n \x01(\x04\x12\x10\n\x08in_doubt\x18\x0b \x01(\x04\x12)\n\x08sessions\x18\x0c \x03(\x0b\x32\x17.txrpc.v1.SessionStatus\x12\x31\n\x0ctransactions\x18\r \x03(\x0b\x32\x1b.txrpc.v1.TransactionStatus\"~\n\rSessionStatus\x12\x13\n\x0bparticipant\x18\x01 \x01(\x0c\x12\x0f\n\x07process\x18\x02 \x01(\t\x12\x0c\n\x04peer\x18\x03 \x01(\t\x12\x0e\n\x06\x61ge_ms\x18\x04 \x01(\x04\x12)\n\tresources\x18\x05 \x03(\x0b\x32\x16.txrpc.v1.ResourceInfo\"i\n\x11TransactionStatus\x12\x0b\n\x03xid\x18\x01 \x01(\x0c\x12\r\n\x05state\x18\x02 \x01(\t\x12\x0e\n\x06\x61ge_ms\x18\x03 \x01(\x04\x12(\n\x08\x62ranches\x18\x04 \x03(\x0b\x32\x16.txrpc.v1.BranchStatus\"d\n\x0c\x42ranchStatus\x12\x0e\n\x06\x62ranch\x18\x01 \x01(\x0c\x12\x13\n\x0bparticipant\x18\x02 \x01(\x0c\x12\x10\n\x08resource\x18\x03 \x01(\t\x12\r\n\x05state\x18\x04 \x01(\t\x12\x0e\n\x06reason\x18\x05 \x01(\t2A\n\x05\x41\x64min\x12\x38\n\x06Status\x12\x17.txrpc.v1.StatusRequest\x1a\x15.txrpc.v1.StatusReplyb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x14txrpc/v1/admin.proto\x12\x08txrpc.v1\x1a\x16txrpc/v1/context.proto\x1a\x16txrpc/v1/session.proto\"\x1e\n\rStatusRequest\x12\r\n\x05limit\x18\x01 \x01(\r\"\xcb\x03\n\x0bStatusReply\x12\x1e\n\x05owner\x18\x01 \x01(\x0b\x32\x0f.txrpc.v1.Owner\x12\r\n\x05group\x18\x02 \x01(\t\x12\x0f\n\x07version\x18\x03 \x01(\t\x12\x0b\n\x03log\x18\x04 \x01(\t\x12\x13\n\x0blog_healthy\x18\x05 \x01(\x08\x12\x11\n\tuptime_ms\x18\x06 \x01(\x04\x12\x11\n\tcommitted\x18\x07 \x01(\x04\x12\x0f\n\x07\x61\x62orted\x18\x08 \x01(\x04\x12\x11\n\theuristic\x18\t \x01(\x04\x12\x0c\n\x04open\x18\n \x01(\x04\x12\x10\n\x08in_doubt\x18\x0b \x01(\x04\x12)\n\x08sessions\x18\x0c \x03(\x0b\x32\x17.txrpc.v1.SessionStatus\x12\x31\n\x0ctransactions\x18\r \x03(\x0b\x32\x1b.txrpc.v1.TransactionStatus\x12\x35\n\x08messages\x18\x0e \x03(\x0b\x32#.txrpc.v1.StatusReply.MessagesEntry\x12\x13\n\x0blog_batches\x18\x0f \x01(\x04\x12\x15\n\rlog_decisions\x18\x10 \x01(\x04\x1a/\n\rMessagesEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x04:\x02\x38\x01\"~\n\rSessionStatus\x12\x13\n\x0bparticipant\x18\x01 \x01(\x0c\x12\x0f\n\x07process\x18\x02 \x01(\t\x12\x0c\n\x04peer\x18\x03 \x01(\t\x12\x0e\n\x06\x61ge_ms\x18\x04 \x01(\x04\x12)\n\tresources\x18\x05 \x03(\x0b\x32\x16.txrpc.v1.ResourceInfo\"i\n\x11TransactionStatus\x12\x0b\n\x03xid\x18\x01 \x01(\x0c\x12\r\n\x05state\x18\x02 \x01(\t\x12\x0e\n\x06\x61ge_ms\x18\x03 \x01(\x04\x12(\n\x08\x62ranches\x18\x04 \x03(\x0b\x32\x16.txrpc.v1.BranchStatus\"d\n\x0c\x42ranchStatus\x12\x0e\n\x06\x62ranch\x18\x01 \x01(\x0c\x12\x13\n\x0bparticipant\x18\x02 \x01(\x0c\x12\x10\n\x08resource\x18\x03 \x01(\t\x12\r\n\x05state\x18\x04 \x01(\t\x12\x0e\n\x06reason\x18\x05 \x01(\t2A\n\x05\x41\x64min\x12\x38\n\x06Status\x12\x17.txrpc.v1.StatusRequest\x1a\x15.txrpc.v1.StatusReplyb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'txrpc.v1.admin_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
+  _globals['_STATUSREPLY_MESSAGESENTRY']._loaded_options = None
+  _globals['_STATUSREPLY_MESSAGESENTRY']._serialized_options = b'8\001'
   _globals['_STATUSREQUEST']._serialized_start=82
   _globals['_STATUSREQUEST']._serialized_end=112
   _globals['_STATUSREPLY']._serialized_start=115
-  _globals['_STATUSREPLY']._serialized_end=426
-  _globals['_SESSIONSTATUS']._serialized_start=428
-  _globals['_SESSIONSTATUS']._serialized_end=554
-  _globals['_TRANSACTIONSTATUS']._serialized_start=556
-  _globals['_TRANSACTIONSTATUS']._serialized_end=661
-  _globals['_BRANCHSTATUS']._serialized_start=663
-  _globals['_BRANCHSTATUS']._serialized_end=763
-  _globals['_ADMIN']._serialized_start=765
-  _globals['_ADMIN']._serialized_end=830
+  _globals['_STATUSREPLY']._serialized_end=574
+  _globals['_STATUSREPLY_MESSAGESENTRY']._serialized_start=527
+  _globals['_STATUSREPLY_MESSAGESENTRY']._serialized_end=574
+  _globals['_SESSIONSTATUS']._serialized_start=576
+  _globals['_SESSIONSTATUS']._serialized_end=702
+  _globals['_TRANSACTIONSTATUS']._serialized_start=704
+  _globals['_TRANSACTIONSTATUS']._serialized_end=809
+  _globals['_BRANCHSTATUS']._serialized_start=811
+  _globals['_BRANCHSTATUS']._serialized_end=911
+  _globals['_ADMIN']._serialized_start=913
+  _globals['_ADMIN']._serialized_end=978
 # @@protoc_insertion_point(module_scope)

@@ -44,6 +44,26 @@ Global___StatusRequest: _TypeAlias = StatusRequest  # noqa: Y015
 class StatusReply(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
+    @_typing.final
+    class MessagesEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.int
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.int = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
     OWNER_FIELD_NUMBER: _builtins.int
     GROUP_FIELD_NUMBER: _builtins.int
     VERSION_FIELD_NUMBER: _builtins.int
@@ -57,6 +77,9 @@ class StatusReply(_message.Message):
     IN_DOUBT_FIELD_NUMBER: _builtins.int
     SESSIONS_FIELD_NUMBER: _builtins.int
     TRANSACTIONS_FIELD_NUMBER: _builtins.int
+    MESSAGES_FIELD_NUMBER: _builtins.int
+    LOG_BATCHES_FIELD_NUMBER: _builtins.int
+    LOG_DECISIONS_FIELD_NUMBER: _builtins.int
     group: _builtins.str
     version: _builtins.str
     log: _builtins.str
@@ -68,12 +91,19 @@ class StatusReply(_message.Message):
     heuristic: _builtins.int
     open: _builtins.int
     in_doubt: _builtins.int
+    log_batches: _builtins.int
+    """Batches written to the log, and decisions in them."""
+    log_decisions: _builtins.int
     @_builtins.property
     def owner(self) -> _context_pb2.Owner: ...
     @_builtins.property
     def sessions(self) -> _containers.RepeatedCompositeFieldContainer[Global___SessionStatus]: ...
     @_builtins.property
     def transactions(self) -> _containers.RepeatedCompositeFieldContainer[Global___TransactionStatus]: ...
+    @_builtins.property
+    def messages(self) -> _containers.ScalarMap[_builtins.str, _builtins.int]:
+        """Messages since the start, by kind: "received Voted", "sent Prepare"."""
+
     def __init__(
         self,
         *,
@@ -90,10 +120,13 @@ class StatusReply(_message.Message):
         in_doubt: _builtins.int = ...,
         sessions: _abc.Iterable[Global___SessionStatus] | None = ...,
         transactions: _abc.Iterable[Global___TransactionStatus] | None = ...,
+        messages: _abc.Mapping[_builtins.str, _builtins.int] | None = ...,
+        log_batches: _builtins.int = ...,
+        log_decisions: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["owner", b"owner"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["aborted", b"aborted", "committed", b"committed", "group", b"group", "heuristic", b"heuristic", "in_doubt", b"in_doubt", "log", b"log", "log_healthy", b"log_healthy", "open", b"open", "owner", b"owner", "sessions", b"sessions", "transactions", b"transactions", "uptime_ms", b"uptime_ms", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["aborted", b"aborted", "committed", b"committed", "group", b"group", "heuristic", b"heuristic", "in_doubt", b"in_doubt", "log", b"log", "log_batches", b"log_batches", "log_decisions", b"log_decisions", "log_healthy", b"log_healthy", "messages", b"messages", "open", b"open", "owner", b"owner", "sessions", b"sessions", "transactions", b"transactions", "uptime_ms", b"uptime_ms", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

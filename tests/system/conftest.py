@@ -1,0 +1,52 @@
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+import txrpc
+from tests.system.world import BANKS, World
+from txrpc.testing.postgres import PostgresServer
+
+_numbers = itertools.count(1)
+
+
+@pytest.fixture(scope="session")
+def servers() -> Iterator[dict[str, PostgresServer]]:
+    """One PostgreSQL server a bank."""
+    servers = {name: PostgresServer.start_new(log_statement="all", fsync="off") for name in BANKS}
+    yield servers
+    for server in servers.values():
+        server.stop()
+
+
+@pytest.fixture
+def make_world(servers: dict[str, PostgresServer], tmp_path: Path) -> Iterator[Callable[..., World]]:
+    """``make_world(bank_a="participant.after_prepare=kill", options=[...])``: everything started, failpoints armed."""
+    worlds: list[World] = []
+
+    def make(options: list[str] | None = None, **failpoints: str) -> World:
+        world = World(tmp_path, servers, next(_numbers), options or [])
+        worlds.append(world)
+        world.start(**failpoints)
+        return world
+
+    yield make
+    for world in worlds:
+        world.stop()
+
+
+@pytest.fixture
+def connected() -> Iterator[Callable[[World], txrpc.Manager]]:
+    """``connected(world)``: this process as a client of that world."""
+    managers: list[txrpc.Manager] = []
+
+    def connect(world: World) -> txrpc.Manager:
+        managers.append(txrpc.connect(world.coordinator.address, process="test"))
+        return managers[-1]
+
+    yield connect
+    for manager in managers:
+        manager.close()

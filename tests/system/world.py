@@ -1,0 +1,142 @@
+"""Real processes of the bank example around a test: a coordinator, two services, two PostgreSQL servers."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from examples.bank.teller import Teller
+from txrpc.testing.postgres import PostgresServer
+from txrpc.testing.processes import Child, CoordinatorProcess, free_port
+
+BANKS = ("bank-a", "bank-b")
+START = 1_000
+
+
+class Service(Child):
+    """One bank of `examples.bank.service`."""
+
+    def __init__(self, world: World, name: str, database: str) -> None:
+        self.port = free_port()
+        arguments = [sys.executable, "-m", "examples.bank.service", "--name", name, "--listen", self.address]
+        arguments += ["--database", database, "--coordinator", world.coordinator.address]
+        arguments += ["--accounts", "20", "--cents", str(START)]
+        super().__init__(arguments, name=name, output=world.folder / f"{name}.log")
+
+    @property
+    def address(self) -> str:
+        return f"127.0.0.1:{self.port}"
+
+    def start(self) -> None:
+        super().start()
+        self.wait_for("serving")
+
+
+class World:
+    """One test's processes.  Databases are fresh; their servers are shared by the tests of a worker."""
+
+    def __init__(self, folder: Path, servers: dict[str, PostgresServer], number: int, options: list[str]) -> None:
+        self.folder = folder
+        self.servers = servers
+        self.database = f"bank{number}"
+        self.coordinator = CoordinatorProcess(folder, options=["--ack-wait-s", "15", *options])
+        self.urls = {name: server.create_database(self.database) for name, server in servers.items()}
+        self.services = {name: Service(self, name, url) for name, url in self.urls.items()}
+
+    def start(self, **failpoints: str) -> None:
+        """Start everything; *failpoints* by process name, with _ for -."""
+        for child in (self.coordinator, *self.services.values()):
+            armed = failpoints.pop(child.name.replace("-", "_"), None)
+            arm(child, armed)
+            child.start()
+            arm(child, None)  # a restart is without
+        assert not failpoints
+
+    def stop(self) -> None:
+        for child in (*self.services.values(), self.coordinator):
+            child.kill()
+        for server in self.servers.values():
+            if not server.running:
+                server.restart()
+            server.execute(f"SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = '{self.database}'")
+            for (gid,) in server.execute(f"SELECT gid FROM pg_prepared_xacts WHERE database = '{self.database}'"):
+                server.execute(f"ROLLBACK PREPARED '{gid}'", self.database)
+            server.execute(f"DROP DATABASE {self.database}")
+
+    def teller(self) -> Teller:
+        return Teller([service.address for service in self.services.values()])
+
+    # ------------------------------------------------------------------------------------------------- looking at it
+
+    def money(self) -> list[int]:
+        """What account 0000 of each bank has, according to the databases themselves."""
+        query = "SELECT cents FROM account WHERE name = '0000'"
+        return [int(server.execute(query, self.database)[0][0]) for server in self.servers.values()]
+
+    def total(self) -> int:
+        query = "SELECT sum(cents) FROM account"
+        return sum(int(server.execute(query, self.database)[0][0]) for server in self.servers.values())
+
+    def prepared(self) -> list[int]:
+        query = f"SELECT count(*) FROM pg_prepared_xacts WHERE database = '{self.database}'"
+        return [int(server.execute(query)[0][0]) for server in self.servers.values()]
+
+    def journals(self) -> list[dict[str, int]]:
+        query = "SELECT xid, sum(cents) FROM journal GROUP BY xid"
+        return [{x: int(c) for x, c in server.execute(query, self.database)} for server in self.servers.values()]
+
+    def locks(self) -> int:
+        """Transactions that hold locks on accounts."""
+        query = "SELECT count(*) FROM pg_locks l JOIN pg_class c ON c.oid = l.relation WHERE c.relname = 'account'"
+        return sum(int(server.execute(query, self.database)[0][0]) for server in self.servers.values())
+
+    def status(self) -> dict[str, Any]:
+        """`txrpc status --json`."""
+        command = [sys.executable, "-m", "txrpc.cli", "status", "--json", "--coordinator", self.coordinator.address]
+        done = subprocess.run(command, capture_output=True, check=True, timeout=30)
+        status: dict[str, Any] = json.loads(done.stdout)
+        return status
+
+    def at_rest(self, timeout_s: float = 40.0) -> None:
+        """Wait until nothing is prepared and nothing holds locks."""
+        eventually(lambda: not any(self.prepared()) and not self.locks(), timeout_s, self.evidence)
+
+    def evidence(self) -> str:
+        logs = [f"--- {c.name}\n{c.output.read_text()[-3000:]}" for c in (self.coordinator, *self.services.values())]
+        return f"prepared {self.prepared()}, locks {self.locks()}\n" + "\n".join(logs)
+
+    def revive(self, child: Child) -> threading.Thread:
+        """In the background: wait until *child* has died of its failpoint, and start it again."""
+
+        def wait_and_start() -> None:
+            with suppress(Exception):
+                child.wait(30)
+                time.sleep(0.2)
+                child.start()
+
+        thread = threading.Thread(target=wait_and_start, daemon=True)
+        thread.start()
+        return thread
+
+
+def arm(child: Child, failpoints: str | None) -> None:
+    """Set the failpoints that *child* has from its next start on."""
+    child.environment.pop("TXRPC_FAILPOINTS", None)
+    if failpoints:
+        child.environment["TXRPC_FAILPOINTS"] = failpoints
+
+
+def eventually(holds: Callable[[], bool], timeout_s: float = 20.0, evidence: Callable[[], str] = str) -> None:
+    """Wait until *holds*; fails with *evidence* if it does not in time."""
+    until = time.monotonic() + timeout_s
+    while not holds():
+        if time.monotonic() > until:
+            raise AssertionError(f"did not come true in {timeout_s} s\n{evidence()}")
+        time.sleep(0.05)

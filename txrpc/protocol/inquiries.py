@@ -1,0 +1,77 @@
+"""What prepared branches that have not heard their decision ask, and how `recovery`'s table is entered and its answers given.
+
+Whatever is not proved by memory is looked up in the log first.  The log's answer is as old as the question, so that what has
+begun or ended meanwhile goes before it.
+"""
+
+from __future__ import annotations
+
+from txrpc.ids import Gid
+from txrpc.protocol.events import Lookup
+from txrpc.protocol.messages import Commit, Decision, Inquiry, Rollback, Vote
+from txrpc.protocol.recovery import ANSWERS, UP_TO_THE_LOG, Answer, Knowledge, age_of
+from txrpc.protocol.requests import Requests
+from txrpc.protocol.rounds import PRESUMED
+from txrpc.protocol.transaction import State
+
+__all__ = ["Inquiries"]
+
+
+class Inquiries(Requests):
+    """The recovery of branches in doubt."""
+
+    def _inquiry(self, session: int, message: Inquiry) -> None:
+        gid = message.gid
+        if gid.group != self.group or gid.node != self.owner.node:
+            self._violation(session, message, "asks about a branch of another coordinator")
+            return
+        knowledge = self._knowledge(session, message)
+        if gid.xid in self.transactions or knowledge not in UP_TO_THE_LOG:
+            self._answer(session, gid, knowledge)
+        else:
+            self._out.look.append(Lookup(session, message, gid.xid))
+
+    def _inquired_log(self, session: int, message: Inquiry, decision: Decision | None) -> None:
+        """The log has answered; what has begun or ended since then is looked at again."""
+        gid, knowledge, token = message.gid, self._knowledge(session, message), ""
+        if gid.xid not in self.transactions and (decision is not None or knowledge is Knowledge.COMMITTED):
+            # A commit without a record wrote nothing, so a branch that asks was not part of it.
+            prepared = {p.branch: p.token for p in decision.branches} if decision else {}
+            knowledge = Knowledge.COMMITTED if gid.branch in prepared else Knowledge.NOT_IN_RECORD
+            token = prepared.get(gid.branch, "")
+        self._answer(session, gid, knowledge, token)
+
+    def _knowledge(self, session: int, message: Inquiry) -> Knowledge:
+        gid = message.gid
+        row = self.transactions.get(gid.xid)
+        if row is not None:
+            if row.state is not State.COMMITTING:
+                return Knowledge.BEING_DECIDED
+            listed = row.branches.get(gid.branch)
+            return Knowledge.COMMITTED if listed and listed.vote is Vote.PREPARED else Knowledge.NOT_IN_RECORD
+        if gid.xid in self.remembered:
+            return Knowledge.COMMITTED if self.remembered[gid.xid] is None else Knowledge.ABORTED
+        age = age_of(gid.epoch, self.owner.epoch, self.lineage)
+        if age is not Knowledge.OVERDUE:
+            return age
+        owner = self.directory.owner(gid.participant)
+        owner_asks_itself = owner is not None and owner.session != session
+        return Knowledge.AWAITED if message.time_left_ms > 0 or owner_asks_itself else Knowledge.OVERDUE
+
+    def _answer(self, session: int, gid: Gid, knowledge: Knowledge, token: str = "") -> None:
+        answer = ANSWERS[knowledge]
+        if answer is Answer.COMMIT:
+            row = self.transactions.get(gid.xid)
+            if row is not None:
+                self._tell_commit(row, row.branches[gid.branch], self.directory.sessions[session])
+            else:
+                self._send(session, Commit(gid, token))
+        elif answer is Answer.PRESUME or answer is Answer.ROLL_BACK:
+            if answer is Answer.PRESUME:
+                self.remembered.add(gid.xid, PRESUMED)
+            ended = gid.xid in self.remembered and self.remembered[gid.xid]
+            self._send(session, Rollback(gid, ended or PRESUMED, token))
+        elif answer is Answer.REFUSE:
+            text = f"this log has never had epoch {gid.epoch}: it was restored from a copy, or is another one"
+            fields = {"xid": gid.xid, "branch": gid.branch, "resource": gid.resource}
+            self._note("error", "branch of a strange epoch", **fields, reason=text)
