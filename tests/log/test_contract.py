@@ -1,0 +1,162 @@
+"""What every decision log must do (design, section 6), over every implementation."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Callable
+
+import pytest
+
+from txrpc.errors import Fenced
+from txrpc.ids import BranchId, Epoch, ParticipantId, Xid
+from txrpc.log.base import Decision, DecisionLog, NotRecorded, PreparedBranch, RecordUncertain
+
+Open = Callable[[], DecisionLog]
+
+
+def decision(epoch: Epoch, decided_ms: int = 1_000, branches: int = 2) -> Decision:
+    prepared = tuple(
+        PreparedBranch(BranchId(os.urandom(8)), ParticipantId(os.urandom(8)), f"bank-{i}", str(700 + i))
+        for i in range(branches)
+    )
+    return Decision(Xid.make(decided_ms, os.urandom(10)), epoch, decided_ms, prepared)
+
+
+def test_a_new_log_opens_epoch_one_with_nothing_pending(open_log: Open) -> None:
+    opened = open_log().open("c1", 77)
+    assert opened.epoch == Epoch.make(1, 77)
+    assert opened.lineage == frozenset()
+    assert opened.pending == ()
+    assert (opened.forgotten_ms, opened.clock_ms) == (0, 0)
+
+
+def test_what_was_recorded_is_found_again_by_the_next_epoch(open_log: Open) -> None:
+    first = open_log()
+    epoch = first.open("c1", 1).epoch
+    decisions = [decision(epoch, 1_000), decision(epoch, 3_000, branches=5), decision(epoch, 2_000, branches=1)]
+    first.record(decisions)
+    assert list(first.pending()) == sorted(first.pending(), key=lambda d: d.decided_ms)
+    opened = open_log().open("c1", 2)
+    assert opened.epoch == Epoch.make(2, 2)
+    assert opened.lineage == {epoch}
+    assert set(opened.pending) == set(decisions)
+    assert opened.clock_ms == 3_000
+
+
+def test_outcome_finds_a_record_done_or_not(open_log: Open) -> None:
+    log = open_log()
+    epoch = log.open("c1", 1).epoch
+    one = decision(epoch)
+    log.record([one])
+    assert log.outcome(one.xid) == one
+    log.done([one.xid], 2_000)
+    assert log.outcome(one.xid) == one
+    assert list(log.pending()) == []
+    assert log.outcome(Xid(bytes(16))) is None
+
+
+def test_recording_the_same_decision_again_is_fine(open_log: Open) -> None:
+    log = open_log()
+    one = decision(log.open("c1", 1).epoch)
+    log.record([one])
+    log.record([one, decision(one.epoch)])
+    assert len(log.pending()) == 2
+
+
+def test_a_decision_never_changes(open_log: Open) -> None:
+    log = open_log()
+    one = decision(log.open("c1", 1).epoch)
+    log.record([one])
+    with pytest.raises(AssertionError):
+        log.record([Decision(one.xid, one.epoch, one.decided_ms, one.branches[:1])])
+    assert log.outcome(one.xid) == one
+
+
+def test_an_empty_batch_only_asks_whether_it_works(open_log: Open) -> None:
+    log = open_log()
+    log.open("c1", 1)
+    log.record([])
+    assert list(log.pending()) == []
+
+
+def test_nodes_do_not_see_each_other(open_log: Open) -> None:
+    first, second = open_log(), open_log()
+    one = decision(first.open("c1", 1).epoch)
+    second.open("c2", 1)
+    first.record([one])
+    assert list(second.pending()) == []
+    assert second.outcome(one.xid) is None
+    first.record([decision(one.epoch)])
+
+
+def test_forget_deletes_old_done_records_in_batches_and_remembers_until_when(open_log: Open) -> None:
+    log = open_log()
+    epoch = log.open("c1", 1).epoch
+    decisions = [decision(epoch, i) for i in range(1, 8)]
+    log.record(decisions)
+    log.done([d.xid for d in decisions[:5]], 100)
+    log.done([decisions[5].xid], 900)
+    assert log.forget(101, 3) == 3
+    assert log.forget(101, 3) == 2
+    assert log.forget(101, 3) == 0
+    assert log.outcome(decisions[5].xid) == decisions[5]
+    assert list(log.pending()) == [decisions[6]]
+    opened = open_log().open("c1", 2)
+    assert opened.forgotten_ms == 101
+    assert opened.clock_ms >= 101
+
+
+def test_rule_7_every_write_of_an_earlier_epoch_is_fenced(open_log: Open) -> None:
+    old, new = open_log(), open_log()
+    epoch = old.open("c1", 1).epoch
+    one = decision(epoch)
+    old.record([one])
+    new.open("c1", 2)
+    for write in (
+        lambda: old.record([decision(epoch)]),
+        lambda: old.record([]),
+        lambda: old.done([one.xid], 5),
+        lambda: old.forget(10, 10),
+    ):
+        with pytest.raises(Fenced, match=r"2\.00000002"):
+            write()
+    assert list(new.pending()) == [one]
+    new.record([decision(epoch)])
+
+
+def test_rule_7_after_open_has_returned_no_earlier_epoch_records(open_log: Open) -> None:
+    """Two programs hammer one log: nothing that the first recorded after the second had opened may be there."""
+    old, new = open_log(), open_log()
+    epoch = old.open("c1", 1).epoch
+    recorded: list[Xid] = []
+    opened = threading.Event()
+    errors: list[str] = []
+
+    def hammer() -> None:
+        for _ in range(2_000):
+            late = opened.is_set()
+            one = decision(epoch)
+            try:
+                old.record([one])
+            except Fenced:
+                return
+            except (NotRecorded, RecordUncertain) as error:
+                errors.append(str(error))
+                return
+            if late:
+                errors.append("recorded after open had returned")
+                return
+            recorded.append(one.xid)
+
+    thread = threading.Thread(target=hammer)
+    thread.start()
+    while len(recorded) < 5 and thread.is_alive():
+        pass
+    found = {d.xid for d in new.open("c1", 2).pending}
+    opened.set()
+    thread.join(60)
+    assert errors == []
+    assert found <= set(recorded) | found
+    assert {d.xid for d in new.pending()} == found
+    assert set(recorded) == found

@@ -1,0 +1,201 @@
+"""The SQL log: what can be wrong with it is said in one sentence, and what it has said is durable stays."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sqlite3
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+from sqlalchemy import create_engine, text
+
+from tests.log.test_contract import decision
+from txrpc.errors import ConfigurationError
+from txrpc.ids import Xid
+from txrpc.log.base import LogError, NotRecorded
+from txrpc.log.schema import pack, unpack
+from txrpc.log.sql import SqlLog
+from txrpc.testing.postgres import PostgresServer
+
+
+@pytest.mark.parametrize(
+    ("url", "says"),
+    [
+        ("nonsense", "database URL such as sqlite:///txrpc.db"),
+        ("mysql+pymysql://h/d", "postgresql or sqlite"),
+        ("sqlite://", "name a file"),
+        ("sqlite:///:memory:", "name a file"),
+        ("postgresql+pg8000://h/d", "pip install pg8000"),
+        ("sqlite:////nowhere/log.db", "check that the folder exists"),
+        ("postgresql+psycopg://u:secret@127.0.0.1:1/d", "start the database, or correct the URL"),
+    ],
+)
+def test_a_bad_url_is_one_clear_sentence_without_the_password(url: str, says: str) -> None:
+    with pytest.raises(ConfigurationError, match=says) as caught:
+        SqlLog(url).open("c1", 1)
+    assert "secret" not in str(caught.value)
+
+
+def test_a_database_that_does_not_exist(postgres: PostgresServer) -> None:
+    with pytest.raises(ConfigurationError, match="create the database"):
+        SqlLog(postgres.url("absent")).open("c1", 1)
+
+
+def test_a_file_that_is_no_database(tmp_path: Path) -> None:
+    (tmp_path / "log.db").write_text("This is a letter, not a database. " * 100)
+    with pytest.raises(ConfigurationError, match="name another file"):
+        SqlLog(f"sqlite:///{tmp_path}/log.db").open("c1", 1)
+
+
+def test_a_read_only_log(tmp_path: Path, postgres: PostgresServer) -> None:
+    SqlLog(f"sqlite:///{tmp_path}/log.db").open("c1", 1)
+    with pytest.raises(ConfigurationError, match="right to write"):
+        SqlLog(f"sqlite:///file:{tmp_path}/log.db?mode=ro&uri=true").open("c1", 1)
+    url = postgres.create_database("readonlylog")
+    postgres.execute("ALTER DATABASE readonlylog SET default_transaction_read_only = on")
+    with pytest.raises(ConfigurationError, match="right to write"):
+        SqlLog(url).open("c1", 1)
+
+
+def test_a_schema_of_a_newer_version(tmp_path: Path) -> None:
+    url = f"sqlite:///{tmp_path}/log.db"
+    SqlLog(url).open("c1", 1)
+    with create_engine(url).begin() as connection:
+        connection.execute(text("UPDATE txrpc_schema SET version = 99"))
+    with pytest.raises(ConfigurationError, match="version 99.*up to 1.*upgrade"):
+        SqlLog(url).open("c1", 1)
+
+
+def test_a_full_disk_is_certainly_not_recorded(tmp_path: Path) -> None:
+    log = SqlLog(f"sqlite:///{tmp_path}/log.db")
+    epoch = log.open("c1", 1).epoch
+    with log._engine.connect() as connection:
+        pages = connection.exec_driver_sql("PRAGMA page_count").scalar()
+        connection.exec_driver_sql(f"PRAGMA max_page_count = {pages + 2}")
+    batch = [decision(epoch, branches=50) for _ in range(100)]
+    with pytest.raises(NotRecorded, match="free some space"):
+        log.record(batch)
+    assert list(log.pending()) == []
+
+
+def test_a_locked_file_is_certainly_not_recorded(tmp_path: Path) -> None:
+    log = SqlLog(f"sqlite:///{tmp_path}/log.db")
+    epoch = log.open("c1", 1).epoch
+    with log._engine.connect() as connection:
+        connection.exec_driver_sql("PRAGMA busy_timeout = 100")
+    rival = sqlite3.connect(tmp_path / "log.db", isolation_level=None)
+    rival.execute("BEGIN IMMEDIATE")
+    with pytest.raises(NotRecorded, match="another program"):
+        log.record([decision(epoch)])
+    rival.execute("ROLLBACK")
+    log.record([decision(epoch)])
+    rival.close()
+
+
+def test_the_sqlite_log_is_synchronous(tmp_path: Path) -> None:
+    log = SqlLog(f"sqlite:///{tmp_path}/log.db")
+    log.open("c1", 1)
+    with log._engine.connect() as connection:
+        assert connection.exec_driver_sql("PRAGMA journal_mode").scalar() == "wal"
+        assert connection.exec_driver_sql("PRAGMA synchronous").scalar() == 2
+
+
+def test_the_postgresql_log_is_synchronous_whatever_the_default(postgres: PostgresServer) -> None:
+    url = postgres.create_database("asynclog")
+    postgres.execute("ALTER DATABASE asynclog SET synchronous_commit = off")
+    log = SqlLog(url)
+    log.open("c1", 1)
+    with log._engine.connect() as connection:
+        assert connection.exec_driver_sql("SHOW synchronous_commit").scalar() == "on"
+    log.close()
+
+
+def test_a_restart_of_the_logs_database_is_survived(postgres: PostgresServer) -> None:
+    log = SqlLog(postgres.create_database("restartlog"))
+    epoch = log.open("c1", 1).epoch
+    one, two = decision(epoch), decision(epoch)
+    log.record([one])
+    postgres.kill()
+    with pytest.raises(LogError):
+        log.record([two])
+    with pytest.raises(LogError):
+        log.outcome(one.xid)
+    postgres.restart()
+    log.record([two])
+    assert set(log.pending()) == {one, two}
+    log.close()
+
+
+@pytest.mark.parametrize("kind", ["sqlite", "postgresql"])
+def test_several_coordinators_may_create_the_tables_at_once(
+    kind: str, tmp_path: Path, postgres: PostgresServer
+) -> None:
+    url = f"sqlite:///{tmp_path}/log.db" if kind == "sqlite" else postgres.create_database("racelog")
+    errors: list[BaseException] = []
+    barrier = threading.Barrier(4)
+
+    def open_it(number: int) -> None:
+        log = SqlLog(url)
+        barrier.wait()
+        try:
+            log.open(f"c{number}", number)
+        except BaseException as error:
+            errors.append(error)
+        log.close()
+
+    threads = [threading.Thread(target=open_it, args=(i,)) for i in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert errors == []
+
+
+CHILD = """
+import sys
+from tests.log.test_contract import decision
+from txrpc.log.sql import SqlLog
+log = SqlLog(sys.argv[1])
+epoch = log.open("c1", 1).epoch
+while True:
+    batch = [decision(epoch) for _ in range(3)]
+    log.record(batch)
+    print(*(d.xid for d in batch), flush=True)
+"""
+
+
+@pytest.mark.parametrize("kind", ["sqlite", "postgresql"])
+def test_rule_3_what_record_has_returned_for_survives_kill_9(
+    kind: str, tmp_path: Path, postgres: PostgresServer
+) -> None:
+    url = f"sqlite:///{tmp_path}/log.db" if kind == "sqlite" else postgres.create_database("killlog")
+    child = subprocess.Popen([sys.executable, "-c", CHILD, url], stdout=subprocess.PIPE, text=True)
+    assert child.stdout is not None
+    lines = [child.stdout.readline() for _ in range(20)]
+    time.sleep(0.05)
+    os.kill(child.pid, signal.SIGKILL)
+    lines += child.stdout.readlines()
+    child.stdout.close()
+    child.wait()
+    told = {Xid.parse(word) for line in lines if line.endswith("\n") for word in line.split()}
+    assert len(told) >= 60
+    log = SqlLog(url)
+    found = {d.xid for d in log.open("c1", 2).pending}
+    log.close()
+    assert told <= found
+    assert len(found) % 3 == 0
+
+
+def test_branches_survive_their_packed_form() -> None:
+    from txrpc.ids import Epoch
+
+    branches = decision(Epoch.make(1, 1), branches=5).branches
+    assert unpack(pack(branches)) == branches
+    assert unpack(pack(())) == ()
+    with pytest.raises(ConfigurationError, match="unknown format"):
+        unpack(b"\x02")

@@ -1,0 +1,70 @@
+"""Hypothesis strategies for every message of the session."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from hypothesis import strategies as st
+
+from txrpc.errors import AbortCode, Reason
+from txrpc.ids import BranchId, Epoch, Gid, ParticipantId, Xid
+from txrpc.protocol import messages as m
+
+names = st.from_regex(r"[A-Za-z0-9]([A-Za-z0-9._-]{0,20}[A-Za-z0-9])?", fullmatch=True)
+xids = st.binary(min_size=16, max_size=16).map(Xid)
+branch_ids = st.binary(min_size=8, max_size=8).map(BranchId)
+participants = st.binary(min_size=8, max_size=8).map(ParticipantId)
+epochs = st.integers(0, 2**63 - 1).map(Epoch)
+owners = st.builds(m.Owner, names, epochs)
+texts = st.text(max_size=60)
+tokens = st.integers(0, 2**63).map(str) | st.just("")
+reasons = st.builds(Reason, st.sampled_from(AbortCode), texts)
+uint32 = st.integers(0, 2**32 - 1)
+gids = st.builds(Gid, names, names, epochs, xids, branch_ids, participants, names)
+votes = st.sampled_from(m.Vote)
+results = st.sampled_from(m.OnePhaseResult)
+refs = st.builds(m.BranchRef, branch_ids, names, participants, uint32, st.none() | votes, tokens)
+ref_lists = st.lists(refs, max_size=4, unique_by=lambda ref: ref.branch).map(tuple)
+resources = st.builds(m.ResourceInfo, names, texts, texts)
+contexts = st.builds(m.TransactionContext, names, xids, owners, uint32, st.booleans())
+reports = st.builds(m.CallReport, ref_lists, st.none() | reasons)
+
+to_coordinator: st.SearchStrategy[Any] = st.one_of(
+    st.builds(
+        m.Hello,
+        uint32,
+        names,
+        participants,
+        texts,
+        st.lists(resources, max_size=3, unique_by=lambda r: r.name).map(tuple),
+        st.none() | owners,
+    ),
+    st.builds(m.CommitRequest, xids, epochs, uint32, ref_lists, uint32, st.sampled_from(m.Wait)),
+    st.builds(m.RollbackRequest, xids, epochs, ref_lists, reasons),
+    st.builds(m.OutcomeRequest, xids, epochs, uint32, ref_lists),
+    st.builds(m.Voted, xids, branch_ids, votes, st.none() | reasons, tokens),
+    st.builds(m.Committing, xids, branch_ids, tokens),
+    st.builds(m.OnePhaseDone, xids, branch_ids, results, st.none() | reasons),
+    st.builds(m.Acked, xids, branch_ids, st.sampled_from(m.Finish)),
+    st.builds(m.Inquiry, gids, st.integers(0, 2**63), uint32),
+    st.builds(m.Resolved, xids, branch_ids, results),
+)
+
+from_coordinator: st.SearchStrategy[Any] = st.one_of(
+    st.builds(m.Welcome, owners, uint32, uint32, uint32, uint32),
+    st.builds(m.Tick, uint32),
+    st.builds(m.Prepare, xids, branch_ids, uint32),
+    st.builds(m.CommitOnePhase, xids, branch_ids, uint32),
+    st.builds(m.Commit, gids, tokens),
+    st.builds(m.Rollback, gids, reasons, tokens),
+    st.builds(m.Resolve, xids, branch_ids, names, tokens),
+    st.builds(
+        m.OutcomeReply,
+        xids,
+        st.sampled_from(m.Outcome),
+        st.none() | reasons,
+        st.lists(texts, max_size=3).map(tuple),
+        texts,
+    ),
+    st.builds(m.GoAway, texts, texts, st.booleans()),
+)
