@@ -42,3 +42,17 @@ def open_log(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Callabl
     yield open_one
     for log in logs:
         log.close()
+
+
+@pytest.fixture
+def sql_log() -> Iterator[Callable[[str], SqlLog]]:
+    """``sql_log(url)``: closed at the end."""
+    logs: list[SqlLog] = []
+
+    def make(url: str) -> SqlLog:
+        logs.append(SqlLog(url))
+        return logs[-1]
+
+    yield make
+    for log in logs:
+        log.close()

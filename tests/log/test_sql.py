@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -21,6 +22,8 @@ from txrpc.log.base import LogError, NotRecorded
 from txrpc.log.schema import pack, unpack
 from txrpc.log.sql import SqlLog
 from txrpc.testing.postgres import PostgresServer
+
+Make = Callable[[str], SqlLog]
 
 
 @pytest.mark.parametrize(
@@ -35,44 +38,44 @@ from txrpc.testing.postgres import PostgresServer
         ("postgresql+psycopg://u:secret@127.0.0.1:1/d", "start the database, or correct the URL"),
     ],
 )
-def test_a_bad_url_is_one_clear_sentence_without_the_password(url: str, says: str) -> None:
+def test_a_bad_url_is_one_clear_sentence_without_the_password(sql_log: Make, url: str, says: str) -> None:
     with pytest.raises(ConfigurationError, match=says) as caught:
-        SqlLog(url).open("c1", 1)
+        sql_log(url).open("c1", 1)
     assert "secret" not in str(caught.value)
 
 
-def test_a_database_that_does_not_exist(postgres: PostgresServer) -> None:
+def test_a_database_that_does_not_exist(sql_log: Make, postgres: PostgresServer) -> None:
     with pytest.raises(ConfigurationError, match="create the database"):
-        SqlLog(postgres.url("absent")).open("c1", 1)
+        sql_log(postgres.url("absent")).open("c1", 1)
 
 
-def test_a_file_that_is_no_database(tmp_path: Path) -> None:
+def test_a_file_that_is_no_database(sql_log: Make, tmp_path: Path) -> None:
     (tmp_path / "log.db").write_text("This is a letter, not a database. " * 100)
     with pytest.raises(ConfigurationError, match="name another file"):
-        SqlLog(f"sqlite:///{tmp_path}/log.db").open("c1", 1)
+        sql_log(f"sqlite:///{tmp_path}/log.db").open("c1", 1)
 
 
-def test_a_read_only_log(tmp_path: Path, postgres: PostgresServer) -> None:
-    SqlLog(f"sqlite:///{tmp_path}/log.db").open("c1", 1)
+def test_a_read_only_log(sql_log: Make, tmp_path: Path, postgres: PostgresServer) -> None:
+    sql_log(f"sqlite:///{tmp_path}/log.db").open("c1", 1)
     with pytest.raises(ConfigurationError, match="right to write"):
-        SqlLog(f"sqlite:///file:{tmp_path}/log.db?mode=ro&uri=true").open("c1", 1)
+        sql_log(f"sqlite:///file:{tmp_path}/log.db?mode=ro&uri=true").open("c1", 1)
     url = postgres.create_database("readonlylog")
     postgres.execute("ALTER DATABASE readonlylog SET default_transaction_read_only = on")
     with pytest.raises(ConfigurationError, match="right to write"):
-        SqlLog(url).open("c1", 1)
+        sql_log(url).open("c1", 1)
 
 
-def test_a_schema_of_a_newer_version(tmp_path: Path) -> None:
+def test_a_schema_of_a_newer_version(sql_log: Make, tmp_path: Path) -> None:
     url = f"sqlite:///{tmp_path}/log.db"
-    SqlLog(url).open("c1", 1)
+    sql_log(url).open("c1", 1)
     with create_engine(url).begin() as connection:
         connection.execute(text("UPDATE txrpc_schema SET version = 99"))
-    with pytest.raises(ConfigurationError, match="version 99.*up to 1.*upgrade"):
-        SqlLog(url).open("c1", 1)
+    with pytest.raises(ConfigurationError, match=r"version 99.*up to 1.*upgrade"):
+        sql_log(url).open("c1", 1)
 
 
-def test_a_full_disk_is_certainly_not_recorded(tmp_path: Path) -> None:
-    log = SqlLog(f"sqlite:///{tmp_path}/log.db")
+def test_a_full_disk_is_certainly_not_recorded(sql_log: Make, tmp_path: Path) -> None:
+    log = sql_log(f"sqlite:///{tmp_path}/log.db")
     epoch = log.open("c1", 1).epoch
     with log._engine.connect() as connection:
         pages = connection.exec_driver_sql("PRAGMA page_count").scalar()
@@ -83,8 +86,8 @@ def test_a_full_disk_is_certainly_not_recorded(tmp_path: Path) -> None:
     assert list(log.pending()) == []
 
 
-def test_a_locked_file_is_certainly_not_recorded(tmp_path: Path) -> None:
-    log = SqlLog(f"sqlite:///{tmp_path}/log.db")
+def test_a_locked_file_is_certainly_not_recorded(sql_log: Make, tmp_path: Path) -> None:
+    log = sql_log(f"sqlite:///{tmp_path}/log.db")
     epoch = log.open("c1", 1).epoch
     with log._engine.connect() as connection:
         connection.exec_driver_sql("PRAGMA busy_timeout = 100")
@@ -97,26 +100,25 @@ def test_a_locked_file_is_certainly_not_recorded(tmp_path: Path) -> None:
     rival.close()
 
 
-def test_the_sqlite_log_is_synchronous(tmp_path: Path) -> None:
-    log = SqlLog(f"sqlite:///{tmp_path}/log.db")
+def test_the_sqlite_log_is_synchronous(sql_log: Make, tmp_path: Path) -> None:
+    log = sql_log(f"sqlite:///{tmp_path}/log.db")
     log.open("c1", 1)
     with log._engine.connect() as connection:
         assert connection.exec_driver_sql("PRAGMA journal_mode").scalar() == "wal"
         assert connection.exec_driver_sql("PRAGMA synchronous").scalar() == 2
 
 
-def test_the_postgresql_log_is_synchronous_whatever_the_default(postgres: PostgresServer) -> None:
+def test_the_postgresql_log_is_synchronous_whatever_the_default(sql_log: Make, postgres: PostgresServer) -> None:
     url = postgres.create_database("asynclog")
     postgres.execute("ALTER DATABASE asynclog SET synchronous_commit = off")
-    log = SqlLog(url)
+    log = sql_log(url)
     log.open("c1", 1)
     with log._engine.connect() as connection:
         assert connection.exec_driver_sql("SHOW synchronous_commit").scalar() == "on"
-    log.close()
 
 
-def test_a_restart_of_the_logs_database_is_survived(postgres: PostgresServer) -> None:
-    log = SqlLog(postgres.create_database("restartlog"))
+def test_a_restart_of_the_logs_database_is_survived(sql_log: Make, postgres: PostgresServer) -> None:
+    log = sql_log(postgres.create_database("restartlog"))
     epoch = log.open("c1", 1).epoch
     one, two = decision(epoch), decision(epoch)
     log.record([one])
@@ -128,25 +130,23 @@ def test_a_restart_of_the_logs_database_is_survived(postgres: PostgresServer) ->
     postgres.restart()
     log.record([two])
     assert set(log.pending()) == {one, two}
-    log.close()
 
 
 @pytest.mark.parametrize("kind", ["sqlite", "postgresql"])
 def test_several_coordinators_may_create_the_tables_at_once(
-    kind: str, tmp_path: Path, postgres: PostgresServer
+    sql_log: Make, kind: str, tmp_path: Path, postgres: PostgresServer
 ) -> None:
     url = f"sqlite:///{tmp_path}/log.db" if kind == "sqlite" else postgres.create_database("racelog")
     errors: list[BaseException] = []
     barrier = threading.Barrier(4)
 
     def open_it(number: int) -> None:
-        log = SqlLog(url)
+        log = sql_log(url)
         barrier.wait()
         try:
             log.open(f"c{number}", number)
         except BaseException as error:
             errors.append(error)
-        log.close()
 
     threads = [threading.Thread(target=open_it, args=(i,)) for i in range(4)]
     for thread in threads:
@@ -171,7 +171,7 @@ while True:
 
 @pytest.mark.parametrize("kind", ["sqlite", "postgresql"])
 def test_rule_3_what_record_has_returned_for_survives_kill_9(
-    kind: str, tmp_path: Path, postgres: PostgresServer
+    sql_log: Make, kind: str, tmp_path: Path, postgres: PostgresServer
 ) -> None:
     url = f"sqlite:///{tmp_path}/log.db" if kind == "sqlite" else postgres.create_database("killlog")
     child = subprocess.Popen([sys.executable, "-c", CHILD, url], stdout=subprocess.PIPE, text=True)
@@ -184,9 +184,8 @@ def test_rule_3_what_record_has_returned_for_survives_kill_9(
     child.wait()
     told = {Xid.parse(word) for line in lines if line.endswith("\n") for word in line.split()}
     assert len(told) >= 60
-    log = SqlLog(url)
+    log = sql_log(url)
     found = {d.xid for d in log.open("c1", 2).pending}
-    log.close()
     assert told <= found
     assert len(found) % 3 == 0
 

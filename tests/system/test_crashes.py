@@ -176,7 +176,7 @@ def test_database_killed_after_prepare(make_world: Make, connected: Connect, ban
     server = world.servers[bank]
 
     def crash() -> None:
-        eventually(lambda: all(world.prepared()), 20)
+        eventually(lambda: bool(world.prepared()[list(world.servers).index(bank)]), 20)
         server.kill()
         time.sleep(1)
         server.restart()

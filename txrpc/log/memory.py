@@ -72,7 +72,8 @@ class MemoryLog:
 
     def pending(self) -> Sequence[Decision]:
         """See `DecisionLog.pending`."""
-        return [d for xid, d in self._node.decisions.items() if xid not in self._node.done_ms]
+        undone = [d for xid, d in self._node.decisions.items() if xid not in self._node.done_ms]
+        return sorted(undone, key=lambda decision: decision.decided_ms)
 
     def forget(self, done_before_ms: int, limit: int) -> int:
         """See `DecisionLog.forget`."""

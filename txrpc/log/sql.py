@@ -85,6 +85,7 @@ class SqlLog:
                 if isinstance(error, IntegrityError | ProgrammingError) and attempt < _CREATE_ATTEMPTS - 1:
                     time.sleep(0.05)
                     continue
+                self._engine.dispose()
                 raise ConfigurationError(f"cannot open the decision log {self.location}: {_sentence(error)}") from error
         raise AssertionError("unreachable")
 
