@@ -2,54 +2,54 @@
 
 How to think of it
     The thread connects, says Hello, waits for the Welcome and then reads until the stream ends; then it reports the loss, waits
-    a little and connects anew.  gRPC pulls what is to be sent from an iterator, which hands out everything that is
-    waiting as one batch.
+    a little and connects anew, on a new channel.  gRPC pulls what is to be sent from an iterator, which hands out everything
+    that is waiting as one batch.
 
-    What was queued for a stream that broke is dropped.  Nothing is lost by that: whoever waits for an answer asks for the
-    outcome on the next session, and branches in doubt ask again on every welcome.
+    What was queued for a stream that broke is dropped, and whether it arrived is not known.  Nothing is lost by that: whoever
+    waits for an answer is told by `on_lost`, which comes after the last `send` that the stream took, and asks for the outcome
+    on the next session; branches in doubt ask again on every welcome.
+
+    A fork takes the object along but neither the thread nor gRPC's, and perhaps a lock that nobody will release: so every
+    method looks at the process id before it touches anything else.
 """
 
 from __future__ import annotations
 
-import logging
+import atexit
 import os
 import threading
 import time
-from collections import deque
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import grpc
 
-from txrpc.errors import BadMessage, ConfigurationError, CoordinatorUnavailable, ForkedError
-from txrpc.options import DEFAULTS, SessionOptions
-from txrpc.protocol.messages import FromCoordinator, Hello, ToCoordinator, Welcome
-from txrpc.rpc.link import Backoff, Refused, channel_options, check_first, farewell, refusal
-from txrpc.wire.codec import decode_coordinator_batch, encode_to_coordinator
-from txrpc.wire.v1 import session_pb2, session_pb2_grpc
+from txrpc.options import SessionOptions
+from txrpc.protocol.messages import FromCoordinator, ToCoordinator, Welcome
+from txrpc.rpc.link import METHOD, TOO_SLOW, Backoff, Link, Refused, Waiting, channel_options, check_first, parse
 
 __all__ = ["Session"]
 
-logger = logging.getLogger("txrpc.rpc")
-
 
 class _Outgoing:
-    """The messages of one stream, as the iterator that gRPC pulls batches from."""
+    """What waits for one stream, as the iterator that gRPC pulls batches from."""
 
-    def __init__(self, max_batch: int) -> None:
-        self._queue: deque[ToCoordinator] = deque()
-        self._changed = threading.Condition()
-        self._max_batch = max_batch
+    def __init__(self, options: SessionOptions, abandon: Callable[[str], None]) -> None:
+        self.waiting = Waiting(options)
+        self._abandon = abandon
+        self._changed = threading.Condition(threading.Lock())
         self._closed = False
 
-    def put(self, messages: tuple[ToCoordinator, ...]) -> bool:
-        """Queue *messages* in order; False if the stream is over."""
+    def put(self, encoded: list[bytes]) -> bool:
+        """Queue *encoded*; False if the stream is over, or must be because nobody reads it: then nothing was queued."""
         with self._changed:
             if self._closed:
                 return False
-            self._queue.extend(messages)
+            self._closed = full = not self.waiting.add(encoded)
             self._changed.notify()
-            return True
+        if full:
+            self._abandon(TOO_SLOW)
+        return not full
 
     def close(self) -> None:
         """End the iterator.  What is queued goes out first if the stream still lives."""
@@ -57,154 +57,150 @@ class _Outgoing:
             self._closed = True
             self._changed.notify()
 
-    def __iter__(self) -> Iterator[session_pb2.ProcessBatch]:
+    def __iter__(self) -> Iterator[bytes]:
         return self
 
-    def __next__(self) -> session_pb2.ProcessBatch:
+    def __next__(self) -> bytes:
         with self._changed:
-            while not self._queue and not self._closed:
+            while not self.waiting:
+                if self._closed:
+                    raise StopIteration
                 self._changed.wait()
-            if not self._queue:
-                raise StopIteration
-            batch = [self._queue.popleft() for _ in range(min(len(self._queue), self._max_batch))]
-        return encode_to_coordinator(batch)
+            return self.waiting.take()
 
 
-class Session:
+class Session(Link):
     """See the module's docstring.  `send` is for any thread; the callbacks run on the session's own and must not block."""
 
-    def __init__(
-        self,
-        address: str,
-        *,
-        hello: Callable[[], Hello],
-        on_welcome: Callable[[Welcome], None],
-        on_message: Callable[[FromCoordinator], None],
-        on_lost: Callable[[str], None],
-        options: SessionOptions = DEFAULTS,
-    ) -> None:
-        self.address = address
-        self._hello = hello
-        self._on_welcome = on_welcome
-        self._on_message = on_message
-        self._on_lost = on_lost
-        self._options = options
-        self._pid = os.getpid()
-        self._changed = threading.Condition()
+    _connect = "txrpc.connect()"
+
+    def _set_up(self) -> None:
+        self._changed = threading.Condition(threading.Lock())
         self._outgoing: _Outgoing | None = None
-        self._welcome: Welcome | None = None
-        self._refused: ConfigurationError | None = None
-        self._closed = False
         self._call: Any = None
-        self.last_error = "it has not been started"
+        self._welcomed_at = 0.0
         self._thread = threading.Thread(target=self._run, name="txrpc-session", daemon=True)
 
-    @property
-    def welcome(self) -> Welcome | None:
-        """What the coordinator said on the live session; None while there is none."""
-        return self._welcome
-
     def start(self) -> None:
-        """Begin to connect, in the background."""
+        """Begin to connect, in the background.  Once only.  An interpreter that ends without `close` closes it."""
+        self._check_process()
         self.last_error = f"the coordinator at {self.address} has not answered yet"
+        _open.add(self)
         self._thread.start()
 
     def close(self, grace_s: float = 2.0) -> None:
-        """End the session for good.  What is queued still goes out, within *grace_s* seconds.  Calling it twice is fine."""
+        """End the session for good.  What is queued still goes out, within *grace_s* seconds.  Calling it twice is fine.
+
+        In a forked child it does nothing: the session is the parent's.
+        """
+        if os.getpid() != self._pid:
+            return
         with self._changed:
             if self._closed:
                 return
             self._closed = True
             outgoing, call = self._outgoing, self._call
             self._changed.notify_all()
+        _open.discard(self)
         if outgoing is not None:
             outgoing.close()
-        if self._thread.is_alive():
-            self._thread.join(grace_s)
-            if self._thread.is_alive() and call is not None:
-                call.cancel()
-                self._thread.join(grace_s)
+        elif call is not None:
+            call.cancel()
+        if not self._thread.is_alive() or self._thread is threading.current_thread():
+            return
+        self._thread.join(grace_s)
+        if self._thread.is_alive() and call is not None:
+            call.cancel()
+            self._thread.join(1.0)
 
     def send(self, *messages: ToCoordinator) -> None:
         """Queue *messages*, in this order; never blocks.
 
-        Raises `CoordinatorUnavailable` when there is no session (nothing was queued), `ForkedError` in a forked child.
+        Raises, and then nothing was queued: `CoordinatorUnavailable` when there is no session, `LimitExceeded` for a message that
+        is too large for it, `ForkedError` in a forked child.
         """
-        if os.getpid() != self._pid:
-            raise ForkedError("this session belongs to the parent process: call txrpc.connect() in the child")
+        self._check_process()
         outgoing = self._outgoing
-        if outgoing is None or not outgoing.put(messages):
-            raise CoordinatorUnavailable(f"no session with the coordinator: {self.last_error}")
+        if outgoing is None or not outgoing.put(outgoing.waiting.encode(messages)):
+            raise self._unavailable()
 
     def wait_connected(self, timeout_s: float) -> Welcome:
         """Wait for a session, at most *timeout_s* seconds.
 
-        Raises `CoordinatorUnavailable` with the last error, `ConfigurationError` if the coordinator will never have this process.
+        Raises `CoordinatorUnavailable` with the last error, `ConfigurationError` if the coordinator will never have this process,
+        `ForkedError` in a forked child.
         """
+        self._check_process()
         until = time.monotonic() + timeout_s
         with self._changed:
-            while self._welcome is None:
-                if self._refused is not None:
-                    raise self._refused
+            while (welcome := self._found()) is None:
                 left_s = until - time.monotonic()
-                if left_s <= 0 or self._closed:
-                    raise CoordinatorUnavailable(f"no session with the coordinator: {self.last_error}")
+                if left_s <= 0:
+                    raise self._unavailable()
                 self._changed.wait(left_s)
-            return self._welcome
+            return welcome
 
     # ------------------------------------------------------------------------------------------------ the thread
 
     def _run(self) -> None:
         backoff = Backoff(self._options)
-        while not self._closed:
+        while not self._closed and self._refused is None:
+            error: Exception | None = None
             try:
-                self._connect_and_read(backoff)
-                self.last_error = "the coordinator ended the stream"
-            except Refused as error:
-                self._note_refusal(error)
-            except grpc.RpcError as error:
-                self.last_error = f"{self.address}: {error.details()}"
-            except BadMessage as error:
-                self.last_error = f"the coordinator at {self.address} made no sense: {error}"
-                logger.error("session dropped: %s", error, extra={"address": self.address})
-            except Exception as error:
-                self.last_error = f"{type(error).__name__}: {error}"
-                logger.exception("session failed", extra={"address": self.address})
-            self._lost()
+                self._connect_and_read()
+            except Exception as caught:
+                error = caught
+            lived_s = self._ended(error)
             with self._changed:
-                if self._refused is not None:
-                    return
-                if not self._closed:
-                    self._changed.wait(backoff.next_s())
+                if not self._closed and self._refused is None:
+                    self._changed.wait(backoff.next_s(lived_s, at_once=not isinstance(error, Refused)))
 
-    def _connect_and_read(self, backoff: Backoff) -> None:
-        outgoing = _Outgoing(self._options.max_batch)
-        with grpc.insecure_channel(self.address, options=channel_options(self._options)) as channel:
-            outgoing.put((self._hello(),))
-            self._call = session_pb2_grpc.CoordinatorStub(channel).Session(outgoing)
-            # Bounds the whole first attempt: connecting, the handshake, and a coordinator that never says Welcome.
-            guard = threading.Timer(self._options.connect_timeout_s, self._call.cancel)
-            guard.daemon = True
-            guard.start()
+    def _connect_and_read(self) -> None:
+        self._abandoned = ""
+        hello = self._hello()
+        with self._channel() as channel:
+            outgoing = _Outgoing(self._options, self._abandon)
+            outgoing.put(outgoing.waiting.encode((hello,)))
+            call = channel.stream_stream(METHOD)(outgoing)
+            with self._changed:
+                self._call = call
+                if self._closed:
+                    call.cancel()
             try:
-                first = next(self._call, None)
-                guard.cancel()
-                if first is None:
-                    return
-                welcome, rest = check_first(decode_coordinator_batch(first))
-                backoff.healthy()
+                welcome, rest = self._first(call)
                 self._established(welcome, outgoing)
-                self._take(rest)
-                for batch in self._call:
-                    self._take(decode_coordinator_batch(batch))
+                self._deliver(rest)
+                for data in call:
+                    self._deliver(parse(data))
             finally:
-                guard.cancel()
                 outgoing.close()
-                self._call.cancel()
+                call.cancel()
+
+    def _channel(self) -> Any:
+        options = channel_options(self._options)
+        if self._credentials is None:
+            return grpc.insecure_channel(self.address, options=options)
+        return grpc.secure_channel(self.address, self._credentials, options=options)
+
+    def _first(self, call: Any) -> tuple[Welcome, list[FromCoordinator]]:
+        # Bounds the whole attempt: connecting, the handshake, and a coordinator that never says Welcome.
+        guard = threading.Timer(self._options.connect_timeout_s, self._abandon, (self._why(TimeoutError()),))
+        guard.daemon = True
+        guard.start()
+        try:
+            data = next(call, None)
+        finally:
+            guard.cancel()
+        return check_first(parse(data) if data is not None else [])
+
+    def _abandon(self, text: str) -> None:
+        self._abandoned = text
+        self._call.cancel()
 
     def _established(self, welcome: Welcome, outgoing: _Outgoing) -> None:
-        fields = {"address": self.address, "node": welcome.owner.node, "epoch": str(welcome.owner.epoch)}
-        logger.info("session established", extra=fields)
+        outgoing.waiting.max_bytes = self._limit(welcome)
+        self._log_established(welcome)
+        self._welcomed_at = time.monotonic()
         self._outgoing = outgoing
         self._on_welcome(welcome)
         # Last: whoever waits for the session finds that everybody has been told.
@@ -212,28 +208,21 @@ class Session:
             self._welcome, self.last_error = welcome, ""
             self._changed.notify_all()
 
-    def _take(self, messages: list[FromCoordinator]) -> None:
-        for message in messages:
-            farewell(message)
-            try:
-                self._on_message(message)
-            except Exception:
-                logger.exception("a message could not be handled", extra={"message_type": type(message).__name__})
-
-    def _lost(self) -> None:
+    def _ended(self, error: Exception | None) -> float:
+        """Note that the stream, or the attempt at one, is over; return for how many seconds it was established."""
         with self._changed:
-            had, self._welcome = self._welcome, None
-            outgoing, self._outgoing = self._outgoing, None
-        if outgoing is not None:
-            outgoing.close()
-        if outgoing is not None or had is not None:
-            logger.warning("session with the coordinator lost: %s", self.last_error, extra={"address": self.address})
-            self._on_lost(self.last_error)
+            established, self._outgoing, self._welcome = self._outgoing is not None, None, None
+            self._note_end(error)
+            self._changed.notify_all()
+        self._log_end(established)
+        return time.monotonic() - self._welcomed_at if established else 0.0
 
-    def _note_refusal(self, error: Refused) -> None:
-        self.last_error = str(error)
-        if error.final:
-            logger.error("session refused: %s", error, extra={"address": self.address})
-            with self._changed:
-                self._refused = refusal(error)
-                self._changed.notify_all()
+
+_open: set[Session] = set()
+
+
+@atexit.register
+def _close_all() -> None:
+    """An interpreter that goes down under a thread that reads from gRPC may crash, and cannot start the next attempt's threads."""
+    for session in list(_open):
+        session.close(grace_s=0.5)

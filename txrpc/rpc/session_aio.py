@@ -6,227 +6,196 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 import os
-from collections import deque
 from collections.abc import Callable
 from typing import Any
 
 import grpc
 
-from txrpc.errors import BadMessage, ConfigurationError, CoordinatorUnavailable, ForkedError
-from txrpc.options import DEFAULTS, SessionOptions
-from txrpc.protocol.messages import FromCoordinator, Hello, ToCoordinator, Welcome
-from txrpc.rpc.link import Backoff, Refused, channel_options, check_first, farewell, refusal
-from txrpc.wire.codec import decode_coordinator_batch, encode_to_coordinator
-from txrpc.wire.v1 import session_pb2_grpc
+from txrpc.options import SessionOptions
+from txrpc.protocol.messages import FromCoordinator, ToCoordinator, Welcome
+from txrpc.rpc.link import METHOD, TOO_SLOW, Backoff, Link, Refused, Waiting, channel_options, check_first, parse
 
 __all__ = ["AioSession"]
-
-logger = logging.getLogger("txrpc.rpc")
 
 _EOF: Any = grpc.aio.EOF  # type: ignore[attr-defined]
 
 
 class _Outgoing:
-    """The messages of one stream."""
+    """What waits for one stream."""
 
-    def __init__(self, max_batch: int) -> None:
-        self._queue: deque[ToCoordinator] = deque()
+    def __init__(self, options: SessionOptions, abandon: Callable[[str], None]) -> None:
+        self.waiting = Waiting(options)
+        self._abandon = abandon
         self._ready = asyncio.Event()
-        self._max_batch = max_batch
-        self.closed = False
+        self._closed = False
 
-    def put(self, messages: tuple[ToCoordinator, ...]) -> bool:
-        """Queue *messages* in order; False if the stream is over."""
-        if not self.closed:
-            self._queue.extend(messages)
-            self._ready.set()
-        return not self.closed
+    def put(self, encoded: list[bytes]) -> bool:
+        """Queue *encoded*; False if the stream is over, or must be because nobody reads it: then nothing was queued."""
+        if self._closed:
+            return False
+        self._closed = full = not self.waiting.add(encoded)
+        self._ready.set()
+        if full:
+            self._abandon(TOO_SLOW)
+        return not full
 
     def close(self) -> None:
         """Let `write_to` end, once what is queued has gone."""
-        self.closed = True
+        self._closed = True
         self._ready.set()
 
     async def write_to(self, call: Any) -> None:
         """Write whatever is waiting as one batch, again and again."""
         while True:
             await self._ready.wait()
-            while self._queue:
-                batch = [self._queue.popleft() for _ in range(min(len(self._queue), self._max_batch))]
-                await call.write(encode_to_coordinator(batch))
-            if self.closed:
+            while self.waiting:
+                await call.write(self.waiting.take())
+            if self._closed:
                 await call.done_writing()
                 return
             self._ready.clear()
 
 
-class AioSession:
-    """See the module's docstring.  Belongs to the event loop that it is started on; the callbacks must not block."""
+class AioSession(Link):
+    """See the module's docstring.
 
-    def __init__(
-        self,
-        address: str,
-        *,
-        hello: Callable[[], Hello],
-        on_welcome: Callable[[Welcome], None],
-        on_message: Callable[[FromCoordinator], None],
-        on_lost: Callable[[str], None],
-        options: SessionOptions = DEFAULTS,
-    ) -> None:
-        self.address = address
-        self._hello = hello
-        self._on_welcome = on_welcome
-        self._on_message = on_message
-        self._on_lost = on_lost
-        self._options = options
-        self._pid = os.getpid()
+    Belongs to the event loop that it is started on: every method is called there, the callbacks too, which must not block.
+    """
+
+    _connect = "txrpc.aio.connect()"
+
+    def _set_up(self) -> None:
         self._changed = asyncio.Event()
         self._outgoing: _Outgoing | None = None
-        self._welcome: Welcome | None = None
-        self._refused: ConfigurationError | None = None
-        self._closed = False
+        self._call: Any = None
+        self._welcomed_at = 0.0
         self._task: asyncio.Task[None] | None = None
-        self.last_error = "it has not been started"
-
-    @property
-    def welcome(self) -> Welcome | None:
-        """What the coordinator said on the live session; None while there is none."""
-        return self._welcome
 
     async def start(self) -> None:
-        """Begin to connect, in the background."""
+        """Begin to connect, in the background.  Once only."""
+        self._check_process()
         self.last_error = f"the coordinator at {self.address} has not answered yet"
         self._task = asyncio.get_running_loop().create_task(self._run(), name="txrpc-session")
 
     async def close(self, grace_s: float = 2.0) -> None:
-        """End the session for good.  What is queued still goes out, within *grace_s* seconds.  Calling it twice is fine."""
-        if self._closed:
+        """End the session for good.  What is queued still goes out, within *grace_s* seconds.  Calling it twice is fine.
+
+        In a forked child it does nothing: the session is the parent's.
+        """
+        if self._closed or os.getpid() != self._pid:
             return
         self._closed = True
         self._signal()
+        if self._task is None:
+            return
         if self._outgoing is not None:
             self._outgoing.close()
-        if self._task is not None:
-            _done, late = await asyncio.wait({self._task}, timeout=grace_s if self._outgoing else 0)
-            for task in late:
-                task.cancel()
-            await asyncio.gather(*late, return_exceptions=True)
+            await asyncio.wait({self._task}, timeout=grace_s)
+        self._task.cancel()
+        await asyncio.gather(self._task, return_exceptions=True)
 
     def send(self, *messages: ToCoordinator) -> None:
         """Queue *messages*, in this order; never blocks.
 
-        Raises `CoordinatorUnavailable` when there is no session (nothing was queued), `ForkedError` in a forked child.
+        Raises, and then nothing was queued: `CoordinatorUnavailable` when there is no session, `LimitExceeded` for a message that
+        is too large for it, `ForkedError` in a forked child.
         """
-        if os.getpid() != self._pid:
-            raise ForkedError("this session belongs to the parent process: call txrpc.aio.connect() in the child")
-        if self._outgoing is None or not self._outgoing.put(messages):
-            raise CoordinatorUnavailable(f"no session with the coordinator: {self.last_error}")
+        self._check_process()
+        outgoing = self._outgoing
+        if outgoing is None or not outgoing.put(outgoing.waiting.encode(messages)):
+            raise self._unavailable()
 
     async def wait_connected(self, timeout_s: float) -> Welcome:
         """Wait for a session, at most *timeout_s* seconds.
 
-        Raises `CoordinatorUnavailable` with the last error, `ConfigurationError` if the coordinator will never have this process.
+        Raises `CoordinatorUnavailable` with the last error, `ConfigurationError` if the coordinator will never have this process,
+        `ForkedError` in a forked child.
         """
+        self._check_process()
         try:
             async with asyncio.timeout(timeout_s):
-                while self._welcome is None:
-                    if self._refused is not None:
-                        raise self._refused
-                    if self._closed:
-                        break
+                while (welcome := self._found()) is None:
                     await self._changed.wait()
+                return welcome
         except TimeoutError:
-            pass
-        if self._welcome is None:
-            raise CoordinatorUnavailable(f"no session with the coordinator: {self.last_error}")
-        return self._welcome
+            raise self._unavailable() from None
 
     # -------------------------------------------------------------------------------------------------- the task
 
     async def _run(self) -> None:
         backoff = Backoff(self._options)
         while not self._closed and self._refused is None:
+            error: BaseException | None = None
             try:
-                await self._connect_and_read(backoff)
-                self.last_error = "the coordinator ended the stream"
-            except Refused as error:
-                self._note_refusal(error)
-            except TimeoutError:
-                self.last_error = f"{self.address}: no answer within {self._options.connect_timeout_s:g} s"
-            except grpc.RpcError as error:
-                self.last_error = f"{self.address}: {error.details()}"
-            except BadMessage as error:
-                self.last_error = f"the coordinator at {self.address} made no sense: {error}"
-                logger.error("session dropped: %s", error, extra={"address": self.address})
-            except asyncio.CancelledError:
-                if self._closed or (task := asyncio.current_task()) is None or task.cancelling():
+                await self._connect_and_read()
+            except asyncio.CancelledError as caught:
+                # gRPC says the same when the call was cancelled, and not this task.
+                task = asyncio.current_task()
+                if task is None or task.cancelling():
+                    self._ended(caught)
                     raise
-                self.last_error = f"{self.address}: the stream was cancelled"
-            except Exception as error:
-                self.last_error = f"{type(error).__name__}: {error}"
-                logger.exception("session failed", extra={"address": self.address})
-            finally:
-                self._lost()
+                error = caught
+            except Exception as caught:
+                error = caught
+            lived_s = self._ended(error)
             if not self._closed and self._refused is None:
-                await asyncio.sleep(backoff.next_s())
+                await asyncio.sleep(backoff.next_s(lived_s, at_once=not isinstance(error, Refused)))
 
-    async def _connect_and_read(self, backoff: Backoff) -> None:
-        outgoing = _Outgoing(self._options.max_batch)
-        async with grpc.aio.insecure_channel(self.address, options=channel_options(self._options)) as channel:
-            outgoing.put((self._hello(),))
-            stub: Any = session_pb2_grpc.CoordinatorStub(channel)
-            call = stub.Session()
-            writer = asyncio.get_running_loop().create_task(outgoing.write_to(call))
+    async def _connect_and_read(self) -> None:
+        self._abandoned = ""
+        hello = self._hello()
+        async with self._channel() as channel:
+            outgoing = _Outgoing(self._options, self._abandon)
+            outgoing.put(outgoing.waiting.encode((hello,)))
+            call = channel.stream_stream(METHOD)()
+            self._call = call
+            writer = asyncio.get_running_loop().create_task(outgoing.write_to(call), name="txrpc-session-writer")
             try:
-                async with asyncio.timeout(self._options.connect_timeout_s):
-                    first = await call.read()
-                if first is _EOF:
-                    return
-                welcome, rest = check_first(decode_coordinator_batch(first))
-                backoff.healthy()
+                welcome, rest = await self._first(call)
                 self._established(welcome, outgoing)
-                self._take(rest)
-                while (batch := await call.read()) is not _EOF:
-                    self._take(decode_coordinator_batch(batch))
+                self._deliver(rest)
+                while (data := await call.read()) is not _EOF:
+                    self._deliver(parse(data))
             finally:
                 outgoing.close()
                 writer.cancel()
-                await asyncio.gather(writer, return_exceptions=True)
                 call.cancel()
+                await asyncio.gather(writer, return_exceptions=True)
+
+    def _channel(self) -> Any:
+        options = channel_options(self._options)
+        if self._credentials is None:
+            return grpc.aio.insecure_channel(self.address, options=options)
+        return grpc.aio.secure_channel(self.address, self._credentials, options=options)
+
+    async def _first(self, call: Any) -> tuple[Welcome, list[FromCoordinator]]:
+        # Bounds the whole attempt: connecting, the handshake, and a coordinator that never says Welcome.
+        async with asyncio.timeout(self._options.connect_timeout_s):
+            data = await call.read()
+        return check_first(parse(data) if data is not _EOF else [])
+
+    def _abandon(self, text: str) -> None:
+        self._abandoned = text
+        self._call.cancel()
 
     def _established(self, welcome: Welcome, outgoing: _Outgoing) -> None:
-        fields = {"address": self.address, "node": welcome.owner.node, "epoch": str(welcome.owner.epoch)}
-        logger.info("session established", extra=fields)
+        outgoing.waiting.max_bytes = self._limit(welcome)
+        self._log_established(welcome)
+        self._welcomed_at = asyncio.get_running_loop().time()
         self._outgoing = outgoing
         self._on_welcome(welcome)
+        # Last: whoever waits for the session finds that everybody has been told.
         self._welcome, self.last_error = welcome, ""
         self._signal()
 
-    def _take(self, messages: list[FromCoordinator]) -> None:
-        for message in messages:
-            farewell(message)
-            try:
-                self._on_message(message)
-            except Exception:
-                logger.exception("a message could not be handled", extra={"message_type": type(message).__name__})
-
-    def _lost(self) -> None:
-        had, self._welcome = self._welcome, None
-        outgoing, self._outgoing = self._outgoing, None
-        if outgoing is not None:
-            outgoing.close()
-        if outgoing is not None or had is not None:
-            logger.warning("session with the coordinator lost: %s", self.last_error, extra={"address": self.address})
-            self._on_lost(self.last_error)
-
-    def _note_refusal(self, error: Refused) -> None:
-        self.last_error = str(error)
-        if error.final:
-            logger.error("session refused: %s", error, extra={"address": self.address})
-            self._refused = refusal(error)
-            self._signal()
+    def _ended(self, error: BaseException | None) -> float:
+        """Note that the stream, or the attempt at one, is over; return for how many seconds it was established."""
+        established, self._outgoing, self._welcome = self._outgoing is not None, None, None
+        self._note_end(error)
+        self._signal()
+        self._log_end(established)
+        return asyncio.get_running_loop().time() - self._welcomed_at if established else 0.0
 
     def _signal(self) -> None:
         """Wake everybody in `wait_connected`, once."""
