@@ -271,12 +271,14 @@ class Engine:
                 return
 
     async def _look(self, lookup: Lookup) -> None:
-        for attempt in range(20):
+        attempt = 0
+        while not self.over.done():
             try:
                 decision = await self._in_log(self._log.outcome, lookup.xid)
             except LogError as error:
                 self._log_failed(error)
                 await asyncio.sleep(_backoff_s(attempt))
+                attempt += 1
             else:
                 self.step(Looked(lookup, decision))
                 return
@@ -328,13 +330,9 @@ class Engine:
     async def _forget(self) -> None:
         """Delete what the retention time has passed for, in batches."""
         before_ms = self._clock_ms() - self._retention_ms
-        while True:
-            gone = await self._in_log(self._log.forget, before_ms, _FORGET_BATCH)
-            if gone:
-                self.step(Forgot(before_ms))
-                logger.debug("forgotten", extra={"count": gone})
-            if gone < _FORGET_BATCH:
-                return
+        self.step(Forgot(before_ms))  # first: from now on the absence of so old a record proves nothing
+        while await self._in_log(self._log.forget, before_ms, _FORGET_BATCH) == _FORGET_BATCH:
+            pass
 
     def _clock_ms(self) -> int:
         return self.now_ms() + self._clock_offset_ms
