@@ -11,7 +11,7 @@ from txrpc.errors import AbortCode, BadMessage, LimitExceeded, Reason, TxrpcErro
 from txrpc.protocol.messages import CallReport
 from txrpc.rpc.ports import Handle, OutgoingCall
 from txrpc.wire.metadata import BRANCHES_KEY, CONTEXT_KEY, encode_context, encode_report, find_report
-from txrpc.wire.status import code_of, end_is_known, from_trailing, to_trailing
+from txrpc.wire.status import code_of, details_of, end_is_known, from_trailing, to_trailing
 
 __all__ = [
     "Ending",
@@ -120,9 +120,9 @@ def ending_of(handle: Handle, report: CallReport, error: BaseException | None, u
     trailing: list[tuple[str, Any]] = [(BRANCHES_KEY, encoded)]
     if ours is None:
         return Ending(trailing)
-    return Ending([*trailing, to_trailing(ours)], code_of(ours), str(ours))
+    return Ending([*trailing, to_trailing(ours)], code_of(ours), details_of(ours))
 
 
 def refusal_of(error: TxrpcError) -> Ending:
     """The end of a call that was refused before its handler ran; the status details are the mark of that."""
-    return Ending([to_trailing(error)], code_of(error), str(error))
+    return Ending([to_trailing(error)], code_of(error), details_of(error))

@@ -29,6 +29,7 @@ __all__ = [
     "reason_from",
     "reason_to",
     "text_from",
+    "text_to",
     "token_from",
     "xid_from",
 ]
@@ -86,6 +87,12 @@ def text_from(value: str) -> str:
     return value[:TEXT_MAX]
 
 
+def text_to(value: str) -> str:
+    """The reverse of `text_from`: cut, and fit for protobuf, which refuses the lone surrogates that undecodable bytes leave."""
+    cut = value[:TEXT_MAX]
+    return cut if cut.isascii() else cut.encode("utf-8", "replace").decode()
+
+
 def token_from(value: str) -> str:
     """A database's own transaction id: short, and only letters, digits and dashes, because it may end up in SQL text."""
     if value and (len(value) > _TOKEN_MAX or not value.isascii() or not value.replace("-", "").isalnum()):
@@ -127,7 +134,7 @@ def optional_reason(message: Any) -> Reason | None:
 
 def reason_to(value: Reason | None) -> context_pb2.Reason | None:
     """The reverse of `optional_reason`."""
-    return None if value is None else context_pb2.Reason(code=value.code, text=value.text[:TEXT_MAX])
+    return None if value is None else context_pb2.Reason(code=value.code, text=text_to(value.text))
 
 
 def branch_from(value: context_pb2.BranchRef) -> BranchRef:

@@ -7,6 +7,7 @@ whoever introduces one must make that safe, or raise the protocol version.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterable
 from typing import Any, Final
 
@@ -22,6 +23,8 @@ __all__ = [
     "encode_from_coordinator",
     "encode_to_coordinator",
 ]
+
+logger = logging.getLogger("txrpc.wire")
 
 _RESOURCES_MAX = 1_000
 
@@ -52,7 +55,9 @@ def _decode(items: Any, table: dict[str, Callable[[Any], Any]]) -> list[Any]:
     decoded = []
     for item in items:
         field = item.WhichOneof("item")
-        if field is not None:
+        if field is None:
+            logger.debug("skipped an item of an unknown kind")
+        else:
             decoded.append(table[field](getattr(item, field)))
     return decoded
 
@@ -61,13 +66,15 @@ def _decode(items: Any, table: dict[str, Callable[[Any], Any]]) -> list[Any]:
 
 
 def _hello_to(x: m.Hello) -> pb.Hello:
-    resources = [pb.ResourceInfo(name=r.name, kind=r.kind, identity=r.identity) for r in x.resources]
+    resources = [
+        pb.ResourceInfo(name=r.name, kind=c.text_to(r.kind), identity=c.text_to(r.identity)) for r in x.resources
+    ]
     seen = c.owner_to(x.seen) if x.seen is not None else None
     return pb.Hello(
         protocol=x.protocol,
         group=x.group,
         participant=x.participant,
-        process=x.process[: c.TEXT_MAX],
+        process=c.text_to(x.process),
         resources=resources,
         seen=seen,
     )
@@ -248,8 +255,8 @@ def _outcome_reply_to(x: m.OutcomeReply) -> pb.OutcomeReply:
         xid=x.xid,
         outcome=_any(x.outcome),
         reason=c.reason_to(x.reason),
-        pending=x.pending,
-        heuristic=x.heuristic[: c.TEXT_MAX],
+        pending=map(c.text_to, x.pending),
+        heuristic=c.text_to(x.heuristic),
     )
 
 
@@ -262,7 +269,7 @@ def _outcome_reply_from(x: pb.OutcomeReply) -> m.OutcomeReply:
 
 
 def _go_away_to(x: m.GoAway) -> pb.GoAway:
-    return pb.GoAway(code=x.code, text=x.text[: c.TEXT_MAX], retry=x.retry)
+    return pb.GoAway(code=c.text_to(x.code), text=c.text_to(x.text), retry=x.retry)
 
 
 def _go_away_from(x: pb.GoAway) -> m.GoAway:

@@ -1,7 +1,8 @@
 """Our errors as gRPC statuses with rich details (``google.rpc.Status`` with an ``ErrorInfo``), and back.
 
-The domain of the `ErrorInfo` is ``txrpc``, its reason the name of the exception type, its metadata the xid, the abort code and
-the sentence; so the caller gets the same type with the same reason.
+The domain of the `ErrorInfo` is ``txrpc``, its reason the name of the exception type, its metadata ``xid``, and ``code`` and
+``text`` of the `Reason`; so the caller gets the same type with the same reason.  The exception's own sentence is the status's
+message, which is the call's details as well (``grpc_status.from_call`` insists on that).
 
 Whether the *end* of a call is known is a question of its own: it is, if the status comes from our server interceptor, which
 marks every reply of a joined call with `BRANCHES_KEY` and every refusal with an `ErrorInfo`.  Anything else (a deadline, a lost
@@ -21,10 +22,9 @@ from google.rpc.status_pb2 import Status
 
 from txrpc import errors as e
 from txrpc.ids import Xid
-from txrpc.wire.checks import TEXT_MAX
 from txrpc.wire.metadata import BRANCHES_KEY
 
-__all__ = ["CODES", "DOMAIN", "STATUS_KEY", "code_of", "end_is_known", "from_trailing", "to_trailing"]
+__all__ = ["CODES", "DOMAIN", "STATUS_KEY", "code_of", "details_of", "end_is_known", "from_trailing", "to_trailing"]
 
 DOMAIN: Final = "txrpc"
 STATUS_KEY: Final = "grpc-status-details-bin"
@@ -52,6 +52,9 @@ CODES: Final[dict[type[e.TxrpcError], grpc.StatusCode]] = {
 }
 """The status of each error; of a type that is not listed, its nearest base's."""
 
+_SENTENCE_MAX_BYTES = 500
+"""In bytes, because gRPC percent-encodes each of them that is not ASCII as three, and all metadata together has 8 KiB."""
+
 _BY_NAME: Final = {kind.__name__: kind for kind in CODES}
 
 
@@ -60,20 +63,24 @@ def code_of(error: e.TxrpcError) -> grpc.StatusCode:
     return CODES[_listed(error)]
 
 
+def details_of(error: e.TxrpcError) -> str:
+    """The sentence that goes with `code_of`: of a length that fits into a header beside the rest."""
+    return _cut(str(error))
+
+
 def to_trailing(error: e.TxrpcError) -> tuple[str, bytes]:
-    """The entry of trailing metadata that carries *error*; goes with `code_of` and ``str(error)``."""
-    text = str(error)[:TEXT_MAX]
-    metadata = {"text": text}
+    """The entry of trailing metadata that carries *error*; goes with `code_of` and `details_of`."""
+    metadata = {}
     reason = getattr(error, "reason", None)
     if isinstance(reason, e.Reason):
-        metadata |= {"code": str(int(reason.code)), "reason": reason.text[:TEXT_MAX]}
+        metadata = {"code": str(int(reason.code)), "text": _cut(reason.text)}
     xid = getattr(error, "xid", None)
     if xid is not None:
         metadata["xid"] = str(xid)
     info = ErrorInfo(reason=_listed(error).__name__, domain=DOMAIN, metadata=metadata)
     packed = AnyMessage()
     packed.Pack(info)
-    status = Status(code=code_of(error).value[0], message=text, details=[packed])
+    status = Status(code=code_of(error).value[0], message=details_of(error), details=[packed])
     return STATUS_KEY, status.SerializeToString()
 
 
@@ -97,24 +104,28 @@ def _from_status(data: Any) -> e.TxrpcError | None:
         for packed in status.details:
             info = ErrorInfo()
             if packed.Unpack(info) and info.domain == DOMAIN:
-                return _rebuild(info)
+                return _rebuild(info, status.message)
     except (DecodeError, TypeError, ValueError):
         return None
     return None
 
 
-def _rebuild(info: ErrorInfo) -> e.TxrpcError | None:
+def _rebuild(info: ErrorInfo, sentence: str) -> e.TxrpcError | None:
     kind = _BY_NAME.get(info.reason)
-    text = info.metadata.get("text", "")
     if kind is None:
         return None
     if not issubclass(kind, e.TransactionAborted | e.OutcomeUnknown | e.HeuristicOutcome):
-        return kind(text)
+        return kind(sentence)
     code = info.metadata.get("code", "0")
     known = code.isdigit() and int(code) in list(e.AbortCode)
-    reason = e.Reason(e.AbortCode(int(code)) if known else e.AbortCode.UNSPECIFIED, info.metadata.get("reason", ""))
+    reason = e.Reason(e.AbortCode(int(code)) if known else e.AbortCode.UNSPECIFIED, info.metadata.get("text", ""))
     xid = info.metadata.get("xid")
-    return kind(Xid.parse(xid) if xid else None, reason, text)
+    return kind(Xid.parse(xid) if xid else None, reason, sentence)
+
+
+def _cut(text: str) -> str:
+    """At most `_SENTENCE_MAX_BYTES` of UTF-8, without lone surrogates."""
+    return text.encode("utf-8", "replace")[:_SENTENCE_MAX_BYTES].decode("utf-8", "ignore")
 
 
 def _listed(error: e.TxrpcError) -> type[e.TxrpcError]:
