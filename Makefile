@@ -40,7 +40,7 @@ proto: $(READY) ## generate the protobuf modules from protos/ and examples/
 	PATH=$(abspath $(BIN)):$$PATH $(BIN)/python scripts/generate.py
 
 demo: $(READY) ## transfers between two banks while services, a database and the coordinator are killed
-	@GRPC_VERBOSITY=ERROR $(BIN)/python -m examples.bank.demo
+	@GRPC_VERBOSITY=ERROR GRPC_ENABLE_FORK_SUPPORT=0 $(BIN)/python -m examples.bank.demo
 
 clean: ## delete what the other targets made
 	rm -rf .venv build *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis

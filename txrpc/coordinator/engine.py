@@ -20,7 +20,7 @@ import os
 import random
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Protocol, TypeVar
 
@@ -207,8 +207,7 @@ class Engine:
         for number, farewell in out.close:
             self._close(number, farewell)
         for note in out.notes:
-            fields = {key: str(value) if isinstance(value, bytes) else value for key, value in note.fields.items()}
-            logger.log(_LEVELS[note.level], note.event, extra=fields)
+            logger.log(_LEVELS[note.level], note.event, extra=_fields(note.fields))
 
     def _close(self, number: int, farewell: GoAway) -> None:
         outbox = self._outboxes.get(number)
@@ -369,6 +368,16 @@ class Engine:
 
 
 _LEVELS = {"debug": logging.DEBUG, "info": logging.INFO, "warning": logging.WARNING, "error": logging.ERROR}
+
+
+_TAKEN = frozenset(vars(logging.makeLogRecord({})))
+"""Names that a log record has for itself, among them ``process``."""
+
+
+def _fields(fields: Mapping[str, object]) -> dict[str, object]:
+    """What a note says, as extra fields of a log record."""
+    named = {f"{key}_name" if key in _TAKEN else key: value for key, value in fields.items()}
+    return {key: str(value) if isinstance(value, bytes) else value for key, value in named.items()}
 
 
 def _backoff_s(attempt: int) -> float:

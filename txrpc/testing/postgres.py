@@ -15,6 +15,7 @@ import pwd
 import shutil
 import signal
 import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
@@ -27,6 +28,10 @@ from txrpc.testing.processes import free_port
 __all__ = ["NoPostgres", "PostgresServer", "embedded_binaries", "installed_binaries"]
 
 _USER = "txrpc"
+_CHANGE_USER = (
+    "import os, sys; os.setgroups([]); os.setgid(int(sys.argv[2])); os.setuid(int(sys.argv[1])); "
+    "os.execv(sys.argv[3], sys.argv[3:])"
+)
 _OPTIONS = {
     "listen_addresses": "127.0.0.1",
     "unix_socket_directories": "",
@@ -139,7 +144,7 @@ class PostgresServer:
             arguments += ["-c", f"{name}={value}"]
         with (self.folder / "server.log").open("ab") as log:
             self._process = subprocess.Popen(
-                arguments, stdout=log, stderr=log, stdin=subprocess.DEVNULL, user=self._user, cwd="/", env=self._env()
+                self._as_user(arguments), stdout=log, stderr=log, stdin=subprocess.DEVNULL, cwd="/", env=self._env()
             )
         atexit.register(self.stop)
         until = time.monotonic() + timeout_s
@@ -191,10 +196,21 @@ class PostgresServer:
         arguments = [str(self.binaries / "initdb"), "-D", str(self._data), "-U", _USER, "-A", "trust", "-E", "UTF8"]
         arguments += ["--locale=C", "--no-sync", "--no-instructions"]
         done = subprocess.run(
-            arguments, check=False, capture_output=True, user=self._user, cwd="/", env=self._env(), timeout=120
+            self._as_user(arguments), check=False, capture_output=True, cwd="/", env=self._env(), timeout=120
         )
         if done.returncode:
             raise RuntimeError(f"initdb failed: {done.stderr.decode(errors='replace')[-2000:]}")
+
+    def _as_user(self, arguments: list[str]) -> list[str]:
+        """*arguments* run by the other user.
+
+        Not by `subprocess`'s ``user=``: with that it forks for real, and a process that uses gRPC does not survive gRPC's own
+        fork handlers when many threads are in it.
+        """
+        if self._user is None:
+            return arguments
+        entry = pwd.getpwnam(self._user)
+        return [sys.executable, "-I", "-S", "-c", _CHANGE_USER, str(entry.pw_uid), str(entry.pw_gid), *arguments]
 
     def _env(self) -> dict[str, str]:
         inherited = {key: value for key, value in os.environ.items() if not key.startswith("PG")}

@@ -1,0 +1,25 @@
+"""For all tests.  In CI a skipped test is a failure unless its reason begins with one that is known to be true."""
+
+from __future__ import annotations
+
+import os
+
+# The tests start processes while gRPC threads run; gRPC's own handlers of fork would get in the way.
+os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")
+
+from collections.abc import Generator
+
+import pytest
+
+TRUE_REASONS = ("TXRPC_TEST_POSTGRES_URLS is set", "no embedded PostgreSQL", "no installed PostgreSQL", "needs root")
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    report = yield
+    if os.environ.get("CI") and report.skipped and not hasattr(report, "wasxfail"):
+        reason = report.longrepr[2] if isinstance(report.longrepr, tuple) else str(report.longrepr)
+        if not reason.removeprefix("Skipped: ").startswith(TRUE_REASONS):
+            report.outcome = "failed"
+            report.longrepr = f"skipped without a reason that CI accepts: {reason}"
+    return report
