@@ -12,7 +12,7 @@ from txrpc.errors import BadMessage, ConfigurationError, LimitExceeded
 from txrpc.options import SessionOptions
 from txrpc.protocol import messages as m
 from txrpc.rpc.link import Backoff, Waiting, parse
-from txrpc.wire.codec import decode_process_batch
+from txrpc.wire.codec import decode_process_batch, encode_from_coordinator
 from txrpc.wire.v1 import session_pb2
 
 OPTIONS = SessionOptions(backoff_initial_s=0.1, backoff_max_s=1.0, max_batch=10)
@@ -113,7 +113,5 @@ def test_options_that_cannot_work_are_named(field: str, value: Any) -> None:
 
 
 def test_a_goodbye_behind_other_messages_lets_them_be_delivered_first() -> None:
-    from txrpc.wire.codec import encode_from_coordinator
-
-    said = [m.Tick(1), m.GoAway("a", "b", retry=True)]
+    said: list[m.FromCoordinator] = [m.Tick(1), m.GoAway("a", "b", retry=True)]
     assert parse(encode_from_coordinator(said).SerializeToString()) == said

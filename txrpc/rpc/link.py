@@ -263,6 +263,8 @@ def channel_options(options: SessionOptions) -> list[tuple[str, Any]]:
     return [
         ("grpc.keepalive_time_ms", int(options.keepalive_s * 1000)),
         ("grpc.keepalive_timeout_ms", int(options.keepalive_timeout_s * 1000)),
+        # The time-out above alone was not honoured (grpcio 1.85): a probe went unanswered for the 60 s of this one.
+        ("grpc.http2.ping_timeout_ms", int(options.keepalive_timeout_s * 1000)),
         ("grpc.keepalive_permit_without_calls", 1),
         ("grpc.http2.max_pings_without_data", 0),
         ("grpc.max_receive_message_length", options.max_message_bytes),
