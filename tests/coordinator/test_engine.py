@@ -1,0 +1,216 @@
+"""The engine with the real core and a log that misbehaves."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import AsyncIterator, Sequence
+
+import pytest
+
+from txrpc.coordinator.engine import Engine
+from txrpc.errors import AbortCode, Fenced
+from txrpc.ids import BranchId, ParticipantId, Xid
+from txrpc.log.base import Decision, NotRecorded, RecordUncertain
+from txrpc.log.memory import MemoryLog, MemoryStore
+from txrpc.protocol.events import Limits, Received, SessionOpened
+from txrpc.protocol.messages import (
+    Acked,
+    BranchRef,
+    Commit,
+    CommitRequest,
+    Finish,
+    FromCoordinator,
+    GoAway,
+    Hello,
+    Outcome,
+    OutcomeReply,
+    Prepare,
+    ResourceInfo,
+    Vote,
+    Voted,
+    Welcome,
+)
+
+PROCESS = ParticipantId(b"process.")
+
+
+class RoughLog(MemoryLog):
+    """A memory log that raises what it was given, then works; and writes down its batches."""
+
+    def __init__(self, store: MemoryStore | None = None) -> None:
+        super().__init__(store)
+        self.troubles: list[Exception] = []
+        self.batches: list[int] = []
+        self.gate = threading.Event()
+        self.gate.set()
+
+    def record(self, decisions: Sequence[Decision]) -> None:
+        self.gate.wait(10)
+        if self.troubles:
+            raise self.troubles.pop(0)
+        if decisions:
+            self.batches.append(len(decisions))
+        super().record(decisions)
+
+
+class Box:
+    """An outbox that votes and acknowledges by itself."""
+
+    def __init__(self, engine: Engine) -> None:
+        self.engine = engine
+        self.number = engine.attach(self)
+        self.messages: list[FromCoordinator] = []
+        self.farewell: GoAway | None = None
+        hello = Hello(1, "default", PROCESS, "test", (ResourceInfo("a", "test"), ResourceInfo("b", "test")))
+        engine.step(SessionOpened(self.number, hello))
+
+    def put(self, message: FromCoordinator) -> None:
+        self.messages.append(message)
+        loop = asyncio.get_running_loop()
+        if isinstance(message, Prepare):
+            loop.call_soon(self.say, Voted(message.xid, message.branch, Vote.PREPARED, None, "1"))
+        elif isinstance(message, Commit):
+            loop.call_soon(self.say, Acked(message.gid.xid, message.gid.branch, Finish.DONE))
+
+    def say(self, message: Voted | Acked | CommitRequest) -> None:
+        self.engine.step(Received(self.number, message))
+
+    def close(self, farewell: GoAway) -> None:
+        self.farewell = farewell
+
+    def commit(self, number: int) -> Xid:
+        xid = Xid.make(number, bytes(10))
+        refs = tuple(BranchRef(BranchId(f"{name}{number:07}".encode()), name, PROCESS, 1) for name in ("a", "b"))
+        core = self.engine.core
+        self.say(CommitRequest(xid, core.owner.epoch, core.tick, refs, 30_000))
+        return xid
+
+    async def outcome(self, xid: Xid, timeout_s: float = 10) -> OutcomeReply:
+        async with asyncio.timeout(timeout_s):
+            while True:
+                for message in self.messages:
+                    if isinstance(message, OutcomeReply) and message.xid == xid:
+                        return message
+                await asyncio.sleep(0.005)
+
+
+@pytest.fixture
+def log() -> RoughLog:
+    return RoughLog()
+
+
+@pytest.fixture
+async def engine(log: RoughLog) -> AsyncIterator[Engine]:
+    engine = Engine(log, "c1", "default", Limits(), retention_s=60, in_doubt_warn_s=0.1)
+    await engine.start()
+    yield engine
+    await engine.stop()
+
+
+async def test_commit_through_the_log(engine: Engine, log: RoughLog) -> None:
+    box = Box(engine)
+    assert isinstance(box.messages[0], Welcome)
+    reply = await box.outcome(box.commit(1))
+    assert reply.outcome is Outcome.COMMITTED
+    assert log.batches == [1]
+    assert engine.messages["sent Prepare"] == 2
+
+
+async def test_rule_3_nobody_hears_committed_before_the_log_has_it(engine: Engine, log: RoughLog) -> None:
+    box = Box(engine)
+    log.gate.clear()
+    xid = box.commit(1)
+    await asyncio.sleep(0.1)
+    assert not [m for m in box.messages if isinstance(m, Commit | OutcomeReply)]
+    log.gate.set()
+    assert (await box.outcome(xid)).outcome is Outcome.COMMITTED
+
+
+async def test_group_commit_takes_everything_that_waits_as_one_batch(engine: Engine, log: RoughLog) -> None:
+    box = Box(engine)
+    log.gate.clear()
+    first = box.commit(1)
+    await asyncio.sleep(0.05)
+    rest = [box.commit(i) for i in range(2, 42)]
+    await asyncio.sleep(0.1)
+    log.gate.set()
+    for xid in (first, *rest):
+        assert (await box.outcome(xid)).outcome is Outcome.COMMITTED
+    assert log.batches == [1, 40]
+
+
+async def test_what_is_certainly_not_recorded_aborts_and_the_log_is_tried_again(engine: Engine, log: RoughLog) -> None:
+    box = Box(engine)
+    log.troubles = [NotRecorded("the disk is full: free some space"), NotRecorded("still full")]
+    reply = await box.outcome(box.commit(1))
+    assert reply.outcome is Outcome.ABORTED
+    assert reply.reason is not None
+    assert reply.reason.code is AbortCode.LOG_UNAVAILABLE
+    assert "free some space" in reply.reason.text
+    refused = await box.outcome(box.commit(2))
+    assert refused.outcome is Outcome.ABORTED
+    async with asyncio.timeout(10):
+        while engine.core.log_trouble:
+            await asyncio.sleep(0.02)
+    assert (await box.outcome(box.commit(3))).outcome is Outcome.COMMITTED
+
+
+async def test_what_may_be_recorded_is_repeated_and_never_aborted(engine: Engine, log: RoughLog) -> None:
+    box = Box(engine)
+    log.troubles = [RecordUncertain("no answer"), RecordUncertain("no answer")]
+    reply = await box.outcome(box.commit(1))
+    assert reply.outcome is Outcome.COMMITTED
+    assert log.batches == [1]
+    assert not engine.core.log_trouble
+
+
+async def test_rule_7_fenced_ends_the_engine_and_tells_every_session(engine: Engine, log: RoughLog) -> None:
+    box = Box(engine)
+    log.troubles = [Fenced("epoch 2 has opened the log")]
+    box.commit(1)
+    async with asyncio.timeout(10):
+        error = await asyncio.shield(engine.over)
+    assert isinstance(error, Fenced)
+    assert box.farewell is not None
+    assert box.farewell.code == "fenced"
+    assert not [m for m in box.messages if isinstance(m, Commit)]
+
+
+async def test_a_shutdown_finishes_what_is_being_decided_and_refuses_the_rest(engine: Engine, log: RoughLog) -> None:
+    box = Box(engine)
+    log.gate.clear()
+    xid = box.commit(1)
+    await asyncio.sleep(0.05)
+    draining = asyncio.create_task(engine.drain(10))
+    await asyncio.sleep(0.05)
+    late = await box.outcome(box.commit(2))
+    assert late.reason is not None
+    assert late.reason.code is AbortCode.SHUTTING_DOWN
+    log.gate.set()
+    await draining
+    assert (await box.outcome(xid)).outcome is Outcome.COMMITTED
+    assert box.farewell is not None
+    assert box.farewell.retry
+
+
+async def test_a_restart_takes_up_what_was_not_done(log: RoughLog) -> None:
+    store = MemoryStore()
+    first = Engine(RoughLog(store), "c1", "default", Limits(), 60, 10)
+    await first.start()
+    box = Box(first)
+    box_put, box.put = box.put, lambda m: None if isinstance(m, Commit) else box_put(m)  # type: ignore[method-assign]
+    xid = box.commit(1)
+    async with asyncio.timeout(10):
+        while not store.nodes["c1"].decisions:
+            await asyncio.sleep(0.01)
+    await first.stop()
+    second = Engine(RoughLog(store), "c1", "default", Limits(), 60, 10)
+    await second.start()
+    again = Box(second)
+    async with asyncio.timeout(10):
+        while second.core.transactions:
+            await asyncio.sleep(0.01)
+    assert {m.gid.xid for m in again.messages if isinstance(m, Commit)} == {xid}
+    await second.stop()
+    assert xid in store.nodes["c1"].done_ms

@@ -1,0 +1,163 @@
+"""The README's example and the examples' programs do what they say."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from txrpc.testing.postgres import PostgresServer
+from txrpc.testing.processes import Child, CoordinatorProcess, free_port
+
+pytestmark = pytest.mark.serial
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def readme_block(name: str) -> str:
+    match = re.search(rf"<!-- example: {name} -->\n```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    assert match is not None
+    return match[1]
+
+
+def money(server: PostgresServer, database: str, query: str) -> object:
+    return server.execute(query, database)[0][0]
+
+
+def test_the_readmes_example_moves_the_money(servers: dict[str, PostgresServer], tmp_path: Path) -> None:
+    ports = [free_port(), free_port()]
+    with CoordinatorProcess(tmp_path) as coordinator:
+        services = []
+        for number, (name, server) in enumerate(servers.items()):
+            url = server.create_database(f"readme{number}")
+            server.execute("CREATE TABLE account (name text PRIMARY KEY, cents bigint)", f"readme{number}")
+            server.execute("INSERT INTO account VALUES ('ada', 1000), ('ben', 1000)", f"readme{number}")
+            code = readme_block("service").replace("127.0.0.1:7400", coordinator.address)
+            (tmp_path / "service.py").write_text(code)
+            command = [sys.executable, str(tmp_path / "service.py"), f"127.0.0.1:{ports[number]}", url, name]
+            services.append(Child(command, name=name, output=tmp_path / f"{name}.log", env={"PYTHONPATH": str(ROOT)}))
+        client = readme_block("client").replace("127.0.0.1:7400", coordinator.address)
+        client = client.replace("127.0.0.1:7501", f"127.0.0.1:{ports[0]}").replace(
+            "127.0.0.1:7502", f"127.0.0.1:{ports[1]}"
+        )
+        assert client.count("7400") + client.count("7501") == 0 or str(ports) in client
+        client = client.replace("grpc.insecure_channel(address)", "ready(grpc.insecure_channel(address))")
+        ready = "def ready(channel):\n    grpc.channel_ready_future(channel).result(20)\n    return channel\n\n\n"
+        client = client.replace("def bank(", ready + "def bank(")
+        (tmp_path / "client.py").write_text(client)
+        with services[0], services[1]:
+            done = subprocess.run(
+                [sys.executable, str(tmp_path / "client.py")],
+                env={**os.environ, "PYTHONPATH": str(ROOT)},
+                capture_output=True,
+                text=True,
+                timeout=60,
+                check=False,
+            )
+            logs = "".join(service.text() for service in services)
+        assert done.returncode == 0, done.stderr + logs
+        query = "SELECT string_agg(name || ' ' || cents, ', ' ORDER BY name) FROM account"
+        first, second = servers.values()
+        assert money(first, "readme0", query) == "ada 900, ben 1000"
+        assert money(second, "readme1", query) == "ada 1000, ben 1100"
+    for number, server in enumerate(servers.values()):
+        server.execute(f"DROP DATABASE readme{number} WITH (FORCE)")
+
+
+SETUP = {
+    "orders": "SELECT 1",
+    "stock": "INSERT INTO shelf VALUES ('tea', 10, 450), ('cup', 3, 1200)",
+    "payments": "INSERT INTO purse VALUES ('ada', 5000)",
+}
+
+
+@pytest.mark.parametrize("driver", ["asyncpg", "psycopg"])
+def test_the_shop_sells_a_whole_cart_or_nothing(
+    servers: dict[str, PostgresServer], tmp_path: Path, driver: str
+) -> None:
+    """Three hops, in parallel calls: customer, orders, stock, payments."""
+    server = servers["bank-a"]
+    with CoordinatorProcess(tmp_path) as coordinator:
+        services: list[Child] = []
+        following = ""
+        for role in ("payments", "stock", "orders"):
+            server.create_database(f"shop{role}")
+            port = free_port()
+            command = [sys.executable, "-m", "examples.shop.services", role, "--listen", f"127.0.0.1:{port}"]
+            command += ["--database", server.url(f"shop{role}", driver), "--coordinator", coordinator.address]
+            command += ["--next", following] if following else []
+            services.append(Child(command, name=role, output=tmp_path / f"{role}.log"))
+            services[-1].start()
+            services[-1].wait_for("serving")
+            server.execute(SETUP[role], f"shop{role}")
+            following = f"127.0.0.1:{port}"
+
+        def buy(*cart: str) -> str:
+            command = [sys.executable, "-m", "examples.shop.customer", "ada", *cart]
+            command += ["--orders", following, "--coordinator", coordinator.address]
+            done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+            assert done.returncode == 0, done.stderr + "".join(s.text() for s in services)
+            return done.stdout
+
+        try:
+            assert buy("tea:2", "cup:1") == "ada has paid 21.00\n  2 x tea\n  1 x cup\n"
+            assert buy("tea:1", "cup:9").startswith("nothing was bought: cup is sold out")
+            assert buy("tea:8").startswith("nothing was bought: ada cannot pay 3600 cents")
+            assert (
+                money(server, "shopstock", "SELECT string_agg(item || count, ' ' ORDER BY item) FROM shelf")
+                == "cup2 tea8"
+            )
+            assert money(server, "shoppayments", "SELECT cents FROM purse") == 2900
+            assert money(server, "shoporders", "SELECT count(*) FROM order_line") == 2
+            assert money(server, "postgres", "SELECT count(*) FROM pg_prepared_xacts WHERE database LIKE 'shop%'") == 0
+            for service in services:
+                assert service.terminate() == 0, service.text()
+        finally:
+            for service in services:
+                service.kill()
+    for role in SETUP:
+        server.execute(f"DROP DATABASE shop{role} WITH (FORCE)")
+
+
+def test_the_teller_program(servers: dict[str, PostgresServer], tmp_path: Path) -> None:
+    with CoordinatorProcess(tmp_path) as coordinator:
+        services, addresses = [], []
+        for name, server in servers.items():
+            addresses.append(f"127.0.0.1:{free_port()}")
+            command = [sys.executable, "-m", "examples.bank.service", "--name", name, "--listen", addresses[-1]]
+            command += ["--database", server.create_database("tellerbank"), "--coordinator", coordinator.address]
+            services.append(Child([*command, "--accounts", "10"], name=name, output=tmp_path / f"{name}.log"))
+        with services[0], services[1]:
+            for service in services:
+                service.wait_for("serving")
+            command = [
+                sys.executable,
+                "-m",
+                "examples.bank.teller",
+                "--coordinator",
+                coordinator.address,
+                "--accounts",
+                "10",
+            ]
+            command += ["--transfers", "40", "--banks", *addresses]
+            done = subprocess.run(command, capture_output=True, text=True, timeout=90, check=False)
+            assert done.returncode == 0, done.stderr
+            assert re.search(r"\b40 committed", done.stdout)
+            assert "all the money: 20,000.00 before, 20,000.00 after" in done.stdout
+            for service in services:
+                assert service.terminate() == 0
+    for server in servers.values():
+        server.execute("DROP DATABASE tellerbank WITH (FORCE)")
+
+
+def test_the_demonstration_proves_itself() -> None:
+    command = [sys.executable, "-m", "examples.bank.demo", "--transfers", "150", "--threads", "4"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=110, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout.count("kill -9") == 3
+    assert done.stdout.count("yes") == 6
+    assert "the proof" in done.stdout
