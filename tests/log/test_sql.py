@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import sqlite3
 import subprocess
@@ -13,12 +14,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from sqlalchemy import create_engine, text
+from sqlalchemy import create_engine, make_url, text
 
 from tests.log.test_contract import decision
-from txrpc.errors import ConfigurationError
-from txrpc.ids import Xid
-from txrpc.log.base import LogError, NotRecorded
+from txrpc.errors import ConfigurationError, Fenced
+from txrpc.ids import Epoch, Xid
+from txrpc.log import database
+from txrpc.log.base import LogError, NotRecorded, RecordUncertain
 from txrpc.log.schema import pack, unpack
 from txrpc.log.sql import SqlLog
 from txrpc.testing.postgres import PostgresServer
@@ -36,17 +38,43 @@ Make = Callable[[str], SqlLog]
         ("postgresql+pg8000://h/d", "pip install pg8000"),
         ("sqlite:////nowhere/log.db", "check that the folder exists"),
         ("postgresql+psycopg://u:secret@127.0.0.1:1/d", "start the database, or correct the URL"),
+        ("postgresql+psycopg://127.0.0.1:1/d?password=secret", "start the database, or correct the URL"),
+        ("postgresql+psycopg//u:secret@h/d", "database URL such as sqlite:///txrpc.db"),
+        ("postgresql+psycopg://u:secret@h:port/d", "database URL such as sqlite:///txrpc.db"),
+        ("postgresql+psycopg://u:secret@127.0.0.1:1/d?nonsense=1", 'invalid connection option "nonsense"'),
+        ("postgresql+asyncpg://u:secret@h/d", "'asyncpg' is for asyncio"),
+        ("sqlite+aiosqlite:///log.db", "'aiosqlite' is for asyncio"),
     ],
 )
 def test_a_bad_url_is_one_clear_sentence_without_the_password(sql_log: Make, url: str, says: str) -> None:
     with pytest.raises(ConfigurationError, match=says) as caught:
         sql_log(url).open("c1", 1)
     assert "secret" not in str(caught.value)
+    assert str(caught.value).count("\n") == 0
 
 
 def test_a_database_that_does_not_exist(sql_log: Make, postgres: PostgresServer) -> None:
     with pytest.raises(ConfigurationError, match="create the database"):
         sql_log(postgres.url("absent")).open("c1", 1)
+
+
+def test_a_wrong_password(sql_log: Make, postgres: PostgresServer) -> None:
+    url = postgres.create_database("passwordlog")
+    postgres.execute("CREATE ROLE keeper LOGIN PASSWORD 'right'")
+    rules = postgres.folder / "data" / "pg_hba.conf"
+    trusting = rules.read_text()
+    rules.write_text("host all keeper 127.0.0.1/32 scram-sha-256\n" + trusting)
+    postgres.execute("SELECT pg_reload_conf()")
+    wrong = make_url(url).set(username="keeper", password="hunter2").render_as_string(hide_password=False)
+    try:
+        with pytest.raises(ConfigurationError, match="correct the user and password in the URL") as caught:
+            sql_log(wrong).open("c1", 1)
+        assert "hunter2" not in str(caught.value)
+        with pytest.raises(ConfigurationError, match="permission denied.*grant"):
+            sql_log(wrong.replace("hunter2", "right")).open("c1", 1)
+    finally:
+        rules.write_text(trusting)
+        postgres.execute("SELECT pg_reload_conf()")
 
 
 def test_a_file_that_is_no_database(sql_log: Make, tmp_path: Path) -> None:
@@ -78,7 +106,7 @@ def test_a_full_disk_is_certainly_not_recorded(sql_log: Make, tmp_path: Path) ->
     log = sql_log(f"sqlite:///{tmp_path}/log.db")
     epoch = log.open("c1", 1).epoch
     with log._engine.connect() as connection:
-        pages = connection.exec_driver_sql("PRAGMA page_count").scalar()
+        pages = int(connection.exec_driver_sql("PRAGMA page_count").scalar() or 0)
         connection.exec_driver_sql(f"PRAGMA max_page_count = {pages + 2}")
     batch = [decision(epoch, branches=50) for _ in range(100)]
     with pytest.raises(NotRecorded, match="free some space"):
@@ -115,6 +143,95 @@ def test_the_postgresql_log_is_synchronous_whatever_the_default(sql_log: Make, p
     log.open("c1", 1)
     with log._engine.connect() as connection:
         assert connection.exec_driver_sql("SHOW synchronous_commit").scalar() == "on"
+
+
+def test_a_repeat_that_cannot_reach_the_database_does_not_make_an_uncertain_commit_certain(
+    sql_log: Make, postgres: PostgresServer
+) -> None:
+    """The database dies while it holds COMMIT's answer back, waiting for a standby that there is not: the record is there."""
+    log = sql_log(postgres.create_database("uncertainlog"))
+    epoch = log.open("c1", 1).epoch
+    one, two = decision(epoch), decision(epoch)
+    errors: list[BaseException] = []
+
+    def record() -> None:
+        try:
+            log.record([one])
+        except LogError as error:
+            errors.append(error)
+
+    thread = threading.Thread(target=record)
+    postgres.execute("ALTER SYSTEM SET synchronous_standby_names = 'nobody'")
+    postgres.execute("SELECT pg_reload_conf()")
+    try:
+        thread.start()
+        waiting = "SELECT 1 FROM pg_stat_activity WHERE wait_event = 'SyncRep'"
+        while not postgres.execute(waiting):
+            assert thread.is_alive()
+            time.sleep(0.01)
+        postgres.kill()
+        thread.join(30)
+        assert [type(error) for error in errors] == [RecordUncertain]
+        with pytest.raises(RecordUncertain, match="yet"):
+            log.record([one])
+        with pytest.raises(NotRecorded):
+            log.record([two])
+    finally:
+        if postgres.running:
+            postgres.kill()
+        (postgres.folder / "data" / "postgresql.auto.conf").write_text("")
+        postgres.restart()
+    assert log.outcome(one.xid) == one
+    log.record([one])
+    assert list(log.pending()) == [one]
+
+
+def test_a_coordinator_that_froze_with_the_fence_in_its_hand_is_replaced(
+    sql_log: Make, postgres: PostgresServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = [setting.replace("'10s'", "'300ms'") for setting in database._POSTGRESQL_SETTINGS]
+    assert settings != list(database._POSTGRESQL_SETTINGS)
+    monkeypatch.setattr(database, "_POSTGRESQL_SETTINGS", settings)
+    url = postgres.create_database("frozenlog")
+    frozen, successor = sql_log(url), sql_log(url)
+    epoch = frozen.open("c1", 1).epoch
+    with frozen._engine.connect() as connection:
+        frozen._fence(connection)
+        began = time.monotonic()
+        assert successor.open("c1", 2).epoch.number == 2
+        assert time.monotonic() - began < 10
+        connection.invalidate()
+    with pytest.raises(Fenced):
+        frozen.record([decision(epoch)])
+
+
+def test_a_copied_log_continues_under_an_epoch_of_its_own(sql_log: Make, tmp_path: Path) -> None:
+    """The copy has the same number and another nonce, by which participants tell them apart."""
+    original = sql_log(f"sqlite:///{tmp_path}/log.db")
+    first = original.open("c1", 1)
+    original.record([decision(first.epoch)])
+    original.close()
+    shutil.copy(tmp_path / "log.db", tmp_path / "copy.db")
+    copy = sql_log(f"sqlite:///{tmp_path}/copy.db")
+    here, there = original.open("c1", 7), copy.open("c1", 8)
+    assert here.epoch.number == there.epoch.number == 2
+    assert here.epoch != there.epoch
+    assert here.lineage == there.lineage == {first.epoch}
+    assert here.pending == there.pending
+    original.record([decision(here.epoch)])
+    copy.record([decision(there.epoch)])
+
+
+def test_a_log_that_is_replaced_by_another_file_under_a_coordinator_fences_it(sql_log: Make, tmp_path: Path) -> None:
+    log = sql_log(f"sqlite:///{tmp_path}/log.db")
+    log.open("c1", 1)
+    log.close()
+    shutil.copy(tmp_path / "log.db", tmp_path / "backup.db")
+    epoch = log.open("c1", 2).epoch
+    log.close()
+    shutil.copy(tmp_path / "backup.db", tmp_path / "log.db")
+    with pytest.raises(Fenced):
+        log.record([decision(epoch)])
 
 
 def test_a_restart_of_the_logs_database_is_survived(sql_log: Make, postgres: PostgresServer) -> None:
@@ -191,10 +308,17 @@ def test_rule_3_what_record_has_returned_for_survives_kill_9(
 
 
 def test_branches_survive_their_packed_form() -> None:
-    from txrpc.ids import Epoch
-
     branches = decision(Epoch.make(1, 1), branches=5).branches
     assert unpack(pack(branches)) == branches
     assert unpack(pack(())) == ()
     with pytest.raises(ConfigurationError, match="unknown format"):
         unpack(b"\x02")
+
+
+def test_a_damaged_record_is_said_to_be_one() -> None:
+    whole = pack(decision(Epoch.make(1, 1), branches=1).branches)
+    for length in range(2, len(whole)):
+        with pytest.raises(ConfigurationError, match="damaged"):
+            unpack(whole[:length])
+    with pytest.raises(ConfigurationError, match="damaged"):
+        unpack(whole[:-1] + b"\xff")

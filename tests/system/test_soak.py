@@ -32,14 +32,14 @@ class Client(threading.Thread):
         self._random = random.Random(seed)
         self._world = world
         self._go = go
-        self._stop = stop
+        self._ended = stop
         self.resting = threading.Event()
         self.told: dict[str, str] = {}
         self.strange: list[str] = []
 
     def run(self) -> None:
         teller = self._world.teller()
-        while not self._stop.is_set():
+        while not self._ended.is_set():
             if not self._go.is_set():
                 self.resting.set()
                 self._go.wait(1)

@@ -5,7 +5,9 @@ Several logs may share one `MemoryStore`, like several coordinators one database
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import contextlib
+import threading
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 from txrpc.errors import Fenced
@@ -28,6 +30,7 @@ class MemoryStore:
 
     def __init__(self) -> None:
         self.nodes: dict[str, _Node] = {}
+        self.lock = threading.RLock()
 
 
 class MemoryLog:
@@ -43,28 +46,30 @@ class MemoryLog:
 
     def open(self, node: str, nonce: int) -> Opened:
         """See `DecisionLog.open`."""
-        self._name, self._node = node, self._store.nodes.setdefault(node, _Node())
-        before = self._node.epochs
-        self._epoch = Epoch.make(before[-1].number + 1 if before else 1, nonce)
-        lineage = frozenset(before)
-        before.append(self._epoch)
-        clock_ms = max([self._node.forgotten_ms, *(d.decided_ms for d in self._node.decisions.values())])
-        return Opened(self._epoch, lineage, tuple(self.pending()), self._node.forgotten_ms, clock_ms)
+        with self._store.lock:
+            self._name, self._node = node, self._store.nodes.setdefault(node, _Node())
+            before = self._node.epochs
+            self._epoch = Epoch.make(before[-1].number + 1 if before else 1, nonce)
+            lineage = frozenset(before)
+            before.append(self._epoch)
+            clock_ms = max([self._node.forgotten_ms, *(d.decided_ms for d in self._node.decisions.values())])
+            return Opened(self._epoch, lineage, tuple(self.pending()), self._node.forgotten_ms, clock_ms)
 
     def record(self, decisions: Sequence[Decision]) -> None:
         """See `DecisionLog.record`."""
-        self._check_fence()
-        for decision in decisions:
-            held = self._node.decisions.setdefault(decision.xid, decision)
-            if held != decision:
-                raise AssertionError(f"two decisions about {decision.xid}: {held} and {decision}")
+        with self._writing() as node:
+            for decision in decisions:
+                held = node.decisions.get(decision.xid, decision)
+                if held != decision:
+                    raise AssertionError(f"two decisions about {decision.xid}: {held} and {decision}")
+            node.decisions.update({decision.xid: decision for decision in decisions})
 
     def done(self, xids: Iterable[Xid], now_ms: int) -> None:
         """See `DecisionLog.done`."""
-        self._check_fence()
-        for xid in xids:
-            if xid in self._node.decisions:
-                self._node.done_ms.setdefault(xid, now_ms)
+        with self._writing() as node:
+            for xid in xids:
+                if xid in node.decisions:
+                    node.done_ms.setdefault(xid, now_ms)
 
     def outcome(self, xid: Xid) -> Decision | None:
         """See `DecisionLog.outcome`."""
@@ -72,24 +77,28 @@ class MemoryLog:
 
     def pending(self) -> Sequence[Decision]:
         """See `DecisionLog.pending`."""
-        undone = [d for xid, d in self._node.decisions.items() if xid not in self._node.done_ms]
+        with self._store.lock:
+            undone = [d for xid, d in self._node.decisions.items() if xid not in self._node.done_ms]
         return sorted(undone, key=lambda decision: decision.decided_ms)
 
     def forget(self, done_before_ms: int, limit: int) -> int:
         """See `DecisionLog.forget`."""
-        self._check_fence()
-        gone = [xid for xid, at_ms in self._node.done_ms.items() if at_ms < done_before_ms][:limit]
-        for xid in gone:
-            del self._node.decisions[xid], self._node.done_ms[xid]
-        if gone:
-            self._node.forgotten_ms = max(self._node.forgotten_ms, done_before_ms)
-        return len(gone)
+        with self._writing() as node:
+            gone = [xid for xid, at_ms in node.done_ms.items() if at_ms < done_before_ms][:limit]
+            for xid in gone:
+                del node.decisions[xid], node.done_ms[xid]
+            if gone:
+                node.forgotten_ms = max(node.forgotten_ms, done_before_ms)
+            return len(gone)
 
     def close(self) -> None:
         """See `DecisionLog.close`."""
 
-    def _check_fence(self) -> None:
-        if self._node.epochs[-1] != self._epoch:
-            raise Fenced(
-                f"epoch {self._epoch} of node {self._name!r} is over: {self._node.epochs[-1]} has opened the log"
-            )
+    @contextlib.contextmanager
+    def _writing(self) -> Iterator[_Node]:
+        """The check of the fence and the write are one step, as in one transaction."""
+        with self._store.lock:
+            present = self._node.epochs[-1]
+            if present != self._epoch:
+                raise Fenced(f"epoch {self._epoch} of node {self._name!r} is over: {present} has opened the log")
+            yield self._node

@@ -98,14 +98,19 @@ def unpack(data: bytes) -> tuple[PreparedBranch, ...]:
     if data[:1] != b"\x01":
         raise ConfigurationError(f"the decision log holds a record of an unknown format ({data[:1]!r})")
     branches, at = [], 1
-    while at < len(data):
-        branch, participant = BranchId(data[at : at + 8]), ParticipantId(data[at + 8 : at + 16])
-        resource, at = _text(data, at + 16)
-        token, at = _text(data, at)
-        branches.append(PreparedBranch(branch, participant, resource, token))
+    try:
+        while at < len(data):
+            branch, participant = BranchId(data[at : at + 8]), ParticipantId(data[at + 8 : at + 16])
+            resource, at = _text(data, at + 16)
+            token, at = _text(data, at)
+            branches.append(PreparedBranch(branch, participant, resource, token))
+    except (IndexError, ValueError) as error:
+        raise ConfigurationError(f"the decision log holds a damaged record ({data.hex()}): {error}") from None
     return tuple(branches)
 
 
 def _text(data: bytes, at: int) -> tuple[str, int]:
     end = at + 1 + data[at]
+    if end > len(data):
+        raise ValueError("it ends early")
     return data[at + 1 : end].decode("ascii"), end
