@@ -70,7 +70,7 @@ def test_a_wrong_password(sql_log: Make, postgres: PostgresServer) -> None:
         with pytest.raises(ConfigurationError, match="correct the user and password in the URL") as caught:
             sql_log(wrong).open("c1", 1)
         assert "hunter2" not in str(caught.value)
-        with pytest.raises(ConfigurationError, match="permission denied.*grant"):
+        with pytest.raises(ConfigurationError, match=r"permission denied.*grant"):
             sql_log(wrong.replace("hunter2", "right")).open("c1", 1)
     finally:
         rules.write_text(trusting)
