@@ -1,7 +1,7 @@
 """Transactions over several gRPC services and their databases: all of it commits, or none of it does, whatever crashes.
 
-The names for synchronous programs; `txrpc.aio` has the same for asyncio.  Start with `connect`, `transaction` and `transactional`;
-the databases are in `txrpc.sql`.
+The names for synchronous programs; `txrpc.aio` has the same for asyncio.  Start with `connect`, `transaction` and
+`transactional`; the databases are in `txrpc.sql`.
 """
 
 from txrpc.context import carry

@@ -62,6 +62,7 @@ class Box:
         self.number = engine.attach(self)
         self.messages: list[FromCoordinator] = []
         self.farewell: GoAway | None = None
+        self.deaf = False
         hello = Hello(1, "default", PROCESS, "test", (ResourceInfo("a", "test"), ResourceInfo("b", "test")))
         engine.step(SessionOpened(self.number, hello))
 
@@ -70,7 +71,7 @@ class Box:
         loop = asyncio.get_running_loop()
         if isinstance(message, Prepare):
             loop.call_soon(self.say, Voted(message.xid, message.branch, Vote.PREPARED, None, "1"))
-        elif isinstance(message, Commit):
+        elif isinstance(message, Commit) and not self.deaf:
             loop.call_soon(self.say, Acked(message.gid.xid, message.gid.branch, Finish.DONE))
 
     def say(self, message: Voted | Acked | CommitRequest) -> None:
@@ -199,7 +200,7 @@ async def test_a_restart_takes_up_what_was_not_done(log: RoughLog) -> None:
     first = Engine(RoughLog(store), "c1", "default", Limits(), 60, 10)
     await first.start()
     box = Box(first)
-    box_put, box.put = box.put, lambda m: None if isinstance(m, Commit) else box_put(m)  # type: ignore[method-assign]
+    box.deaf = True
     xid = box.commit(1)
     async with asyncio.timeout(10):
         while not store.nodes["c1"].decisions:

@@ -25,7 +25,7 @@ from txrpc.errors import (
 )
 from txrpc.flows.part import Status
 from txrpc.protocol.messages import Outcome
-from txrpc.runtime.manager import Manager, Transaction
+from txrpc.runtime.manager import Manager
 from txrpc.runtime.scope import Propagation, Retry
 from txrpc.runtime.transactional import transaction, transactional
 
@@ -158,7 +158,7 @@ def test_propagation_outside_a_transaction(propagation: Propagation) -> None:
     }[propagation]
 
     @transactional(propagation=propagation)
-    def inside() -> Transaction | None:
+    def inside() -> object:
         return current()
 
     if expected is NoTransaction:

@@ -5,6 +5,7 @@ Real processes and real PostgreSQL.  Each test ends at rest: nothing prepared, n
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import threading
@@ -14,6 +15,7 @@ from collections.abc import Callable
 import pytest
 
 import txrpc
+from examples.bank import bank_pb2
 from tests.system.world import START, World, eventually
 
 pytestmark = pytest.mark.serial
@@ -38,9 +40,7 @@ def transfer(world: World, cents: int = 100) -> str:
     return "committed"
 
 
-def _amount(cents: int) -> object:
-    from examples.bank import bank_pb2
-
+def _amount(cents: int) -> bank_pb2.Amount:
     return bank_pb2.Amount(account="0000", cents=abs(cents))
 
 
@@ -222,8 +222,6 @@ def test_client_killed(make_world: Make, failpoint: str) -> None:
     """Rule 11: without its client a transaction ends by its deadline, alike everywhere."""
     world = make_world()
     command = [sys.executable, "-c", CLIENT, world.coordinator.address, *(s.address for s in world.services.values())]
-    import os
-
     done = subprocess.run(
         command, env={**os.environ, "TXRPC_FAILPOINTS": failpoint}, timeout=30, check=False, capture_output=True
     )

@@ -44,7 +44,6 @@ def test_the_readmes_example_moves_the_money(servers: dict[str, PostgresServer],
         client = client.replace("127.0.0.1:7501", f"127.0.0.1:{ports[0]}").replace(
             "127.0.0.1:7502", f"127.0.0.1:{ports[1]}"
         )
-        assert client.count("7400") + client.count("7501") == 0 or str(ports) in client
         client = client.replace("grpc.insecure_channel(address)", "ready(grpc.insecure_channel(address))")
         ready = "def ready(channel):\n    grpc.channel_ready_future(channel).result(20)\n    return channel\n\n\n"
         client = client.replace("def bank(", ready + "def bank(")

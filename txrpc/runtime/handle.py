@@ -16,7 +16,8 @@ from txrpc.flows.part import CallOut, Part, Status
 from txrpc.flows.rule import Rule, kinds_of
 from txrpc.ids import Xid
 from txrpc.protocol.messages import CallReport, Outcome
-from txrpc.runtime.core import ManagerCore, reason_for
+from txrpc.runtime.asking import reason_for
+from txrpc.runtime.core import ManagerCore
 
 __all__ = ["BaseHandle", "JoinedBase", "RootBase"]
 

@@ -21,7 +21,7 @@ from txrpc.errors import (
 from txrpc.flows.part import Status
 from txrpc.flows.rule import ALWAYS, Kind, Rule, kinds_of
 from txrpc.protocol.messages import Wait
-from txrpc.runtime.core import reason_for
+from txrpc.runtime.asking import reason_for
 
 __all__ = ["BaseScope", "Plan", "Propagation", "Retry", "Settings", "default_manager", "set_default_manager"]
 

@@ -1,0 +1,203 @@
+"""The house keeps its own rules: what is imported, what is exported, how long things are, and what must not be said."""
+
+from __future__ import annotations
+
+import ast
+import inspect
+import json
+import re
+import subprocess
+import sys
+import tomllib
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+import yaml
+
+import txrpc
+import txrpc.aio
+import txrpc.sql
+
+ROOT = Path(__file__).resolve().parents[2]
+SOURCES = [p for p in sorted((ROOT / "txrpc").rglob("*.py")) if "wire/v1" not in p.as_posix()]
+FUNCTION_LINES, FILE_LINES, LINE_CHARACTERS = 50, 400, 132
+
+# What is longer today, and how long: it may only shrink.
+LONG_FUNCTIONS: dict[str, int] = {}
+LONG_FILES: dict[str, int] = {}
+
+
+def name_of(path: Path) -> str:
+    return path.relative_to(ROOT).as_posix()
+
+
+def code_lines(node: ast.AST) -> int:
+    """Lines of a function without its docstring."""
+    assert isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
+    first = node.body[0]
+    has_docstring = ast.get_docstring(node) is not None
+    docstring = (first.end_lineno or 0) - first.lineno + 1 if has_docstring else 0
+    return (node.end_lineno or 0) - node.lineno + 1 - docstring
+
+
+def functions() -> Iterator[tuple[str, int]]:
+    for path in SOURCES:
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+                yield f"{name_of(path)}:{node.name}", code_lines(node)
+
+
+def test_functions_are_short() -> None:
+    long = {name: lines for name, lines in functions() if lines > FUNCTION_LINES}
+    assert {name for name in long if long[name] > LONG_FUNCTIONS.get(name, 0)} == set()
+    assert set(LONG_FUNCTIONS) <= set(long), "take what is short now off the list"
+
+
+def test_files_are_short() -> None:
+    long = {name_of(p): n for p in SOURCES if (n := len(p.read_text().splitlines())) > FILE_LINES}
+    assert {name for name in long if long[name] > LONG_FILES.get(name, 0)} == set()
+    assert set(LONG_FILES) <= set(long), "take what is short now off the list"
+
+
+def test_lines_are_short() -> None:
+    assert [
+        f"{name_of(path)}:{number}"
+        for path in SOURCES
+        for number, line in enumerate(path.read_text().splitlines(), 1)
+        if len(line) > LINE_CHARACTERS
+    ] == []
+
+
+def test_every_module_opens_with_what_it_is() -> None:
+    assert [name_of(p) for p in SOURCES if not ast.get_docstring(ast.parse(p.read_text()))] == []
+
+
+def test_import_txrpc_loads_neither_sqlalchemy_nor_the_coordinator() -> None:
+    code = (
+        "import sys, txrpc, txrpc.aio; "
+        "print([m for m in sys.modules if m.split('.')[0] in ('sqlalchemy', 'structlog', 'click', 'rich') "
+        "or m.startswith(('txrpc.coordinator', 'txrpc.sql', 'txrpc.testing', 'txrpc.log'))])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
+    assert done.stdout.strip() == "[]"
+
+
+def modules() -> list[str]:
+    dotted = [".".join(p.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__") for p in SOURCES]
+    return [name for name in dotted if not name.endswith("__main__")]
+
+
+@pytest.mark.parametrize("name", modules())
+def test_all_is_sorted_and_true(name: str) -> None:
+    module = __import__(name, fromlist=["x"])
+    exported = getattr(module, "__all__", None)
+    if exported is None:
+        return
+    assert len(set(exported)) == len(exported)
+    assert [x for x in exported if not hasattr(module, x)] == []
+
+
+@pytest.mark.parametrize("module", [txrpc, txrpc.aio, txrpc.sql])
+def test_the_front_doors_are_frozen(module: ModuleType) -> None:
+    """A change of what users import is a decision: change tests/house/exports.json in the same commit."""
+    frozen = json.loads((ROOT / "tests" / "house" / "exports.json").read_text())
+    assert sorted(module.__all__) == frozen[module.__name__]
+
+
+def test_public_objects_say_where_users_import_them_from() -> None:
+    for module in (txrpc, txrpc.aio, txrpc.sql):
+        for name in module.__all__:
+            said = getattr(getattr(module, name), "__module__", module.__name__)
+            assert said in ("txrpc", "txrpc.aio", "txrpc.sql"), name
+
+
+def members(value: object) -> dict[str, inspect.Signature]:
+    if inspect.isclass(value):
+        found = inspect.getmembers(value, lambda m: inspect.isfunction(m))
+        return {name: inspect.signature(member) for name, member in found if not name.startswith("_")}
+    return {"": inspect.signature(value)} if callable(value) else {}
+
+
+def test_both_colours_have_the_same_names_parameters_and_defaults() -> None:
+    assert txrpc.__all__ == txrpc.aio.__all__
+    for name in txrpc.__all__:
+        sync, asynchronous = members(getattr(txrpc, name)), members(getattr(txrpc.aio, name))
+        assert sync.keys() == asynchronous.keys(), name
+        for member, signature in sync.items():
+            ours = [(p.name, p.kind, p.default) for p in signature.parameters.values()]
+            theirs = [(p.name, p.kind, p.default) for p in asynchronous[member].parameters.values()]
+            assert ours == theirs, f"{name}.{member}"
+    for name in ("session", "connection"):
+        pair = [getattr(kind, name) for kind in (txrpc.sql.ResourceManager, txrpc.sql.AsyncResourceManager)]
+        assert inspect.signature(pair[0]).parameters.keys() == inspect.signature(pair[1]).parameters.keys()
+
+
+# What names a machine, or how work was organised; written so that this file does not contain it.
+FORBIDDEN = [
+    r"/" + r"work/",
+    r"/" + r"root/",
+    r"\bhelper" + r"-\d",
+    r"\bissue" + r" \d",
+    r"pypi" + r"-more",
+    r"/opt/" + r"wheels",
+]
+TEXTS = ("*.py", "*.md", "*.toml", "*.yml", "*.proto", "Makefile", "Dockerfile", "run")
+
+
+def test_the_project_speaks_of_itself_alone() -> None:
+    tracked = subprocess.run(["git", "ls-files"], capture_output=True, text=True, cwd=ROOT, check=False)
+    paths = [ROOT / line for line in tracked.stdout.splitlines()] if tracked.returncode == 0 else list(ROOT.rglob("*"))
+    found = []
+    for path in paths:
+        if path.is_file() and any(path.match(pattern) for pattern in TEXTS):
+            text = path.read_text(errors="replace")
+            found += [f"{name_of(path)}: {word}" for word in FORBIDDEN if re.search(word, text)]
+    assert found == []
+
+
+def test_the_changelog_has_an_unreleased_section() -> None:
+    assert "\n## Unreleased\n" in (ROOT / "CHANGELOG.md").read_text()
+
+
+def test_documents_point_at_what_is_there() -> None:
+    missing = []
+    for path in [*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")]:
+        targets = re.findall(r"\]\(([^)#:]+)\)", path.read_text())
+        missing += [f"{name_of(path)} -> {target}" for target in targets if not (path.parent / target).exists()]
+    assert missing == []
+
+
+def test_the_packages_version_is_the_modules() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    assert project["version"] == txrpc.__version__
+    assert (ROOT / "txrpc" / "py.typed").exists()
+
+
+def test_compose_runs_commands_that_exist() -> None:
+    compose = yaml.safe_load((ROOT / "docker-compose.yml").read_text())
+    services = compose["services"]
+    assert {"coordinator", "database-a", "database-b", "bank-a", "bank-b", "teller"} == set(services)
+    for name, service in services.items():
+        for needed in service.get("depends_on", {}):
+            assert needed in services
+        for volume in service.get("volumes", ()):
+            assert volume.partition(":")[0] in compose["volumes"]
+        command = service.get("command", "")
+        if isinstance(command, str) and command.startswith("python -m "):
+            words = command.split()
+            module = ROOT / (words[2].replace(".", "/") + ".py")
+            assert module.exists(), name
+            for flag in (word for word in words if word.startswith("--")):
+                assert f'"{flag}"' in module.read_text(), f"{name}: {flag}"
+        if name.startswith("database"):
+            assert any(word.startswith("max_prepared_transactions=") for word in command)
+
+
+def test_the_container_file_copies_what_is_there() -> None:
+    text = (ROOT / "Dockerfile").read_text()
+    for line in re.findall(r"^COPY (?!--from)(.+)$", text, re.MULTILINE):
+        for source in line.split()[:-1]:
+            assert (ROOT / source).exists(), source
+    assert "USER txrpc" in text

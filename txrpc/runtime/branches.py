@@ -1,0 +1,118 @@
+"""The branches of this process as its own code uses them: opened on first use, counted, given back."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+from txrpc.errors import (
+    AbortCode,
+    ConfigurationError,
+    CoordinatorUnavailable,
+    LimitExceeded,
+    Reason,
+    aborted,
+)
+from txrpc.flows.part import Part
+from txrpc.flows.using import Slot
+from txrpc.ids import BranchId, Epoch, Gid
+from txrpc.protocol.branch import BranchInput, BranchState
+from txrpc.protocol.messages import (
+    BranchRef,
+    Owner,
+)
+from txrpc.runtime.state import ManagerState
+
+__all__ = ["NOBODY", "Branches"]
+
+_MAX_BRANCHES = 10_000
+NOBODY = Owner("none", Epoch.make(1, 0))
+"""Owner of a transaction that began with no coordinator in reach: its one branch is never prepared, only committed in one phase."""
+
+
+class Branches(ManagerState):
+    """`txrpc.flows.using.Branches` for both colours."""
+
+    def slot(self, part: Part, resource: Any) -> Slot:
+        """See `txrpc.flows.using.Branches`."""
+        name: str = resource.name
+        known: Any = self.resources.get(name)
+        if known is not resource:
+            raise ConfigurationError(
+                f"resource {name!r} is not one that this manager was connected with: connect(resources=[...])"
+            )
+        with self._lock:
+            row = self._table.find(part.xid, resource.name)
+            if row is not None:
+                slot = self._slots.get(row.branch)
+                if row.state is not BranchState.ACTIVE or slot is None:
+                    raise aborted(part.xid, row.doom or Reason(AbortCode.BRANCH_UNKNOWN, "the branch has ended"))
+                return slot
+            return self._open(part, resource)
+
+    def _open(self, part: Part, resource: Any) -> Slot:
+        if self._table.closed(part.xid):
+            raise aborted(part.xid, Reason(AbortCode.BRANCH_UNKNOWN, "the transaction has ended here"))
+        if len(self._slots) >= _MAX_BRANCHES:
+            raise LimitExceeded(f"this process has {_MAX_BRANCHES} open branches")
+        owner = part.owner
+        if owner is None:
+            if part.refs:
+                raise CoordinatorUnavailable(
+                    "the transaction began with no coordinator in reach, so it can use one resource of this process only"
+                )
+            owner = NOBODY
+        branch = BranchId(os.urandom(8))
+        gid = Gid(self.group, owner.node, owner.epoch, part.xid, branch, self.participant_id, resource.name)
+        slot = Slot(self._table.open(gid, part.deadline_ms), resource, self._turn())
+        self._slots[branch] = slot
+        self._wake()
+        return slot
+
+    def began(self, slot: Slot, work: Any) -> None:
+        """See `txrpc.flows.using.Branches`."""
+        with self._lock:
+            slot.work = work
+
+    def could_not_begin(self, slot: Slot) -> None:
+        """See `txrpc.flows.using.Branches`."""
+        with self._lock:
+            slot.row.users -= 1
+            slot.gone = True
+            if slot.row.state is BranchState.ACTIVE:
+                del self._slots[slot.row.branch]
+                self._table.discard(slot.row)
+            else:
+                self._honour(self._table.step(BranchInput.RELEASED, slot.row.branch, self.now_ms()))
+
+    def user_enters(self, slot: Slot, part: Part) -> None:
+        """See `txrpc.flows.using.Branches`."""
+        with self._lock:
+            row = slot.row
+            if row.state is not BranchState.ACTIVE:
+                raise aborted(part.xid, row.doom or Reason(AbortCode.BRANCH_UNKNOWN, "the branch has ended"))
+            row.users += 1
+
+    def first_use(self, slot: Slot, part: Part, joined: bool) -> None:
+        """The work is there: from now on *part* lists the branch."""
+        row = slot.row
+        with self._lock:
+            if part.used(BranchRef(row.branch, row.gid.resource, self.participant_id, int(joined))):
+                row.running += joined
+
+    def user_leaves(self, slot: Slot) -> None:
+        """See `txrpc.flows.using.Branches`."""
+        with self._lock:
+            slot.row.users -= 1
+            if not slot.row.users and slot.row.state is BranchState.ROLLING_BACK:
+                self._honour(self._table.step(BranchInput.RELEASED, slot.row.branch, self.now_ms()))
+
+    def left(self, part: Part) -> None:
+        """A joined call of *part* has ended: its branches have one completed call more (rule 9)."""
+        with self._lock:
+            for branch in part.own:
+                row = self._table.rows.get(branch)
+                if row is not None:
+                    row.running -= 1
+                    row.calls += 1
+                    row.doom = row.doom or part.doom

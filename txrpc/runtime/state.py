@@ -1,0 +1,173 @@
+"""What both managers hold, and the effects of the participant's table: the ground floor of `txrpc.runtime.core`."""
+
+from __future__ import annotations
+
+import logging
+import os
+import random
+import threading
+import time
+from collections.abc import Callable, Iterable
+from typing import Any, Protocol
+
+from txrpc.errors import (
+    AbortCode,
+    ConfigurationError,
+    CoordinatorUnavailable,
+    Reason,
+)
+from txrpc.flows.using import Slot
+from txrpc.ids import GROUP_MAX, RESOURCE_MAX, BranchId, ParticipantId, Xid, check_name
+from txrpc.protocol.branch import BranchInput, Do, Effects, Operation
+from txrpc.protocol.messages import (
+    OnePhaseResult,
+    OutcomeRequest,
+    Owner,
+    ResourceInfo,
+    ToCoordinator,
+    Welcome,
+)
+from txrpc.protocol.participant import Participant
+
+__all__ = ["ManagerState", "SessionPort"]
+
+logger = logging.getLogger("txrpc.runtime")
+
+
+class SessionPort(Protocol):
+    """What a manager needs of `txrpc.rpc.session`; one a colour, `start`, `close` and `wait_connected` being coloured."""
+
+    start: Callable[[], Any]
+    close: Callable[..., Any]
+    wait_connected: Callable[..., Any]
+
+    def send(self, *messages: ToCoordinator) -> None:
+        """Queue; raises `CoordinatorUnavailable` when there is no session."""
+
+
+class ManagerState:
+    """The table, the slots, the futures and the session; and how the table's effects are honoured."""
+
+    patience_ms = 30_000
+
+    def __init__(self, group: str, resources: Iterable[Any], process: str = "") -> None:
+        self.group = check_name("group", group, GROUP_MAX)
+        self.process = process or f"pid {os.getpid()}"
+        self.participant_id = ParticipantId(os.urandom(8))
+        self.resources: dict[str, Any] = {}
+        for resource in resources:
+            check_name("resource", resource.name, RESOURCE_MAX)
+            if resource.name in self.resources:
+                raise ConfigurationError(f"two resources are named {resource.name!r}: each needs a name of its own")
+            self.resources[resource.name] = resource
+        self.welcome: Welcome | None = None
+        self._infos: tuple[ResourceInfo, ...] = ()
+        self._session: SessionPort | None = None
+        self._seen: Owner | None = None
+        self._tick = 0
+        self._pid = os.getpid()
+        self._lock = threading.RLock()
+        self._table = Participant(random.random)
+        self._slots: dict[BranchId, Slot] = {}
+        self._asking: dict[Xid, list[Any]] = {}
+        self._ending: dict[BranchId, Any] = {}
+        self._sweep_at: dict[str, int] = {}
+        self._unknown: dict[Xid, OutcomeRequest] = {}
+
+    # ------------------------------------------------------------------------------------------- what a colour adds
+
+    def _start(self, do: Do, slot: Slot | None) -> None:
+        """Carry out an operation on a resource, elsewhere, and call `_operated` with its result."""
+        raise NotImplementedError
+
+    def _wake(self) -> None:
+        """`next_wakeup_ms` may have moved forward."""
+        raise NotImplementedError
+
+    def _future(self) -> Any:
+        raise NotImplementedError
+
+    def _settle(self, future: Any, result: Any) -> None:
+        """Set the result or the exception of a future that somebody may have given up."""
+        raise NotImplementedError
+
+    def _turn(self) -> Any:
+        raise NotImplementedError
+
+    def now_ms(self) -> int:
+        """Monotonic time."""
+        return time.monotonic_ns() // 1_000_000
+
+    def _session_or_raise(self) -> Any:
+        if self._session is None:
+            raise CoordinatorUnavailable("this manager has no coordinator")
+        return self._session
+
+    def _send(self, *messages: ToCoordinator) -> None:
+        if self._session is None or self.welcome is None:
+            raise CoordinatorUnavailable("there is no session with a coordinator")
+        self._session.send(*messages)
+
+    # -------------------------------------------------------------------------------------------------------- effects
+
+    def _honour(self, effects: Effects) -> None:
+        """Called under the lock, so that messages about one branch leave in the order of the steps that made them."""
+        for branch, result, reason in effects.settle:
+            future = self._ending.pop(branch, None)
+            if future is not None:
+                self._settle(future, (result, reason))
+        if effects.send:
+            try:
+                self._send(*effects.send)
+            except CoordinatorUnavailable:
+                logger.debug("dropped %d messages: no session", len(effects.send))
+        for do in effects.do:
+            slot = self._slots.get(do.gid.branch)
+            if do.operation in _NEEDS_WORK and (slot is None or slot.work is None):
+                if do.operation is Operation.ROLLBACK:
+                    self._operated(do, (BranchInput.ROLLED_BACK, None))
+            else:
+                self._start(do, slot)
+        self._wake()
+
+    def _operated(self, do: Do, result: tuple[BranchInput, Any]) -> None:
+        """The result of an operation."""
+        with self._lock:
+            if do.operation in _ENDS_WORK:
+                self._slots.pop(do.gid.branch, None)
+            self._honour(self._table.step(result[0], do.gid.branch, self.now_ms(), result[1]))
+
+    def _broke(self, do: Do, error: BaseException) -> None:
+        """A resource broke its contract, or this program is mistaken: the branch must not wait for ever."""
+        fields = {"operation": do.operation.value, "gid": str(do.gid)}
+        logger.error("operation failed", extra=fields, exc_info=error)
+        reason = Reason(AbortCode.UNSPECIFIED, f"{do.operation.value} failed: {type(error).__name__}")
+        if do.operation is not Operation.INTERRUPT:
+            kind = _BROKE.get(do.operation, BranchInput.FINISH_FAILED)
+            detail = (OnePhaseResult.UNKNOWN, reason) if kind is BranchInput.ONE_PHASE_ENDED else reason
+            self._operated(do, (kind, detail))
+
+    def tell(self, message: ToCoordinator) -> None:
+        """Send a message that needs no answer; without a session it is dropped."""
+        try:
+            self._send(message)
+        except CoordinatorUnavailable:
+            logger.debug("dropped %s: no session", type(message).__name__)
+
+    def _committing(self, do: Do, token: str) -> None:
+        """COMMIT in one phase is about to be sent to the database."""
+        with self._lock:
+            message = self._table.committing(do.gid.branch, token)
+        if message is not None:
+            self.tell(message)
+
+
+_NEEDS_WORK = frozenset({Operation.ROLLBACK, Operation.INTERRUPT})
+_ENDS_WORK = frozenset({Operation.PREPARE, Operation.COMMIT_ONE_PHASE, Operation.ROLLBACK})
+
+
+_BROKE = {
+    Operation.PREPARE: BranchInput.PREPARE_FAILED,
+    Operation.COMMIT_ONE_PHASE: BranchInput.ONE_PHASE_ENDED,
+    Operation.ROLLBACK: BranchInput.ROLLED_BACK,
+}
