@@ -175,7 +175,8 @@ class Link:
         if os.getpid() != self._pid:
             raise ForkedError(
                 "this session belongs to the process that was forked: "
-                f"call {self._connect} in the child (multiprocessing: in the function that it runs; gunicorn: in post_fork)"
+                f"call {self._connect} in the child, and best only there "
+                "(multiprocessing: in the function that it runs; gunicorn: in post_fork)"
             )
 
     def _unavailable(self) -> CoordinatorUnavailable:
