@@ -57,6 +57,7 @@ __all__ = [
     "TxrpcError",
     "Unavailable",
     "UsageError",
+    "aborted",
 ]
 
 

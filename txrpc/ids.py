@@ -13,7 +13,7 @@ from typing import Final, Self
 
 from txrpc.errors import InvalidName
 
-__all__ = ["BranchId", "Epoch", "Gid", "ParticipantId", "Xid", "check_name"]
+__all__ = ["GROUP_MAX", "NODE_MAX", "RESOURCE_MAX", "BranchId", "Epoch", "Gid", "ParticipantId", "Xid", "check_name"]
 
 _NAME: Final = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._-]*[A-Za-z0-9])?")
 

@@ -18,7 +18,7 @@ from txrpc.errors import ConfigurationError, InvalidName
 from txrpc.ids import GROUP_MAX, NODE_MAX, check_name
 from txrpc.protocol.events import Limits
 
-__all__ = ["CoordinatorConfig", "load"]
+__all__ = ["FIELDS", "CoordinatorConfig", "load"]
 
 PREFIX = "TXRPC_"
 

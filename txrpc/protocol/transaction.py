@@ -9,7 +9,7 @@ from txrpc.errors import AbortCode, Reason
 from txrpc.ids import BranchId, Epoch, Gid, Xid
 from txrpc.protocol.messages import BranchRef, Decision, Owner, PreparedBranch, Vote, Wait
 
-__all__ = ["Branch", "Input", "State", "Transaction"]
+__all__ = ["Branch", "Input", "State", "Transaction", "aborted_vote"]
 
 
 class State(enum.Enum):

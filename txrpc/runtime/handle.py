@@ -19,7 +19,7 @@ from txrpc.protocol.messages import CallReport, Outcome
 from txrpc.runtime.asking import reason_for
 from txrpc.runtime.core import ManagerCore
 
-__all__ = ["BaseHandle", "JoinedBase", "RootBase"]
+__all__ = ["BaseHandle", "JoinedBase", "RootBase", "log_callback_error"]
 
 logger = logging.getLogger("txrpc.runtime")
 

@@ -16,7 +16,18 @@ from txrpc.ids import RESOURCE_MAX, check_name
 from txrpc.protocol.messages import ResourceInfo
 from txrpc.sql import postgresql
 
-__all__ = ["TRUTH_BACKOFF_S", "BranchWork", "Guard", "check_engine", "dialect_of", "refuse_commit", "side_engine"]
+__all__ = [
+    "TRUTH_BACKOFF_S",
+    "BranchWork",
+    "Guard",
+    "capacity_of",
+    "check_engine",
+    "dialect_of",
+    "exhausted",
+    "info_of",
+    "refuse_commit",
+    "side_engine",
+]
 
 logger = logging.getLogger("txrpc.sql")
 
