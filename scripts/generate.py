@@ -4,6 +4,8 @@ Sources and results:
 
     protos/txrpc/v1/*.proto   ->  txrpc/wire/v1/
     examples/*/*.proto        ->  beside their source
+
+Run with the Python of the virtual environment: the generators beside that Python are the ones that pyproject.toml pins.
 """
 
 from __future__ import annotations
@@ -21,31 +23,35 @@ from grpc_tools import protoc
 
 ROOT = Path(__file__).resolve().parent.parent
 INCLUDES = Path(grpc_tools.__file__).parent / "_proto"
+LIBRARY = ROOT / "txrpc" / "wire" / "v1"
+EXAMPLES = ROOT / "examples"
 
 
 def main() -> int:
     """See the module's docstring; returns the exit code."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(description="Generate the protobuf modules from their sources.")
     parser.add_argument("--check", action="store_true", help="change nothing; exit code 1 if anything would change")
     check = parser.parse_args().check
     with tempfile.TemporaryDirectory() as folder:
-        out = Path(folder)
-        wanted = [*_library(out / "library"), *_examples(out / "examples")]
-        stale = [
-            target for source, target in wanted if not target.exists() or not filecmp.cmp(source, target, shallow=False)
-        ]
-        for target in stale:
-            print(f"{'stale' if check else 'wrote'}: {target.relative_to(ROOT)}")
+        results = {**_library(Path(folder, "library")), **_examples(Path(folder, "examples"))}
+        stale = [target for target, source in results.items() if not _same(source, target)]
+        left = sorted({*LIBRARY.glob("*_pb2*.py*"), *EXAMPLES.glob("*/*_pb2*.py*")} - results.keys())
         if not check:
-            for source, target in wanted:
-                shutil.copyfile(source, target)
-    return int(check and bool(stale))
+            for target in stale:
+                shutil.copyfile(results[target], target)
+            for path in left:
+                path.unlink()
+    for path in stale:
+        print(f"{'stale, run make proto' if check else 'wrote'}: {path.relative_to(ROOT)}")
+    for path in left:
+        print(f"{'has no source, run make proto' if check else 'deleted'}: {path.relative_to(ROOT)}")
+    return int(check and bool(stale or left))
 
 
-def _library(out: Path) -> list[tuple[Path, Path]]:
+def _library(out: Path) -> dict[Path, Path]:
     """The descriptors keep the names txrpc/v1/*.proto; only the modules live elsewhere, so their imports are moved."""
     _protoc(out, ROOT / "protos", sorted((ROOT / "protos").rglob("*.proto")))
-    results = []
+    results = {}
     for source in sorted((out / "txrpc" / "v1").iterdir()):
         text = source.read_text()
         text = re.sub(r"^from txrpc\.v1 import", "from txrpc.wire.v1 import", text, flags=re.MULTILINE)
@@ -53,21 +59,38 @@ def _library(out: Path) -> list[tuple[Path, Path]]:
             " txrpc.v1.", " txrpc.wire.v1."
         )
         source.write_text(text)
-        results.append((source, ROOT / "txrpc" / "wire" / "v1" / source.name))
+        results[LIBRARY / source.name] = source
     return results
 
 
-def _examples(out: Path) -> list[tuple[Path, Path]]:
-    _protoc(out, ROOT, sorted((ROOT / "examples").glob("*/*.proto")))
-    return [(source, ROOT / source.relative_to(out)) for source in sorted(out.rglob("*_pb2*"))]
+def _examples(out: Path) -> dict[Path, Path]:
+    _protoc(out, ROOT, sorted(EXAMPLES.glob("*/*.proto")))
+    return {ROOT / source.relative_to(out): source for source in sorted(out.rglob("*_pb2*"))}
 
 
 def _protoc(out: Path, base: Path, sources: list[Path]) -> None:
     out.mkdir(parents=True)
-    flags = [f"--{plugin}={out}" for plugin in ("python_out", "grpc_python_out", "mypy_out", "mypy_grpc_out")]
-    arguments = ["protoc", f"-I{base}", f"-I{INCLUDES}", *flags, *map(str, sources)]
-    if protoc.main(arguments) != 0:
+    plugins = [f"--plugin={name}={_beside_python(name)}" for name in ("protoc-gen-mypy", "protoc-gen-mypy_grpc")]
+    outputs = [
+        f"--python_out={out}",
+        f"--grpc_python_out={out}",
+        f"--mypy_out=quiet:{out}",
+        f"--mypy_grpc_out=quiet:{out}",
+    ]
+    if protoc.main(["protoc", f"-I{base}", f"-I{INCLUDES}", *plugins, *outputs, *map(str, sources)]) != 0:
         sys.exit("protoc failed")
+
+
+def _beside_python(name: str) -> Path:
+    """A program of the environment that this Python belongs to, whatever PATH says."""
+    program = Path(sys.executable).parent / name
+    if not program.exists():
+        sys.exit(f"{name} is not installed beside {sys.executable}: run make proto, or make lint")
+    return program
+
+
+def _same(source: Path, target: Path) -> bool:
+    return target.exists() and filecmp.cmp(source, target, shallow=False)
 
 
 if __name__ == "__main__":
