@@ -188,6 +188,11 @@ def preflight(connection: Connection, resource: str, capacity: int | None) -> tu
         raise ConfigurationError(f"{where} is a standby and cannot write: connect to the primary")
     if read_only == "on":
         raise ConfigurationError(f"{where} is read-only: default_transaction_read_only must be off for this role")
+    assigned = connection.exec_driver_sql("SELECT pg_current_xact_id()::text").scalar()
+    if current_token(connection) != assigned:
+        raise ConfigurationError(
+            f"the engine of resource {resource!r} is in AUTOCOMMIT, where there are no transactions: give it another isolation_level"
+        )
     warnings = []
     if capacity is not None and prepared < capacity:
         warnings.append(

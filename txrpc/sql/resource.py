@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 from sqlalchemy import event
@@ -96,8 +96,7 @@ class ResourceManager:
 
     def start(self) -> ResourceInfo:
         """See `txrpc.resource.Resource.start`."""
-        with self._errors(), self.engine.connect() as connection:
-            identity, warnings = self._dialect.preflight(connection, self.name, capacity_of(self.engine))
+        identity, warnings = self._on(self.engine, self._dialect.preflight, self.name, capacity_of(self.engine))
         return info_of(self.name, self.kind, identity, warnings)
 
     def close(self) -> None:
@@ -185,11 +184,13 @@ class ResourceManager:
     def _let_go(self, work: BranchWork) -> None:
         """Return the connection to its pool, which rolls back whatever is still open on it.  Never raises."""
         work.ours = True
-        try:
+        with suppress(Exception):
+            if work.doom is not None:
+                # Its user has ended SQLAlchemy's transaction, which now would return the connection as it is.
+                work.connection.invalidate()
             self._guard.release(work.connection)
+        with suppress(Exception):
             work.connection.close()
-        except Exception:
-            work.connection.invalidate()
 
     def _make_sure_it_is_gone(self, pid: int) -> None:
         """A lost connection's backend may still be executing what it was told last."""
@@ -203,10 +204,14 @@ class ResourceManager:
             return  # the database is gone, and its backends with it; else the sweep for branches in doubt finds it
 
     def _aside(self, verb: Callable[..., Any], *arguments: Any) -> Any:
-        """Run *verb* on a connection of its own, in AUTOCOMMIT; once more if a pooled connection turned out to be dead."""
+        """Run *verb* on a connection of its own, in AUTOCOMMIT."""
+        return self._on(self._side, verb, *arguments)
+
+    def _on(self, engine: Engine, verb: Callable[..., Any], *arguments: Any) -> Any:
+        """Run *verb* on a connection of *engine*; once more if a pooled connection turned out to be dead."""
         for again in (True, False):
             try:
-                with self._errors(), self._side.connect() as connection:
+                with self._errors(), engine.connect() as connection:
                     return verb(connection, *arguments)
             except DBAPIError as error:
                 if not (again and error.connection_invalidated):

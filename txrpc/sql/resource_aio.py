@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from typing import Any
 
 from sqlalchemy import event
@@ -93,8 +93,7 @@ class AsyncResourceManager:
     async def start(self) -> ResourceInfo:
         """See `txrpc.resource.Resource.start`."""
         capacity = capacity_of(self.engine.sync_engine)
-        async with self._errors(), self.engine.connect() as connection:
-            identity, warnings = await connection.run_sync(self._dialect.preflight, self.name, capacity)
+        identity, warnings = await self._on(self.engine, self._dialect.preflight, self.name, capacity)
         return info_of(self.name, self.kind, identity, warnings)
 
     async def close(self) -> None:
@@ -182,11 +181,13 @@ class AsyncResourceManager:
     async def _let_go(self, work: BranchWork) -> None:
         """Return the connection to its pool, which rolls back whatever is still open on it.  Never raises."""
         work.ours = True
-        try:
+        with suppress(Exception):
+            if work.doom is not None:
+                # Its user has ended SQLAlchemy's transaction, which now would return the connection as it is.
+                await work.connection.invalidate()
             await work.connection.run_sync(self._guard.release)
+        with suppress(Exception):
             await work.connection.close()
-        except Exception:
-            await work.connection.invalidate()
 
     async def _make_sure_it_is_gone(self, pid: int) -> None:
         """A lost connection's backend may still be executing what it was told last."""
@@ -200,10 +201,14 @@ class AsyncResourceManager:
             return  # the database is gone, and its backends with it; else the sweep for branches in doubt finds it
 
     async def _aside(self, verb: Callable[..., Any], *arguments: Any) -> Any:
-        """Run *verb* on a connection of its own, in AUTOCOMMIT; once more if a pooled connection turned out to be dead."""
+        """Run *verb* on a connection of its own, in AUTOCOMMIT."""
+        return await self._on(self._side, verb, *arguments)
+
+    async def _on(self, engine: AsyncEngine, verb: Callable[..., Any], *arguments: Any) -> Any:
+        """Run *verb* on a connection of *engine*; once more if a pooled connection turned out to be dead."""
         for again in (True, False):
             try:
-                async with self._errors(), self._side.connect() as connection:
+                async with self._errors(), engine.connect() as connection:
                     return await connection.run_sync(verb, *arguments)
             except DBAPIError as error:
                 if not (again and error.connection_invalidated):

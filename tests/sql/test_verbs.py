@@ -1,0 +1,640 @@
+"""The resource managers on a real PostgreSQL: what two-phase commit needs of it, with every driver."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import threading
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+import sqlalchemy as sa
+from sqlalchemy.exc import DBAPIError
+from sqlalchemy.ext.asyncio import create_async_engine
+from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
+
+import txrpc.sql
+from tests.runtime.conftest import NoSession
+from txrpc.errors import AbortCode, ConfigurationError, IllegalState, Reason, ResourceUnavailable, TransactionAborted
+from txrpc.ids import BranchId, Epoch, Gid, ParticipantId, Xid
+from txrpc.protocol.messages import Finish, OnePhaseResult
+from txrpc.resource import Prepared, ReadOnly
+from txrpc.runtime.manager import Manager
+from txrpc.runtime.transactional import transaction
+from txrpc.testing.postgres import PostgresServer, embedded_binaries, installed_binaries
+
+_numbers = itertools.count(1)
+
+
+class Base(DeclarativeBase):
+    pass
+
+
+class Row(Base):
+    __tablename__ = "row"
+    name: Mapped[str] = mapped_column(primary_key=True)
+    value: Mapped[int]
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[PostgresServer]:
+    with PostgresServer.start_new() as server:
+        yield server
+
+
+@pytest.fixture
+def url(server: PostgresServer) -> Iterator[str]:
+    name = f"verbs{next(_numbers)}"
+    url = server.create_database(name)
+    server.execute("CREATE TABLE row (name text PRIMARY KEY, value int)", name)
+    yield url
+    for (gid,) in server.execute(f"SELECT gid FROM pg_prepared_xacts WHERE database = '{name}'"):
+        quoted = gid.replace("'", "''")
+        server.execute(f"ROLLBACK PREPARED '{quoted}'", name)
+    server.execute(f"DROP DATABASE {name} WITH (FORCE)")
+
+
+Make = Callable[..., txrpc.sql.ResourceManager]
+
+
+@pytest.fixture(params=["psycopg", "psycopg2"])
+def driver(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+@pytest.fixture
+def make(url: str) -> Iterator[Make]:
+    """``make(driver, **engine_options)``: a resource manager on the fresh database."""
+    made: list[txrpc.sql.ResourceManager] = []
+
+    def one(driver: str = "psycopg", **options: Any) -> txrpc.sql.ResourceManager:
+        engine = sa.create_engine(url.replace("+psycopg:", f"+{driver}:"), **options)
+        made.append(txrpc.sql.ResourceManager("bank", engine))
+        return made[-1]
+
+    yield one
+    for resource in made:
+        resource.close()
+        resource.engine.dispose()
+
+
+def gid(number: int | None = None, **changes: Any) -> Gid:
+    branch = BranchId((next(_numbers) if number is None else number).to_bytes(8, "big"))
+    fields: dict[str, Any] = {"group": "default", "node": "c1", "epoch": Epoch.make(1, 1), "resource": "bank"}
+    fields |= changes
+    return Gid(xid=Xid(os.urandom(16)), branch=branch, participant=ParticipantId(bytes(8)), **fields)
+
+
+def insert(work: Any, name: str = "a") -> None:
+    work.connection.execute(sa.text("INSERT INTO row VALUES (:n, 1)"), {"n": name})
+
+
+def rows(resource: txrpc.sql.ResourceManager) -> list[str]:
+    with resource.engine.connect() as connection:
+        return list(connection.scalars(sa.text("SELECT name FROM row ORDER BY name")))
+
+
+# ----------------------------------------------------------------------------------------------------------- prepare
+
+
+def test_prepare_then_commit_from_another_connection(make: Make, driver: str) -> None:
+    resource, branch = make(driver), gid()
+    work = resource.begin(False)
+    insert(work)
+    prepared = resource.prepare(work, branch)
+    assert isinstance(prepared, Prepared)
+    assert prepared.token.isdigit()
+    assert work.connection.closed
+    assert rows(resource) == []
+    assert [found for found, _ in resource.in_doubt("default")] == [branch]
+    assert resource.commit_prepared(branch, prepared.token) is Finish.DONE
+    assert rows(resource) == ["a"]
+    assert resource.commit_prepared(branch, prepared.token) is Finish.DONE
+    assert resource.in_doubt("default") == []
+
+
+def test_prepare_then_rollback(make: Make, driver: str) -> None:
+    resource, branch = make(driver), gid()
+    work = resource.begin(False)
+    insert(work)
+    prepared = resource.prepare(work, branch)
+    assert isinstance(prepared, Prepared)
+    assert resource.rollback_prepared(branch, prepared.token) is Finish.DONE
+    assert resource.rollback_prepared(branch, prepared.token) is Finish.DONE
+    assert rows(resource) == []
+
+
+def test_the_pooled_connection_comes_back_clean(make: Make, driver: str) -> None:
+    resource = make(driver, pool_size=1, max_overflow=0)
+    for number in range(5):
+        work = resource.begin(False)
+        insert(work, str(number))
+        pid = work.pid
+        branch = gid()
+        assert isinstance(resource.prepare(work, branch), Prepared)
+        resource.commit_prepared(branch, "")
+        again = resource.begin(False)
+        assert again.pid == pid != 0
+        assert "txrpc" not in {
+            k for k in again.connection.info if k == "txrpc" and again.connection.info[k] is not again
+        }
+        resource.rollback(again)
+    assert rows(resource) == list("01234")
+
+
+def test_a_branch_that_wrote_nothing_votes_read_only(make: Make, driver: str) -> None:
+    resource = make(driver)
+    work = resource.begin(False)
+    work.connection.execute(sa.text("SELECT * FROM row"))
+    assert isinstance(resource.prepare(work, gid()), ReadOnly)
+    assert resource.in_doubt("default") == []
+    locking = resource.begin(False)
+    insert(locking)
+    branch = gid()
+    prepared = resource.prepare(locking, branch)
+    assert isinstance(prepared, Prepared)
+    resource.rollback_prepared(branch, prepared.token)
+
+
+def test_read_only_refuses_what_would_write(make: Make, driver: str) -> None:
+    resource = make(driver)
+    work = resource.begin(True)
+    with pytest.raises(DBAPIError) as caught:
+        insert(work)
+    reason = resource.classify(caught.value)
+    assert reason is not None
+    assert "25006" in reason.text
+    resource.rollback(work)
+
+
+CANNOT = [
+    ("CREATE TEMP TABLE t (n int)", "temporary"),
+    ("LISTEN news", "LISTEN"),
+    ("NOTIFY news", "NOTIFY"),
+    ("SELECT pg_notify('news', 'x')", "NOTIFY"),
+    ("DECLARE c CURSOR WITH HOLD FOR SELECT 1", "WITH HOLD"),
+]
+
+
+@pytest.mark.parametrize(("statement", "says"), CANNOT)
+@pytest.mark.parametrize("writes", [True, False])
+def test_what_cannot_be_prepared_is_an_abort_with_the_databases_words(
+    make: Make, statement: str, says: str, writes: bool
+) -> None:
+    resource, branch = make(), gid()
+    work = resource.begin(False)
+    if writes:
+        insert(work)
+    work.connection.execute(sa.text(statement))
+    if "WITH HOLD" in statement and not writes:
+        assert isinstance(
+            resource.prepare(work, branch), ReadOnly
+        )  # such a cursor dies with the branch; nothing is lost
+        return
+    with pytest.raises(DBAPIError) as caught:
+        resource.prepare(work, branch)
+    reason = resource.classify(caught.value)
+    assert reason is not None
+    assert reason.code is AbortCode.CANNOT_PREPARE
+    assert says in reason.text
+    resource.rollback(work)
+    assert resource.rollback_prepared(branch, "") is Finish.ABSENT
+    assert rows(resource) == []
+
+
+def test_after_a_failed_statement_prepare_never_says_prepared(make: Make, driver: str) -> None:
+    """PostgreSQL answers PREPARE TRANSACTION in a failed transaction with ROLLBACK, and no error."""
+    resource = make(driver)
+    work = resource.begin(False)
+    insert(work)
+    with pytest.raises(DBAPIError):
+        work.connection.execute(sa.text("SELECT 1/0"))
+    with pytest.raises(DBAPIError) as caught:
+        resource.prepare(work, gid())
+    reason = resource.classify(caught.value)
+    assert reason is not None
+    assert reason.code is AbortCode.STATEMENT_FAILED
+    resource.rollback(work)
+    assert resource.in_doubt("default") == []
+
+
+def test_a_deferred_constraint_that_fails_at_prepare(make: Make) -> None:
+    resource = make()
+    with resource.engine.begin() as connection:
+        connection.execute(sa.text("ALTER TABLE row ADD UNIQUE (value) DEFERRABLE INITIALLY DEFERRED"))
+    work = resource.begin(False)
+    insert(work, "a")
+    insert(work, "b")
+    with pytest.raises(DBAPIError) as caught:
+        resource.prepare(work, gid())
+    reason = resource.classify(caught.value)
+    assert reason == Reason(AbortCode.STATEMENT_FAILED, "UniqueViolation (SQLSTATE 23505) of constraint row_value_key")
+    resource.rollback(work)
+
+
+def test_a_serialization_failure_may_be_retried(make: Make) -> None:
+    resource = make(isolation_level="SERIALIZABLE")
+    with resource.engine.begin() as connection:
+        connection.execute(sa.text("INSERT INTO row VALUES ('x', 0), ('y', 0)"))
+    works = [resource.begin(False), resource.begin(False)]
+    for work, name in zip(works, ("x", "y"), strict=True):
+        work.connection.execute(sa.text("SELECT sum(value) FROM row")).all()
+        work.connection.execute(sa.text("UPDATE row SET value = 1 WHERE name = :n"), {"n": name})
+    reasons: list[Reason | None] = []
+    branches = [gid(), gid()]
+    for work, branch in zip(works, branches, strict=True):
+        try:
+            resource.prepare(work, branch)
+        except DBAPIError as error:
+            reasons.append(resource.classify(error))
+            resource.rollback(work)
+    (reason,) = reasons
+    assert reason is not None
+    assert reason.code is AbortCode.SERIALIZATION_FAILURE
+    assert reason.retryable
+    for branch in branches:
+        resource.rollback_prepared(branch, "")
+
+
+def test_a_gid_that_is_taken_leaves_the_first_one_prepared(make: Make) -> None:
+    resource, branch = make(), gid()
+    first, second = resource.begin(False), resource.begin(False)
+    insert(first, "first")
+    insert(second, "second")
+    assert isinstance(resource.prepare(first, branch), Prepared)
+    with pytest.raises(DBAPIError):
+        resource.prepare(second, branch)
+    resource.rollback(second)
+    assert [found for found, _ in resource.in_doubt("default")] == [branch]
+    assert resource.commit_prepared(branch, "") is Finish.DONE
+    assert rows(resource) == ["first"]
+
+
+# ------------------------------------------------------------------------------------------------------- finishing
+
+
+def test_four_at_once_finish_one_branch(make: Make) -> None:
+    resource, branch = make(), gid()
+    work = resource.begin(False)
+    insert(work)
+    prepared = resource.prepare(work, branch)
+    assert isinstance(prepared, Prepared)
+    results: list[Any] = []
+    barrier = threading.Barrier(4)
+
+    def commit() -> None:
+        barrier.wait()
+        for _ in range(50):
+            try:
+                results.append(resource.commit_prepared(branch, prepared.token))
+                return
+            except (DBAPIError, ResourceUnavailable):
+                time.sleep(0.01)  # somebody else is at it
+
+    threads = [threading.Thread(target=commit) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert results == [Finish.DONE] * 4
+    assert rows(resource) == ["a"]
+
+
+def test_a_branch_that_somebody_ended_the_other_way_is_a_heuristic_outcome(make: Make) -> None:
+    resource = make()
+    for commit in (True, False):
+        branch = gid()
+        work = resource.begin(False)
+        insert(work, str(commit))
+        prepared = resource.prepare(work, branch)
+        assert isinstance(prepared, Prepared)
+        verb = "ROLLBACK" if commit else "COMMIT"
+        with resource.engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
+            connection.exec_driver_sql(f"{verb} PREPARED '{branch}'")
+        finish = resource.commit_prepared if commit else resource.rollback_prepared
+        assert finish(branch, prepared.token) is Finish.HEURISTIC
+        assert finish(branch, "") is Finish.ABSENT
+
+
+def test_finishing_never_queues_behind_an_exhausted_pool(make: Make) -> None:
+    resource, branch = make(pool_size=1, max_overflow=0, pool_timeout=0.3), gid()
+    work = resource.begin(False)
+    insert(work)
+    prepared = resource.prepare(work, branch)
+    assert isinstance(prepared, Prepared)
+    pinned = resource.begin(False)
+    with pytest.raises(ResourceUnavailable, match=r"pool_size=1, max_overflow=0"):
+        resource.begin(False)
+    assert resource.commit_prepared(branch, prepared.token) is Finish.DONE
+    resource.rollback(pinned)
+
+
+def test_only_branches_of_this_group_and_resource_are_in_doubt(make: Make) -> None:
+    resource = make()
+    strangers = [
+        "txrpc1:default:junk",
+        "txrpc1:default",
+        "x'y".replace("'", "''"),
+        str(gid(group="other")),
+        str(gid(resource="b2")),
+    ]
+    mine = gid()
+    for text in (*strangers, str(mine)):
+        work = resource.begin(False)
+        insert(work, text)
+        work.connection.exec_driver_sql(f"PREPARE TRANSACTION '{text}'")
+        resource.rollback(work)
+    assert [found for found, age in resource.in_doubt("default") if age >= 0] == [mine]
+
+
+# ---------------------------------------------------------------------------------------------------- commit at once
+
+
+def test_commit_in_one_phase_tells_its_token_first(make: Make, driver: str) -> None:
+    resource = make(driver)
+    tokens: list[str] = []
+    work = resource.begin(False)
+    insert(work)
+    assert resource.commit_one_phase(work, tokens.append) is OnePhaseResult.COMMITTED
+    assert rows(resource) == ["a"]
+    assert resource.one_phase_result(tokens[0]) is OnePhaseResult.COMMITTED
+    nothing = resource.begin(False)
+    nothing.connection.execute(sa.text("SELECT 1"))
+    assert resource.commit_one_phase(nothing, tokens.append) is OnePhaseResult.COMMITTED
+    assert len(tokens) == 1
+
+
+@pytest.mark.parametrize("when", ["before", "during"])
+def test_rule_13_a_connection_that_breaks_at_commit_is_asked_about(
+    make: Make, server: PostgresServer, when: str
+) -> None:
+    """The backend is terminated while COMMIT waits in a deferred trigger: the transaction id tells that it did not happen."""
+    resource = make()
+    database = resource.engine.url.database or ""
+    server.execute(
+        "CREATE FUNCTION slow() RETURNS trigger LANGUAGE plpgsql AS $$BEGIN PERFORM pg_sleep(5); RETURN NULL; END$$;"
+        "CREATE CONSTRAINT TRIGGER slow AFTER INSERT ON row DEFERRABLE INITIALLY DEFERRED FOR EACH ROW EXECUTE FUNCTION slow()",
+        database,
+    )
+    work = resource.begin(False)
+    insert(work)
+
+    def terminate(_token: str = "") -> None:
+        server.execute(f"SELECT pg_terminate_backend({work.pid})")
+
+    timer = threading.Timer(0.5, terminate)
+    if when == "during":
+        timer.start()
+    result = resource.commit_one_phase(work, terminate if when == "before" else lambda _token: None)
+    assert result is OnePhaseResult.ABORTED
+    assert rows(resource) == []
+    timer.cancel()
+
+
+def test_rule_13_the_truth_after_a_kill_of_the_server(make: Make) -> None:
+    with PostgresServer.start_new() as server:
+        server.execute("CREATE TABLE row (name text PRIMARY KEY, value int)")
+        resource = txrpc.sql.ResourceManager("bank", sa.create_engine(server.url()))
+        tokens: list[str] = []
+        done, undone = resource.begin(False), resource.begin(False)
+        insert(done, "done")
+        insert(undone, "undone")
+        resource.commit_one_phase(done, tokens.append)
+        assert resource.one_phase_result(tokens[0]) is OnePhaseResult.COMMITTED
+
+        def crash(token: str) -> None:
+            tokens.append(token)
+            server.kill()
+            threading.Timer(0.5, server.restart).start()
+
+        assert resource.commit_one_phase(undone, crash) is OnePhaseResult.ABORTED
+        assert resource.one_phase_result(tokens[0]) is OnePhaseResult.COMMITTED
+        assert resource.one_phase_result("999999999") is OnePhaseResult.UNKNOWN
+        resource.close()
+        resource.engine.dispose()
+
+
+# ------------------------------------------------------------------------------------------- crashes and interruption
+
+
+@pytest.mark.parametrize("binaries", ["installed", "embedded"])
+def test_rule_4_a_prepared_branch_survives_kill_9_and_restart(binaries: str) -> None:
+    folder = installed_binaries() if binaries == "installed" else embedded_binaries()
+    if folder is None:
+        pytest.skip(f"no {binaries} PostgreSQL")
+    with PostgresServer.start_new(binaries=folder) as server:
+        server.execute("CREATE TABLE row (name text PRIMARY KEY, value int)")
+        resource, branch = txrpc.sql.ResourceManager("bank", sa.create_engine(server.url())), gid()
+        identity = resource.start().identity
+        work = resource.begin(False)
+        insert(work)
+        prepared = resource.prepare(work, branch)
+        assert isinstance(prepared, Prepared)
+        server.kill()
+        with pytest.raises((DBAPIError, ResourceUnavailable)):
+            resource.commit_prepared(branch, prepared.token)
+        server.restart()
+        assert resource.start().identity == identity
+        assert [found for found, _ in resource.in_doubt("default")] == [branch]
+        assert resource.commit_prepared(branch, prepared.token) is Finish.DONE
+        assert resource.commit_prepared(branch, prepared.token) is Finish.DONE
+        assert rows(resource) == ["a"]
+        resource.close()
+        resource.engine.dispose()
+
+
+def test_rule_11_interrupt_frees_locks_and_connection(make: Make, driver: str) -> None:
+    resource = make(driver)
+    holder = resource.begin(False)
+    insert(holder, "x")
+    failed: list[BaseException] = []
+
+    def wait_for_the_lock() -> None:
+        try:
+            insert(waiter, "x")
+        except BaseException as error:
+            failed.append(error)
+
+    waiter = resource.begin(False)
+    thread = threading.Thread(target=wait_for_the_lock)
+    thread.start()
+    time.sleep(0.3)
+    resource.interrupt(waiter)
+    thread.join(10)
+    assert not thread.is_alive()
+    reason = resource.classify(failed[0])
+    assert reason is not None
+    assert reason.code is AbortCode.RESOURCE_UNAVAILABLE
+    resource.rollback(waiter)
+    resource.interrupt(holder)
+    insert(fresh := resource.begin(False), "x")
+    resource.rollback(fresh)
+    resource.rollback(holder)
+
+
+# -------------------------------------------------------------------------------------- sessions and connections
+
+
+@pytest.fixture
+def bank(make: Make) -> Iterator[txrpc.sql.ResourceManager]:
+    """A resource with a manager around it, so that transactions work; no coordinator."""
+    resource = make()
+    manager = Manager("default", [resource])
+    manager.start(NoSession())
+    from txrpc.runtime.scope import set_default_manager
+
+    set_default_manager("txrpc", manager, on=True)
+    yield resource
+    manager.close()
+
+
+def test_session_and_connection_share_the_branch_and_are_flushed(bank: txrpc.sql.ResourceManager) -> None:
+    with transaction():
+        with bank.session() as session:
+            session.add(Row(name="a", value=1))
+            with bank.connection() as connection:
+                assert connection.scalar(sa.text("SELECT count(*) FROM row")) == 0
+        with bank.connection() as connection:
+            assert connection.scalar(sa.text("SELECT count(*) FROM row")) == 1
+        assert rows(bank) == []
+    assert rows(bank) == ["a"]
+
+
+def test_an_exception_undoes_the_session(bank: txrpc.sql.ResourceManager) -> None:
+    with pytest.raises(KeyError), transaction(), bank.session() as session:
+        session.add(Row(name="a", value=1))
+        session.flush()
+        raise KeyError
+    assert rows(bank) == []
+
+
+def test_commit_by_hand_is_refused(bank: txrpc.sql.ResourceManager) -> None:
+    with pytest.raises(IllegalState, match="flushed at the end"), transaction(), bank.session() as session:
+        session.add(Row(name="a", value=1))
+        session.commit()
+    with pytest.raises(IllegalState, match="leave the block"), transaction(), bank.connection() as connection:
+        connection.execute(sa.text("INSERT INTO row VALUES ('b', 1)"))
+        connection.commit()
+    assert rows(bank) == []
+
+
+@pytest.mark.parametrize("kind", ["session", "connection"])
+def test_rollback_by_hand_dooms_the_transaction(bank: txrpc.sql.ResourceManager, kind: str) -> None:
+    with pytest.raises(TransactionAborted, match="rollback"), transaction(), getattr(bank, kind)() as user:
+        user.execute(sa.text("INSERT INTO row VALUES ('a', 1)"))
+        user.rollback()
+    assert rows(bank) == []
+
+
+def test_savepoints_work_and_save_what_failed(bank: txrpc.sql.ResourceManager) -> None:
+    with transaction(), bank.session() as session:
+        session.add(Row(name="a", value=1))
+        session.flush()
+        with pytest.raises(DBAPIError), session.begin_nested():
+            session.execute(sa.text("INSERT INTO row VALUES ('a', 2)"))
+        with session.begin_nested():
+            session.add(Row(name="b", value=2))
+    assert rows(bank) == ["a", "b"]
+
+
+def test_a_failed_statement_dooms_and_is_the_reason(bank: txrpc.sql.ResourceManager) -> None:
+    with pytest.raises(TransactionAborted) as caught, transaction():
+        with pytest.raises(DBAPIError), bank.connection() as connection:
+            connection.execute(sa.text("INSERT INTO row VALUES (:secret, :v)"), {"secret": "hunter2", "v": "no number"})
+    assert caught.value.reason.code is AbortCode.STATEMENT_FAILED
+    assert "hunter2" not in str(caught.value)
+    assert "no number" not in str(caught.value)
+
+
+def test_outside_a_transaction_it_is_an_ordinary_one(bank: txrpc.sql.ResourceManager) -> None:
+    with bank.session() as session:
+        session.add(Row(name="a", value=1))
+    with pytest.raises(KeyError), bank.connection() as connection:
+        connection.execute(sa.text("INSERT INTO row VALUES ('b', 1)"))
+        raise KeyError
+    assert rows(bank) == ["a"]
+
+
+# -------------------------------------------------------------------------------------------------------- preflight
+
+
+def test_preflight_says_what_to_change(make: Make, server: PostgresServer) -> None:
+    assert make().start().identity.count("/") == 1
+    with PostgresServer.start_new(max_prepared_transactions=0) as bare:
+        resource = txrpc.sql.ResourceManager("bank", sa.create_engine(bare.url()))
+        with pytest.raises(ConfigurationError, match=r"set max_prepared_transactions in postgresql\.conf"):
+            resource.start()
+        resource.close()
+        resource.engine.dispose()
+    with pytest.raises(ResourceUnavailable, match="out of reach"):
+        txrpc.sql.ResourceManager("bank", sa.create_engine("postgresql+psycopg://u:secret@127.0.0.1:1/x")).start()
+    with pytest.raises(ConfigurationError, match="postgresql; 'sqlite' is not among them"):
+        txrpc.sql.ResourceManager("bank", sa.create_engine("sqlite://"))
+    with pytest.raises(ConfigurationError, match="SQLAlchemy Engine, not str"):
+        txrpc.sql.ResourceManager("bank", "postgresql://x")  # type: ignore[arg-type]
+    with pytest.raises(ConfigurationError, match="AUTOCOMMIT"):
+        make(isolation_level="AUTOCOMMIT").start()
+
+
+def test_preflight_as_an_ordinary_user(server: PostgresServer, url: str) -> None:
+    name = url.rpartition("/")[2]
+    server.execute("DROP ROLE IF EXISTS plain")
+    server.execute("CREATE ROLE plain LOGIN")
+    server.execute("GRANT ALL ON row TO plain", name)
+    resource = txrpc.sql.ResourceManager("bank", sa.create_engine(url.replace("txrpc@", "plain@")))
+    assert resource.start().identity
+    branch = gid()
+    work = resource.begin(False)
+    insert(work)
+    prepared = resource.prepare(work, branch)
+    assert isinstance(prepared, Prepared)
+    assert resource.commit_prepared(branch, prepared.token) is Finish.DONE
+    resource.close()
+    resource.engine.dispose()
+
+
+# ------------------------------------------------------------------------------------------------------------ asyncio
+
+
+@pytest.mark.parametrize("driver", ["asyncpg", "psycopg"])
+async def test_the_async_twin(url: str, driver: str) -> None:
+    engine = create_async_engine(url.replace("+psycopg:", f"+{driver}:"))
+    resource = txrpc.sql.AsyncResourceManager("bank", engine)
+    assert (await resource.start()).identity.count("/") == 1
+    tokens: list[str] = []
+
+    async def committing(token: str) -> None:
+        tokens.append(token)
+
+    branches = [gid(), gid()]
+    for branch, name in zip(branches, "ab", strict=True):
+        work = await resource.begin(False)
+        assert work.pid
+        await work.connection.execute(sa.text("INSERT INTO row VALUES (:n, 1)"), {"n": name})
+        assert isinstance(await resource.prepare(work, branch), Prepared)
+    assert {found for found, _ in await resource.in_doubt("default")} == set(branches)
+    assert await resource.commit_prepared(branches[0], "") is Finish.DONE
+    assert await resource.rollback_prepared(branches[1], "") is Finish.DONE
+    assert await resource.rollback_prepared(branches[1], "") is Finish.ABSENT
+    work = await resource.begin(False)
+    await work.connection.execute(sa.text("INSERT INTO row VALUES ('c', 1)"))
+    assert await resource.commit_one_phase(work, committing) is OnePhaseResult.COMMITTED
+    assert await resource.one_phase_result(tokens[0]) is OnePhaseResult.COMMITTED
+    reading = await resource.begin(False)
+    await reading.connection.execute(sa.text("SELECT 1"))
+    assert isinstance(await resource.prepare(reading, gid()), ReadOnly)
+    spoiled = await resource.begin(False)
+    await spoiled.connection.execute(sa.text("CREATE TEMP TABLE t (n int)"))
+    with pytest.raises(DBAPIError) as caught:
+        await resource.prepare(spoiled, gid())
+    reason = resource.classify(caught.value)
+    assert reason is not None
+    assert reason.code is AbortCode.CANNOT_PREPARE
+    assert "temporary" in reason.text
+    await resource.rollback(spoiled)
+    async with resource.session() as session:
+        assert [row.name for row in await session.scalars(sa.select(Row).order_by(Row.name))] == ["a", "c"]
+    await resource.close()
+    await engine.dispose()
