@@ -5,7 +5,7 @@ PYTHON ?= $(shell for p in python3 python3.14 python3.13 python3.12 python3.11; 
 BIN := .venv/bin
 READY := .venv/ready
 
-.PHONY: help venv test lint format proto demo bench clean
+.PHONY: help venv test lint format proto demo clean
 
 help: ## what there is
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
@@ -14,6 +14,7 @@ venv: $(READY) ## a virtual environment in .venv with all that is needed
 
 $(READY): pyproject.toml
 	@test -n "$(PYTHON)" || { echo "txrpc needs Python 3.11 or later; set PYTHON=/path/to/python"; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "$(PYTHON) is too old: txrpc needs Python 3.11 or later"; exit 1; }
 	@echo "Setting up .venv with $(PYTHON) ..."
 	@$(PYTHON) -m venv .venv || { echo "$(PYTHON) cannot make virtual environments: install its venv module (Debian: python3-venv)"; exit 1; }
 	@$(BIN)/pip install --quiet --disable-pip-version-check --upgrade pip
@@ -29,7 +30,7 @@ lint: $(READY) ## check style, types, import rules, generated code and the house
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
 	$(BIN)/lint-imports
-	PATH=$(abspath $(BIN)):$$PATH $(BIN)/python scripts/generate.py --check
+	$(BIN)/python scripts/generate.py --check
 	$(BIN)/python -m pytest -q tests/house
 
 format: $(READY) ## let ruff format and sort
@@ -37,7 +38,7 @@ format: $(READY) ## let ruff format and sort
 	$(BIN)/ruff format
 
 proto: $(READY) ## generate the protobuf modules from protos/ and examples/
-	PATH=$(abspath $(BIN)):$$PATH $(BIN)/python scripts/generate.py
+	$(BIN)/python scripts/generate.py
 
 demo: $(READY) ## transfers between two banks while services, a database and the coordinator are killed
 	@GRPC_VERBOSITY=ERROR GRPC_ENABLE_FORK_SUPPORT=0 $(BIN)/python -m examples.bank.demo

@@ -17,9 +17,24 @@ TRUE_REASONS = ("TXRPC_TEST_POSTGRES_URLS is set", "no embedded PostgreSQL", "no
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
     report = yield
-    if os.environ.get("CI") and report.skipped and not hasattr(report, "wasxfail"):
-        reason = report.longrepr[2] if isinstance(report.longrepr, tuple) else str(report.longrepr)
-        if not reason.removeprefix("Skipped: ").startswith(TRUE_REASONS):
-            report.outcome = "failed"
-            report.longrepr = f"skipped without a reason that CI accepts: {reason}"
+    if not hasattr(report, "wasxfail"):
+        _fail_if_skipped_without_reason(report)
     return report
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_make_collect_report(
+    collector: pytest.Collector,
+) -> Generator[None, pytest.CollectReport, pytest.CollectReport]:
+    report = yield
+    _fail_if_skipped_without_reason(report)  # a whole module
+    return report
+
+
+def _fail_if_skipped_without_reason(report: pytest.TestReport | pytest.CollectReport) -> None:
+    if not os.environ.get("CI") or not report.skipped:
+        return
+    reason = report.longrepr[2] if isinstance(report.longrepr, tuple) else str(report.longrepr)
+    if not reason.removeprefix("Skipped: ").startswith(TRUE_REASONS):
+        report.outcome = "failed"
+        report.longrepr = f"skipped without a reason that CI accepts: {reason}"
