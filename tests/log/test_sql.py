@@ -273,6 +273,17 @@ def test_several_coordinators_may_create_the_tables_at_once(
     assert errors == []
 
 
+def test_a_new_file_that_another_program_is_writing_is_waited_for(sql_log: Make, tmp_path: Path) -> None:
+    rival = sqlite3.connect(tmp_path / "log.db", isolation_level=None, check_same_thread=False)
+    rival.execute("CREATE TABLE other (x)")
+    rival.execute("BEGIN IMMEDIATE")
+    timer = threading.Timer(0.3, rival.execute, ("COMMIT",))
+    timer.start()
+    assert sql_log(f"sqlite:///{tmp_path}/log.db").open("c1", 1).epoch.number == 1
+    timer.join()
+    rival.close()
+
+
 CHILD = """
 import sys
 from tests.log.test_contract import decision

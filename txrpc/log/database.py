@@ -16,6 +16,7 @@ from __future__ import annotations
 import logging
 import re
 import sqlite3
+import time
 from typing import Any, Final
 
 from sqlalchemy import create_engine, event, text
@@ -33,7 +34,7 @@ logger = logging.getLogger("txrpc.log")
 INSERT: Final[dict[str, Any]] = {"sqlite": sqlite.insert, "postgresql": postgresql.insert}
 """The databases that a log can be in, and how each spells INSERT ... ON CONFLICT DO NOTHING."""
 
-_SQLITE_SETTINGS = ("busy_timeout=5000", "journal_mode=WAL", "synchronous=FULL")
+_SQLITE_BUSY_S = 5.0
 _POSTGRESQL_SETTINGS = (
     "synchronous_commit = on",
     "idle_in_transaction_session_timeout = '10s'",
@@ -110,8 +111,21 @@ def make_engine(url: URL) -> Engine:
 
 def _sqlite_connect(connection: Any, _record: object) -> None:
     connection.isolation_level = None  # BEGIN is ours
-    for setting in _SQLITE_SETTINGS:
-        connection.execute(f"PRAGMA {setting}").close()
+    connection.execute(f"PRAGMA busy_timeout={_SQLITE_BUSY_S * 1000:.0f}").close()
+    _switch_to_wal(connection, time.monotonic() + _SQLITE_BUSY_S)
+    connection.execute("PRAGMA synchronous=FULL").close()
+
+
+def _switch_to_wal(connection: sqlite3.Connection, until_s: float) -> None:
+    # SQLite does not honour its busy time-out here when another program is creating the same log at this moment.
+    while True:
+        try:
+            connection.execute("PRAGMA journal_mode=WAL").close()
+            return
+        except sqlite3.OperationalError as error:
+            if error.sqlite_errorcode != sqlite3.SQLITE_BUSY or time.monotonic() > until_s:
+                raise
+        time.sleep(0.01)
 
 
 def _sqlite_begin(connection: Connection) -> None:
