@@ -191,7 +191,7 @@ def preflight(connection: Connection, resource: str, capacity: int | None) -> tu
     assigned = connection.exec_driver_sql("SELECT pg_current_xact_id()::text").scalar()
     if current_token(connection) != assigned:
         raise ConfigurationError(
-            f"the engine of resource {resource!r} is in AUTOCOMMIT, where there are no transactions: give it another isolation_level"
+            f"the engine of resource {resource!r} is in AUTOCOMMIT, without transactions: give it another isolation_level"
         )
     warnings = []
     if capacity is not None and prepared < capacity:
