@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import importlib.metadata
+import json
 import os
 import re
 import subprocess
@@ -13,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 ROOT = Path(__file__).resolve().parents[2]
 MODULES = {
@@ -227,3 +229,41 @@ def test_ci_accepts_only_known_reasons_for_a_skip(
     said = len(re.findall(r"^E? *skipped without a reason that CI accepts: .*later", done.stdout, re.MULTILINE))
     assert said == (3 if refused else 0), done.stdout
     assert done.stdout.splitlines()[-1].startswith("1 failed, 2 errors" if refused else "3 skipped"), done.stdout
+
+
+# ------------------------------------------------------------------------------------------------------- containers
+
+
+def test_published_ports_are_on_loopback() -> None:
+    compose = yaml.safe_load((ROOT / "docker-compose.yml").read_text())
+    ports = [port for service in compose["services"].values() for port in service.get("ports", ())]
+    assert ports
+    assert [port for port in ports if not port.startswith("127.0.0.1:")] == []
+
+
+def test_who_is_waited_for_to_be_healthy_has_a_health_check() -> None:
+    services = yaml.safe_load((ROOT / "docker-compose.yml").read_text())["services"]
+    from_image = "HEALTHCHECK" in (ROOT / "Dockerfile").read_text()
+    for name, service in services.items():
+        for needed, how in service.get("depends_on", {}).items():
+            assert how == {"condition": "service_healthy"}, name
+            checked = services[needed].get("healthcheck", {"disable": not (from_image and "build" in services[needed])})
+            assert not checked.get("disable"), f"{name} waits for {needed}"
+
+
+def test_the_containers_commands_have_the_options_that_are_given() -> None:
+    commands = [
+        json.loads(found) for found in re.findall(r"CMD (\[.+\])$", (ROOT / "Dockerfile").read_text(), re.MULTILINE)
+    ]
+    assert [command[:2] for command in commands] == [["txrpc", "status"], ["txrpc", "coordinator"]]
+    for _, subcommand, *words in commands:
+        asked = run(sys.executable, "-m", "txrpc.cli", subcommand, "--help", COLUMNS="200")
+        assert asked.returncode == 0, asked.stderr
+        assert [word for word in words if word.startswith("--") and word not in asked.stdout] == []
+
+
+def test_nothing_that_the_image_needs_is_ignored() -> None:
+    ignored = {line.rstrip("/") for line in (ROOT / ".dockerignore").read_text().split()}
+    copied = re.findall(r"^COPY (?!--from)(.+) \S+$", (ROOT / "Dockerfile").read_text(), re.MULTILINE)
+    assert copied
+    assert ignored.isdisjoint(source for line in copied for source in line.split())
