@@ -6,15 +6,17 @@ that whoever looks at its end tells the transaction, and the transaction can ask
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import functools
+import weakref
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import grpc
 
-from txrpc.context import bind, current
+from txrpc.context import current
 from txrpc.errors import TxrpcError
 from txrpc.rpc.ports import OutgoingCall
-from txrpc.rpc.shared import conclude, lost_reason, outgoing_fields
+from txrpc.rpc.shared import REPLACED, bound, conclude, lost_reason, outgoing_fields
 
 __all__ = ["ClientInterceptor"]
 
@@ -41,10 +43,15 @@ class _Open:
         self._method = method
         self._mapped: TxrpcError | None = None
         out.settle_with(self.poll)
-        call.add_done_callback(lambda _: self.poll())
+        # Weakly: gRPC cancels a call that nobody holds any more, so the call itself must not hold us, who hold it.
+        call.add_done_callback(functools.partial(_noticed, weakref.ref(self)))
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._call, name)
+
+    def add_done_callback(self, callback: Callable[[Any], None]) -> None:
+        """See `grpc.Future`."""
+        self._call.add_done_callback(lambda _: callback(self))
 
     def poll(self) -> None:
         """Tell the transaction if the call has ended."""
@@ -57,6 +64,14 @@ class _Open:
         return self._mapped
 
 
+def _noticed(open_call: weakref.ref[_Open], _call: Any) -> None:
+    call = open_call()
+    if call is not None:
+        call.poll()
+
+
+@grpc.Call.register  # type: ignore[attr-defined]
+@grpc.Future.register  # type: ignore[attr-defined]
 class _Future(_Open):
     """A unary response that is on its way."""
 
@@ -64,8 +79,6 @@ class _Future(_Open):
         """See `grpc.Future`."""
         try:
             response = self._call.result(timeout)
-        except grpc.FutureTimeoutError:
-            raise
         except grpc.RpcError as error:
             mapped = self.ended()
             if mapped is None:
@@ -80,6 +93,7 @@ class _Future(_Open):
         return self.ended() or error
 
 
+@grpc.Call.register  # type: ignore[attr-defined]
 class _Stream(_Open):
     """A stream of responses."""
 
@@ -105,7 +119,10 @@ class ClientInterceptor(
     grpc.StreamUnaryClientInterceptor,  # type: ignore[type-arg]
     grpc.StreamStreamClientInterceptor,  # type: ignore[type-arg]
 ):
-    """For `grpc.intercept_channel`.  Has no state; one object serves any number of channels."""
+    """For `grpc.intercept_channel`.  Has no state: one object serves any number of channels and threads.
+
+    Give it last, next to the network: an interceptor between it and the call could hide how the call ended.
+    """
 
     def intercept_unary_unary(self, continuation: Any, client_call_details: Any, request: Any) -> Any:
         """See `grpc.UnaryUnaryClientInterceptor`."""
@@ -137,32 +154,23 @@ def _intercept(continuation: Callable[..., Any], details: Any, request: Any, wra
     except BaseException as error:
         out.lost(lost_reason(method, error))
         raise
+    if not hasattr(call, "trailing_metadata"):
+        out.lost(lost_reason(method, REPLACED))
+        return call
     if wrap is _Stream or not call.done():
         return wrap(call, out, method)
-    mapped = _conclude(out, method, call)
-    if mapped is not None:
-        raise mapped from (call if isinstance(call, BaseException) else None)
-    return call
+    # A blocking call, which is the common case, or a future that was quick.
+    return call if _conclude(out, method, call) is None else wrap(call, out, method)
 
 
 def _conclude(out: OutgoingCall, method: str, call: Any) -> TxrpcError | None:
     return conclude(out, method, call.code(), call.details(), call.trailing_metadata(), call)
 
 
-def _carried(request_iterator: Any) -> Iterator[Any]:
+def _carried(request_iterator: Any) -> Any:
     """GRPC pulls requests from a thread of its own; the user's code in there belongs to the transaction all the same."""
     handle = current()
-    return request_iterator if handle is None else _bound(handle, iter(request_iterator))
-
-
-def _bound(handle: Any, iterator: Iterator[Any]) -> Iterator[Any]:
-    while True:
-        with bind(handle):
-            try:
-                item = next(iterator)
-            except StopIteration:
-                return
-        yield item
+    return request_iterator if handle is None else bound(handle, iter(request_iterator))
 
 
 def _text(method: Any) -> str:

@@ -15,11 +15,9 @@ import grpc
 from txrpc.context import current
 from txrpc.errors import TxrpcError
 from txrpc.rpc.ports import OutgoingCall
-from txrpc.rpc.shared import conclude, lost_reason, outgoing_fields
+from txrpc.rpc.shared import REPLACED, conclude, lost_reason, outgoing_fields
 
 __all__ = ["aio_client_interceptors"]
-
-_REPLACED = "an interceptor put a response in place of the call: give txrpc's interceptors last, next to the network"
 
 
 class _Open:
@@ -37,12 +35,14 @@ class _Open:
     async def poll(self) -> None:
         """Tell the transaction if the call has ended."""
         if self._call.done():
-            await self.ended(self._call)
+            await self.ended()
 
-    async def ended(self, error: object) -> TxrpcError | None:
-        """The call has ended; returns what to raise in place of gRPC's error."""
+    async def ended(self, error: grpc.RpcError | None = None) -> TxrpcError | None:
+        """The call has ended, with *error* if it has been seen; returns what to raise in its place."""
         call = self._call
         code, details, trailing = await call.code(), await call.details(), await call.trailing_metadata()
+        if error is None and code is not grpc.StatusCode.OK:
+            error = grpc.aio.AioRpcError(code, grpc.aio.Metadata(), trailing or grpc.aio.Metadata(), details, "")
         return conclude(self._out, self._method, code, details, trailing, error)
 
     async def failed(self, error: grpc.RpcError) -> BaseException:
@@ -104,7 +104,7 @@ class _UnaryResponse(_Open):
         except BaseException as error:
             self.given_up(error)
             raise
-        await self.ended(None)
+        await self.ended()
         return response
 
 
@@ -118,7 +118,7 @@ class _StreamResponse(_Open):
             if instead is error:
                 raise
             raise instead from error
-        await self.ended(None)
+        await self.ended()
 
     async def read(self) -> Any:
         try:
@@ -129,7 +129,7 @@ class _StreamResponse(_Open):
                 raise
             raise instead from error
         if response is grpc.aio.EOF:  # type: ignore[attr-defined]
-            await self.ended(None)
+            await self.ended()
         return response
 
 
@@ -190,7 +190,10 @@ class StreamStreamInterceptor(grpc.aio.StreamStreamClientInterceptor):  # type: 
 
 
 def aio_client_interceptors() -> list[Any]:
-    """One interceptor a call shape, for `grpc.aio.insecure_channel` and `grpc.aio.secure_channel`."""
+    """One interceptor a call shape, for `grpc.aio.insecure_channel` and `grpc.aio.secure_channel`.
+
+    Give them last, next to the network: an interceptor between them and the call could hide how the call ended.
+    """
     return [UnaryUnaryInterceptor(), UnaryStreamInterceptor(), StreamUnaryInterceptor(), StreamStreamInterceptor()]
 
 
@@ -209,7 +212,7 @@ async def _intercept(continuation: Callable[..., Any], details: Any, request: An
     except BaseException as error:
         out.lost(lost_reason(method, error))
         raise
-    if type(call).__name__ == "UnaryUnaryCallResponse":
-        out.lost(lost_reason(method, _REPLACED))
+    if not hasattr(call, "trailing_metadata"):
+        out.lost(lost_reason(method, REPLACED))
         return call
     return wrap(call, out, method)

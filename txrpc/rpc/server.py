@@ -16,14 +16,17 @@ from txrpc.context import bind
 from txrpc.errors import TxrpcError
 from txrpc.protocol.messages import TransactionContext
 from txrpc.rpc.ports import Handle, Joiner
-from txrpc.rpc.shared import Ending, ending_of, refusal_of, trailing_of
+from txrpc.rpc.shared import Ending, bound, ending_of, refusal_of, trailing_of
 from txrpc.wire.metadata import find_context
 
 __all__ = ["ServerInterceptor", "behaviour_of", "replaced"]
 
 
 class ServerInterceptor(grpc.ServerInterceptor):  # type: ignore[type-arg]
-    """For `grpc.server`.  Safe for any number of threads."""
+    """For `grpc.server`.  Safe for any number of threads.
+
+    Give it first: an interceptor before it that sets trailing metadata of its own would throw the report away.
+    """
 
     def __init__(self, joiner: Joiner) -> None:
         self._joiner = joiner
@@ -59,6 +62,13 @@ def replaced(handler: Any, behaviour: Any) -> Any:
     return make(behaviour, handler.request_deserializer, handler.response_serializer)
 
 
+def close(handle: Handle, responses: Any) -> None:
+    """Let an abandoned generator of the user's run its end, in its transaction; what is no generator has none."""
+    if hasattr(responses, "close"):
+        with bind(handle):
+            responses.close()
+
+
 def _unary(behaviour: Any, joiner: Joiner, transaction: TransactionContext) -> Any:
     def call(request: Any, context: Any) -> Any:
         handle = _join(joiner, transaction, context)
@@ -81,16 +91,12 @@ def _streaming(behaviour: Any, joiner: Joiner, transaction: TransactionContext) 
         try:
             with bind(handle):
                 responses = iter(behaviour(request, context))
-            while True:
-                with bind(handle):
-                    try:
-                        response = next(responses)
-                    except StopIteration:
-                        break
-                yield response
+            yield from bound(handle, responses)
         except BaseException as error:
-            _close(handle, responses)
-            _end(handle, context, error)
+            try:
+                close(handle, responses)
+            finally:
+                _end(handle, context, error)
             raise
         _end(handle, context, None)
 
@@ -110,21 +116,16 @@ def _end(handle: Handle, context: Any, error: BaseException | None) -> None:
     if error is not None:
         handle.failed(error)
     report = handle.leave()
-    code = context.code()
-    _finish(context, ending_of(handle, report, error, users_status=code is not None))
+    if isinstance(error, GeneratorExit):
+        return  # the client is gone, and nobody hears how it ends
+    users_status = context.code() is not None
+    _finish(context, ending_of(handle, report, error, users_status))
 
 
 def _finish(context: Any, ending: Ending) -> None:
     context.set_trailing_metadata(trailing_of(context.trailing_metadata(), ending.trailing))
     if ending.code is not None:
         context.abort(ending.code, ending.details)
-
-
-def _close(handle: Handle, responses: Any) -> None:
-    close = getattr(responses, "close", None)
-    if close is not None:
-        with bind(handle):
-            close()
 
 
 def _refusing(error: TxrpcError, streaming: bool) -> Any:

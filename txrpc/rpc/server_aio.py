@@ -18,15 +18,18 @@ from txrpc.context import bind
 from txrpc.errors import TxrpcError
 from txrpc.protocol.messages import TransactionContext
 from txrpc.rpc.ports import Handle, Joiner
-from txrpc.rpc.server import behaviour_of, replaced
-from txrpc.rpc.shared import Ending, ending_of, refusal_of, trailing_of
+from txrpc.rpc.server import behaviour_of, close, replaced
+from txrpc.rpc.shared import Ending, bound, ending_of, refusal_of, trailing_of
 from txrpc.wire.metadata import find_context
 
 __all__ = ["AioServerInterceptor"]
 
 
 class AioServerInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]
-    """For `grpc.aio.server`."""
+    """For `grpc.aio.server`.
+
+    Give it first: an interceptor before it that sets trailing metadata of its own would throw the report away.
+    """
 
     def __init__(self, joiner: Joiner) -> None:
         self._joiner = joiner
@@ -60,7 +63,7 @@ class _Context:
     async def abort(self, code: Any, details: str = "", trailing_metadata: Any = ()) -> None:
         """See `grpc.aio.ServicerContext`; the report goes out with the status."""
         users = trailing_metadata or self._context.trailing_metadata()
-        ending = await self._call.ending(self._handle, _Aborted(f"{code.name}: {details}"), users_status=True)
+        ending = await self._call.ending(self._handle, _Aborted(f"{code}: {details}"), users_status=True)
         await self._context.abort(ending.code or code, ending.details or details, trailing_of(users, ending.trailing))
 
     async def abort_with_status(self, status: Any) -> None:
@@ -69,21 +72,55 @@ class _Context:
 
 
 class _SyncContext(_Context):
-    """The same for a synchronous handler, in its own thread."""
+    """The same for a synchronous handler, in its own thread.  gRPC's own forgets what was set, so it is kept here."""
+
+    def __init__(self, context: Any, call: _Call, handle: Handle) -> None:
+        super().__init__(context, call, handle)
+        self._code: Any = None
+        self._trailing: tuple[Any, ...] = ()
+
+    def set_code(self, code: Any) -> None:
+        """See `grpc.ServicerContext`."""
+        self._code = code
+        self._context.set_code(code)
+
+    def code(self) -> Any:
+        """See `grpc.ServicerContext`."""
+        return self._code
+
+    def set_trailing_metadata(self, trailing_metadata: Any) -> None:
+        """See `grpc.ServicerContext`."""
+        self._trailing = tuple(trailing_metadata)
+        self._context.set_trailing_metadata(self._trailing)
+
+    def trailing_metadata(self) -> Any:
+        """See `grpc.ServicerContext`."""
+        return self._trailing
 
     def abort(self, code: Any, details: str = "", trailing_metadata: Any = ()) -> None:  # type: ignore[override]
         """See `grpc.ServicerContext`; the report goes out with the status."""
-        users = trailing_metadata or self._context.trailing_metadata()
-        ending = self._call.ending_sync(self._handle, _Aborted(f"{code.name}: {details}"), users_status=True)
+        users = trailing_metadata or self._trailing
+        ending = self._call.ending_sync(self._handle, _Aborted(f"{code}: {details}"), users_status=True)
         self._context.abort(ending.code or code, ending.details or details, trailing_of(users, ending.trailing))
 
     def abort_with_status(self, status: Any) -> None:  # type: ignore[override]
         """See `grpc.ServicerContext`."""
         self.abort(status.code, status.details, status.trailing_metadata)
 
+    def send(self, ending: Ending) -> None:
+        """End the call with what is ours to say beside what the handler said."""
+        trailing = trailing_of(self._trailing, ending.trailing)
+        if ending.code is not None:
+            self._context.abort(ending.code, ending.details, trailing)
+        self._context.set_trailing_metadata(trailing)
+
 
 class _Aborted(Exception):
     """The handler aborted its call."""
+
+
+_GONE = (asyncio.CancelledError, GeneratorExit)
+"""How a handler learns that its client is gone: nobody hears how the call ends."""
 
 
 class _Call:
@@ -141,9 +178,11 @@ class _Call:
                             break
                     yield response
             except BaseException as error:
-                with bind(handle):
-                    await responses.aclose()
-                await self._end(handle, context, error)
+                try:
+                    with bind(handle):
+                        await responses.aclose()
+                finally:
+                    await self._end(handle, context, error)
                 raise
             await self._end(handle, context, None)
 
@@ -160,6 +199,8 @@ class _Call:
         if self._left:
             return  # it was aborted, and everything has been said
         ending = await asyncio.shield(self.ending(handle, error, users_status=bool(context.code())))
+        if isinstance(error, _GONE):
+            return
         if ending.code is not None:
             await _abort(context, ending)
         context.set_trailing_metadata(trailing_of(context.trailing_metadata(), ending.trailing))
@@ -169,13 +210,14 @@ class _Call:
     def _wrap_sync(self) -> Any:
         def call(request: Any, context: Any) -> Any:
             handle = self._join_sync(context)
+            ours = _SyncContext(context, self, handle)
             try:
                 with bind(handle):
-                    response = self._behaviour(request, _SyncContext(context, self, handle))
+                    response = self._behaviour(request, ours)
             except BaseException as error:
-                self._end_sync(handle, context, error)
+                self._end_sync(handle, ours, error)
                 raise
-            self._end_sync(handle, context, None)
+            self._end_sync(handle, ours, None)
             return response
 
         return call
@@ -183,26 +225,28 @@ class _Call:
     def _wrap_sync_generator(self) -> Any:
         def call(request: Any, context: Any) -> Iterator[Any]:
             handle = self._join_sync(context)
+            ours = _SyncContext(context, self, handle)
+            responses: Any = None
             try:
                 with bind(handle):
-                    responses = iter(self._behaviour(request, _SyncContext(context, self, handle)))
-                while True:
-                    with bind(handle):
-                        try:
-                            response = next(responses)
-                        except StopIteration:
-                            break
-                    yield response
+                    responses = iter(self._behaviour(request, ours))
+                yield from bound(handle, responses)
             except BaseException as error:
-                self._end_sync(handle, context, error)
+                try:
+                    close(handle, responses)
+                finally:
+                    self._end_sync(handle, ours, error)
                 raise
-            self._end_sync(handle, context, None)
+            self._end_sync(handle, ours, None)
 
         return call
 
     def _join_sync(self, context: Any) -> Handle:
-        try:
+        async def join() -> Handle:
             return self._joiner.join(self._transaction)
+
+        try:
+            return asyncio.run_coroutine_threadsafe(join(), self._loop).result()
         except TxrpcError as error:
             refusal = refusal_of(error)
             context.abort(refusal.code, refusal.details, tuple(refusal.trailing))
@@ -212,14 +256,15 @@ class _Call:
         """`ending`, from a thread that is not the event loop's."""
         return asyncio.run_coroutine_threadsafe(self.ending(handle, error, users_status), self._loop).result()
 
-    def _end_sync(self, handle: Handle, context: Any, error: BaseException | None) -> None:
+    def _end_sync(self, handle: Handle, context: _SyncContext, error: BaseException | None) -> None:
         if self._left:
             return
+        if isinstance(error, GeneratorExit):
+            # Perhaps in the event loop's own thread, which must not wait for itself.
+            asyncio.run_coroutine_threadsafe(self.ending(handle, error, users_status=False), self._loop)
+            return
         ending = self.ending_sync(handle, error, users_status=bool(context.code()))
-        trailing = trailing_of(context.trailing_metadata(), ending.trailing)
-        if ending.code is not None:
-            context.abort(ending.code, ending.details, trailing)
-        context.set_trailing_metadata(trailing)
+        context.send(ending)
 
 
 async def _abort(context: Any, ending: Ending) -> None:

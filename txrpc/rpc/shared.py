@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import Any
+import logging
+from collections.abc import Iterable, Iterator
+from typing import Any, NamedTuple
 
 import grpc
 
+from txrpc.context import bind
 from txrpc.errors import AbortCode, BadMessage, LimitExceeded, Reason, TxrpcError, aborted
 from txrpc.protocol.messages import CallReport
 from txrpc.rpc.ports import Handle, OutgoingCall
@@ -14,7 +16,9 @@ from txrpc.wire.metadata import BRANCHES_KEY, CONTEXT_KEY, encode_context, encod
 from txrpc.wire.status import code_of, details_of, end_is_known, from_trailing, to_trailing
 
 __all__ = [
+    "REPLACED",
     "Ending",
+    "bound",
     "conclude",
     "ending_of",
     "lost_reason",
@@ -24,6 +28,21 @@ __all__ = [
     "trailing_of",
 ]
 
+logger = logging.getLogger("txrpc.rpc")
+
+REPLACED = "an interceptor put something else in place of the call: give txrpc's interceptors last, next to the network"
+
+
+def bound(handle: Handle, iterator: Iterator[Any]) -> Iterator[Any]:
+    """The items of *iterator*, with *handle* current while it makes them and only then."""
+    while True:
+        with bind(handle):
+            try:
+                item = next(iterator)
+            except StopIteration:
+                return
+        yield item
+
 
 # ------------------------------------------------------------------------------------------------------- client side
 
@@ -31,9 +50,13 @@ __all__ = [
 def outgoing_fields(
     out: OutgoingCall, timeout: float | None, metadata: Iterable[Any] | None
 ) -> tuple[float, list[Any]]:
-    """The call's timeout and metadata: the user's, and the transaction's on top."""
+    """The call's timeout and metadata: the user's, and the transaction's on top.
+
+    Somebody who passes on the metadata of an incoming call passes on a context as well; there may be only one, and it is ours.
+    """
     time_left_s = out.time_left_s
-    entries = [*(metadata or ()), (CONTEXT_KEY, encode_context(out.context))]
+    entries = [entry for entry in metadata or () if entry[0] != CONTEXT_KEY]
+    entries.append((CONTEXT_KEY, encode_context(out.context)))
     return (time_left_s if timeout is None else min(timeout, time_left_s)), entries
 
 
@@ -41,15 +64,18 @@ def conclude(
     out: OutgoingCall, method: str, code: Any, details: str | None, trailing: Any, error: object
 ) -> TxrpcError | None:
     """Tell the transaction how a call ended; returns the error to raise in place of gRPC's, if the callee sent one of ours."""
-    text = f"{method}: {code.name if code is not None else 'no status'}: {details or ''}"[:300]
     try:
         report = find_report(trailing)
     except BadMessage as bad:
-        out.lost(Reason(AbortCode.PROTOCOL_VIOLATION, f"{method}: {bad}"))
+        out.lost(Reason(AbortCode.PROTOCOL_VIOLATION, f"{method}: {bad}"[:_TEXT_MAX]))
         return None
     if code is grpc.StatusCode.OK:
-        out.replied(report)
+        if trailing is None:  # a real call has trailing metadata, if only empty
+            out.lost(lost_reason(method, REPLACED))
+        else:
+            out.replied(report)
         return None
+    text = f"{method}: {code.name if code is not None else 'no status'}: {details or ''}"[:_TEXT_MAX]
     if not end_is_known(trailing):
         out.lost(Reason(AbortCode.CALL_END_UNKNOWN, text))
         return None
@@ -62,7 +88,7 @@ def conclude(
 def lost_reason(method: str, error: BaseException | str) -> Reason:
     """Why nobody can know how a call ended."""
     text = error if isinstance(error, str) else f"{type(error).__name__}: {error}".removesuffix(": ")
-    return Reason(AbortCode.CALL_END_UNKNOWN, f"{method}: {text}"[:300])
+    return Reason(AbortCode.CALL_END_UNKNOWN, f"{method}: {text}"[:_TEXT_MAX])
 
 
 def reason_of(error: TxrpcError) -> Reason:
@@ -72,6 +98,8 @@ def reason_of(error: TxrpcError) -> Reason:
         return reason
     return Reason(_CODES.get(type(error).__name__, AbortCode.APPLICATION_ERROR), str(error))
 
+
+_TEXT_MAX = 300
 
 _CODES = {
     "CoordinatorUnavailable": AbortCode.COORDINATOR_UNAVAILABLE,
@@ -84,15 +112,12 @@ _CODES = {
 # ------------------------------------------------------------------------------------------------------- server side
 
 
-class Ending:
+class Ending(NamedTuple):
     """How the reply of a joined call must end: trailing metadata always, a status only if it is ours to say."""
 
-    __slots__ = ("code", "details", "trailing")
-
-    def __init__(self, trailing: list[tuple[str, Any]], code: Any = None, details: str = "") -> None:
-        self.trailing = trailing
-        self.code = code
-        self.details = details
+    trailing: list[tuple[str, Any]]
+    code: Any = None
+    details: str = ""
 
 
 def trailing_of(users: Iterable[Any] | None, ours: Iterable[tuple[str, Any]]) -> tuple[Any, ...]:
@@ -111,10 +136,13 @@ def ending_of(handle: Handle, report: CallReport, error: BaseException | None, u
     ours: TxrpcError | None = error if isinstance(error, TxrpcError) else None
     if ours is None and error is not None and not users_status and handle.doom is not None:
         ours = aborted(handle.xid, handle.doom)
+        # gRPC logs what a handler raises, but not in place of what it is replaced by.
+        logger.error("a method of transaction %s failed, which can only roll back anyway", handle.xid, exc_info=error)
     try:
         encoded = encode_report(report)
     except LimitExceeded as too_many:
         # The root must not commit without the branches that it cannot be told of.
+        handle.failed(too_many)
         encoded = encode_report(CallReport((), Reason(AbortCode.LIMIT_EXCEEDED, str(too_many))))
         ours = too_many
     trailing: list[tuple[str, Any]] = [(BRANCHES_KEY, encoded)]
