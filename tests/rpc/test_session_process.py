@@ -11,7 +11,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.rpc.scripted import Face, Notes, ScriptedCoordinator, Talk, listen, number_of, request, welcome
+from tests.rpc.scripted import Face, Notes, ScriptedCoordinator, Talk, listen, number_of, request, say_and_stay, welcome
 from txrpc.errors import CoordinatorUnavailable, ForkedError
 from txrpc.protocol import messages as m
 from txrpc.testing.processes import free_port
@@ -124,6 +124,17 @@ def test_a_callback_may_close_the_session(notes: Notes) -> None:
         face.send(request(1))
         notes.wait(lambda: notes.losses)
         assert len(notes.messages) == 1
+
+
+def test_lost_sessions_leave_no_threads_behind(notes: Notes) -> None:
+    with ScriptedCoordinator(say_and_stay(welcome(), m.GoAway("a", "b", retry=True))) as coordinator:
+        threads = threading.active_count()
+        face = Face("sync", coordinator.address, notes)
+        face.start()
+        notes.wait(lambda: len(notes.losses) >= 50)
+        # Of the coordinator's pool, in this process: at most 16.
+        assert threading.active_count() < threads + 30
+        face.dispose()
 
 
 # ---------------------------------------------------------------------------------------------------------- fork
