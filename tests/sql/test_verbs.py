@@ -16,6 +16,7 @@ from sqlalchemy.ext.asyncio import create_async_engine
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 import txrpc.sql
+from tests.postgres import Server, start_servers
 from tests.runtime.conftest import NoSession
 from txrpc.errors import AbortCode, ConfigurationError, IllegalState, Reason, ResourceUnavailable, TransactionAborted
 from txrpc.ids import BranchId, Epoch, Gid, ParticipantId, Xid
@@ -39,13 +40,14 @@ class Row(Base):
 
 
 @pytest.fixture(scope="module")
-def server() -> Iterator[PostgresServer]:
-    with PostgresServer.start_new() as server:
-        yield server
+def server() -> Iterator[Server]:
+    (server,) = start_servers(1)
+    yield server
+    server.stop()
 
 
 @pytest.fixture
-def url(server: PostgresServer) -> Iterator[str]:
+def url(server: Server) -> Iterator[str]:
     name = f"verbs{next(_numbers)}"
     url = server.create_database(name)
     server.execute("CREATE TABLE row (name text PRIMARY KEY, value int)", name)
@@ -367,9 +369,7 @@ def test_commit_in_one_phase_tells_its_token_first(make: Make, driver: str) -> N
 
 
 @pytest.mark.parametrize("when", ["before", "during"])
-def test_rule_13_a_connection_that_breaks_at_commit_is_asked_about(
-    make: Make, server: PostgresServer, when: str
-) -> None:
+def test_rule_13_a_connection_that_breaks_at_commit_is_asked_about(make: Make, server: Server, when: str) -> None:
     """The backend is terminated while COMMIT waits in a deferred trigger: the transaction id tells that it did not happen."""
     resource = make()
     database = resource.engine.url.database or ""
@@ -560,7 +560,7 @@ def test_outside_a_transaction_it_is_an_ordinary_one(bank: txrpc.sql.ResourceMan
 # -------------------------------------------------------------------------------------------------------- preflight
 
 
-def test_preflight_says_what_to_change(make: Make, server: PostgresServer) -> None:
+def test_preflight_says_what_to_change(make: Make, server: Server) -> None:
     assert make().start().identity.count("/") == 1
     with PostgresServer.start_new(max_prepared_transactions=0) as bare:
         resource = txrpc.sql.ResourceManager("bank", sa.create_engine(bare.url()))
@@ -578,7 +578,7 @@ def test_preflight_says_what_to_change(make: Make, server: PostgresServer) -> No
         make(isolation_level="AUTOCOMMIT").start()
 
 
-def test_preflight_as_an_ordinary_user(server: PostgresServer, url: str) -> None:
+def test_preflight_as_an_ordinary_user(server: Server, url: str) -> None:
     name = url.rpartition("/")[2]
     server.execute("DROP ROLE IF EXISTS plain")
     server.execute("CREATE ROLE plain LOGIN")

@@ -7,23 +7,23 @@ from pathlib import Path
 import pytest
 
 import txrpc
+from tests.postgres import Server, start_servers
 from tests.system.world import BANKS, World
-from txrpc.testing.postgres import PostgresServer
 
 _numbers = itertools.count(1)
 
 
 @pytest.fixture(scope="session")
-def servers() -> Iterator[dict[str, PostgresServer]]:
+def servers() -> Iterator[dict[str, Server]]:
     """One PostgreSQL server a bank."""
-    servers = {name: PostgresServer.start_new(log_statement="all", fsync="off") for name in BANKS}
+    servers = dict(zip(BANKS, start_servers(len(BANKS), log_statement="all", fsync="off"), strict=True))
     yield servers
     for server in servers.values():
         server.stop()
 
 
 @pytest.fixture
-def make_world(servers: dict[str, PostgresServer], tmp_path: Path) -> Iterator[Callable[..., World]]:
+def make_world(servers: dict[str, Server], tmp_path: Path) -> Iterator[Callable[..., World]]:
     """``make_world(bank_a="participant.after_prepare=kill", options=[...])``: everything started, failpoints armed."""
     worlds: list[World] = []
 

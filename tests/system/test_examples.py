@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from txrpc.testing.postgres import PostgresServer
+from tests.postgres import Server
 from txrpc.testing.processes import Child, CoordinatorProcess, free_port
 
 pytestmark = pytest.mark.serial
@@ -24,11 +24,11 @@ def readme_block(name: str) -> str:
     return match[1]
 
 
-def money(server: PostgresServer, database: str, query: str) -> object:
+def money(server: Server, database: str, query: str) -> object:
     return server.execute(query, database)[0][0]
 
 
-def test_the_readmes_example_moves_the_money(servers: dict[str, PostgresServer], tmp_path: Path) -> None:
+def test_the_readmes_example_moves_the_money(servers: dict[str, Server], tmp_path: Path) -> None:
     ports = [free_port(), free_port()]
     with CoordinatorProcess(tmp_path) as coordinator:
         services = []
@@ -75,9 +75,7 @@ SETUP = {
 
 
 @pytest.mark.parametrize("driver", ["asyncpg", "psycopg"])
-def test_the_shop_sells_a_whole_cart_or_nothing(
-    servers: dict[str, PostgresServer], tmp_path: Path, driver: str
-) -> None:
+def test_the_shop_sells_a_whole_cart_or_nothing(servers: dict[str, Server], tmp_path: Path, driver: str) -> None:
     """Three hops, in parallel calls: customer, orders, stock, payments."""
     server = servers["bank-a"]
     with CoordinatorProcess(tmp_path) as coordinator:
@@ -124,13 +122,13 @@ def test_the_shop_sells_a_whole_cart_or_nothing(
         server.execute(f"DROP DATABASE shop{driver}{role} WITH (FORCE)")
 
 
-def test_the_teller_program(servers: dict[str, PostgresServer], tmp_path: Path) -> None:
+def test_the_teller_program(servers: dict[str, Server], tmp_path: Path) -> None:
     with CoordinatorProcess(tmp_path) as coordinator:
         services, addresses = [], []
         for name, server in servers.items():
             addresses.append(f"127.0.0.1:{free_port()}")
             command = [sys.executable, "-m", "examples.bank.service", "--name", name, "--listen", addresses[-1]]
-            command += ["--database", server.create_database("tellerbank"), "--coordinator", coordinator.address]
+            command += ["--database", server.create_database(f"teller{name[-1]}"), "--coordinator", coordinator.address]
             services.append(Child([*command, "--accounts", "10"], name=name, output=tmp_path / f"{name}.log"))
         with services[0], services[1]:
             for service in services:
@@ -151,8 +149,8 @@ def test_the_teller_program(servers: dict[str, PostgresServer], tmp_path: Path) 
             assert "all the money: 20,000.00 before, 20,000.00 after" in done.stdout
             for service in services:
                 assert service.terminate() == 0
-    for server in servers.values():
-        server.execute("DROP DATABASE tellerbank WITH (FORCE)")
+    for name, server in servers.items():
+        server.execute(f"DROP DATABASE teller{name[-1]} WITH (FORCE)")
 
 
 def test_the_demonstration_proves_itself() -> None:

@@ -233,13 +233,13 @@ def test_prepared_transactions_of_others_are_never_touched(make_world: Make, con
     connected(world)
     assert transfer(world) == "committed"
     time.sleep(1)
-    left = {gid for (gid,) in server.execute("SELECT gid FROM pg_prepared_xacts", world.database)}
+    left = {gid for (gid,) in server.execute("SELECT gid FROM pg_prepared_xacts", world.databases["bank-a"])}
     assert {gid.replace("''", "'") for gid in strangers} <= left
     # Epoch 1 with another nonce is of another log's past: nobody may decide about it, and the coordinator says so.
     assert mine in left
     assert "strange epoch" in world.coordinator.text()
     for gid in left:
-        server.execute("ROLLBACK PREPARED '" + gid.replace("'", "''") + "'", world.database)
+        server.execute("ROLLBACK PREPARED '" + gid.replace("'", "''") + "'", world.databases["bank-a"])
 
 
 # ------------------------------------------------------------------------------------------- rules 10, 14, 15: seen
@@ -365,7 +365,7 @@ def test_what_postgresql_cannot_prepare_reaches_the_caller_as_the_reason(make_wo
         "CREATE FUNCTION spoil() RETURNS trigger LANGUAGE plpgsql AS "
         "$$BEGIN CREATE TEMP TABLE IF NOT EXISTS scratch (n int) ON COMMIT DROP; RETURN NEW; END$$;"
         "CREATE TRIGGER spoil AFTER UPDATE ON account FOR EACH ROW EXECUTE FUNCTION spoil()",
-        world.database,
+        world.databases["bank-b"],
     )
     teller = world.teller()
     with pytest.raises(txrpc.TransactionAborted, match="temporary") as caught, txrpc.transaction():

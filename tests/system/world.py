@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from examples.bank.teller import Teller
-from txrpc.testing.postgres import PostgresServer
+from tests.postgres import Server
 from txrpc.testing.processes import Child, CoordinatorProcess, free_port
 
 BANKS = ("bank-a", "bank-b")
@@ -42,12 +42,12 @@ class Service(Child):
 class World:
     """One test's processes.  Databases are fresh; their servers are shared by the tests of a worker."""
 
-    def __init__(self, folder: Path, servers: dict[str, PostgresServer], number: int, options: list[str]) -> None:
+    def __init__(self, folder: Path, servers: dict[str, Server], number: int, options: list[str]) -> None:
         self.folder = folder
         self.servers = servers
-        self.database = f"bank{number}"
+        self.databases = {name: f"bank{number}{name[-1]}" for name in servers}
         self.coordinator = CoordinatorProcess(folder, options=["--ack-wait-s", "15", *options])
-        self.urls = {name: server.create_database(self.database) for name, server in servers.items()}
+        self.urls = {name: server.create_database(self.databases[name]) for name, server in servers.items()}
         self.services = {name: Service(self, name, url) for name, url in self.urls.items()}
 
     def start(self, **failpoints: str) -> None:
@@ -62,13 +62,19 @@ class World:
     def stop(self) -> None:
         for child in (*self.services.values(), self.coordinator):
             child.kill()
-        for server in self.servers.values():
+        for bank, server in self.servers.items():
             if not server.running:
                 server.restart()
-            server.execute(f"SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = '{self.database}'")
-            for (gid,) in server.execute(f"SELECT gid FROM pg_prepared_xacts WHERE database = '{self.database}'"):
-                server.execute(f"ROLLBACK PREPARED '{gid}'", self.database)
-            server.execute(f"DROP DATABASE {self.database}")
+            database = self.databases[bank]
+            server.execute(f"SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = '{database}'")
+            for (gid,) in server.execute(f"SELECT gid FROM pg_prepared_xacts WHERE database = '{database}'"):
+                quoted = gid.replace("'", "''")
+                server.execute(f"ROLLBACK PREPARED '{quoted}'", database)
+            server.execute(f"DROP DATABASE {database}")
+
+    def ask(self, query: str) -> list[list[tuple[Any, ...]]]:
+        """The answers of both banks' databases."""
+        return [server.execute(query, self.databases[name]) for name, server in self.servers.items()]
 
     def teller(self) -> Teller:
         return Teller([service.address for service in self.services.values()])
@@ -77,25 +83,23 @@ class World:
 
     def money(self) -> list[int]:
         """What account 0000 of each bank has, according to the databases themselves."""
-        query = "SELECT cents FROM account WHERE name = '0000'"
-        return [int(server.execute(query, self.database)[0][0]) for server in self.servers.values()]
+        return [int(rows[0][0]) for rows in self.ask("SELECT cents FROM account WHERE name = '0000'")]
 
     def total(self) -> int:
-        query = "SELECT sum(cents) FROM account"
-        return sum(int(server.execute(query, self.database)[0][0]) for server in self.servers.values())
+        return sum(int(rows[0][0]) for rows in self.ask("SELECT sum(cents) FROM account"))
 
     def prepared(self) -> list[int]:
-        query = f"SELECT count(*) FROM pg_prepared_xacts WHERE database = '{self.database}'"
-        return [int(server.execute(query)[0][0]) for server in self.servers.values()]
+        query = "SELECT count(*) FROM pg_prepared_xacts WHERE database = current_database()"
+        return [int(rows[0][0]) for rows in self.ask(query)]
 
     def journals(self) -> list[dict[str, int]]:
-        query = "SELECT xid, sum(cents) FROM journal GROUP BY xid"
-        return [{x: int(c) for x, c in server.execute(query, self.database)} for server in self.servers.values()]
+        found = self.ask("SELECT xid, sum(cents) FROM journal GROUP BY xid")
+        return [{xid: int(cents) for xid, cents in rows} for rows in found]
 
     def locks(self) -> int:
         """Transactions that hold locks on accounts."""
-        query = "SELECT count(*) FROM pg_locks l JOIN pg_class c ON c.oid = l.relation WHERE c.relname = 'account'"
-        return sum(int(server.execute(query, self.database)[0][0]) for server in self.servers.values())
+        query = "SELECT count(*) FROM pg_locks WHERE relation = 'account'::regclass"
+        return sum(int(rows[0][0]) for rows in self.ask(query))
 
     def status(self) -> dict[str, Any]:
         """`txrpc status --json`."""
