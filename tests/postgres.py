@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import psycopg
+import pytest
 from sqlalchemy.engine import make_url
 
 from txrpc.testing.postgres import PostgresServer
@@ -63,3 +64,7 @@ def start_servers(count: int, **options: Any) -> list[Server]:
     if URLS:
         return [ExistingServer(URLS[number % len(URLS)]) for number in range(count)]
     return [PostgresServer.start_new(**options) for _ in range(count)]
+
+
+needs_own_server = pytest.mark.skipif(bool(URLS), reason=REASON)
+"""For tests that kill a server in the background."""

@@ -16,6 +16,7 @@ import pytest
 
 import txrpc
 from examples.bank import bank_pb2
+from tests.postgres import needs_own_server
 from tests.system.world import START, World, eventually
 
 pytestmark = pytest.mark.serial
@@ -168,6 +169,7 @@ def test_both_services_and_the_coordinator_killed_while_prepared(make_world: Mak
 # ------------------------------------------------------------------------------------------------------ the database
 
 
+@needs_own_server
 @pytest.mark.parametrize("bank", ["bank-a", "bank-b"])
 def test_database_killed_after_prepare(make_world: Make, connected: Connect, bank: str) -> None:
     """Rule 4: the prepared branch survives its database's crash, and phase 2 is repeated until it arrives."""
@@ -188,6 +190,7 @@ def test_database_killed_after_prepare(make_world: Make, connected: Connect, ban
     ends(world, told, "committed")
 
 
+@needs_own_server
 def test_database_killed_before_prepare(make_world: Make, connected: Connect) -> None:
     world = make_world()
     connected(world)

@@ -15,6 +15,7 @@ import pytest
 import txrpc
 from examples.bank import bank_pb2
 from examples.bank.teller import Teller
+from tests.postgres import needs_own_server
 from tests.system.world import BANKS, START, World, eventually
 
 pytestmark = [pytest.mark.serial, pytest.mark.timeout(600)]
@@ -101,6 +102,7 @@ def chaos(world: World, until: float, dice: random.Random, events: list[str]) ->
             server.restart()
 
 
+@needs_own_server
 def test_money_is_conserved_whatever_is_killed(
     make_world: Callable[..., World], connected: Callable[[World], object]
 ) -> None:
