@@ -37,14 +37,17 @@ class _CallDetails(_Details, grpc.ClientCallDetails):
 class _Open:
     """A call that has not ended yet, delegating to gRPC's own object."""
 
-    def __init__(self, call: Any, out: OutgoingCall, method: str) -> None:
+    def __init__(self, call: Any, out: OutgoingCall, method: str, mapped: TxrpcError | None = None) -> None:
         self._call = call
         self._out = out
         self._method = method
-        self._mapped: TxrpcError | None = None
-        out.settle_with(self.poll)
-        # Weakly: gRPC cancels a call that nobody holds any more, so the call itself must not hold us, who hold it.
-        call.add_done_callback(functools.partial(_noticed, weakref.ref(self)))
+        self._told = mapped is not None
+        self._mapped = mapped
+        if not self._told:
+            out.settle_with(self.poll)
+        if not call.done():
+            # Weakly, and not by `add_done_callback`, which holds the call: gRPC cancels a call that nobody holds any more.
+            call.add_callback(functools.partial(_noticed, weakref.ref(self)))
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._call, name)
@@ -60,11 +63,13 @@ class _Open:
 
     def ended(self) -> TxrpcError | None:
         """The call has ended; returns what to raise in place of gRPC's error."""
-        self._mapped = _conclude(self._out, self._method, self._call) or self._mapped
+        if not self._told:
+            self._mapped = _conclude(self._out, self._method, self._call)
+            self._told = True
         return self._mapped
 
 
-def _noticed(open_call: weakref.ref[_Open], _call: Any) -> None:
+def _noticed(open_call: weakref.ref[_Open]) -> None:
     call = open_call()
     if call is not None:
         call.poll()
@@ -160,7 +165,8 @@ def _intercept(continuation: Callable[..., Any], details: Any, request: Any, wra
     if wrap is _Stream or not call.done():
         return wrap(call, out, method)
     # A blocking call, which is the common case, or a future that was quick.
-    return call if _conclude(out, method, call) is None else wrap(call, out, method)
+    mapped = _conclude(out, method, call)
+    return call if mapped is None else wrap(call, out, method, mapped)
 
 
 def _conclude(out: OutgoingCall, method: str, call: Any) -> TxrpcError | None:
