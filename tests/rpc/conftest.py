@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 
 import pytest
 
+from .aio_kit import AioWorld
 from .interceptor_kit import World
 
 
@@ -14,4 +15,12 @@ def world() -> Iterator[World]:
     """Servers and channels that end with the test."""
     made = World()
     with made.ends:
+        yield made
+
+
+@pytest.fixture
+async def aworld() -> AsyncIterator[AioWorld]:
+    """The same for asyncio."""
+    made = AioWorld()
+    async with made.ends:
         yield made
