@@ -19,7 +19,7 @@ from txrpc.rpc.ports import Handle, Joiner
 from txrpc.rpc.shared import Ending, bound, ending_of, refusal_of, trailing_of
 from txrpc.wire.metadata import find_context
 
-__all__ = ["ServerInterceptor", "behaviour_of", "replaced"]
+__all__ = ["ServerInterceptor", "behaviour_of", "close", "replaced"]
 
 
 class ServerInterceptor(grpc.ServerInterceptor):  # type: ignore[type-arg]
