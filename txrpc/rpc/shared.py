@@ -134,7 +134,7 @@ def ending_of(handle: Handle, report: CallReport, error: BaseException | None, u
     the caller learns why it is doomed.
     """
     ours: TxrpcError | None = error if isinstance(error, TxrpcError) else None
-    if ours is None and error is not None and not users_status and handle.doom is not None:
+    if ours is None and isinstance(error, Exception) and not users_status and handle.doom is not None:
         ours = aborted(handle.xid, handle.doom)
         # gRPC logs what a handler raises, but not in place of what it is replaced by.
         logger.error("a method of transaction %s failed, which can only roll back anyway", handle.xid, exc_info=error)
