@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import itertools
 import logging
 import random
 import re
@@ -254,21 +253,26 @@ def test_a_loss_is_told_once_and_a_new_session_says_hello_anew(
 def test_after_a_healthy_session_the_first_attempt_is_made_at_once_unless_asked_to_leave(
     connect: Make, notes: Notes, monkeypatch: pytest.MonkeyPatch, goodbye: bool
 ) -> None:
+    waits_s: list[float] = []
+    next_s = link.Backoff.next_s
+
+    def note(backoff: link.Backoff, lived_s: float, *, at_once: bool = True) -> float:
+        waits_s.append(next_s(backoff, lived_s, at_once=at_once))
+        return waits_s[-1]
+
+    monkeypatch.setattr(link.Backoff, "next_s", note)
     monkeypatch.setattr(random, "random", lambda: 1.0)
-    options = SessionOptions(connect_timeout_s=2.0, backoff_initial_s=0.5, backoff_max_s=0.5)
 
     def for_a_while(_talk: Talk) -> Iterator[scripted.Said]:
         yield welcome()
-        time.sleep(0.6)
+        time.sleep(2 * QUICK.backoff_max_s)
         if goodbye:
             yield m.GoAway("shutdown", "the coordinator is shutting down", retry=True)
 
     with ScriptedCoordinator(for_a_while, for_a_while, listen) as coordinator:
-        connect(coordinator.address, options=options)
+        connect(coordinator.address)
         notes.wait(lambda: len(notes.welcomes) == 3)
-        starts = [talk.started_at for talk in coordinator.talks]
-        waits = [after - before - 0.6 for before, after in itertools.pairwise(starts)]
-        assert min(waits) >= 0.5 if goodbye else max(waits) < 0.4, waits
+        assert waits_s == [QUICK.backoff_initial_s if goodbye else 0.0] * 2
 
 
 def test_a_stream_that_is_over_takes_nothing_once_its_loss_is_told(colour: str) -> None:
