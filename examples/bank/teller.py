@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import collections
+import functools
 import random
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -28,9 +29,15 @@ class Teller:
 
     @txrpc.transactional(timeout=10, retry=txrpc.Retry(attempts=20))
     def transfer(self, source: int, source_account: str, target: int, target_account: str, cents: int) -> None:
-        """Move *cents* from an account of one bank to an account of another: both change, or neither does."""
-        self.banks[source].Withdraw(bank_pb2.Amount(account=source_account, cents=cents))
-        self.banks[target].Deposit(bank_pb2.Amount(account=target_account, cents=cents))
+        """Move *cents* from an account of one bank to an account of another: both change, or neither does.
+
+        The banks are called in the same order always.  Two transfers that lock the same accounts in opposite order would wait
+        for each other until their deadline, and neither database could see why.
+        """
+        withdraw = functools.partial(self.banks[source].Withdraw, bank_pb2.Amount(account=source_account, cents=cents))
+        deposit = functools.partial(self.banks[target].Deposit, bank_pb2.Amount(account=target_account, cents=cents))
+        for call in (withdraw, deposit) if source < target else (deposit, withdraw):
+            call()
 
     def total(self) -> int:
         """The money of all banks together, in cents."""
