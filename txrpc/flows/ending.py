@@ -16,7 +16,15 @@ from __future__ import annotations
 import contextlib
 from typing import Any, Protocol
 
-from txrpc.errors import AbortCode, CoordinatorUnavailable, HeuristicOutcome, OutcomeUnknown, Reason
+from txrpc.errors import (
+    AbortCode,
+    ConfigurationError,
+    CoordinatorUnavailable,
+    HeuristicOutcome,
+    LimitExceeded,
+    OutcomeUnknown,
+    Reason,
+)
 from txrpc.flows.driver import Flow
 from txrpc.flows.part import Part, Status
 from txrpc.ids import ParticipantId
@@ -33,6 +41,9 @@ from txrpc.protocol.messages import (
 )
 
 __all__ = ["Ending", "ask_outcome", "commit", "rollback", "settle"]
+
+
+_PAUSE_S = 0.05
 
 
 class Ending(Protocol):
@@ -59,8 +70,14 @@ class Ending(Protocol):
     def wait(self, future: Any, timeout_s: float) -> Any:
         """The result of *future*; raises `TimeoutError`."""
 
+    def pause(self, seconds: float) -> Any:
+        """Sleep."""
+
     def reconnect(self, timeout_s: float) -> Any:
-        """The owner of the live session, waiting for one if need be; raises `CoordinatorUnavailable`."""
+        """The owner of the live session, waiting for one if need be.
+
+        Raises `CoordinatorUnavailable`, also at once when there will be none; `ConfigurationError` if it was refused for good.
+        """
 
 
 def settle(part: Part) -> Flow[None]:
@@ -184,6 +201,10 @@ def _send_commit(manager: Ending, part: Part, refs: tuple[BranchRef, ...], wait:
         except CoordinatorUnavailable as error:
             if manager.now_ms() >= part.deadline_ms:
                 return Reason(AbortCode.COORDINATOR_UNAVAILABLE, str(error))
+            yield manager.pause, (_PAUSE_S,)
+        except (ConfigurationError, LimitExceeded) as error:
+            code = AbortCode.LIMIT_EXCEEDED if isinstance(error, LimitExceeded) else AbortCode.COORDINATOR_UNAVAILABLE
+            return Reason(code, str(error))
 
 
 def ask_outcome(manager: Ending, request: OutcomeRequest, until_ms: int) -> Flow[OutcomeReply | None]:
@@ -196,7 +217,7 @@ def ask_outcome(manager: Ending, request: OutcomeRequest, until_ms: int) -> Flow
             yield manager.reconnect, (left_s,)
             reply: OutcomeReply = yield manager.wait, (manager.post(request), left_s)
             return reply
-        except TimeoutError:
-            return None
         except CoordinatorUnavailable:
-            continue
+            yield manager.pause, (_PAUSE_S,)
+        except (TimeoutError, ConfigurationError, LimitExceeded):
+            return None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
@@ -227,6 +228,10 @@ class Manager(ManagerCore):
     def wait(self, future: Future[Any], timeout_s: float) -> Any:
         """The result of *future*; raises `TimeoutError`."""
         return future.result(timeout_s)
+
+    def pause(self, seconds: float) -> None:
+        """Sleep."""
+        time.sleep(seconds)
 
     def reconnect(self, timeout_s: float) -> Owner:
         """The owner of the live session, waiting for one if need be; raises `CoordinatorUnavailable`."""

@@ -220,6 +220,10 @@ class AioManager(ManagerCore):
         async with asyncio.timeout(timeout_s):
             return await future
 
+    async def pause(self, seconds: float) -> None:
+        """Sleep."""
+        await asyncio.sleep(seconds)
+
     async def reconnect(self, timeout_s: float) -> Owner:
         """The owner of the live session, waiting for one if need be; raises `CoordinatorUnavailable`."""
         welcome = self.welcome or await self._session_or_raise().wait_connected(timeout_s)

@@ -15,6 +15,7 @@ from txrpc.errors import (
     ConfigurationError,
     CoordinatorUnavailable,
     Reason,
+    Unavailable,
 )
 from txrpc.flows.using import Slot
 from txrpc.ids import GROUP_MAX, RESOURCE_MAX, BranchId, ParticipantId, Xid, check_name
@@ -119,7 +120,7 @@ class ManagerState:
         if effects.send:
             try:
                 self._send(*effects.send)
-            except CoordinatorUnavailable:
+            except Unavailable:  # no session, or more waits for it than it takes
                 logger.debug("dropped %d messages: no session", len(effects.send))
         for do in effects.do:
             slot = self._slots.get(do.gid.branch)
@@ -151,7 +152,7 @@ class ManagerState:
         """Send a message that needs no answer; without a session it is dropped."""
         try:
             self._send(message)
-        except CoordinatorUnavailable:
+        except Unavailable:
             logger.debug("dropped %s: no session", type(message).__name__)
 
     def _committing(self, do: Do, token: str) -> None:

@@ -1,0 +1,105 @@
+"""Ending a transaction while its session has gone for good: an answer in time, and no busy loop."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import pytest
+
+from tests.runtime.notebook import Notebook
+from txrpc.errors import (
+    AbortCode,
+    ConfigurationError,
+    CoordinatorUnavailable,
+    LimitExceeded,
+    OutcomeUnknown,
+    TransactionAborted,
+)
+from txrpc.ids import Epoch
+from txrpc.protocol.messages import CommitRequest, Owner, Welcome
+from txrpc.runtime.manager import Manager
+from txrpc.runtime.transactional import transaction
+
+WELCOME = Welcome(Owner("c1", Epoch.make(1, 1)), 5, 60_000, 100, 100_000)
+
+
+class Session:
+    """A session that was there when the transaction began; what it does after that is the test's."""
+
+    def __init__(self) -> None:
+        self.waits = 0
+        self.wait_error: Exception = CoordinatorUnavailable("gone")
+        self.send_error: Exception | None = None
+        self.sent: list[Any] = []
+
+    def start(self) -> None: ...
+
+    def close(self) -> None: ...
+
+    def wait_connected(self, _timeout_s: float) -> Welcome:
+        self.waits += 1
+        raise self.wait_error
+
+    def send(self, *messages: Any) -> None:
+        if self.send_error is not None and isinstance(messages[0], CommitRequest):
+            raise self.send_error
+        self.sent += messages
+
+
+def two_branches(session: Session, timeout: float = 1) -> tuple[Manager, Any]:
+    first, second = Notebook("first"), Notebook("second")
+    manager = Manager("default", [first, second])
+    manager.patience_ms = 300
+    manager.start(session)
+    manager.on_welcome(WELCOME)
+    scope = transaction(timeout, manager=manager)
+    scope.__enter__()
+    first.write("one")
+    second.write("two")
+    return manager, scope
+
+
+def test_a_session_that_is_gone_for_good_is_not_asked_in_a_busy_loop() -> None:
+    session = Session()
+    manager, scope = two_branches(session)
+    manager.on_lost("gone")
+    began = time.process_time()
+    with pytest.raises(TransactionAborted) as caught:
+        scope.__exit__(None, None, None)
+    assert caught.value.reason.code is AbortCode.COORDINATOR_UNAVAILABLE
+    assert session.waits <= 25
+    assert time.process_time() - began < 0.5
+    manager.close()
+
+
+def test_a_refusal_for_good_aborts_at_once_because_nothing_was_sent() -> None:
+    session = Session()
+    session.wait_error = ConfigurationError("another group")
+    manager, scope = two_branches(session, timeout=30)
+    manager.on_lost("refused")
+    with pytest.raises(TransactionAborted, match="another group"):
+        scope.__exit__(None, None, None)
+    manager.close()
+
+
+def test_a_commit_request_that_the_session_does_not_take_aborts() -> None:
+    session = Session()
+    session.send_error = LimitExceeded("the message has 99 bytes more than the coordinator takes")
+    manager, scope = two_branches(session, timeout=30)
+    with pytest.raises(TransactionAborted, match="99 bytes") as caught:
+        scope.__exit__(None, None, None)
+    assert caught.value.reason.code is AbortCode.LIMIT_EXCEEDED
+    manager.close()
+
+
+def test_a_request_that_was_sent_and_never_answered_is_unknown() -> None:
+    session = Session()
+    manager, scope = two_branches(session)
+    with pytest.raises(OutcomeUnknown, match="has not answered"):
+        scope.__exit__(None, None, None)
+    assert [type(message) for message in session.sent].count(CommitRequest) == 1
+    manager.on_lost("gone")
+    with pytest.raises(CoordinatorUnavailable):
+        manager.outcome(scope.handle.xid, timeout=0.2)
+    manager.close()
