@@ -2,101 +2,23 @@
 
 from __future__ import annotations
 
-import itertools
-import os
 import threading
 import time
-from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
 import sqlalchemy as sa
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import create_async_engine
-from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 import txrpc.sql
-from tests.postgres import Server, start_servers
-from tests.runtime.conftest import NoSession
+from tests.postgres import Server
+from tests.sql.kit import Make, Row, gid, insert, rows
 from txrpc.errors import AbortCode, ConfigurationError, IllegalState, Reason, ResourceUnavailable, TransactionAborted
-from txrpc.ids import BranchId, Epoch, Gid, ParticipantId, Xid
 from txrpc.protocol.messages import Finish, OnePhaseResult
 from txrpc.resource import Prepared, ReadOnly
-from txrpc.runtime.manager import Manager
 from txrpc.runtime.transactional import transaction
 from txrpc.testing.postgres import PostgresServer, embedded_binaries, installed_binaries
-
-_numbers = itertools.count(1)
-
-
-class Base(DeclarativeBase):
-    pass
-
-
-class Row(Base):
-    __tablename__ = "row"
-    name: Mapped[str] = mapped_column(primary_key=True)
-    value: Mapped[int]
-
-
-@pytest.fixture(scope="module")
-def server() -> Iterator[Server]:
-    (server,) = start_servers(1)
-    yield server
-    server.stop()
-
-
-@pytest.fixture
-def url(server: Server) -> Iterator[str]:
-    name = f"verbs{next(_numbers)}"
-    url = server.create_database(name)
-    server.execute("CREATE TABLE row (name text PRIMARY KEY, value int)", name)
-    yield url
-    for (gid,) in server.execute(f"SELECT gid FROM pg_prepared_xacts WHERE database = '{name}'"):
-        quoted = gid.replace("'", "''")
-        server.execute(f"ROLLBACK PREPARED '{quoted}'", name)
-    server.execute(f"DROP DATABASE {name} WITH (FORCE)")
-
-
-Make = Callable[..., txrpc.sql.ResourceManager]
-
-
-@pytest.fixture(params=["psycopg", "psycopg2"])
-def driver(request: pytest.FixtureRequest) -> str:
-    return str(request.param)
-
-
-@pytest.fixture
-def make(url: str) -> Iterator[Make]:
-    """``make(driver, **engine_options)``: a resource manager on the fresh database."""
-    made: list[txrpc.sql.ResourceManager] = []
-
-    def one(driver: str = "psycopg", **options: Any) -> txrpc.sql.ResourceManager:
-        engine = sa.create_engine(url.replace("+psycopg:", f"+{driver}:"), **options)
-        made.append(txrpc.sql.ResourceManager("bank", engine))
-        return made[-1]
-
-    yield one
-    for resource in made:
-        resource.close()
-        resource.engine.dispose()
-
-
-def gid(number: int | None = None, **changes: Any) -> Gid:
-    branch = BranchId((next(_numbers) if number is None else number).to_bytes(8, "big"))
-    fields: dict[str, Any] = {"group": "default", "node": "c1", "epoch": Epoch.make(1, 1), "resource": "bank"}
-    fields |= changes
-    return Gid(xid=Xid(os.urandom(16)), branch=branch, participant=ParticipantId(bytes(8)), **fields)
-
-
-def insert(work: Any, name: str = "a") -> None:
-    work.connection.execute(sa.text("INSERT INTO row VALUES (:n, 1)"), {"n": name})
-
-
-def rows(resource: txrpc.sql.ResourceManager) -> list[str]:
-    with resource.engine.connect() as connection:
-        return list(connection.scalars(sa.text("SELECT name FROM row ORDER BY name")))
-
 
 # ----------------------------------------------------------------------------------------------------------- prepare
 
@@ -344,10 +266,9 @@ def test_only_branches_of_this_group_and_resource_are_in_doubt(make: Make) -> No
     ]
     mine = gid()
     for text in (*strangers, str(mine)):
-        work = resource.begin(False)
-        insert(work, text)
-        work.connection.exec_driver_sql(f"PREPARE TRANSACTION '{text}'")
-        resource.rollback(work)
+        with resource.engine.connect() as connection:
+            connection.execute(sa.text("INSERT INTO row VALUES (:n, 1)"), {"n": text})
+            connection.exec_driver_sql(f"PREPARE TRANSACTION '{text}'")
     assert [found for found, age in resource.in_doubt("default") if age >= 0] == [mine]
 
 
@@ -475,19 +396,6 @@ def test_rule_11_interrupt_frees_locks_and_connection(make: Make, driver: str) -
 
 
 # -------------------------------------------------------------------------------------- sessions and connections
-
-
-@pytest.fixture
-def bank(make: Make) -> Iterator[txrpc.sql.ResourceManager]:
-    """A resource with a manager around it, so that transactions work; no coordinator."""
-    resource = make()
-    manager = Manager("default", [resource])
-    manager.start(NoSession())
-    from txrpc.runtime.scope import set_default_manager
-
-    set_default_manager("txrpc", manager, on=True)
-    yield resource
-    manager.close()
 
 
 def test_session_and_connection_share_the_branch_and_are_flushed(bank: txrpc.sql.ResourceManager) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from contextlib import AbstractContextManager
 from types import ModuleType
 from typing import Any
 
@@ -11,7 +12,7 @@ from sqlalchemy.engine import Connection, Engine
 from sqlalchemy.orm import Session
 from sqlalchemy.pool import QueuePool
 
-from txrpc.errors import AbortCode, ConfigurationError, IllegalState, Reason
+from txrpc.errors import AbortCode, ConfigurationError, IllegalState, Reason, ResourceUnavailable
 from txrpc.ids import RESOURCE_MAX, check_name
 from txrpc.protocol.messages import ResourceInfo
 from txrpc.sql import postgresql
@@ -20,11 +21,16 @@ __all__ = [
     "TRUTH_BACKOFF_S",
     "BranchWork",
     "Guard",
+    "branch_of",
+    "broken",
     "capacity_of",
     "check_engine",
+    "check_whole",
     "dialect_of",
     "exhausted",
     "info_of",
+    "interrupt",
+    "lost",
     "refuse_commit",
     "side_engine",
 ]
@@ -53,6 +59,52 @@ class BranchWork:
         self.notifies = False
         self.doom: Reason | None = None
         """Why the user's code made it impossible to commit."""
+
+
+_LOST = "the connection of a branch in {} was lost, or a statement on it was cancelled, and its work with it"
+
+
+def lost(work: BranchWork, resource: str) -> Reason | None:
+    """Why *work* cannot be whole any more, or None.
+
+    After a rollback SQLAlchemy would carry on with another transaction, maybe on another connection; without what was done
+    before, that is not the branch (rule 8).
+    """
+    if not work.connection.invalidated and work.transaction.is_active:
+        return work.doom
+    return work.doom or Reason(AbortCode.RESOURCE_UNAVAILABLE, _LOST.format(resource))
+
+
+def broken(work: BranchWork) -> bool:
+    """Whether the connection of *work* was lost, so that its backend may still be there, with all its locks."""
+    return work.connection.invalidated or not (work.ours or work.doom or work.transaction.is_active)
+
+
+def check_whole(work: BranchWork, resource: str) -> None:
+    """Raise `ResourceUnavailable` or `IllegalState` unless *work* is all that its users did."""
+    reason = lost(work, resource)
+    if reason is None:
+        return
+    if reason.code is AbortCode.RESOURCE_UNAVAILABLE:
+        raise ResourceUnavailable(reason.text)
+    raise IllegalState(reason.text)
+
+
+def interrupt(connection: Connection, dialect: Any, work: BranchWork) -> None:
+    """Break *work* off, unless it has ended meanwhile: its connection may be another branch's by now."""
+    if not work.connection.closed:
+        dialect.interrupt(connection, work.pid)
+
+
+def branch_of(handle: Any, resource: Any, wanted: type) -> Any:
+    """``handle.use(resource)``; raises `IllegalState` if the two are not of one colour."""
+    block = handle.use(resource)
+    if not isinstance(block, wanted):
+        text = "belongs to a synchronous program: use txrpc.sql.ResourceManager in it"
+        if wanted is AbstractContextManager:
+            text = "belongs to an asyncio program: use txrpc.sql.AsyncResourceManager in it"
+        raise IllegalState(f"resource {resource.name!r} is of the other colour: transaction {handle.xid} {text}")
+    return block
 
 
 def dialect_of(engine: Engine) -> Any:
@@ -156,7 +208,14 @@ class Guard:
 
     def _on_statement(self, connection: Connection, _cursor: Any, statement: str, *_: Any) -> None:
         work: BranchWork | None = connection.info.get(_INFO)
-        if work is not None and not work.notifies:
+        if work is None or work.ours:
+            return
+        if verb := self._dialect.ends_the_transaction(statement):
+            work.doom = work.doom or Reason(AbortCode.STATEMENT_FAILED, f"{verb} was executed on a branch's connection")
+            raise IllegalState(
+                f"{verb} inside a transaction: the branch ends with its transaction; leave the block instead"
+            )
+        if not work.notifies:
             work.notifies = self._dialect.speaks_behind_the_transaction(statement)
 
 

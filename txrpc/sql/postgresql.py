@@ -23,7 +23,7 @@ from collections.abc import Sequence
 from typing import Any, Final
 
 from sqlalchemy.engine import Connection
-from sqlalchemy.exc import DBAPIError
+from sqlalchemy.exc import DataError, DBAPIError, NotSupportedError, ProgrammingError
 
 from txrpc.errors import AbortCode, ConfigurationError, Reason, ResourceUnavailable
 from txrpc.ids import Gid
@@ -34,7 +34,9 @@ __all__ = [
     "classify",
     "connection_lost",
     "current_token",
+    "ends_the_transaction",
     "finish",
+    "hides_backends",
     "in_doubt",
     "interrupt",
     "one_phase_result",
@@ -44,6 +46,7 @@ __all__ = [
     "set_read_only",
     "speaks_behind_the_transaction",
     "sqlstate",
+    "token_to_end",
     "wait_until_gone",
 ]
 
@@ -51,6 +54,11 @@ OLDEST: Final = 130_000
 """PostgreSQL 13 brought pg_current_xact_id and pg_xact_status(xid8)."""
 
 _NOTIFY = re.compile(r"^\s*(?:listen|unlisten|notify)\b|\bpg_notify\s*\(", re.IGNORECASE)
+_ENDS = re.compile(
+    r"(?:\s|/\*.*?\*/|--[^\n]*\n)*"
+    r"(commit|end|abort|rollback(?!\s+(?:(?:work|transaction)\s+)?to\b)|prepare\s+transaction)\b",
+    re.IGNORECASE | re.DOTALL,
+)
 
 
 # ------------------------------------------------------------------------------------------------------------ verbs
@@ -66,15 +74,21 @@ def current_token(connection: Connection) -> str:
     return connection.exec_driver_sql("SELECT pg_current_xact_id_if_assigned()::text").scalar() or ""
 
 
-def prepare(connection: Connection, gid: Gid, notifies: bool) -> str:
-    """Prepare the open transaction under *gid* and return its token; "" if it wrote nothing and there was nothing to prepare.
+def token_to_end(connection: Connection, notifies: bool) -> str:
+    """`current_token`; a transaction that used LISTEN or NOTIFY is given one if it has none.
 
-    *notifies*: the branch used LISTEN or NOTIFY, which needs no identifier and would be lost without a word: it is given one, so
-    that PREPARE says itself that this cannot be.
+    These need no identifier and would be lost without a word.  With one, PREPARE says itself that this cannot be, and the end of
+    a commit in one phase can be learnt.
     """
     token = current_token(connection)
     if not token and notifies:
         token = connection.exec_driver_sql("SELECT pg_current_xact_id()::text").scalar() or ""
+    return token
+
+
+def prepare(connection: Connection, gid: Gid, notifies: bool) -> str:
+    """Prepare the open transaction under *gid* and return its token; "" if it wrote nothing and there was nothing to prepare."""
+    token = token_to_end(connection, notifies)
     if token:
         connection.exec_driver_sql(f"PREPARE TRANSACTION '{gid}'")
     return token
@@ -143,8 +157,15 @@ def wait_until_gone(connection: Connection, pid: int) -> bool:
     return not connection.exec_driver_sql(f"SELECT count(*) FROM pg_stat_activity WHERE pid = {int(pid)}").scalar()  # noqa: S608
 
 
-def backend_pid(connection: Connection) -> int:
-    """The process id of the server's end of *connection*; costs no round trip."""
+def hides_backends(connection: Connection) -> bool:
+    """Whether something between here and the server (a pooler) tells clients other process ids than the server has."""
+    return bool(connection.exec_driver_sql("SELECT pg_backend_pid()").scalar() != backend_pid(connection))
+
+
+def backend_pid(connection: Connection, ask: bool = False) -> int:
+    """The process id of the server's end of *connection*; costs no round trip, unless the server must be *asked*."""
+    if ask:
+        return int(connection.exec_driver_sql("SELECT pg_backend_pid()").scalar() or 0)
     driver: Any = connection.connection.driver_connection
     for attribute in ("get_server_pid", "get_backend_pid"):  # asyncpg, psycopg2
         if hasattr(driver, attribute):
@@ -157,6 +178,12 @@ def backend_pid(connection: Connection) -> int:
 def speaks_behind_the_transaction(statement: str) -> bool:
     """Whether *statement* is LISTEN, UNLISTEN or NOTIFY, as far as its text tells."""
     return _NOTIFY.search(statement) is not None
+
+
+def ends_the_transaction(statement: str) -> str:
+    """The verb, if *statement* begins as one that ends a transaction; "" otherwise.  (Savepoints may be rolled back to.)"""
+    found = _ENDS.match(statement)
+    return found[1].upper() if found else ""
 
 
 # -------------------------------------------------------------------------------------------------------- preflight
@@ -227,10 +254,9 @@ _BY_STATE: Final = {
     "40001": AbortCode.SERIALIZATION_FAILURE,
     "40P01": AbortCode.DEADLOCK,
     "55P03": AbortCode.LOCK_TIMEOUT,
-    "0A000": AbortCode.CANNOT_PREPARE,
-    "25P02": AbortCode.STATEMENT_FAILED,
-    "53300": AbortCode.RESOURCE_UNAVAILABLE,
 }
+_DRIVERS_OWN: Final = (ProgrammingError, DataError, NotSupportedError)
+"""Without an SQLSTATE these are the driver's, about the statement or its values; the connection has nothing to do with them."""
 _SAYS_NO_VALUES = ("0A", "25", "40", "53", "55", "57", "58", "08")
 """Classes whose messages hold no user's data."""
 
@@ -246,7 +272,9 @@ def connection_lost(error: BaseException) -> bool:
     if not isinstance(error, DBAPIError):
         return isinstance(error, OSError)
     state = sqlstate(error)
-    return error.connection_invalidated or not state or state[:2] == "08" or state[:3] == "57P"
+    if not state:
+        return error.connection_invalidated or not isinstance(error, _DRIVERS_OWN)
+    return error.connection_invalidated or state[:2] == "08" or state[:3] == "57P"
 
 
 def classify(error: BaseException) -> Reason | None:
@@ -255,10 +283,18 @@ def classify(error: BaseException) -> Reason | None:
         return Reason(AbortCode.RESOURCE_UNAVAILABLE, str(error))
     if not isinstance(error, DBAPIError):
         return None
-    code = _BY_STATE.get(sqlstate(error))
-    if code is None:
-        code = AbortCode.RESOURCE_UNAVAILABLE if connection_lost(error) else AbortCode.STATEMENT_FAILED
-    return Reason(code, sentence(error))
+    return Reason(_code_of(error), sentence(error))
+
+
+def _code_of(error: DBAPIError) -> AbortCode:
+    state = sqlstate(error)
+    if state in _BY_STATE:
+        return _BY_STATE[state]
+    if state == "0A000" and (error.statement or "").startswith("PREPARE TRANSACTION"):
+        return AbortCode.CANNOT_PREPARE
+    if state[:2] == "53" or connection_lost(error):  # 53: no room for one more, of whatever there is a limit on
+        return AbortCode.RESOURCE_UNAVAILABLE
+    return AbortCode.STATEMENT_FAILED
 
 
 def sentence(error: BaseException) -> str:
@@ -269,6 +305,8 @@ def sentence(error: BaseException) -> str:
     if state and state[:2] not in _SAYS_NO_VALUES:
         constraint = getattr(getattr(origin, "diag", None), "constraint_name", None)
         return f"{kind} (SQLSTATE {state})" + (f" of constraint {constraint}" if constraint else "")
+    if not state and isinstance(error, _DRIVERS_OWN):
+        return kind
     lines = str(origin).strip().splitlines()
     said = re.sub(r"^<class '[\w.]+'>: ", "", lines[0]) if lines else ""
     return f"{said or kind} (SQLSTATE {state})" if state else (said or kind)[:300]

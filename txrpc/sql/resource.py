@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from typing import Any
 
 from sqlalchemy import event
@@ -22,11 +22,16 @@ from txrpc.resource import Prepared, ReadOnly
 from txrpc.sql.common import (
     BranchWork,
     Guard,
+    branch_of,
+    broken,
     capacity_of,
     check_engine,
+    check_whole,
     dialect_of,
     exhausted,
     info_of,
+    interrupt,
+    lost,
     refuse_commit,
     side_engine,
 )
@@ -57,6 +62,7 @@ class ResourceManager:
         self._session_options = session_options
         self._side = side_engine(engine)
         self._guard = Guard(engine, self._dialect)
+        self._asks_for_pid = False
 
     # ------------------------------------------------------------------------------------------------- for users
 
@@ -85,18 +91,22 @@ class ResourceManager:
             with self.engine.begin() as connection:
                 yield connection
             return
-        with handle.use(self) as work:
+        with branch_of(handle, self, AbstractContextManager) as work:
             try:
                 yield work.connection
-            finally:
+            except BaseException:
                 if work.doom is not None:
                     handle.set_rollback_only(work.doom)
+                raise
+            if (reason := lost(work, self.name)) is not None:
+                handle.set_rollback_only(reason)
 
     # --------------------------------------------------------------------------------- for the manager (the port)
 
     def start(self) -> ResourceInfo:
         """See `txrpc.resource.Resource.start`."""
         identity, warnings = self._on(self.engine, self._dialect.preflight, self.name, capacity_of(self.engine))
+        self._asks_for_pid = self._on(self.engine, self._dialect.hides_backends)
         return info_of(self.name, self.kind, identity, warnings)
 
     def close(self) -> None:
@@ -110,11 +120,11 @@ class ResourceManager:
             connection = self.engine.connect()
             work = BranchWork(connection)
             try:
-                work.pid = self._dialect.backend_pid(connection)
                 work.transaction = connection.begin()
                 self._guard.watch(connection, work)
                 if read_only:
                     self._dialect.set_read_only(connection)
+                work.pid = self._dialect.backend_pid(connection, self._asks_for_pid)
             except BaseException:
                 self._let_go(work)
                 raise
@@ -122,37 +132,39 @@ class ResourceManager:
 
     def prepare(self, work: BranchWork, gid: Gid) -> Prepared | ReadOnly:
         """See `txrpc.resource.Resource.prepare`."""
+        check_whole(work, self.name)
+        work.ours = True
         token: str = self._dialect.prepare(work.connection, gid, work.notifies)
         self._let_go(work)
         return Prepared(token) if token else ReadOnly()
 
     def commit_one_phase(self, work: BranchWork, committing: Callable[[str], None]) -> OnePhaseResult:
         """See `txrpc.resource.Resource.commit_one_phase`."""
-        token: str = self._dialect.current_token(work.connection)
+        check_whole(work, self.name)
+        work.ours = True
+        token: str = self._dialect.token_to_end(work.connection, work.notifies)
         if token:
             committing(token)
         try:
-            work.ours = True
             work.transaction.commit()
-        except DBAPIError as error:
+        except Exception as error:
             if not self._dialect.connection_lost(error):
                 raise
-            self._let_go(work)
-            return run(learn(self.one_phase_result, time.sleep, token)) if token else OnePhaseResult.COMMITTED
+            return self._how_it_ended(work, token)
         self._let_go(work)
         return OnePhaseResult.COMMITTED
 
     def rollback(self, work: BranchWork) -> None:
         """See `txrpc.resource.Resource.rollback`."""
-        lost = work.connection.invalidated
+        is_broken = broken(work)
         self._let_go(work)
-        if lost and work.pid:
+        if is_broken:
             self._make_sure_it_is_gone(work.pid)
 
     def interrupt(self, work: BranchWork) -> None:
         """See `txrpc.resource.Resource.interrupt`."""
         if work is not None and work.pid:
-            self._aside(self._dialect.interrupt, work.pid)
+            self._aside(interrupt, self._dialect, work)
 
     def commit_prepared(self, gid: Gid, token: str) -> Finish:
         """See `txrpc.resource.Resource.commit_prepared`."""
@@ -181,23 +193,36 @@ class ResourceManager:
 
     # --------------------------------------------------------------------------------------------------- under it
 
-    def _let_go(self, work: BranchWork) -> None:
+    def _let_go(self, work: BranchWork, spoiled: bool = False) -> None:
         """Return the connection to its pool, which rolls back whatever is still open on it.  Never raises."""
         work.ours = True
         with suppress(Exception):
-            if work.doom is not None:
-                # Its user has ended SQLAlchemy's transaction, which now would return the connection as it is.
+            if spoiled or work.doom is not None:
+                # Doomed: its user has ended SQLAlchemy's transaction, which now would return the connection as it is.
                 work.connection.invalidate()
             self._guard.release(work.connection)
         with suppress(Exception):
             work.connection.close()
 
+    def _how_it_ended(self, work: BranchWork, token: str) -> OnePhaseResult:
+        """The connection broke during COMMIT."""
+        self._let_go(work, spoiled=True)
+        if not token:
+            self._make_sure_it_is_gone(work.pid)
+            return OnePhaseResult.COMMITTED
+        return run(learn(self.one_phase_result, self._break_off, time.sleep, token, work.pid))
+
+    def _break_off(self, pid: int) -> None:
+        self._aside(self._dialect.interrupt, pid)
+
     def _make_sure_it_is_gone(self, pid: int) -> None:
-        """A lost connection's backend may still be executing what it was told last."""
+        """A lost connection's backend may still be executing what it was told last, or wait for more and hold its locks."""
+        if not pid:
+            return
         try:
             for pause_s in (0.0, 0.05, 0.1, 0.2, 0.5, 1.0):
                 time.sleep(pause_s)
-                self._aside(self._dialect.interrupt, pid)
+                self._break_off(pid)
                 if self._aside(self._dialect.wait_until_gone, pid):
                     return
         except Exception:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from contextlib import asynccontextmanager, suppress
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
 from typing import Any
 
 from sqlalchemy import event
@@ -21,11 +21,16 @@ from txrpc.resource import Prepared, ReadOnly
 from txrpc.sql.common import (
     BranchWork,
     Guard,
+    branch_of,
+    broken,
     capacity_of,
     check_engine,
+    check_whole,
     dialect_of,
     exhausted,
     info_of,
+    interrupt,
+    lost,
     refuse_commit,
     side_engine,
 )
@@ -53,6 +58,7 @@ class AsyncResourceManager:
         self._session_options = session_options
         self._side = AsyncEngine(side_engine(engine.sync_engine))
         self._guard = Guard(engine.sync_engine, self._dialect)
+        self._asks_for_pid = False
 
     # ------------------------------------------------------------------------------------------------- for users
 
@@ -81,12 +87,15 @@ class AsyncResourceManager:
             async with self.engine.begin() as connection:
                 yield connection
             return
-        async with handle.use(self) as work:
+        async with branch_of(handle, self, AbstractAsyncContextManager) as work:
             try:
                 yield work.connection
-            finally:
+            except BaseException:
                 if work.doom is not None:
                     handle.set_rollback_only(work.doom)
+                raise
+            if (reason := lost(work, self.name)) is not None:
+                handle.set_rollback_only(reason)
 
     # --------------------------------------------------------------------------------- for the manager (the port)
 
@@ -94,6 +103,7 @@ class AsyncResourceManager:
         """See `txrpc.resource.Resource.start`."""
         capacity = capacity_of(self.engine.sync_engine)
         identity, warnings = await self._on(self.engine, self._dialect.preflight, self.name, capacity)
+        self._asks_for_pid = await self._on(self.engine, self._dialect.hides_backends)
         return info_of(self.name, self.kind, identity, warnings)
 
     async def close(self) -> None:
@@ -107,11 +117,11 @@ class AsyncResourceManager:
             connection = await self.engine.connect()
             work = BranchWork(connection)
             try:
-                work.pid = await connection.run_sync(self._dialect.backend_pid)
                 work.transaction = await connection.begin()
                 await connection.run_sync(self._guard.watch, work)
                 if read_only:
                     await connection.run_sync(self._dialect.set_read_only)
+                work.pid = await connection.run_sync(self._dialect.backend_pid, self._asks_for_pid)
             except BaseException:
                 await self._let_go(work)
                 raise
@@ -119,37 +129,39 @@ class AsyncResourceManager:
 
     async def prepare(self, work: BranchWork, gid: Gid) -> Prepared | ReadOnly:
         """See `txrpc.resource.Resource.prepare`."""
+        check_whole(work, self.name)
+        work.ours = True
         token: str = await work.connection.run_sync(self._dialect.prepare, gid, work.notifies)
         await self._let_go(work)
         return Prepared(token) if token else ReadOnly()
 
     async def commit_one_phase(self, work: BranchWork, committing: Callable[[str], Awaitable[None]]) -> OnePhaseResult:
         """See `txrpc.resource.Resource.commit_one_phase`."""
-        token: str = await work.connection.run_sync(self._dialect.current_token)
+        check_whole(work, self.name)
+        work.ours = True
+        token: str = await work.connection.run_sync(self._dialect.token_to_end, work.notifies)
         if token:
             await committing(token)
         try:
-            work.ours = True
             await work.transaction.commit()
-        except DBAPIError as error:
+        except Exception as error:
             if not self._dialect.connection_lost(error):
                 raise
-            await self._let_go(work)
-            return await arun(learn(self.one_phase_result, asyncio.sleep, token)) if token else OnePhaseResult.COMMITTED
+            return await self._how_it_ended(work, token)
         await self._let_go(work)
         return OnePhaseResult.COMMITTED
 
     async def rollback(self, work: BranchWork) -> None:
         """See `txrpc.resource.Resource.rollback`."""
-        lost = work.connection.invalidated
+        is_broken = broken(work)
         await self._let_go(work)
-        if lost and work.pid:
+        if is_broken:
             await self._make_sure_it_is_gone(work.pid)
 
     async def interrupt(self, work: BranchWork) -> None:
         """See `txrpc.resource.Resource.interrupt`."""
         if work is not None and work.pid:
-            await self._aside(self._dialect.interrupt, work.pid)
+            await self._aside(interrupt, self._dialect, work)
 
     async def commit_prepared(self, gid: Gid, token: str) -> Finish:
         """See `txrpc.resource.Resource.commit_prepared`."""
@@ -178,23 +190,36 @@ class AsyncResourceManager:
 
     # --------------------------------------------------------------------------------------------------- under it
 
-    async def _let_go(self, work: BranchWork) -> None:
+    async def _let_go(self, work: BranchWork, spoiled: bool = False) -> None:
         """Return the connection to its pool, which rolls back whatever is still open on it.  Never raises."""
         work.ours = True
         with suppress(Exception):
-            if work.doom is not None:
-                # Its user has ended SQLAlchemy's transaction, which now would return the connection as it is.
+            if spoiled or work.doom is not None:
+                # Doomed: its user has ended SQLAlchemy's transaction, which now would return the connection as it is.
                 await work.connection.invalidate()
             await work.connection.run_sync(self._guard.release)
         with suppress(Exception):
             await work.connection.close()
 
+    async def _how_it_ended(self, work: BranchWork, token: str) -> OnePhaseResult:
+        """The connection broke during COMMIT."""
+        await self._let_go(work, spoiled=True)
+        if not token:
+            await self._make_sure_it_is_gone(work.pid)
+            return OnePhaseResult.COMMITTED
+        return await arun(learn(self.one_phase_result, self._break_off, asyncio.sleep, token, work.pid))
+
+    async def _break_off(self, pid: int) -> None:
+        await self._aside(self._dialect.interrupt, pid)
+
     async def _make_sure_it_is_gone(self, pid: int) -> None:
-        """A lost connection's backend may still be executing what it was told last."""
+        """A lost connection's backend may still be executing what it was told last, or wait for more and hold its locks."""
+        if not pid:
+            return
         try:
             for pause_s in (0.0, 0.05, 0.1, 0.2, 0.5, 1.0):
                 await asyncio.sleep(pause_s)
-                await self._aside(self._dialect.interrupt, pid)
+                await self._break_off(pid)
                 if await self._aside(self._dialect.wait_until_gone, pid):
                     return
         except Exception:

@@ -12,11 +12,19 @@ from txrpc.sql.common import TRUTH_BACKOFF_S
 __all__ = ["learn"]
 
 
-def learn(ask: Callable[[str], Any], sleep: Callable[[float], Any], token: str) -> Flow[OnePhaseResult]:
-    """Ask for *token* until there is an answer; UNKNOWN after half a minute without the database."""
+def learn(
+    ask: Callable[[str], Any], break_off: Callable[[int], Any], sleep: Callable[[float], Any], token: str, pid: int
+) -> Flow[OnePhaseResult]:
+    """Ask for *token* until there is an answer; UNKNOWN after half a minute without the database.
+
+    A transaction that is still in progress may never have heard of its COMMIT, nor that its client is gone: its backend *pid* is
+    broken off, which settles it one way or the other.  (In progress, its backend lives, so *pid* is nobody else's.)
+    """
     for pause_s in TRUTH_BACKOFF_S:
         try:
             result: OnePhaseResult | None = yield ask, (token,)
+            if result is None:
+                yield break_off, (pid,)
         except Exception:
             result = None  # the database is not back yet
         if result is not None:

@@ -1,0 +1,65 @@
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import sqlalchemy as sa
+
+import txrpc.sql
+from tests.postgres import Server, start_servers
+from tests.runtime.conftest import NoSession
+from tests.sql.kit import Make, numbers
+from txrpc.runtime.manager import Manager
+from txrpc.runtime.scope import set_default_manager
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[Server]:
+    (server,) = start_servers(1)
+    yield server
+    server.stop()
+
+
+@pytest.fixture
+def url(server: Server) -> Iterator[str]:
+    name = f"verbs{next(numbers)}"
+    url = server.create_database(name)
+    server.execute("CREATE TABLE row (name text PRIMARY KEY, value int)", name)
+    yield url
+    for (gid,) in server.execute(f"SELECT gid FROM pg_prepared_xacts WHERE database = '{name}'"):
+        quoted = gid.replace("'", "''")
+        server.execute(f"ROLLBACK PREPARED '{quoted}'", name)
+    server.execute(f"DROP DATABASE {name} WITH (FORCE)")
+
+
+@pytest.fixture(params=["psycopg", "psycopg2"])
+def driver(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+@pytest.fixture
+def make(url: str) -> Iterator[Make]:
+    """``make(driver, **engine_options)``: a resource manager on the fresh database."""
+    made: list[txrpc.sql.ResourceManager] = []
+
+    def one(driver: str = "psycopg", at: Any = url, **options: Any) -> txrpc.sql.ResourceManager:
+        engine = sa.create_engine(sa.make_url(at).set(drivername=f"postgresql+{driver}"), **options)
+        made.append(txrpc.sql.ResourceManager("bank", engine))
+        return made[-1]
+
+    yield one
+    for resource in made:
+        resource.close()
+        resource.engine.dispose()
+
+
+@pytest.fixture
+def bank(make: Make) -> Iterator[txrpc.sql.ResourceManager]:
+    """A resource with a manager around it, so that transactions work; no coordinator."""
+    resource = make()
+    manager = Manager("default", [resource])
+    manager.start(NoSession())
+    set_default_manager("txrpc", manager, on=True)
+    yield resource
+    manager.close()

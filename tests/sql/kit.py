@@ -1,0 +1,112 @@
+"""What the tests of the resource managers share: a table, identifiers, and a server's end that can be cut off."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import os
+import socket
+import threading
+from collections.abc import Callable
+from types import TracebackType
+from typing import Any, Self
+
+import sqlalchemy as sa
+from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
+
+import txrpc.sql
+from txrpc.ids import BranchId, Epoch, Gid, ParticipantId, Xid
+
+__all__ = ["Base", "Make", "Proxy", "Row", "gid", "insert", "rows"]
+
+numbers = itertools.count(1)
+Make = Callable[..., txrpc.sql.ResourceManager]
+
+
+class Base(DeclarativeBase):
+    pass
+
+
+class Row(Base):
+    __tablename__ = "row"
+    name: Mapped[str] = mapped_column(primary_key=True)
+    value: Mapped[int]
+
+
+def gid(number: int | None = None, **changes: Any) -> Gid:
+    branch = BranchId((next(numbers) if number is None else number).to_bytes(8, "big"))
+    fields: dict[str, Any] = {"group": "default", "node": "c1", "epoch": Epoch.make(1, 1), "resource": "bank"}
+    fields |= changes
+    return Gid(xid=Xid(os.urandom(16)), branch=branch, participant=ParticipantId(bytes(8)), **fields)
+
+
+def insert(work: Any, name: str = "a") -> None:
+    work.connection.execute(sa.text("INSERT INTO row VALUES (:n, 1)"), {"n": name})
+
+
+def rows(resource: txrpc.sql.ResourceManager) -> list[str]:
+    with resource.engine.connect() as connection:
+        return list(connection.scalars(sa.text("SELECT name FROM row ORDER BY name")))
+
+
+class Proxy:
+    """Stands between a client and its server, on a port of its own.
+
+    `cut` tells the clients that their connections are gone; the server's ends stay open, as after a failure of the network.
+    While `mute` is set nothing that the server says gets through; while `deaf` is set, nothing that clients say.
+    *pid*: the process id that clients are told instead of their backend's, as a connection pooler would.
+    """
+
+    def __init__(self, host: str, port: int, pid: int | None = None) -> None:
+        self._target = (host, port)
+        self._pid = pid
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self.port: int = self._listener.getsockname()[1]
+        self.mute = threading.Event()
+        self.deaf = threading.Event()
+        self._clients: list[socket.socket] = []
+        self._servers: list[socket.socket] = []
+        threading.Thread(target=self._accept, daemon=True).start()
+
+    def url(self, url: str) -> sa.URL:
+        """*url* through the proxy."""
+        return sa.make_url(url).set(host="127.0.0.1", port=self.port)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, _type: type[BaseException] | None, _value: BaseException | None, _trace: TracebackType | None
+    ) -> None:
+        for end in (self._listener, *self._clients, *self._servers):
+            with contextlib.suppress(OSError):
+                end.shutdown(socket.SHUT_RDWR)
+            end.close()
+
+    def cut(self) -> None:
+        for client in self._clients:
+            with contextlib.suppress(OSError):
+                client.shutdown(socket.SHUT_RDWR)
+
+    def _accept(self) -> None:
+        with contextlib.suppress(OSError):
+            while True:
+                client, _ = self._listener.accept()
+                server = socket.create_connection(self._target)
+                self._clients.append(client)
+                self._servers.append(server)
+                threading.Thread(target=self._pump, args=(client, server, self.deaf), daemon=True).start()
+                threading.Thread(target=self._pump, args=(server, client, self.mute), daemon=True).start()
+
+    def _pump(self, source: socket.socket, sink: socket.socket, lost: threading.Event) -> None:
+        with contextlib.suppress(OSError):
+            while data := source.recv(65536):
+                if not lost.is_set():
+                    sink.sendall(self._disguise(data))
+            if source in self._servers:
+                sink.shutdown(socket.SHUT_RDWR)
+
+    def _disguise(self, data: bytes) -> bytes:
+        if self._pid is None or (at := data.find(b"K\x00\x00\x00\x0c")) < 0:
+            return data
+        return data[: at + 5] + self._pid.to_bytes(4, "big") + data[at + 9 :]

@@ -1,0 +1,320 @@
+"""The asynchronous resource manager on a real PostgreSQL, with both asyncio drivers."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+from collections.abc import AsyncIterator, Callable, Coroutine
+from typing import Any
+
+import pytest
+import sqlalchemy as sa
+from sqlalchemy.exc import DBAPIError, PendingRollbackError
+from sqlalchemy.ext.asyncio import create_async_engine
+
+import txrpc.sql
+from tests.postgres import Server
+from tests.runtime.conftest import AioNoSession
+from tests.sql.kit import Proxy, Row, gid
+from txrpc.errors import AbortCode, ConfigurationError, IllegalState, ResourceUnavailable, TransactionAborted
+from txrpc.protocol.messages import Finish, OnePhaseResult
+from txrpc.resource import Prepared, ReadOnly
+from txrpc.runtime import transactional, transactional_aio
+from txrpc.runtime.manager_aio import AioManager
+from txrpc.runtime.scope import set_default_manager
+
+transaction = transactional_aio.transaction
+AioMake = Callable[..., txrpc.sql.AsyncResourceManager]
+IDLE = "SELECT count(*) FROM pg_stat_activity WHERE datname = %s AND state LIKE 'idle in transaction%%'"
+SLOW = (
+    "CREATE FUNCTION slow() RETURNS trigger LANGUAGE plpgsql AS $$BEGIN PERFORM pg_sleep(1); RETURN NULL; END$$;"
+    "CREATE CONSTRAINT TRIGGER slow AFTER INSERT ON row DEFERRABLE INITIALLY DEFERRED FOR EACH ROW EXECUTE FUNCTION slow()"
+)
+
+
+@pytest.fixture(params=["asyncpg", "psycopg"])
+def driver(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+@pytest.fixture
+async def make(url: str, driver: str) -> AsyncIterator[AioMake]:
+    """``make(**engine_options)``: a resource manager on the fresh database."""
+    made: list[txrpc.sql.AsyncResourceManager] = []
+
+    def one(at: Any = url, **options: Any) -> txrpc.sql.AsyncResourceManager:
+        engine = create_async_engine(sa.make_url(at).set(drivername=f"postgresql+{driver}"), **options)
+        made.append(txrpc.sql.AsyncResourceManager("bank", engine))
+        return made[-1]
+
+    yield one
+    for resource in made:
+        await resource.close()
+        await resource.engine.dispose()
+
+
+@pytest.fixture
+async def bank(make: AioMake) -> AsyncIterator[txrpc.sql.AsyncResourceManager]:
+    """A resource with a manager around it, so that transactions work; no coordinator."""
+    resource = make()
+    manager = AioManager("default", [resource])
+    await manager.start(AioNoSession())
+    set_default_manager("txrpc.aio", manager, on=True)
+    yield resource
+    await manager.close()
+
+
+async def insert(work: Any, name: str = "a") -> None:
+    await work.connection.execute(sa.text("INSERT INTO row VALUES (:n, 1)"), {"n": name})
+
+
+async def rows(resource: txrpc.sql.AsyncResourceManager) -> list[str]:
+    async with resource.engine.connect() as connection:
+        return list(await connection.scalars(sa.text("SELECT name FROM row ORDER BY name")))
+
+
+async def nothing(_token: str) -> None:
+    pass
+
+
+async def a_little_later(work: Coroutine[Any, Any, Any]) -> Any:
+    await asyncio.sleep(0.3)
+    return await work
+
+
+# -------------------------------------------------------------------------------------------------------------- the verbs
+
+
+async def test_every_verb_leaves_the_pools_clean(make: AioMake, server: Server) -> None:
+    resource, branch = make(pool_size=1, max_overflow=0), gid()
+    assert (await resource.start()).kind == "postgresql"
+    for number in range(3):
+        work = await resource.begin(False)
+        await insert(work, str(number))
+        branch = gid()
+        prepared = await resource.prepare(work, branch)
+        assert isinstance(prepared, Prepared)
+        assert [found for found, _ in await resource.in_doubt("default")] == [branch]
+        assert await resource.commit_prepared(branch, prepared.token) is Finish.DONE
+        assert await resource.commit_prepared(branch, prepared.token) is Finish.DONE
+        assert await resource.rollback_prepared(branch, prepared.token) is Finish.HEURISTIC
+        assert await resource.one_phase_result(prepared.token) is OnePhaseResult.COMMITTED
+    assert server.execute(IDLE, parameters=(resource.engine.url.database,)) == [(0,)]
+    assert await rows(resource) == ["0", "1", "2"]
+
+
+async def test_nothing_written_is_read_only_and_read_only_refuses_to_write(make: AioMake) -> None:
+    resource = make()
+    work = await resource.begin(False)
+    await work.connection.execute(sa.text("SELECT * FROM row"))
+    assert isinstance(await resource.prepare(work, gid()), ReadOnly)
+    work = await resource.begin(True)
+    with pytest.raises(DBAPIError) as caught:
+        await insert(work)
+    assert "25006" in str(resource.classify(caught.value))
+    await resource.rollback(work)
+
+
+async def test_a_failed_transaction_is_never_prepared(make: AioMake) -> None:
+    resource = make()
+    work = await resource.begin(False)
+    await insert(work)
+    with pytest.raises(DBAPIError):
+        await work.connection.execute(sa.text("SELECT 1/0"))
+    with pytest.raises(DBAPIError):
+        await resource.prepare(work, gid())
+    await resource.rollback(work)
+    assert await resource.in_doubt("default") == []
+
+
+async def test_reasons_hold_no_values(make: AioMake) -> None:
+    resource = make()
+    work = await resource.begin(False)
+    with pytest.raises(DBAPIError) as caught:
+        await work.connection.execute(sa.text("INSERT INTO row VALUES ('a', :v)"), {"v": "hunter2"})
+    reason = resource.classify(caught.value)
+    assert reason is not None
+    assert reason.code is AbortCode.STATEMENT_FAILED
+    assert "hunter2" not in reason.text
+    await resource.rollback(work)
+
+
+async def test_out_of_reach(driver: str) -> None:
+    engine = create_async_engine(f"postgresql+{driver}://u:secret@127.0.0.1:1/x")
+    resource = txrpc.sql.AsyncResourceManager("bank", engine)
+    with pytest.raises(ResourceUnavailable, match="'bank' is out of reach") as caught:
+        await resource.start()
+    assert "secret" not in str(caught.value)
+    with pytest.raises(ConfigurationError, match="AsyncEngine, not Engine"):
+        txrpc.sql.AsyncResourceManager("bank", engine.sync_engine)  # type: ignore[arg-type]
+
+
+async def test_an_exhausted_pool_says_what_to_change(make: AioMake) -> None:
+    resource = make(pool_size=1, max_overflow=0, pool_timeout=0.2)
+    work = await resource.begin(False)
+    with pytest.raises(ResourceUnavailable, match="pool_size=1, max_overflow=0"):
+        await resource.begin(False)
+    await resource.rollback(work)
+
+
+async def test_rule_11_interrupt_frees_locks(make: AioMake) -> None:
+    resource = make()
+    holder, waiter = await resource.begin(False), await resource.begin(False)
+    await insert(holder)
+    waiting = asyncio.create_task(insert(waiter))
+    await a_little_later(resource.interrupt(waiter))
+    with pytest.raises(DBAPIError) as caught:
+        await asyncio.wait_for(waiting, 10)
+    reason = resource.classify(caught.value)
+    assert reason is not None
+    assert reason.code is AbortCode.RESOURCE_UNAVAILABLE
+    await resource.rollback(waiter)
+    await resource.rollback(holder)
+
+
+# ------------------------------------------------------------------------------------------------ a connection that breaks
+
+
+async def test_rule_8_what_follows_a_lost_connection_is_not_taken_for_the_branch(make: AioMake, server: Server) -> None:
+    resource = make()
+    work = await resource.begin(False)
+    await insert(work, "lost")
+    server.execute(f"SELECT pg_terminate_backend({work.pid})")
+    with pytest.raises(DBAPIError):
+        await insert(work, "x")
+    await work.connection.rollback()
+    await insert(work, "kept")
+    with pytest.raises(ResourceUnavailable, match="lost"):
+        await resource.prepare(work, gid())
+    await resource.rollback(work)
+    assert await rows(resource) == []
+
+
+async def test_a_cancelled_statement_takes_its_branch_with_it(
+    bank: txrpc.sql.AsyncResourceManager, server: Server
+) -> None:
+    """The block goes on after a time-out of its own, and would commit what is left."""
+    with pytest.raises(TransactionAborted, match="cancelled"):
+        async with transaction(), bank.connection() as connection:
+            await connection.execute(sa.text("INSERT INTO row VALUES ('a', 1)"))
+            with pytest.raises(TimeoutError):
+                async with asyncio.timeout(0.2):
+                    await connection.execute(sa.text("SELECT pg_sleep(30)"))
+            with pytest.raises(PendingRollbackError):
+                await connection.execute(sa.text("INSERT INTO row VALUES ('b', 1)"))
+    assert await rows(bank) == []
+    assert server.execute("SELECT count(*) FROM pg_stat_activity WHERE query LIKE 'SELECT pg_sleep(30)%'") == [(0,)]
+
+
+async def test_rule_13_a_commit_that_was_broken_off_is_asked_about(make: AioMake, server: Server) -> None:
+    resource = make()
+    server.execute(SLOW, resource.engine.url.database or "")
+    work = await resource.begin(False)
+    await insert(work)
+    committing = asyncio.create_task(resource.commit_one_phase(work, nothing))
+    await asyncio.sleep(0.3)
+    server.execute(f"SELECT pg_terminate_backend({work.pid})")
+    assert await committing is OnePhaseResult.ABORTED
+    assert await rows(resource) == []
+
+
+async def test_rule_13_a_commit_whose_answer_never_came_is_committed(make: AioMake, driver: str, url: str) -> None:
+    """Here the driver itself gives up (asyncpg's ``command_timeout``) or the network does."""
+    target = sa.make_url(url)
+    with Proxy(target.host or "", target.port or 5432) as proxy:
+        options = {"connect_args": {"command_timeout": 1.5}} if driver == "asyncpg" else {}
+        resource, direct = make(), make(at=proxy.url(url), **options)
+        work = await direct.begin(False)
+        await insert(work)
+
+        async def mute(_token: str) -> None:
+            proxy.mute.set()
+            threading.Thread(target=restore).start()
+
+        def restore() -> None:
+            time.sleep(3.0 if driver == "asyncpg" else 0.5)
+            proxy.mute.clear()
+            if driver != "asyncpg":
+                proxy.cut()
+
+        assert await direct.commit_one_phase(work, mute) is OnePhaseResult.COMMITTED
+        assert await rows(resource) == ["a"]
+
+
+# --------------------------------------------------------------------------------------------------- sessions, connections
+
+
+async def test_session_and_connection_share_the_branch_and_are_flushed(bank: txrpc.sql.AsyncResourceManager) -> None:
+    async with transaction():
+        async with bank.session() as session:
+            session.add(Row(name="a", value=1))
+        async with bank.connection() as connection:
+            assert await connection.scalar(sa.text("SELECT count(*) FROM row")) == 1
+        assert await rows(bank) == []
+    assert await rows(bank) == ["a"]
+    async with bank.session() as session:  # outside, an ordinary one
+        session.add(Row(name="b", value=1))
+    with pytest.raises(KeyError):
+        async with bank.connection() as connection:
+            await connection.execute(sa.text("INSERT INTO row VALUES ('c', 1)"))
+            raise KeyError
+    assert await rows(bank) == ["a", "b"]
+
+
+async def test_ending_it_by_hand(bank: txrpc.sql.AsyncResourceManager) -> None:
+    for kind, match in (("session", "flushed at the end"), ("connection", "leave the block")):
+        with pytest.raises(IllegalState, match=match):
+            async with transaction(), getattr(bank, kind)() as user:
+                await user.execute(sa.text("INSERT INTO row VALUES ('a', 1)"))
+                await user.commit()
+        with pytest.raises(IllegalState, match="COMMIT inside"):
+            async with transaction(), getattr(bank, kind)() as user:
+                await user.execute(sa.text("INSERT INTO row VALUES ('a', 1)"))
+                await user.execute(sa.text("COMMIT"))
+        with pytest.raises(TransactionAborted, match="rollback"):
+            async with transaction(), getattr(bank, kind)() as user:
+                await user.execute(sa.text("INSERT INTO row VALUES ('a', 1)"))
+                await user.rollback()
+    assert await rows(bank) == []
+
+
+async def test_savepoints_save_what_failed(bank: txrpc.sql.AsyncResourceManager) -> None:
+    async with transaction(), bank.session() as session:
+        session.add(Row(name="a", value=1))
+        await session.flush()
+        with pytest.raises(DBAPIError):
+            async with session.begin_nested():
+                await session.execute(sa.text("INSERT INTO row VALUES ('a', 2)"))
+        async with session.begin_nested():
+            session.add(Row(name="b", value=2))
+    assert await rows(bank) == ["a", "b"]
+
+
+async def test_the_two_colours_do_not_mix(bank: txrpc.sql.AsyncResourceManager, url: str) -> None:
+    """A synchronous handler on an asyncio server may try."""
+    other = txrpc.sql.ResourceManager("bank", sa.create_engine(url))
+    with pytest.raises(IllegalState, match=r"asyncio program: use txrpc\.sql\.AsyncResourceManager"):
+        async with transaction():
+            with other.session():
+                pass
+    other.close()
+    other.engine.dispose()
+
+
+async def test_nor_the_other_way_round(bank: txrpc.sql.AsyncResourceManager, url: str) -> None:
+    from tests.runtime.conftest import NoSession
+    from txrpc.runtime.manager import Manager
+
+    other = txrpc.sql.ResourceManager("bank", sa.create_engine(url))
+    manager = Manager("default", [other])
+    manager.start(NoSession())
+    set_default_manager("txrpc", manager, on=True)
+    try:
+        with pytest.raises(IllegalState, match=r"synchronous program: use txrpc\.sql\.ResourceManager"):
+            with transactional.transaction():
+                async with bank.connection():
+                    pass
+    finally:
+        manager.close()
+        other.engine.dispose()

@@ -1,0 +1,278 @@
+"""What users, drivers and networks do to a branch, and what must not come of it."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterator
+
+import pytest
+import sqlalchemy as sa
+from sqlalchemy.exc import DBAPIError
+
+import txrpc.sql
+from tests.postgres import Server, needs_own_server
+from tests.sql.kit import Make, Proxy, gid, insert, rows
+from txrpc.errors import AbortCode, IllegalState, ResourceUnavailable, TransactionAborted
+from txrpc.protocol.messages import Finish, OnePhaseResult
+from txrpc.resource import Prepared
+from txrpc.runtime.transactional import transaction
+from txrpc.testing.postgres import PostgresServer
+
+
+@pytest.fixture
+def proxy(url: str) -> Iterator[Proxy]:
+    target = sa.make_url(url)
+    with Proxy(target.host or "", target.port or 5432) as proxy:
+        yield proxy
+
+
+def wait_for(condition: object, timeout_s: float = 10.0) -> None:
+    until = time.monotonic() + timeout_s
+    while not condition():  # type: ignore[operator]
+        assert time.monotonic() < until, "it took too long"
+        time.sleep(0.02)
+
+
+# ------------------------------------------------------------------------------------------------ a connection that breaks
+
+
+@pytest.mark.parametrize("verb", ["prepare", "commit"])
+def test_rule_8_what_follows_a_lost_connection_is_not_taken_for_the_branch(
+    make: Make, driver: str, server: Server, verb: str
+) -> None:
+    """SQLAlchemy reconnects after rollback(); that is another transaction, without what was done before."""
+    resource = make(driver)
+    work = resource.begin(False)
+    insert(work, "lost")
+    server.execute(f"SELECT pg_terminate_backend({work.pid})")
+    with pytest.raises(DBAPIError):
+        insert(work, "x")
+    work.connection.rollback()
+    insert(work, "kept")
+    with pytest.raises(ResourceUnavailable, match="lost"):
+        if verb == "prepare":
+            resource.prepare(work, gid())
+        else:
+            resource.commit_one_phase(work, lambda _token: None)
+    resource.rollback(work)
+    assert rows(resource) == []
+    assert resource.in_doubt("default") == []
+
+
+@pytest.mark.parametrize("kind", ["session", "connection"])
+def test_a_lost_connection_whose_error_was_swallowed_dooms_the_transaction(
+    bank: txrpc.sql.ResourceManager, server: Server, kind: str
+) -> None:
+    with pytest.raises(TransactionAborted) as caught, transaction():
+        with getattr(bank, kind)() as user:
+            user.execute(sa.text("INSERT INTO row VALUES ('a', 1)"))
+            pid = user.scalar(sa.text("SELECT pg_backend_pid()"))
+            server.execute(f"SELECT pg_terminate_backend({pid})")
+            with pytest.raises(DBAPIError):
+                user.execute(sa.text("SELECT 1"))
+            user.rollback()
+            user.execute(sa.text("INSERT INTO row VALUES ('b', 1)"))
+    assert caught.value.reason.code is AbortCode.RESOURCE_UNAVAILABLE
+    assert caught.value.reason.retryable
+    assert rows(bank) == []
+
+
+def test_rule_13_a_commit_that_the_network_swallowed_is_ended_and_its_locks_are_free(
+    make: Make, driver: str, url: str, proxy: Proxy
+) -> None:
+    """The server never hears of the COMMIT, nor that its client has gone: left alone, it would hold its locks for hours."""
+    resource, direct = make(driver), make(driver, at=proxy.url(url))
+    work = direct.begin(False)
+    insert(work)
+
+    def cut(_token: str) -> None:
+        proxy.deaf.set()
+        threading.Timer(0.3, restore).start()
+
+    def restore() -> None:
+        proxy.cut()
+        proxy.deaf.clear()
+
+    began = time.monotonic()
+    assert direct.commit_one_phase(work, cut) is OnePhaseResult.ABORTED
+    assert time.monotonic() - began < 10
+    insert(again := resource.begin(False))
+    resource.rollback(again)
+
+
+def test_rule_13_a_commit_whose_answer_the_network_swallowed_is_committed(
+    make: Make, driver: str, url: str, proxy: Proxy
+) -> None:
+    resource, direct = make(driver), make(driver, at=proxy.url(url))
+    work = direct.begin(False)
+    insert(work)
+
+    def cut(_token: str) -> None:
+        proxy.mute.set()
+        threading.Thread(target=restore).start()
+
+    def restore() -> None:
+        wait_for(lambda: rows(resource) == ["a"])
+        proxy.cut()
+        proxy.mute.clear()
+
+    assert direct.commit_one_phase(work, cut) is OnePhaseResult.COMMITTED
+    assert rows(resource) == ["a"]
+
+
+def test_a_prepare_that_the_network_swallowed_never_happens_later(
+    make: Make, driver: str, url: str, proxy: Proxy, server: Server
+) -> None:
+    resource, direct, branch = make(driver), make(driver, at=proxy.url(url)), gid()
+    server.execute(
+        "CREATE FUNCTION slow() RETURNS trigger LANGUAGE plpgsql AS $$BEGIN PERFORM pg_sleep(2); RETURN NULL; END$$;"
+        "CREATE CONSTRAINT TRIGGER slow AFTER INSERT ON row DEFERRABLE INITIALLY DEFERRED FOR EACH ROW EXECUTE FUNCTION slow()",
+        resource.engine.url.database or "",
+    )
+    work = direct.begin(False)
+    insert(work)
+    threading.Timer(0.4, proxy.cut).start()  # while PREPARE is in the trigger
+    with pytest.raises(DBAPIError):
+        direct.prepare(work, branch)
+    direct.rollback(work)
+    assert direct.rollback_prepared(branch, "") is Finish.ABSENT
+    time.sleep(2)
+    assert resource.in_doubt("default") == []
+
+
+def test_behind_a_pooler_that_hides_backends_a_branch_can_still_be_broken_off(
+    make: Make, url: str, server: Server
+) -> None:
+    target = sa.make_url(url)
+    with Proxy(target.host or "", target.port or 5432, pid=2**31 - 1) as pooler:
+        resource = make(at=pooler.url(url))
+        resource.start()
+        work = resource.begin(False)
+        assert server.execute(f"SELECT count(*) FROM pg_stat_activity WHERE pid = {work.pid}") == [(1,)]
+        insert(work)
+        resource.interrupt(work)
+        wait_for(lambda: server.execute(f"SELECT count(*) FROM pg_stat_activity WHERE pid = {work.pid}") == [(0,)])
+        resource.rollback(work)
+
+
+def test_interrupting_a_branch_that_has_ended_hurts_nobody(make: Make) -> None:
+    """Its connection may be another branch's by now."""
+    resource = make(pool_size=1, max_overflow=0)
+    ended = resource.begin(False)
+    insert(ended, "ended")
+    resource.rollback(ended)
+    innocent = resource.begin(False)
+    assert innocent.pid == ended.pid
+    resource.interrupt(ended)
+    insert(innocent, "innocent")
+    assert resource.commit_one_phase(innocent, lambda _token: None) is OnePhaseResult.COMMITTED
+    assert rows(resource) == ["innocent"]
+
+
+# ------------------------------------------------------------------------------------------------------------ SQL by hand
+
+
+ENDING = [
+    "COMMIT",
+    "commit and chain",
+    " /* really */ END",
+    "-- now\nROLLBACK",
+    "ABORT WORK",
+    "PREPARE TRANSACTION 'mine'",
+    "ROLLBACK PREPARED 'mine'",
+]
+
+
+@pytest.mark.parametrize("statement", ENDING)
+@pytest.mark.parametrize("kind", ["session", "connection"])
+def test_the_end_of_the_transaction_as_sql_is_refused(
+    bank: txrpc.sql.ResourceManager, kind: str, statement: str
+) -> None:
+    with pytest.raises(TransactionAborted), transaction():
+        with pytest.raises(IllegalState, match="inside a transaction"), getattr(bank, kind)() as user:
+            user.execute(sa.text("INSERT INTO row VALUES ('a', 1)"))
+            user.execute(sa.text(statement))
+    assert rows(bank) == []
+
+
+def test_savepoints_as_sql_are_fine(bank: txrpc.sql.ResourceManager) -> None:
+    with transaction(), bank.connection() as connection:
+        connection.execute(sa.text("SAVEPOINT s"))
+        connection.execute(sa.text("INSERT INTO row VALUES ('a', 1)"))
+        connection.execute(sa.text("ROLLBACK TO SAVEPOINT s"))
+        connection.execute(sa.text("INSERT INTO row VALUES ('b', 1)"))
+        connection.execute(sa.text("ROLLBACK WORK TO s"))
+        connection.execute(sa.text("INSERT INTO row VALUES ('c', 1)"))
+        connection.execute(sa.text("RELEASE SAVEPOINT s"))
+        connection.execute(sa.text("PREPARE commit_it AS SELECT 1"))
+    assert rows(bank) == ["c"]
+
+
+def test_outside_a_transaction_it_is_nobodys_business(bank: txrpc.sql.ResourceManager) -> None:
+    with bank.engine.connect() as connection:
+        connection.execute(sa.text("INSERT INTO row VALUES ('a', 1)"))
+        connection.execute(sa.text("COMMIT"))
+        connection.rollback()
+    assert rows(bank) == ["a"]
+
+
+# ------------------------------------------------------------------------------------------------------------ the reasons
+
+
+def test_a_mistake_that_the_driver_finds_is_the_statements(make: Make) -> None:
+    """No SQLSTATE, and the connection is fine: running it again will not help."""
+    resource = make()
+    work = resource.begin(False)
+    with pytest.raises(DBAPIError) as caught:
+        work.connection.exec_driver_sql("SELECT %s", ("hunter2", "more"))
+    reason = resource.classify(caught.value)
+    assert reason is not None
+    assert reason.code is AbortCode.STATEMENT_FAILED
+    assert "hunter2" not in reason.text
+    resource.rollback(work)
+
+
+def test_an_unsupported_feature_is_not_a_refusal_to_prepare(make: Make) -> None:
+    resource = make()
+    work = resource.begin(False)
+    with pytest.raises(DBAPIError) as caught:
+        work.connection.exec_driver_sql("ALTER TABLE row ALTER name TYPE text USING (name IN (SELECT 'a'))")
+    reason = resource.classify(caught.value)
+    assert reason is not None
+    assert reason.code is AbortCode.STATEMENT_FAILED
+    assert "0A000" in reason.text
+    resource.rollback(work)
+
+
+@needs_own_server
+def test_no_room_for_one_more_prepared_transaction_may_be_retried() -> None:
+    with PostgresServer.start_new(max_prepared_transactions=1) as server:
+        server.execute("CREATE TABLE row (name text PRIMARY KEY, value int)")
+        resource, branch = txrpc.sql.ResourceManager("bank", sa.create_engine(server.url())), gid()
+        first, second = resource.begin(False), resource.begin(False)
+        insert(first, "1")
+        insert(second, "2")
+        assert isinstance(resource.prepare(first, branch), Prepared)
+        with pytest.raises(DBAPIError) as caught:
+            resource.prepare(second, gid())
+        reason = resource.classify(caught.value)
+        assert reason is not None
+        assert reason.code is AbortCode.RESOURCE_UNAVAILABLE
+        assert "maximum number of prepared transactions" in reason.text
+        resource.rollback(second)
+        assert resource.rollback_prepared(branch, "") is Finish.DONE
+        resource.close()
+        resource.engine.dispose()
+
+
+def test_a_statement_that_took_too_long_is_the_statements(make: Make) -> None:
+    resource = make(connect_args={"options": "-c statement_timeout=100"})
+    work = resource.begin(False)
+    with pytest.raises(DBAPIError) as caught:
+        work.connection.exec_driver_sql("SELECT pg_sleep(5)")
+    reason = resource.classify(caught.value)
+    assert reason is not None
+    assert reason.code is AbortCode.STATEMENT_FAILED
+    assert "statement timeout" in reason.text
+    resource.rollback(work)
