@@ -358,7 +358,7 @@ async def test_cancellations_at_any_moment_leave_nothing_behind(aworld: AioWorld
     roots = [root for _ in range(20) for root in await asyncio.gather(*map(once, range(8)))]
     await auntil(lambda: all(handle.lefts == 1 for handle in called.handles))
     calls = [call for root in roots for call in root.calls]
-    # None: grpc.aio had not begun to read a stream when it was given up, and lets it run on.  A commit finds it in flight.
+    # None: grpc.aio lets a call run on if its caller is cancelled in the moment that it is made.  A commit finds it in flight.
     assert {"lost", "replied"} <= {call.end for call in calls} <= {"lost", "replied", None}
     for call in calls:
         assert call.branches == ({"stock"} if call.end == "replied" else set())

@@ -19,7 +19,7 @@ from txrpc.rpc.ports import Handle, Joiner
 from txrpc.rpc.shared import Ending, bound, ending_of, refusal_of, trailing_of
 from txrpc.wire.metadata import find_context
 
-__all__ = ["ServerInterceptor", "behaviour_of", "close", "replaced"]
+__all__ = ["ServerInterceptor", "behaviour_of", "replaced"]
 
 
 class ServerInterceptor(grpc.ServerInterceptor):  # type: ignore[type-arg]
@@ -62,13 +62,6 @@ def replaced(handler: Any, behaviour: Any) -> Any:
     return make(behaviour, handler.request_deserializer, handler.response_serializer)
 
 
-def close(handle: Handle, responses: Any) -> None:
-    """Let an abandoned generator of the user's run its end, in its transaction; what is no generator has none."""
-    if hasattr(responses, "close"):
-        with bind(handle):
-            responses.close()
-
-
 def _unary(behaviour: Any, joiner: Joiner, transaction: TransactionContext) -> Any:
     def call(request: Any, context: Any) -> Any:
         handle = _join(joiner, transaction, context)
@@ -94,7 +87,7 @@ def _streaming(behaviour: Any, joiner: Joiner, transaction: TransactionContext) 
             yield from bound(handle, responses)
         except BaseException as error:
             try:
-                close(handle, responses)
+                _close(handle, responses)
             finally:
                 _end(handle, context, error)
             raise
@@ -126,6 +119,13 @@ def _finish(context: Any, ending: Ending) -> None:
     context.set_trailing_metadata(trailing_of(context.trailing_metadata(), ending.trailing))
     if ending.code is not None:
         context.abort(ending.code, ending.details)
+
+
+def _close(handle: Handle, responses: Any) -> None:
+    """Let an abandoned generator of the user's run its end, in its transaction; what is no generator has none."""
+    if hasattr(responses, "close"):
+        with bind(handle):
+            responses.close()
 
 
 def _refusing(error: TxrpcError, streaming: bool) -> Any:
