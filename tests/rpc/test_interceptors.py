@@ -27,7 +27,7 @@ from .interceptor_kit import (
     trailing_of,
     use,
 )
-from .recorder import OWNER, Handle, Recorder
+from .recorder import OWNER, Handle, Recorder, until
 
 
 @pytest.mark.parametrize("shape", SHAPES)
@@ -227,6 +227,43 @@ def test_users_interceptors_and_metadata_are_kept(world: World) -> None:
     assert BRANCHES_KEY in trailing
     assert (outer.codes, inner.codes) == ([grpc.StatusCode.OK], [grpc.StatusCode.OK])
     assert root.call.branches == {"stock"}
+
+
+class Careless(grpc.ServerInterceptor):  # type: ignore[type-arg]
+    """A user's server interceptor that replaces what was there."""
+
+    def intercept_service(self, continuation: Any, handler_call_details: Any) -> Any:
+        inner = continuation(handler_call_details).unary_unary
+
+        def call(request: bytes, context: Any) -> bytes:
+            response: bytes = inner(request, context)
+            context.set_trailing_metadata((("mine", "only"),))
+            return response
+
+        return grpc.unary_unary_rpc_method_handler(call)
+
+
+@pytest.mark.parametrize("first", [False, True])
+def test_an_interceptor_that_throws_the_report_away_is_complained_of(
+    world: World, first: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    root = Handle()
+    careless = [Careless()]
+    address = world.serve(
+        Recorder(),
+        before=careless if first else [],
+        after=[] if first else careless,
+        unary_unary=behaviour("unary_unary", echo_using("stock")),
+    )
+    stub = world.dial(address)
+    with bind(root):
+        _, call = stub.unary_unary.with_call(b"x")
+    assert trailing_of(call)["mine"] == "only"
+    if first:
+        until(lambda: "give txrpc's server interceptors first" in caplog.text)
+    else:
+        assert root.call.branches == {"stock"}
+        assert caplog.text == ""
 
 
 def test_the_calls_other_options_are_kept(world: World) -> None:

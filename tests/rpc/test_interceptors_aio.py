@@ -16,7 +16,7 @@ from txrpc.rpc.client_aio import aio_client_interceptors
 from txrpc.rpc.server_aio import AioServerInterceptor
 from txrpc.wire.metadata import BRANCHES_KEY, CONTEXT_KEY
 
-from .aio_kit import KINDS, AioWorld, abehaviour, aecho_using
+from .aio_kit import KINDS, AioWorld, abehaviour, aecho_using, auntil
 from .interceptor_kit import CONTEXT, DEADLOCK, SHAPES, XID, answer_of, trailing_of, use
 from .recorder import OWNER, AioHandle, Recorder
 
@@ -225,6 +225,39 @@ async def test_users_interceptors_and_metadata_are_kept(aworld: AioWorld) -> Non
     assert (inner.details[0].timeout, inner.details[0].wait_for_ready) == (7, True)
     assert (outer.codes, inner.codes) == ([grpc.StatusCode.OK], [grpc.StatusCode.OK])
     assert (root.call.end, root.call.branches) == ("replied", {"stock"})
+
+
+class Careless(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]
+    """A user's server interceptor that replaces what was there."""
+
+    async def intercept_service(self, continuation: Any, handler_call_details: Any) -> Any:
+        inner = (await continuation(handler_call_details)).unary_unary
+
+        async def call(request: bytes, context: Any) -> bytes:
+            response: bytes = await inner(request, context)
+            context.set_trailing_metadata((("mine", "only"),))
+            return response
+
+        return grpc.unary_unary_rpc_method_handler(call)
+
+
+@pytest.mark.parametrize("first", [False, True])
+async def test_an_interceptor_that_throws_the_report_away_is_complained_of(
+    aworld: AioWorld, first: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    root = AioHandle()
+    handler = abehaviour("unary_unary", aecho_using("stock"))
+    before, after = ([Careless()], []) if first else ([], [Careless()])
+    stub = await aworld.dial(await aworld.serve(service(), before=before, after=after, unary_unary=handler))
+    with bind(root):
+        call = stub.unary_unary(b"x")
+        await call
+    assert dict(await call.trailing_metadata())["mine"] == "only"
+    if first:
+        await auntil(lambda: "give txrpc's server interceptors first" in caplog.text)
+    else:
+        assert root.call.branches == {"stock"}
+        assert caplog.text == ""
 
 
 async def test_the_server_sees_the_smaller_deadline(aworld: AioWorld) -> None:

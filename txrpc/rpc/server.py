@@ -7,6 +7,7 @@ metadata, whatever the user put there kept, whether the handler returned, raised
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -16,7 +17,7 @@ from txrpc.context import bind
 from txrpc.errors import TxrpcError
 from txrpc.protocol.messages import TransactionContext
 from txrpc.rpc.ports import Handle, Joiner
-from txrpc.rpc.shared import Ending, bound, ending_of, refusal_of, trailing_of
+from txrpc.rpc.shared import Ending, bound, check_sent, ending_of, refusal_of, trailing_of
 from txrpc.wire.metadata import find_context
 
 __all__ = ["ServerInterceptor", "behaviour_of", "replaced"]
@@ -112,6 +113,7 @@ def _end(handle: Handle, context: Any, error: BaseException | None) -> None:
     if isinstance(error, GeneratorExit):
         return  # the client is gone, and nobody hears how it ends
     users_status = context.code() is not None
+    context.add_callback(functools.partial(check_sent, context))
     _finish(context, ending_of(handle, report, error, users_status))
 
 

@@ -18,7 +18,7 @@ from txrpc.errors import TxrpcError
 from txrpc.protocol.messages import TransactionContext
 from txrpc.rpc.ports import Handle, Joiner
 from txrpc.rpc.server import behaviour_of, replaced
-from txrpc.rpc.shared import Ending, ending_of, refusal_of, trailing_of
+from txrpc.rpc.shared import Ending, check_sent, ending_of, refusal_of, trailing_of
 from txrpc.rpc.threads import in_threads
 from txrpc.wire.metadata import find_context
 
@@ -155,6 +155,7 @@ class _Call:
         if ending.code is not None:
             await _abort(context, ending)
         context.set_trailing_metadata(trailing_of(context.trailing_metadata(), ending.trailing))
+        context.add_done_callback(check_sent)
 
 
 async def _abort(context: Any, ending: Ending) -> None:

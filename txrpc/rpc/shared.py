@@ -19,6 +19,7 @@ __all__ = [
     "REPLACED",
     "Ending",
     "bound",
+    "check_sent",
     "conclude",
     "ending_of",
     "lost_reason",
@@ -154,3 +155,15 @@ def ending_of(handle: Handle, report: CallReport, error: BaseException | None, u
 def refusal_of(error: TxrpcError) -> Ending:
     """The end of a call that was refused before its handler ran; the status details are the mark of that."""
     return Ending([to_trailing(error)], code_of(error), details_of(error))
+
+
+def check_sent(context: Any) -> None:
+    """After a joined call has ended: complain if its report did not go out.
+
+    The caller cannot tell such a reply from that of a service that takes no part, and would commit without its branches.
+    """
+    if all(key != BRANCHES_KEY for key, _ in context.trailing_metadata() or ()):
+        logger.error(
+            "an interceptor replaced the trailing metadata of a call that belongs to a transaction, so its caller does not "
+            "learn of the branches and commits without them: give txrpc's server interceptors first"
+        )
