@@ -263,6 +263,13 @@ def test_rule_13_the_truth_after_a_crash_in_one_phase_commit(
     make_world: Make, connected: Connect, failpoint: str | None, expected: str
 ) -> None:
     world = make_world(**({"bank_a": failpoint} if failpoint else {}))
+    # COMMIT takes a moment, so that `Committing` has certainly left the process that is about to die.
+    world.servers["bank-a"].execute(
+        "CREATE FUNCTION linger() RETURNS trigger LANGUAGE plpgsql AS $$BEGIN PERFORM pg_sleep(0.5); RETURN NULL; END$$;"
+        "CREATE CONSTRAINT TRIGGER linger AFTER UPDATE ON account DEFERRABLE INITIALLY DEFERRED "
+        "FOR EACH ROW EXECUTE FUNCTION linger()",
+        world.databases["bank-a"],
+    )
     connected(world)
     reviver = world.revive(world.services["bank-a"]) if failpoint else None
     told = deposit(world)

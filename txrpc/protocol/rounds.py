@@ -104,6 +104,10 @@ class Rounds(Desk):
         entry = own or (self.directory.finisher(branch.ref.participant, branch.ref.resource) if branch.token else None)
         if entry is None:
             self._wait_for_resource(row, branch)
+            if not branch.token:
+                branch.trouble = (
+                    "its process is gone, and had not said which transaction of the database it was committing"
+                )
             return
         ref = branch.ref
         self._owe(entry, row, branch, Resolve(row.xid, ref.branch, ref.resource, branch.token))
