@@ -170,6 +170,37 @@ def test_interrupting_a_branch_that_has_ended_hurts_nobody(make: Make) -> None:
     assert rows(resource) == ["innocent"]
 
 
+def test_a_commit_that_the_database_refuses_is_not_done_and_costs_no_connection(make: Make, driver: str) -> None:
+    resource = make(driver, pool_size=1, max_overflow=0)
+    with resource.engine.begin() as connection:
+        connection.execute(sa.text("ALTER TABLE row ADD UNIQUE (value) DEFERRABLE INITIALLY DEFERRED"))
+    work = resource.begin(False)
+    insert(work, "a")
+    insert(work, "b")
+    with pytest.raises(DBAPIError) as caught:
+        resource.commit_one_phase(work, lambda _token: None)
+    reason = resource.classify(caught.value)
+    assert reason is not None
+    assert (reason.code, reason.retryable) == (AbortCode.STATEMENT_FAILED, False)
+    resource.rollback(work)
+    insert(again := resource.begin(False), "c")
+    assert again.pid == work.pid
+    assert resource.commit_one_phase(again, lambda _token: None) is OnePhaseResult.COMMITTED
+    assert rows(resource) == ["c"]
+
+
+def test_a_failed_prepare_costs_no_connection(make: Make, driver: str) -> None:
+    resource = make(driver, pool_size=1, max_overflow=0)
+    work = resource.begin(False)
+    work.connection.execute(sa.text("CREATE TEMP TABLE t (n int)"))
+    with pytest.raises(DBAPIError):
+        resource.prepare(work, gid())
+    resource.rollback(work)
+    insert(again := resource.begin(False))
+    assert again.pid == work.pid
+    resource.rollback(again)
+
+
 # ------------------------------------------------------------------------------------------------------------ SQL by hand
 
 

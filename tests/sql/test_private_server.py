@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import psycopg
@@ -39,6 +40,10 @@ def alive(pid: int) -> bool:
     except ProcessLookupError:
         return False
     return True
+
+
+def stopped(pid: int) -> bool:
+    return "State:\tT" in Path(f"/proc/{pid}/status").read_text()
 
 
 @pytest.mark.parametrize("which", ["installed", "embedded"])
@@ -105,7 +110,7 @@ def test_suspend_and_resume(server: PostgresServer) -> None:
         server.suspend()
         try:
             for pid in (server.pid, backend):
-                assert "State:\tT" in Path(f"/proc/{pid}/status").read_text()
+                until(partial(stopped, pid))
         finally:
             server.resume()
         assert connection.execute("SELECT 1").fetchall() == [(1,)]

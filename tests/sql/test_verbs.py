@@ -486,6 +486,32 @@ def test_preflight_says_what_to_change(make: Make, server: Server) -> None:
         make(isolation_level="AUTOCOMMIT").start()
 
 
+@pytest.mark.parametrize(
+    ("setting", "says"),
+    [
+        ("default_transaction_read_only = on", "is read-only: default_transaction_read_only must be off"),
+        ("synchronous_commit = off", "can be lost in a crash"),
+    ],
+)
+def test_preflight_on_a_setting_that_loses_writes(
+    make: Make, server: Server, caplog: pytest.LogCaptureFixture, setting: str, says: str
+) -> None:
+    resource = make()
+    server.execute(f"ALTER DATABASE {resource.engine.url.database} SET {setting}")
+    if "read_only" in setting:
+        with pytest.raises(ConfigurationError, match=says):
+            resource.start()
+    else:
+        resource.start()
+        assert says in caplog.text
+
+
+def test_preflight_warns_of_pools_that_are_too_large(make: Make, caplog: pytest.LogCaptureFixture) -> None:
+    make(pool_size=500).start()
+    assert "PREPARE will fail under load" in caplog.text
+    assert "connections, and recovery as many again" in caplog.text
+
+
 def test_preflight_as_an_ordinary_user(server: Server, url: str) -> None:
     name = url.rpartition("/")[2]
     server.execute("DROP ROLE IF EXISTS plain")
