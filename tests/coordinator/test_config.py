@@ -6,8 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from txrpc.coordinator.config import FIELDS, CoordinatorConfig, load
+from txrpc.coordinator.config import _RANGES, FIELDS, CoordinatorConfig, load
 from txrpc.errors import ConfigurationError
+from txrpc.ids import Epoch
+from txrpc.protocol.messages import Owner, Welcome
+from txrpc.wire.codec import decode_coordinator_batch, encode_from_coordinator
 
 
 def test_defaults_are_valid() -> None:
@@ -36,7 +39,22 @@ def test_flags_win_over_the_environment_and_that_over_the_file(tmp_path: Path) -
         ({"max_branches": "0"}, "max_branches is 0"),
         ({"max_timeout_s": "-1"}, "max_timeout_s"),
         ({"max_timeout_s": "nan"}, "max_timeout_s"),
-        ({"retention_s": "inf"}, "finite"),
+        ({"max_timeout_s": "1e306"}, "from 0.001 to 86,400"),
+        ({"max_timeout_s": "0"}, "max_timeout_s"),
+        ({"retention_s": "inf"}, "retention_s is inf"),
+        ({"retention_s": "1e300"}, "retention_s"),
+        ({"retention_s": "-1"}, "retention_s"),
+        ({"shutdown_grace_s": "-0.1"}, "shutdown_grace_s"),
+        ({"in_doubt_warn_s": "-1"}, "in_doubt_warn_s"),
+        ({"ack_wait_s": "0"}, "ack_wait_s"),
+        ({"keepalive_s": "0"}, "keepalive_s"),
+        ({"keepalive_timeout_s": "-1"}, "keepalive_timeout_s"),
+        ({"max_branches": "1000000000000"}, "from 1 to 10,000"),
+        ({"max_sessions": "0"}, "max_sessions"),
+        ({"max_transactions": "0"}, "max_transactions"),
+        ({"max_message_bytes": "100"}, "from 16,384"),
+        ({"max_message_bytes": "4294967296"}, "max_message_bytes"),
+        ({"max_remembered": "-5"}, "max_remembered"),
         ({"log_level": "loud"}, "debug, info, warning, error"),
         ({"log_format": "xml"}, "logfmt, json"),
     ],
@@ -68,3 +86,14 @@ def test_bad_values_name_their_source(tmp_path: Path) -> None:
 def test_every_option_says_what_it_is() -> None:
     for name, option in FIELDS.items():
         assert len(option.metadata["text"]) > 10, name
+
+
+def test_every_number_has_a_range_and_its_ends_are_allowed() -> None:
+    numbers = {name for name, option in FIELDS.items() if not isinstance(option.default, str)}
+    assert set(_RANGES) == numbers
+    for end in (0, 1):
+        config = load({name: str(ends[end]) for name, ends in _RANGES.items()}, {}, None)
+        limits = config.limits()
+        sizes = (limits.max_timeout_ms, limits.max_branches, limits.max_message_bytes)
+        welcome = Welcome(Owner("c1", Epoch.make(1, 1)), 1, *sizes)
+        assert decode_coordinator_batch(encode_from_coordinator([welcome])) == [welcome]

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import threading
+import time
 from collections.abc import AsyncIterator, Sequence
 
 import pytest
 
 from txrpc.coordinator.engine import Engine
 from txrpc.errors import AbortCode, Fenced
-from txrpc.ids import BranchId, ParticipantId, Xid
+from txrpc.ids import BranchId, Epoch, ParticipantId, Xid
 from txrpc.log.base import Decision, NotRecorded, RecordUncertain
 from txrpc.log.memory import MemoryLog, MemoryStore
 from txrpc.protocol.events import Limits, Received, SessionOpened
@@ -25,6 +26,7 @@ from txrpc.protocol.messages import (
     Hello,
     Outcome,
     OutcomeReply,
+    OutcomeRequest,
     Prepare,
     ResourceInfo,
     Vote,
@@ -42,6 +44,7 @@ class RoughLog(MemoryLog):
         super().__init__(store)
         self.troubles: list[Exception] = []
         self.batches: list[int] = []
+        self.lookup_s = 0.0
         self.gate = threading.Event()
         self.gate.set()
 
@@ -52,6 +55,10 @@ class RoughLog(MemoryLog):
         if decisions:
             self.batches.append(len(decisions))
         super().record(decisions)
+
+    def outcome(self, xid: Xid) -> Decision | None:
+        time.sleep(self.lookup_s)
+        return super().outcome(xid)
 
 
 class Box:
@@ -74,7 +81,7 @@ class Box:
         elif isinstance(message, Commit) and not self.deaf:
             loop.call_soon(self.say, Acked(message.gid.xid, message.gid.branch, Finish.DONE))
 
-    def say(self, message: Voted | Acked | CommitRequest) -> None:
+    def say(self, message: Voted | Acked | CommitRequest | OutcomeRequest) -> None:
         self.engine.step(Received(self.number, message))
 
     def close(self, farewell: GoAway) -> None:
@@ -164,6 +171,52 @@ async def test_what_may_be_recorded_is_repeated_and_never_aborted(engine: Engine
     assert reply.outcome is Outcome.COMMITTED
     assert log.batches == [1]
     assert not engine.core.log_trouble
+
+
+async def test_a_repeat_that_was_not_recorded_says_nothing_about_the_first_try(engine: Engine, log: RoughLog) -> None:
+    box = Box(engine)
+    log.troubles = [RecordUncertain("no answer"), NotRecorded("cannot connect"), NotRecorded("cannot connect")]
+    reply = await box.outcome(box.commit(1))
+    assert reply.outcome is Outcome.COMMITTED
+
+
+async def test_a_mistake_in_a_task_ends_the_engine_instead_of_letting_it_hang(
+    engine: Engine, log: RoughLog, caplog: pytest.LogCaptureFixture
+) -> None:
+    box = Box(engine)
+    log.troubles = [AssertionError("two decisions about one transaction")]
+    box.commit(1)
+    async with asyncio.timeout(10):
+        error = await asyncio.shield(engine.over)
+    assert isinstance(error, AssertionError)
+    assert box.farewell is not None
+    assert (box.farewell.code, box.farewell.retry) == ("internal", True)
+    assert not [m for m in box.messages if isinstance(m, Commit | OutcomeReply)]
+    assert "engine failed" in caplog.text
+    assert "two decisions" in caplog.text
+
+
+async def test_a_mistake_at_a_timer_ends_the_engine_too(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(type(engine.core), "next_wakeup_ms", lambda self: engine.now_ms() + 20)
+
+    def broken(_self: object, event: object, _now_ms: int) -> None:
+        raise AssertionError(f"no row for {event}")
+
+    monkeypatch.setattr(type(engine.core), "step", broken)
+    engine._reschedule()
+    async with asyncio.timeout(10):
+        assert isinstance(await asyncio.shield(engine.over), AssertionError)
+
+
+async def test_a_commit_does_not_wait_behind_all_questions(engine: Engine, log: RoughLog) -> None:
+    box = Box(engine)
+    log.lookup_s = 0.002
+    strange = Epoch.make(engine.core.owner.epoch.number, 7)
+    for number in range(3_000):  # six seconds of questions
+        box.say(OutcomeRequest(Xid.make(10_000 + number, bytes(10)), strange, 0))
+    reply = await box.outcome(box.commit(1), timeout_s=3)
+    assert reply.outcome is Outcome.COMMITTED
+    assert engine.questions[box.number] > 1_000
 
 
 async def test_rule_7_fenced_ends_the_engine_and_tells_every_session(engine: Engine, log: RoughLog) -> None:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
 import signal
+import sqlite3
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -17,8 +20,19 @@ import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
-from txrpc.ids import Epoch, ParticipantId
-from txrpc.protocol.messages import GoAway, Hello, Owner, ResourceInfo, Tick, Welcome
+from txrpc.ids import BranchId, Epoch, ParticipantId, Xid
+from txrpc.protocol.messages import (
+    BranchRef,
+    CommitRequest,
+    GoAway,
+    Hello,
+    Owner,
+    ResourceInfo,
+    Tick,
+    ToCoordinator,
+    Vote,
+    Welcome,
+)
 from txrpc.testing.processes import Child, CoordinatorProcess
 from txrpc.wire.codec import decode_coordinator_batch, encode_to_coordinator
 from txrpc.wire.v1 import session_pb2, session_pb2_grpc
@@ -53,11 +67,13 @@ class Talk:
         self.call: Any = session_pb2_grpc.CoordinatorStub(self.channel).Session(self._requests(), timeout=20)
 
     def _requests(self) -> Iterator[session_pb2.ProcessBatch]:
-        import time
-
-        yield from self._batches
         while not self._stop:
-            time.sleep(0.05)
+            while self._batches:
+                yield self._batches.pop(0)
+            time.sleep(0.02)
+
+    def say(self, message: ToCoordinator) -> None:
+        self._batches.append(encode_to_coordinator([message]))
 
     def read(self) -> Any:
         """The next message that is no tick."""
@@ -126,15 +142,17 @@ def test_rule_15_garbage_ends_its_own_session_and_no_other(talk: Any, coordinato
     assert "vote" in answer.text
     with grpc.insecure_channel(coordinator.address) as channel:
         method: Any = channel.stream_stream("/txrpc.v1.Coordinator/Session", None, None)
-        call = method(iter([b"\xff\xff\xff\xff"]), timeout=10)
-        with pytest.raises(grpc.RpcError):
-            list(call)
+        (batch,) = method(iter([b"\xff\xff\xff\xff"]), timeout=10)
+        (farewell,) = decode_coordinator_batch(session_pb2.CoordinatorBatch.FromString(batch))
+        assert isinstance(farewell, GoAway)
+        assert farewell.code == "protocol"
     big = talk(hello(3, process="x" * 400, resources=tuple(ResourceInfo(f"r{i}", "t", "i" * 90) for i in range(300))))
     with pytest.raises(grpc.RpcError) as caught:
         big.read()
     assert caught.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
     assert good.call.is_active()
     assert coordinator.running
+    assert "Traceback" not in coordinator.text()
 
 
 def test_at_the_limit_of_sessions_a_further_one_is_refused(talk: Any) -> None:
@@ -219,6 +237,61 @@ def test_a_port_that_is_taken(coordinator: CoordinatorProcess, tmp_path: Path) -
     assert "the port is taken" in done.stderr
 
 
+def test_one_that_cannot_listen_does_not_fence_the_one_that_does(coordinator: CoordinatorProcess, talk: Any) -> None:
+    arguments = ["--listen", coordinator.address, "--log", coordinator.log]
+    run("coordinator", *arguments, expect=5)
+    welcome = talk(hello()).read()
+    assert isinstance(welcome, Welcome)
+    assert coordinator.terminate() == 0
+    with coordinator:
+        again = talk(hello()).read()
+    assert isinstance(again, Welcome)
+    assert again.owner.epoch.number == welcome.owner.epoch.number + 1
+
+
+def test_rule_7_a_second_one_on_the_log_ends_the_first_with_a_sentence(
+    coordinator: CoordinatorProcess, talk: Any, tmp_path: Path
+) -> None:
+    session = talk(hello())
+    welcome = session.read()
+    (tmp_path / "second").mkdir()
+    with CoordinatorProcess(tmp_path / "second", log=coordinator.log) as second:
+        process = ParticipantId(bytes([1] * 8))
+        refs = tuple(BranchRef(BranchId(bytes([n] * 8)), "r", process, 1, Vote.PREPARED) for n in (1, 2))
+        session.say(CommitRequest(Xid.make(1, bytes(10)), welcome.owner.epoch, welcome.tick, refs, 10_000))
+        farewell = session.read()
+        assert isinstance(farewell, GoAway)
+        assert (farewell.code, farewell.retry) == ("fenced", True)
+        assert coordinator.wait(20) == 4
+        (line,) = [line for line in coordinator.text().splitlines() if "event=fenced" in line]
+        assert "epoch 1." in line
+        assert "is over" in line
+        assert second.running
+
+
+def test_a_log_of_a_newer_version_is_refused(coordinator: CoordinatorProcess) -> None:
+    assert coordinator.terminate() == 0
+    file = coordinator.log.removeprefix("sqlite:///")
+    with contextlib.closing(sqlite3.connect(file)) as connection, connection:
+        connection.execute("UPDATE txrpc_schema SET version = 99")
+    done = run("coordinator", "--listen", "127.0.0.1:0", "--log", coordinator.log, expect=3)
+    assert "99" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_what_other_processes_are_called_is_shown_as_it_is(coordinator: CoordinatorProcess, talk: Any) -> None:
+    assert isinstance(talk(hello(process="[/x] [bold]web :1st_place_medal:")).read(), Welcome)
+    shown = run("status", "--coordinator", coordinator.address, env={"COLUMNS": "200"}).stdout
+    assert "[/x] [bold]web :1st_place_medal:" in shown
+
+
+@pytest.mark.parametrize("option", [["--limit", "-1"], ["--limit", "0"], ["--timeout", "0"], ["--timeout", "nan"]])
+def test_status_options_out_of_range_are_one_sentence(option: list[str]) -> None:
+    done = run("status", *option, expect=2)
+    assert option[0] in done.stderr
+    assert "Traceback" not in done.stderr
+
+
 def test_the_environment_configures_it_and_json_logs_are_json(tmp_path: Path) -> None:
     env = {
         "TXRPC_LISTEN": "127.0.0.1:0",
@@ -236,8 +309,8 @@ def test_the_environment_configures_it_and_json_logs_are_json(tmp_path: Path) ->
         assert child.terminate() == 0
 
 
-def test_help_and_version_are_quick_and_load_neither_grpc_nor_sqlalchemy() -> None:
-    code = "import sys, txrpc.cli; print(sorted(m for m in ('sqlalchemy', 'structlog') if m in sys.modules))"
+def test_help_and_version_are_quick_and_load_no_database_library() -> None:
+    code = "import sys, txrpc.cli; print(sorted(m for m in ('sqlalchemy', 'structlog', 'rich') if m in sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=30, check=True)
     assert done.stdout.strip() == "[]"
     assert "--max-branches" in run("coordinator", "--help").stdout

@@ -51,14 +51,29 @@ def coordinator(file: str | None, **given: Any) -> None:
 @main.command()
 @click.option("--coordinator", "address", metavar="HOST:PORT", help="Default: TXRPC_COORDINATOR, or 127.0.0.1:7400.")
 @click.option("--json", "as_json", is_flag=True, help="For programs.")
-@click.option("--limit", default=100, show_default=True, help="Transactions to list, oldest first.")
-@click.option("--timeout", default=5.0, show_default=True, help="Seconds to wait for the coordinator.")
+@click.option(
+    "--limit",
+    type=click.IntRange(1, 10_000),
+    default=100,
+    show_default=True,
+    help="Transactions to list, oldest first.",
+)
+@click.option(
+    "--timeout",
+    type=click.FloatRange(0.1, 3_600),
+    default=5.0,
+    show_default=True,
+    help="Seconds to wait for the coordinator.",
+)
 def status(address: str | None, as_json: bool, limit: int, timeout: float) -> None:
     """Show a coordinator: its log, who is connected, and every transaction that is not finished, with the reason.
 
     Exit code 1 if it does not answer.
     """
     from txrpc.cli import overview
+
+    if timeout != timeout:  # not a number: no range holds it, and click lets it through
+        raise click.BadParameter("nan is not a number of seconds", param_hint="--timeout")
 
     address = address or os.environ.get("TXRPC_COORDINATOR") or "127.0.0.1:7400"
     try:

@@ -50,7 +50,7 @@ def as_dict(reply: admin_pb2.StatusReply) -> dict[str, Any]:
 
 def show(reply: admin_pb2.StatusReply, address: str) -> None:
     """*reply* for people."""
-    console = Console(highlight=False)
+    console = Console(highlight=False, markup=False, emoji=False)  # names and reasons come from other processes
     log = Text("takes decisions", "green") if reply.log_healthy else Text("TAKES NO DECISIONS", "bold red")
     facts = Table.grid(padding=(0, 2))
     facts.add_row(

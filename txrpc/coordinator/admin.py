@@ -5,6 +5,7 @@ from __future__ import annotations
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
+from txrpc.coordinator.doubts import in_doubt
 from txrpc.coordinator.engine import Engine
 from txrpc.coordinator.service import SessionService
 from txrpc.protocol.messages import Vote
@@ -50,7 +51,7 @@ class AdminService(admin_pb2_grpc.AdminServicer):
             aborted=core.aborted,
             heuristic=core.heuristic,
             open=len(core.transactions),
-            in_doubt=len({xid for xid, *_ in self._engine.in_doubt()}),
+            in_doubt=len({doubt.xid for doubt in in_doubt(core, now_ms)}),
             sessions=[self._session(entry, now_ms) for entry in core.directory.sessions.values()],
             transactions=[_transaction(row, now_ms) for row in oldest],
             messages=self._engine.messages,

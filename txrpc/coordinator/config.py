@@ -54,10 +54,8 @@ class CoordinatorConfig:
         self.address()
         _name("node", self.node, NODE_MAX)
         _name("group", self.group, GROUP_MAX)
-        for option in ("shutdown_grace_s", "retention_s", "in_doubt_warn_s"):
-            _at_least(option, getattr(self, option), 0)
-        for option in ("ack_wait_s", "max_timeout_s", "keepalive_s", "keepalive_timeout_s"):
-            _at_least(option, getattr(self, option), 0.001)
+        for option, (least, most) in _RANGES.items():
+            _within(option, getattr(self, option), least, most)
         _one_of("log_level", self.log_level, ("debug", "info", "warning", "error"))
         _one_of("log_format", self.log_format, ("logfmt", "json"))
         self.limits()
@@ -81,6 +79,23 @@ class CoordinatorConfig:
             ack_wait_ms=int(self.ack_wait_s * 1000),
         )
 
+
+_DAY_S = 86_400
+_RANGES: dict[str, tuple[float, float]] = {
+    "retention_s": (0, 3_660 * _DAY_S),
+    "shutdown_grace_s": (0, _DAY_S),
+    "in_doubt_warn_s": (0, _DAY_S),
+    "ack_wait_s": (0.001, _DAY_S),
+    "max_timeout_s": (0.001, _DAY_S),
+    "keepalive_s": (0.001, _DAY_S),
+    "keepalive_timeout_s": (0.001, _DAY_S),
+    "max_transactions": (1, 10_000_000),
+    "max_branches": (1, 10_000),
+    "max_sessions": (1, 1_000_000),
+    "max_message_bytes": (16 * 1024, 1024 * 1024 * 1024),
+    "max_remembered": (1, 1_000_000_000),
+}
+"""Least and most of every number: what the wire's fields hold, and what makes sense."""
 
 FIELDS = {f.name: f for f in dataclasses.fields(CoordinatorConfig)}
 
@@ -135,9 +150,9 @@ def _name(option: str, value: str, longest: int) -> None:
         raise ConfigurationError(str(error)) from None
 
 
-def _at_least(option: str, value: float, least: float) -> None:
-    if not least <= value < float("inf"):
-        raise ConfigurationError(f"{option} is {value}; it must be at least {least:g} and finite")
+def _within(option: str, value: float, least: float, most: float) -> None:
+    if not least <= value <= most:  # NaN is not, either
+        raise ConfigurationError(f"{option} is {value}; it must be from {least:,} to {most:,}")
 
 
 def _one_of(option: str, value: str, allowed: tuple[str, ...]) -> None:

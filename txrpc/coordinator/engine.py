@@ -8,6 +8,11 @@ How to think of it
     When the log answers "not recorded", those transactions abort; when it does not answer at COMMIT, the very same batch is
     repeated until it does, and until then new transactions are refused.  When it says "fenced", this engine is over.
 
+    Questions to the log stand in a queue of their own, so that a thousand of them delay a commit by one batch, not by all.
+
+    A mistake of our own in one of the engine's tasks ends the engine: what it holds in memory cannot be trusted any more, what
+    the log holds can, and the next start begins from there.
+
 Time is monotonic.  The coordinator's own clock starts at the wall clock, or at the log's if that is ahead, and no later jump of
 the machine's clock reaches it.
 """
@@ -20,10 +25,11 @@ import os
 import random
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Coroutine, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Protocol, TypeVar
 
+from txrpc.coordinator.doubts import Doubts
 from txrpc.errors import AbortCode, Fenced, Reason, TxrpcError
 from txrpc.failpoints import failpoint
 from txrpc.ids import Xid
@@ -45,7 +51,6 @@ from txrpc.protocol.events import (
     Woke,
 )
 from txrpc.protocol.messages import Commit, Decision, FromCoordinator, GoAway, OutcomeReply, Owner
-from txrpc.protocol.transaction import State
 
 __all__ = ["Engine", "Outbox"]
 
@@ -54,6 +59,7 @@ logger = logging.getLogger("txrpc.coordinator")
 _T = TypeVar("_T")
 
 _BATCH_MAX = 1_000
+_QUESTIONS_BATCH = 50
 _HOUSEKEEPING_S = 0.5
 _FORGET_BATCH = 1_000
 _FORGET_EVERY_S = 30.0
@@ -82,13 +88,14 @@ class Engine:
         self._group = group
         self._limits = limits
         self._retention_ms = int(retention_s * 1000)
-        self._warn_ms = int(in_doubt_warn_s * 1000)
+        self._doubts = Doubts(int(in_doubt_warn_s * 1000))
         self._log_thread = ThreadPoolExecutor(1, thread_name_prefix="txrpc-log")
         self._outboxes: dict[int, Outbox] = {}
         self._waiting: deque[Decision] = deque()
         self._work = asyncio.Event()
+        self._lookups: deque[Lookup] = deque()
+        self._asked = asyncio.Event()
         self._done: list[Xid] = []
-        self._warned: dict[Xid, int] = {}
         self._tasks: list[asyncio.Task[None]] = []
         self._timer: asyncio.TimerHandle | None = None
         self._timer_ms = 0
@@ -99,8 +106,10 @@ class Engine:
         self.records = 0
         self.messages: Counter[str] = Counter()
         """Messages by direction and kind."""
-        self.over: asyncio.Future[TxrpcError] = asyncio.get_running_loop().create_future()
-        """Done when this engine must stop: the log is fenced."""
+        self.questions: Counter[int] = Counter()
+        """Questions to the log that have no answer yet, by session."""
+        self.over: asyncio.Future[BaseException] = asyncio.get_running_loop().create_future()
+        """Done when this engine must stop: `Fenced`, or a mistake of its own."""
 
     # ------------------------------------------------------------------------------------------------------ life
 
@@ -122,8 +131,8 @@ class Engine:
             "pending": len(opened.pending),
         }
         logger.info("log opened", extra=fields)
-        loop = asyncio.get_running_loop()
-        self._tasks = [loop.create_task(self._writer()), loop.create_task(self._housekeeper())]
+        for task in (self._writer(), self._looker(), self._housekeeper()):
+            self._run(task)
         self._reschedule()
 
     async def drain(self, grace_s: float) -> None:
@@ -203,7 +212,9 @@ class Engine:
                 outbox.put(message)
         self._done += out.done
         for lookup in out.look:
-            self._spawn(self._look(lookup))
+            self._lookups.append(lookup)
+            self.questions[lookup.session] += 1
+            self._asked.set()
         for number, farewell in out.close:
             self._close(number, farewell)
         for note in out.notes:
@@ -226,7 +237,10 @@ class Engine:
 
     def _woke(self) -> None:
         self._timer = None
-        self.step(Woke())
+        try:
+            self.step(Woke())
+        except Exception as error:
+            self._failed(error)
 
     # ------------------------------------------------------------------------------------------------------ the log
 
@@ -251,12 +265,12 @@ class Engine:
                 failpoint("coordinator.before_record")
                 await self._in_log(self._log.record, batch)
                 failpoint("coordinator.after_record")
-            except NotRecorded as error:
+            except (NotRecorded, RecordUncertain) as error:
                 self._log_failed(error)
-                self.step(NotLogged(xids, Reason(AbortCode.LOG_UNAVAILABLE, str(error))))
-                return
-            except RecordUncertain as error:
-                self._log_failed(error)
+                if attempt == 0 and isinstance(error, NotRecorded):
+                    self.step(NotLogged(xids, Reason(AbortCode.LOG_UNAVAILABLE, str(error))))
+                    return
+                # That a repeat was not recorded says nothing about the first try.
                 await asyncio.sleep(_backoff_s(attempt))
                 attempt += 1
             except Fenced as error:
@@ -269,17 +283,29 @@ class Engine:
                 self.step(Logged(xids))
                 return
 
-    async def _look(self, lookup: Lookup) -> None:
+    async def _looker(self) -> None:
+        while not self.over.done():
+            await self._asked.wait()
+            batch = [self._lookups.popleft() for _ in range(min(len(self._lookups), _QUESTIONS_BATCH))]
+            if not self._lookups:
+                self._asked.clear()
+            await self._look([lookup for lookup in batch if lookup.session in self._outboxes])
+            self.questions.subtract(lookup.session for lookup in batch)
+            self.questions = +self.questions  # without those that are at zero
+
+    async def _look(self, batch: list[Lookup]) -> None:
+        """Answer questions from the log, however long that takes."""
         attempt = 0
         while not self.over.done():
             try:
-                decision = await self._in_log(self._log.outcome, lookup.xid)
+                held = await self._in_log(lambda: [self._log.outcome(lookup.xid) for lookup in batch])
             except LogError as error:
                 self._log_failed(error)
                 await asyncio.sleep(_backoff_s(attempt))
                 attempt += 1
             else:
-                self.step(Looked(lookup, decision))
+                for lookup, decision in zip(batch, held, strict=True):
+                    self.step(Looked(lookup, decision))
                 return
 
     def _log_failed(self, error: TxrpcError) -> None:
@@ -293,12 +319,19 @@ class Engine:
             self.step(LogHealth(True))
 
     def _fenced(self, error: Fenced) -> None:
-        if self.over.done():
-            return
-        logger.critical("fenced", extra={"reason": str(error)})
-        for number in list(self._outboxes):
-            self._close(number, GoAway("fenced", str(error), retry=True))
+        if not self.over.done():
+            logger.critical("fenced", extra={"reason": str(error)})
+            self._end(error, GoAway("fenced", str(error), retry=True))
+
+    def _failed(self, error: BaseException) -> None:
+        if not self.over.done():
+            logger.critical("engine failed", exc_info=error)
+            self._end(error, GoAway("internal", "the coordinator failed and starts again from its log", retry=True))
+
+    def _end(self, error: BaseException, farewell: GoAway) -> None:
         self.over.set_result(error)
+        for number in list(self._outboxes):
+            self._close(number, farewell)
 
     # ------------------------------------------------------------------------------------------------- housekeeping
 
@@ -318,7 +351,7 @@ class Engine:
                 self._fenced(error)
             except LogError as error:
                 self._log_failed(error)
-            self._warn_in_doubt()
+            self._doubts.warn(self.core, self.now_ms())
 
     async def _flush_done(self) -> None:
         while self._done:
@@ -336,35 +369,18 @@ class Engine:
     def _clock_ms(self) -> int:
         return self.now_ms() + self._clock_offset_ms
 
-    def in_doubt(self) -> Iterable[tuple[Xid, int, str, str]]:
-        """What is in doubt: xid, age in milliseconds, resource, reason; a line for each unfinished branch."""
-        now_ms = self.now_ms()
-        for row in self.core.transactions.values():
-            if row.state not in (State.COMMITTING, State.ONE_PHASE):
-                continue
-            for branch in row.branches.values():
-                if not branch.acked and (row.state is State.ONE_PHASE or branch.vote is not None):
-                    reason = branch.trouble or "its process has been told and has not answered"
-                    yield row.xid, now_ms - row.begun_ms, branch.ref.resource, reason
+    # ------------------------------------------------------------------------------------------------------ tasks
 
-    def _warn_in_doubt(self) -> None:
-        """Rule 14: say so, at a pace that halves with every time."""
-        seen = set()
-        for xid, age_ms, resource, reason in self.in_doubt():
-            if age_ms < self._warn_ms:
-                continue
-            seen.add(xid)
-            if age_ms >= self._warned.get(xid, 0):
-                fields = {"xid": str(xid), "resource": resource, "age_ms": age_ms, "reason": reason}
-                logger.warning("in doubt", extra=fields)
-                self._warned[xid] = age_ms * 2
-        for xid in self._warned.keys() - seen:
-            del self._warned[xid]
-
-    def _spawn(self, coroutine: Any) -> None:
+    def _run(self, coroutine: Coroutine[Any, Any, None]) -> None:
         task = asyncio.get_running_loop().create_task(coroutine)
         self._tasks.append(task)
-        task.add_done_callback(self._tasks.remove)
+        task.add_done_callback(self._ended)
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        self._tasks.remove(task)
+        error = None if task.cancelled() else task.exception()
+        if error is not None:
+            self._failed(error)
 
 
 _LEVELS = {"debug": logging.DEBUG, "info": logging.INFO, "warning": logging.WARNING, "error": logging.ERROR}

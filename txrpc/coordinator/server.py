@@ -16,24 +16,24 @@ from txrpc.coordinator.admin import AdminService, library_version
 from txrpc.coordinator.config import CoordinatorConfig
 from txrpc.coordinator.engine import Engine
 from txrpc.coordinator.service import SessionService
-from txrpc.errors import ConfigurationError, TxrpcError
+from txrpc.errors import ConfigurationError, Fenced, TxrpcError
 from txrpc.log.base import DecisionLog
 from txrpc.wire.v1 import admin_pb2, admin_pb2_grpc, session_pb2, session_pb2_grpc
 
-__all__ = ["FENCED", "LOG_CLOSED", "MISCONFIGURED", "NO_ADDRESS", "run", "serve"]
+__all__ = ["FAILED", "FENCED", "LOG_CLOSED", "MISCONFIGURED", "NO_ADDRESS", "run", "serve"]
 
 logger = logging.getLogger("txrpc.coordinator")
 
-MISCONFIGURED, LOG_CLOSED, FENCED, NO_ADDRESS = 2, 3, 4, 5
+FAILED, MISCONFIGURED, LOG_CLOSED, FENCED, NO_ADDRESS = 1, 2, 3, 4, 5
 """Exit codes; 0 is an orderly end."""
 
 _HEALTH_S = 0.5
 SERVICES = ("", "txrpc.v1.Coordinator")
-_LOOPBACK = ("127.", "localhost", "[::1]", "unix:")
+_LOOPBACK = ("127.", "localhost:", "[::1]")
 
 
 async def serve(config: CoordinatorConfig, log: DecisionLog) -> int:
-    """Run until told to stop (SIGTERM, SIGINT) or fenced; returns the exit code.
+    """Run until told to stop (SIGTERM, SIGINT), fenced or broken; returns the exit code.
 
     Raises `ConfigurationError` when the log cannot be opened.
     """
@@ -42,14 +42,17 @@ async def serve(config: CoordinatorConfig, log: DecisionLog) -> int:
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
     engine = Engine(log, config.node, config.group, config.limits(), config.retention_s, config.in_doubt_warn_s)
-    await engine.start()
     server, health_service = _server(config, engine)
     try:
-        address = _listen(server, config)
+        address = _listen(server, config)  # before the log: opening that would fence a coordinator that has the port
     except ConfigurationError as error:
         logger.error("cannot listen", extra={"reason": str(error)})
-        await engine.stop()
         return NO_ADDRESS
+    try:
+        await engine.start()
+    except BaseException:
+        await server.stop(grace=None)
+        raise
     await server.start()
     fields = {"address": address, "node": config.node, "group": config.group, "epoch": str(engine.owner.epoch)}
     logger.info("listening", extra={**fields, "version": library_version()})
@@ -78,6 +81,8 @@ def _server(config: CoordinatorConfig, engine: Engine) -> tuple[Any, Any]:
             ("grpc.max_send_message_length", -1),
             ("grpc.keepalive_time_ms", int(config.keepalive_s * 1000)),
             ("grpc.keepalive_timeout_ms", int(config.keepalive_timeout_s * 1000)),
+            # gRPC 1.85 heeds the keepalive timeout only up to this one, which is a minute by default.
+            ("grpc.http2.ping_timeout_ms", int(config.keepalive_timeout_s * 1000)),
             ("grpc.keepalive_permit_without_calls", 1),
             ("grpc.http2.max_pings_without_data", 0),
             ("grpc.http2.min_ping_interval_without_data_ms", 1_000),
@@ -117,7 +122,9 @@ async def _until_over(engine: Engine, stop: asyncio.Event) -> int:
     futures: set[asyncio.Future[Any]] = {stopping, engine.over}
     await asyncio.wait(futures, return_when=asyncio.FIRST_COMPLETED)
     stopping.cancel()
-    return FENCED if engine.over.done() else 0
+    if not engine.over.done():
+        return 0
+    return FENCED if isinstance(engine.over.result(), Fenced) else FAILED
 
 
 async def _watch_health(engine: Engine, service: Any) -> None:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 from collections import deque
 from collections.abc import AsyncIterator
 from typing import Any
 
 import grpc
+from google.protobuf.message import DecodeError
 
 from txrpc.coordinator.engine import Engine
 from txrpc.errors import BadMessage
@@ -25,6 +27,9 @@ _EOF: Any = grpc.aio.EOF  # type: ignore[attr-defined]
 _HELLO_S = 10.0
 _BATCH_MAX = 500
 _OUTBOX_MAX = 100_000
+_QUESTIONS_MAX = 1_000
+_FAREWELL_S = 2.0
+_BREATH_S = 0.02
 
 
 class _Mailbox:
@@ -34,6 +39,8 @@ class _Mailbox:
         self._queue: deque[FromCoordinator] = deque()
         self._ready = asyncio.Event()
         self._closing = False
+        self.patience: asyncio.Timeout | None = None
+        """Over the writing of `batches`: none until `close`, then a little, for a reader that does not read."""
 
     def put(self, message: FromCoordinator) -> None:
         """See `Outbox`.  A reader too slow for its own traffic is let go: it will ask again when it comes back."""
@@ -50,6 +57,9 @@ class _Mailbox:
         if not self._closing:
             self._closing = True
             self._queue.append(farewell)
+            if self.patience is not None:
+                with contextlib.suppress(RuntimeError):  # everything is written already
+                    self.patience.reschedule(asyncio.get_running_loop().time() + _FAREWELL_S)
         self._ready.set()
 
     async def batches(self) -> AsyncIterator[session_pb2.CoordinatorBatch]:
@@ -70,37 +80,51 @@ class SessionService(session_pb2_grpc.CoordinatorServicer):
     def __init__(self, engine: Engine, limits: Limits) -> None:
         self._engine = engine
         self._limits = limits
-        self._open = 0
+        self.open = 0
         self.peers: dict[int, str] = {}
 
     async def Session(self, request_iterator: Any, context: Any) -> None:  # type: ignore[override]
         """One process's session, until either side ends it."""
-        if self._open >= self._limits.max_sessions:
+        if self.open >= self._limits.max_sessions:
             text = f"the coordinator's max_sessions is {self._limits.max_sessions}"
             await context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, text)
-        self._open += 1
+        self.open += 1
+        try:
+            read_it_all = await self._serve(context)
+            if not read_it_all:
+                # This waits until the process reads or its connection ends, with a slot but no longer as a session.
+                with contextlib.suppress(grpc.aio.InternalError):  # raised when the connection ended first
+                    await context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, "the session's messages were not read")
+        finally:
+            self.open -= 1
+
+    async def _serve(self, context: Any) -> bool:
+        """The session as the engine sees it; returns whether everything could be written."""
         mailbox = _Mailbox()
         number = self._engine.attach(mailbox)
         self.peers[number] = context.peer()
         reader = asyncio.get_running_loop().create_task(self._read(number, context, mailbox))
         try:
-            async for batch in mailbox.batches():
-                await context.write(batch)
+            async with asyncio.timeout(None) as mailbox.patience:
+                async for batch in mailbox.batches():
+                    await context.write(batch)
+        except TimeoutError:
+            logger.warning("session did not read", extra={"session": number, "peer": context.peer()})
+            return False
         finally:
             reader.cancel()
-            self._open -= 1
             self.peers.pop(number, None)
             self._engine.detach(number)
+        return True
 
     async def _read(self, number: int, context: Any, mailbox: _Mailbox) -> None:
         farewell = GoAway("closed", "the process ended the session", retry=True)
         try:
             await self._converse(number, context)
-        except BadMessage as error:
-            logger.warning(
-                "session made no sense", extra={"session": number, "peer": context.peer(), "reason": str(error)}
-            )
-            farewell = GoAway("protocol", str(error), retry=True)
+        except (BadMessage, DecodeError) as error:
+            reason = str(error) if isinstance(error, BadMessage) else "what was sent is no batch of messages"
+            logger.warning("session made no sense", extra={"session": number, "peer": context.peer(), "reason": reason})
+            farewell = GoAway("protocol", reason, retry=True)
         except TimeoutError:
             farewell = GoAway("protocol", f"no Hello within {_HELLO_S:.0f} s", retry=True)
         except (grpc.RpcError, grpc.aio.UsageError, asyncio.CancelledError):
@@ -122,6 +146,8 @@ class SessionService(session_pb2_grpc.CoordinatorServicer):
         while True:
             for message in rest:
                 self._engine.step(Received(number, message))
+            while self._engine.questions[number] > _QUESTIONS_MAX:
+                await asyncio.sleep(_BREATH_S)  # not read meanwhile: gRPC's flow control holds the process back
             batch = await context.read()
             if batch is _EOF:
                 return
