@@ -291,6 +291,17 @@ async def test_savepoints_save_what_failed(bank: txrpc.sql.AsyncResourceManager)
     assert await rows(bank) == ["a", "b"]
 
 
+async def test_an_error_in_a_flush_is_the_reason(bank: txrpc.sql.AsyncResourceManager) -> None:
+    """SQLAlchemy rolls back by itself when a flush fails; that is not what happened."""
+    with pytest.raises(TransactionAborted) as caught:
+        async with transaction():
+            with pytest.raises(DBAPIError):
+                async with bank.session() as session:
+                    session.add_all([Row(name="a", value=1), Row(name="a", value=2)])
+    assert caught.value.reason.code is AbortCode.STATEMENT_FAILED
+    assert "23505" in caught.value.reason.text
+
+
 async def test_the_two_colours_do_not_mix(bank: txrpc.sql.AsyncResourceManager, url: str) -> None:
     """A synchronous handler on an asyncio server may try."""
     other = txrpc.sql.ResourceManager("bank", sa.create_engine(url))

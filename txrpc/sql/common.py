@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import sys
 from contextlib import AbstractContextManager
 from types import ModuleType
 from typing import Any
@@ -204,7 +205,12 @@ class Guard:
             return
         work: BranchWork | None = connection.info.get(_INFO)
         if work is not None and not work.ours:
-            work.doom = work.doom or Reason(AbortCode.REQUESTED, "rollback() was called on a branch's connection")
+            # A session rolls back by itself when its flush fails; then the error, which is being handled here, is the reason.
+            error = sys.exception()
+            reason = self._dialect.classify(error) if error is not None else None
+            work.doom = (
+                work.doom or reason or Reason(AbortCode.REQUESTED, "rollback() was called on a branch's connection")
+            )
 
     def _on_statement(self, connection: Connection, _cursor: Any, statement: str, *_: Any) -> None:
         work: BranchWork | None = connection.info.get(_INFO)
