@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import random
+import time
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -343,11 +344,11 @@ async def test_cancellations_at_any_moment_leave_nothing_behind(aworld: AioWorld
 
     stub = await aworld.dial(await aworld.serve(called, **{shape: abehaviour(shape, work) for shape in SHAPES}))
 
-    async def once(number: int) -> AioHandle:
+    async def once(number: int, patience_s: float | None) -> AioHandle:
         root = AioHandle()
         with bind(root):
             task = asyncio.create_task(stub.acall(SHAPES[number % 4]))
-            done, _ = await asyncio.wait([task], timeout=chance.random() * 0.02)
+            done, _ = await asyncio.wait([task], timeout=patience_s)
             task.cancel()
             await asyncio.gather(task, return_exceptions=True)
             if done:
@@ -355,7 +356,11 @@ async def test_cancellations_at_any_moment_leave_nothing_behind(aworld: AioWorld
             await root.asettle()
         return root
 
-    roots = [root for _ in range(20) for root in await asyncio.gather(*map(once, range(8)))]
+    begun = time.monotonic()
+    roots = await asyncio.gather(*(once(number, None) for number in range(8)))
+    whole_s = time.monotonic() - begun
+    for _ in range(20):
+        roots += await asyncio.gather(*(once(number, chance.random() * whole_s) for number in range(8)))
     await auntil(lambda: all(handle.lefts == 1 for handle in called.handles))
     calls = [call for root in roots for call in root.calls]
     # None: grpc.aio lets a call run on if its caller is cancelled in the moment that it is made.  A commit finds it in flight.

@@ -7,6 +7,7 @@ Nothing is awaited in the interceptor itself, because a call whose requests are 
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Callable, Generator
 from typing import Any
 
@@ -51,6 +52,7 @@ class _Open:
 
     def given_up(self, error: BaseException) -> None:
         """Whoever waited for the call was cancelled, or something that is not gRPC's went wrong."""
+        self._call.cancel()  # which grpc.aio forgets if the wait was for the request to be sent
         self._out.lost(lost_reason(self._method, error))
 
     # What grpc.aio's abstract classes ask for.
@@ -113,6 +115,9 @@ class _StreamResponse(_Open):
         try:
             async for response in self._call:
                 yield response
+        except asyncio.CancelledError as error:
+            self.given_up(error)
+            raise
         except grpc.RpcError as error:
             instead = await self.failed(error)
             if instead is error:
@@ -123,6 +128,9 @@ class _StreamResponse(_Open):
     async def read(self) -> Any:
         try:
             response = await self._call.read()
+        except asyncio.CancelledError as error:
+            self.given_up(error)
+            raise
         except grpc.RpcError as error:
             instead = await self.failed(error)
             if instead is error:
