@@ -302,6 +302,31 @@ async def test_an_error_in_a_flush_is_the_reason(bank: txrpc.sql.AsyncResourceMa
     assert "23505" in caught.value.reason.text
 
 
+async def test_streams_and_many_rows_are_fine(make: AioMake) -> None:
+    resource, branch = make(), gid()
+    work = await resource.begin(False)
+    result = await work.connection.stream(sa.text("SELECT generate_series(1, 2000)"))
+    assert (await result.first())[0] == 1
+    await work.connection.execute(sa.insert(Row), [{"name": str(n), "value": n} for n in range(2000)])
+    await work.connection.execute(sa.text("INSERT INTO row VALUES (:n, 1)"), [{"n": "x"}, {"n": "y"}])
+    await work.connection.execute(sa.text("SAVEPOINT s"))
+    await work.connection.execute(sa.text("RELEASE SAVEPOINT s"))
+    assert isinstance(await resource.prepare(work, branch), Prepared)
+    assert await resource.rollback_prepared(branch, "") is Finish.DONE
+
+
+async def test_a_script_that_ends_the_transaction_dooms_it(bank: txrpc.sql.AsyncResourceManager, driver: str) -> None:
+    """Psycopg runs several statements at once; asyncpg refuses to."""
+    with pytest.raises(TransactionAborted):
+        async with transaction():
+            with pytest.raises(IllegalState if driver == "psycopg" else DBAPIError):
+                async with bank.connection() as connection:
+                    await connection.exec_driver_sql("SELECT 1; COMMIT")
+            async with bank.connection() as connection:
+                await connection.execute(sa.text("INSERT INTO row VALUES ('after', 1)"))
+    assert await rows(bank) == []
+
+
 async def test_the_two_colours_do_not_mix(bank: txrpc.sql.AsyncResourceManager, url: str) -> None:
     """A synchronous handler on an asyncio server may try."""
     other = txrpc.sql.ResourceManager("bank", sa.create_engine(url))

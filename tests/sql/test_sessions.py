@@ -10,8 +10,9 @@ from sqlalchemy.orm.exc import StaleDataError
 
 import txrpc.sql
 from tests.runtime.conftest import NoSession
-from tests.sql.kit import Make, Row, rows
+from tests.sql.kit import Make, Row, gid, insert, rows
 from txrpc.errors import AbortCode, IllegalState, TransactionAborted
+from txrpc.resource import Prepared
 from txrpc.runtime.manager import Manager
 from txrpc.runtime.scope import set_default_manager
 from txrpc.runtime.transactional import transaction, transactional
@@ -137,3 +138,34 @@ def test_a_lost_update_that_the_orm_notices_undoes_everything(bank: txrpc.sql.Re
             session.execute(sa.text("DELETE FROM row WHERE name = 'y'"))
             x.value, y.value = 1, 1
     assert rows(bank) == ["x", "y"]
+
+
+# ------------------------------------------------------------------------------------------- statements with an end in them
+
+
+@pytest.mark.parametrize("driver", ["psycopg", "psycopg2"])
+@pytest.mark.parametrize("script", ["SELECT 1; COMMIT", "SELECT 1; ROLLBACK", "SELECT 1; COMMIT; SELECT 2"])
+def test_a_script_that_ends_the_transaction_dooms_it(make: Make, driver: str, script: str) -> None:
+    """What it committed stays; but nothing after it may pass for the branch."""
+    resource = make(driver)
+    manager = Manager("default", [resource])
+    manager.start(NoSession())
+    set_default_manager("txrpc", manager, on=True)
+    with manager, pytest.raises(TransactionAborted), transaction():
+        with pytest.raises(IllegalState, match="ended the transaction"), resource.connection() as connection:
+            connection.exec_driver_sql(script)
+        with resource.connection() as connection:
+            connection.execute(sa.text("INSERT INTO row VALUES ('after', 1)"))
+    assert rows(resource) == []
+
+
+def test_a_script_that_ends_nothing_is_fine(make: Make, driver: str) -> None:
+    resource, branch = make(driver), gid()
+    work = resource.begin(False)
+    work.connection.exec_driver_sql("SELECT 1; SAVEPOINT s; SELECT 2; RELEASE s")
+    streamed = sa.text("SELECT generate_series(1, 2000)").execution_options(stream_results=True)
+    assert len(work.connection.execute(streamed).all()) == 2000
+    work.connection.execute(sa.insert(Row), [{"name": str(n), "value": n} for n in range(2000)])
+    insert(work)
+    assert isinstance(resource.prepare(work, branch), Prepared)
+    resource.rollback_prepared(branch, "")

@@ -169,6 +169,7 @@ class Guard:
         event.listen(engine, "commit", self._on_commit)
         event.listen(engine, "rollback", self._on_rollback)
         event.listen(engine, "before_cursor_execute", self._on_statement)
+        event.listen(engine, "after_cursor_execute", self._after_statement)
 
     def remove(self) -> None:
         """Stop watching."""
@@ -176,6 +177,7 @@ class Guard:
             ("commit", self._on_commit),
             ("rollback", self._on_rollback),
             ("before_cursor_execute", self._on_statement),
+            ("after_cursor_execute", self._after_statement),
         ):
             if event.contains(self._engine, name, listener):
                 event.remove(self._engine, name, listener)
@@ -223,6 +225,15 @@ class Guard:
             )
         if not work.notifies:
             work.notifies = self._dialect.speaks_behind_the_transaction(statement)
+
+    def _after_statement(self, connection: Connection, *_: Any) -> None:
+        """A script of several statements may have ended the transaction; what follows would be another one."""
+        work: BranchWork | None = connection.info.get(_INFO)
+        if work is None or work.ours or self._dialect.in_transaction(connection):
+            return
+        text = "a script that was executed on a branch's connection ended the transaction"
+        work.doom = work.doom or Reason(AbortCode.STATEMENT_FAILED, text)
+        raise IllegalState(f"{text}: if it committed, what was done until then stays; leave the block instead")
 
 
 def refuse_commit(session: Session) -> None:

@@ -38,6 +38,7 @@ __all__ = [
     "finish",
     "hides_backends",
     "in_doubt",
+    "in_transaction",
     "interrupt",
     "one_phase_result",
     "preflight",
@@ -184,6 +185,15 @@ def ends_the_transaction(statement: str) -> str:
     """The verb, if *statement* begins as one that ends a transaction; "" otherwise.  (Savepoints may be rolled back to.)"""
     found = _ENDS.match(statement)
     return found[1].upper() if found else ""
+
+
+def in_transaction(connection: Connection) -> bool:
+    """Whether a transaction is open at the server's end of *connection*, as far as its driver knows; costs no round trip."""
+    driver: Any = connection.connection.driver_connection
+    if hasattr(driver, "is_in_transaction"):  # asyncpg
+        return bool(driver.is_in_transaction())
+    info = getattr(driver, "info", None)
+    return bool(getattr(info, "transaction_status", True))  # libpq's: 0 is idle
 
 
 # -------------------------------------------------------------------------------------------------------- preflight
