@@ -103,3 +103,15 @@ def test_a_request_that_was_sent_and_never_answered_is_unknown() -> None:
     with pytest.raises(CoordinatorUnavailable):
         manager.outcome(scope.handle.xid, timeout=0.2)
     manager.close()
+
+
+def test_closing_while_work_is_due_leaves_no_thread_with_an_error() -> None:
+    """The clock's thread could submit to a pool that was shut down already."""
+    for _ in range(20):
+        manager = Manager("default", [Notebook("first")])
+        manager.start(Session())
+        manager.on_welcome(WELCOME)
+        manager.close()
+        manager._clock_thread.join(5)
+        assert not manager._clock_thread.is_alive()
+        manager._submit(manager._workers, lambda: None)

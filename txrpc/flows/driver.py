@@ -7,6 +7,7 @@ manager's waits), so the flow does not know its colour.  A step costs about a mi
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Generator
 from typing import Any, TypeVar
 
@@ -42,9 +43,11 @@ async def arun(flow: Flow[_R]) -> _R:
         try:
             function, arguments = send(argument)
         except StopIteration as stop:
-            result: _R = stop.value
-            return result
+            returned: _R = stop.value
+            return returned
         try:
-            send, argument = flow.send, await function(*arguments)
+            result = function(*arguments)
+            # The poll of a synchronous call that was made inside an asyncio transaction has nothing to await.
+            send, argument = flow.send, await result if inspect.isawaitable(result) else result
         except BaseException as error:
             send, argument = flow.throw, error

@@ -243,7 +243,15 @@ class Manager(ManagerCore):
 
     def _start(self, do: Do, slot: Slot | None) -> None:
         pool = self._breakers if do.operation is Operation.INTERRUPT else self._workers
-        pool.submit(self._operate, do, slot)
+        self._submit(pool, self._operate, do, slot)
+
+    def _submit(self, pool: ThreadPoolExecutor, work: Callable[..., None], *arguments: Any) -> None:
+        """Once the manager is closing, what stays undone is for whoever connects next."""
+        try:
+            pool.submit(work, *arguments)
+        except RuntimeError:
+            if not self._closed:
+                raise
 
     def _operate(self, do: Do, slot: Slot | None) -> None:
         try:
@@ -281,7 +289,7 @@ class Manager(ManagerCore):
         while True:
             due = self.woke()
             for name in due:
-                self._workers.submit(self._sweep, name)
+                self._submit(self._workers, self._sweep, name)
             with self._clock:
                 if self._closed:
                     return
