@@ -36,6 +36,8 @@ def transfer(world: World, cents: int = 100) -> str:
         return "aborted"
     except txrpc.OutcomeUnknown:
         return "unknown"
+    except txrpc.CoordinatorUnavailable:
+        return "unreachable"
     finally:
         teller.close()
     return "committed"
@@ -247,6 +249,8 @@ def deposit(world: World) -> str:
         return "aborted"
     except txrpc.OutcomeUnknown:
         return "unknown"
+    except txrpc.CoordinatorUnavailable:
+        return "unreachable"
     finally:
         teller.close()
     return "committed"
