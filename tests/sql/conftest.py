@@ -7,14 +7,14 @@ import pytest
 import sqlalchemy as sa
 
 import txrpc.sql
-from tests.postgres import Server, start_servers
+from tests.postgres import ExistingServer, Server, start_servers
 from tests.runtime.conftest import NoSession
 from tests.sql.kit import Make, numbers
 from txrpc.runtime.manager import Manager
 from txrpc.runtime.scope import set_default_manager
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def server() -> Iterator[Server]:
     (server,) = start_servers(1)
     yield server
@@ -30,7 +30,8 @@ def url(server: Server) -> Iterator[str]:
     for (gid,) in server.execute(f"SELECT gid FROM pg_prepared_xacts WHERE database = '{name}'"):
         quoted = gid.replace("'", "''")
         server.execute(f"ROLLBACK PREPARED '{quoted}'", name)
-    server.execute(f"DROP DATABASE {name} WITH (FORCE)")
+    if isinstance(server, ExistingServer):  # a private one goes as a whole
+        server.execute(f"DROP DATABASE {name} WITH (FORCE)")
 
 
 @pytest.fixture(params=["psycopg", "psycopg2"])

@@ -54,6 +54,7 @@ class Proxy:
 
     `cut` tells the clients that their connections are gone; the server's ends stay open, as after a failure of the network.
     While `mute` is set nothing that the server says gets through; while `deaf` is set, nothing that clients say.
+    The next `refusing` clients are turned away.
     *pid*: the process id that clients are told instead of their backend's, as a connection pooler would.
     """
 
@@ -64,6 +65,7 @@ class Proxy:
         self.port: int = self._listener.getsockname()[1]
         self.mute = threading.Event()
         self.deaf = threading.Event()
+        self.refusing = 0
         self._clients: list[socket.socket] = []
         self._servers: list[socket.socket] = []
         threading.Thread(target=self._accept, daemon=True).start()
@@ -84,7 +86,7 @@ class Proxy:
             end.close()
 
     def cut(self) -> None:
-        for client in self._clients:
+        for client in list(self._clients):  # not those who come back at once
             with contextlib.suppress(OSError):
                 client.shutdown(socket.SHUT_RDWR)
 
@@ -92,6 +94,10 @@ class Proxy:
         with contextlib.suppress(OSError):
             while True:
                 client, _ = self._listener.accept()
+                if self.refusing:
+                    self.refusing -= 1
+                    client.close()
+                    continue
                 server = socket.create_connection(self._target)
                 self._clients.append(client)
                 self._servers.append(server)

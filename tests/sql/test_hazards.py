@@ -121,8 +121,9 @@ def test_rule_13_a_commit_whose_answer_the_network_swallowed_is_committed(
     assert rows(resource) == ["a"]
 
 
+@pytest.mark.parametrize("refusing", [0, 2])
 def test_a_prepare_that_the_network_swallowed_never_happens_later(
-    make: Make, driver: str, url: str, proxy: Proxy, server: Server
+    make: Make, driver: str, url: str, proxy: Proxy, server: Server, refusing: int
 ) -> None:
     resource, direct, branch = make(driver), make(driver, at=proxy.url(url)), gid()
     server.execute(
@@ -132,6 +133,7 @@ def test_a_prepare_that_the_network_swallowed_never_happens_later(
     )
     work = direct.begin(False)
     insert(work)
+    proxy.refusing = refusing
     threading.Timer(0.4, proxy.cut).start()  # while PREPARE is in the trigger
     with pytest.raises(DBAPIError):
         direct.prepare(work, branch)

@@ -11,7 +11,7 @@ from sqlalchemy.orm.exc import StaleDataError
 import txrpc.sql
 from tests.runtime.conftest import NoSession
 from tests.sql.kit import Make, Row, gid, insert, rows
-from txrpc.errors import AbortCode, IllegalState, TransactionAborted
+from txrpc.errors import AbortCode, ConfigurationError, IllegalState, TransactionAborted
 from txrpc.resource import Prepared
 from txrpc.runtime.manager import Manager
 from txrpc.runtime.scope import set_default_manager
@@ -41,6 +41,12 @@ def test_session_options_and_class_inside_and_outside_a_transaction(make: Make) 
             assert session.expire_on_commit is False
             assert session.autoflush is False
     assert rows(resource) == ["a", "b"]
+
+
+def test_a_session_that_would_prepare_by_itself_is_refused(make: Make) -> None:
+    """SQLAlchemy's two-phase sessions prepare and commit without a log: a crash between the two is never resolved."""
+    with pytest.raises(ConfigurationError, match="twophase"):
+        txrpc.sql.ResourceManager("bank", make().engine, twophase=True)
 
 
 def test_sessions_of_one_call_share_the_branch(bank: txrpc.sql.ResourceManager) -> None:

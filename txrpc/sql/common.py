@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import sys
+from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from types import ModuleType
 from typing import Any
@@ -19,6 +20,7 @@ from txrpc.protocol.messages import ResourceInfo
 from txrpc.sql import postgresql
 
 __all__ = [
+    "SEE_OFF_BACKOFF_S",
     "TRUTH_BACKOFF_S",
     "BranchWork",
     "Guard",
@@ -26,6 +28,7 @@ __all__ = [
     "broken",
     "capacity_of",
     "check_engine",
+    "check_options",
     "check_whole",
     "dialect_of",
     "exhausted",
@@ -40,6 +43,7 @@ logger = logging.getLogger("txrpc.sql")
 
 _DIALECTS: dict[str, ModuleType] = {"postgresql": postgresql}
 
+SEE_OFF_BACKOFF_S = (0.0, 0.05, 0.1, 0.2, 0.5, 1.0)
 TRUTH_BACKOFF_S = (0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 2.0, 3.0, 4.0, 5.0, 5.0, 5.0)
 """Waits between questions about a commit whose connection broke: half a minute together, long enough for a restart."""
 
@@ -121,6 +125,16 @@ def check_engine(name: str, engine: Any, wanted: type, instead: str) -> str:
     if not isinstance(engine, wanted):
         raise ConfigurationError(f"resource {name!r}: {instead}, not {type(engine).__name__}")
     return check_name("resource", name, RESOURCE_MAX)
+
+
+def check_options(name: str, session_options: Mapping[str, Any]) -> dict[str, Any]:
+    """*session_options* as they are; raises `ConfigurationError` for sessions that would prepare by themselves."""
+    if session_options.get("twophase"):
+        raise ConfigurationError(
+            f"resource {name!r}: leave twophase=True away: outside a transaction such sessions prepare without a log, and "
+            "inside one it is txrpc that prepares"
+        )
+    return dict(session_options)
 
 
 def side_engine(engine: Engine) -> Engine:

@@ -40,6 +40,7 @@ __all__ = [
     "in_doubt",
     "in_transaction",
     "interrupt",
+    "is_gone",
     "one_phase_result",
     "preflight",
     "prepare",
@@ -48,7 +49,6 @@ __all__ = [
     "speaks_behind_the_transaction",
     "sqlstate",
     "token_to_end",
-    "wait_until_gone",
 ]
 
 OLDEST: Final = 130_000
@@ -153,7 +153,7 @@ def interrupt(connection: Connection, pid: int) -> None:
     connection.exec_driver_sql(f"SELECT pg_terminate_backend({int(pid)})")
 
 
-def wait_until_gone(connection: Connection, pid: int) -> bool:
+def is_gone(connection: Connection, pid: int) -> bool:
     """Whether the backend *pid* has gone."""
     return not connection.exec_driver_sql(f"SELECT count(*) FROM pg_stat_activity WHERE pid = {int(pid)}").scalar()  # noqa: S608
 

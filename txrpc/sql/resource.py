@@ -26,6 +26,7 @@ from txrpc.sql.common import (
     broken,
     capacity_of,
     check_engine,
+    check_options,
     check_whole,
     dialect_of,
     exhausted,
@@ -35,7 +36,7 @@ from txrpc.sql.common import (
     refuse_commit,
     side_engine,
 )
-from txrpc.sql.truth import learn
+from txrpc.sql.truth import learn, see_off
 
 __all__ = ["ResourceManager"]
 
@@ -59,7 +60,7 @@ class ResourceManager:
         self._dialect = dialect_of(engine)
         self.kind: str = engine.dialect.name
         self._session_class = session_class
-        self._session_options = session_options
+        self._session_options = check_options(name, session_options)
         self._side = side_engine(engine)
         self._guard = Guard(engine, self._dialect)
         self._asks_for_pid = False
@@ -159,7 +160,7 @@ class ResourceManager:
         is_broken = broken(work)
         self._let_go(work)
         if is_broken:
-            self._make_sure_it_is_gone(work.pid)
+            self._see_off(work.pid)
 
     def interrupt(self, work: BranchWork) -> None:
         """See `txrpc.resource.Resource.interrupt`."""
@@ -208,25 +209,19 @@ class ResourceManager:
         """The connection broke during COMMIT."""
         self._let_go(work, spoiled=True)
         if not token:
-            self._make_sure_it_is_gone(work.pid)
+            self._see_off(work.pid)
             return OnePhaseResult.COMMITTED
         return run(learn(self.one_phase_result, self._break_off, time.sleep, token, work.pid))
 
     def _break_off(self, pid: int) -> None:
         self._aside(self._dialect.interrupt, pid)
 
-    def _make_sure_it_is_gone(self, pid: int) -> None:
-        """A lost connection's backend may still be executing what it was told last, or wait for more and hold its locks."""
-        if not pid:
-            return
-        try:
-            for pause_s in (0.0, 0.05, 0.1, 0.2, 0.5, 1.0):
-                time.sleep(pause_s)
-                self._break_off(pid)
-                if self._aside(self._dialect.wait_until_gone, pid):
-                    return
-        except Exception:
-            return  # the database is gone, and its backends with it; else the sweep for branches in doubt finds it
+    def _gone(self, pid: int) -> bool:
+        gone: bool = self._aside(self._dialect.is_gone, pid)
+        return gone
+
+    def _see_off(self, pid: int) -> None:
+        run(see_off(self._break_off, self._gone, time.sleep, pid))
 
     def _aside(self, verb: Callable[..., Any], *arguments: Any) -> Any:
         """Run *verb* on a connection of its own, in AUTOCOMMIT."""

@@ -25,6 +25,7 @@ from txrpc.sql.common import (
     broken,
     capacity_of,
     check_engine,
+    check_options,
     check_whole,
     dialect_of,
     exhausted,
@@ -34,7 +35,7 @@ from txrpc.sql.common import (
     refuse_commit,
     side_engine,
 )
-from txrpc.sql.truth import learn
+from txrpc.sql.truth import learn, see_off
 
 __all__ = ["AsyncResourceManager"]
 
@@ -55,7 +56,7 @@ class AsyncResourceManager:
         self._dialect = dialect_of(engine.sync_engine)
         self.kind: str = engine.dialect.name
         self._session_class = session_class
-        self._session_options = session_options
+        self._session_options = check_options(name, session_options)
         self._side = AsyncEngine(side_engine(engine.sync_engine))
         self._guard = Guard(engine.sync_engine, self._dialect)
         self._asks_for_pid = False
@@ -156,7 +157,7 @@ class AsyncResourceManager:
         is_broken = broken(work)
         await self._let_go(work)
         if is_broken:
-            await self._make_sure_it_is_gone(work.pid)
+            await self._see_off(work.pid)
 
     async def interrupt(self, work: BranchWork) -> None:
         """See `txrpc.resource.Resource.interrupt`."""
@@ -205,25 +206,19 @@ class AsyncResourceManager:
         """The connection broke during COMMIT."""
         await self._let_go(work, spoiled=True)
         if not token:
-            await self._make_sure_it_is_gone(work.pid)
+            await self._see_off(work.pid)
             return OnePhaseResult.COMMITTED
         return await arun(learn(self.one_phase_result, self._break_off, asyncio.sleep, token, work.pid))
 
     async def _break_off(self, pid: int) -> None:
         await self._aside(self._dialect.interrupt, pid)
 
-    async def _make_sure_it_is_gone(self, pid: int) -> None:
-        """A lost connection's backend may still be executing what it was told last, or wait for more and hold its locks."""
-        if not pid:
-            return
-        try:
-            for pause_s in (0.0, 0.05, 0.1, 0.2, 0.5, 1.0):
-                await asyncio.sleep(pause_s)
-                await self._break_off(pid)
-                if await self._aside(self._dialect.wait_until_gone, pid):
-                    return
-        except Exception:
-            return  # the database is gone, and its backends with it; else the sweep for branches in doubt finds it
+    async def _gone(self, pid: int) -> bool:
+        gone: bool = await self._aside(self._dialect.is_gone, pid)
+        return gone
+
+    async def _see_off(self, pid: int) -> None:
+        await arun(see_off(self._break_off, self._gone, asyncio.sleep, pid))
 
     async def _aside(self, verb: Callable[..., Any], *arguments: Any) -> Any:
         """Run *verb* on a connection of its own, in AUTOCOMMIT."""

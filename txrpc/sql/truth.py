@@ -1,4 +1,4 @@
-"""Learning how a commit ended whose connection broke: ask the database until it knows, or has forgotten."""
+"""After a broken connection: learning how its commit ended, and ending the backend that it left behind."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from typing import Any
 
 from txrpc.flows.driver import Flow
 from txrpc.protocol.messages import OnePhaseResult
-from txrpc.sql.common import TRUTH_BACKOFF_S
+from txrpc.sql.common import SEE_OFF_BACKOFF_S, TRUTH_BACKOFF_S
 
-__all__ = ["learn"]
+__all__ = ["learn", "see_off"]
 
 
 def learn(
@@ -31,3 +31,24 @@ def learn(
             return result
         yield sleep, (pause_s,)
     return OnePhaseResult.UNKNOWN
+
+
+def see_off(
+    break_off: Callable[[int], Any], gone: Callable[[int], Any], sleep: Callable[[float], Any], pid: int
+) -> Flow[None]:
+    """End the backend *pid* of a lost connection: it may still execute what it was told last, or wait and hold its locks.
+
+    Whatever broke the connection may break the first tries as well.  After three of them the database itself is taken for lost,
+    and its backends with it; should one have lived and prepared its branch, the sweep for branches in doubt finds that.
+    """
+    failures = 0
+    for pause_s in SEE_OFF_BACKOFF_S if pid else ():
+        yield sleep, (pause_s,)
+        try:
+            yield break_off, (pid,)
+            if (yield gone, (pid,)):
+                return
+        except Exception:
+            failures += 1
+            if failures == 3:
+                return
