@@ -231,6 +231,18 @@ def test_a_branch_of_another_coordinator_is_none_of_our_business(field: dict[str
     assert office.violations == ["asks about a branch of another coordinator"]
 
 
+def test_rule_15_who_does_not_have_the_resource_cannot_take_a_commit_away_from_who_has() -> None:
+    """A commit that was told to somebody who cannot carry it out would wait for that one's acknowledgement for ever."""
+    office = Office()
+    office.hear(CLIENT, commit_request(EARLY))
+    office.logged()
+    assert sent(office.hear(CLIENT, inquiry(1))) == []
+    assert office.violations == ["asks about a branch in a resource that it does not have"]
+    office.hear(P, acked(1))
+    office.hear(P, acked(2))
+    assert office.outcomes() == [Outcome.COMMITTED]
+
+
 def test_pending_decisions_wait_for_their_resources_and_are_marked_done_once() -> None:
     office = Office(CLIENT, pending=(decision(EARLY), decision((EARLY[0],), tx=2)))
     assert office.core.deciding == 0

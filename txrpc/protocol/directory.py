@@ -25,6 +25,10 @@ class SessionEntry:
     since_ms: int
     owes: set[Debt] = field(default_factory=set)
 
+    def has(self, resource: str) -> bool:
+        """Whether the process behind it has announced *resource*."""
+        return any(info.name == resource for info in self.hello.resources)
+
 
 class Directory:
     """The live sessions by number, by participant and by resource."""

@@ -25,6 +25,10 @@ class Inquiries(Requests):
         if gid.group != self.group or gid.node != self.owner.node:
             self._violation(session, message, "asks about a branch of another coordinator")
             return
+        if not self.directory.sessions[session].has(gid.resource):
+            # It would be told to commit, and could not, and nobody else's acknowledgement would count.
+            self._violation(session, message, "asks about a branch in a resource that it does not have")
+            return
         knowledge = self._knowledge(session, message)
         if gid.xid in self.transactions or knowledge not in UP_TO_THE_LOG:
             self._answer(session, gid, knowledge)
