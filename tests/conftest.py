@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 
 # The tests start processes while gRPC threads run; gRPC's own handlers of fork would get in the way.
@@ -12,6 +13,17 @@ from collections.abc import Generator
 import pytest
 
 TRUE_REASONS = ("TXRPC_TEST_POSTGRES_URLS is set", "no embedded PostgreSQL", "no installed PostgreSQL", "needs root")
+
+
+def _is_ours(record: logging.LogRecord) -> bool:
+    """Whether it is not gRPC's poller, which is one for all event loops, telling the closed loop of an earlier test."""
+    error = record.exc_info[1] if record.exc_info else None
+    return not (
+        "PollerCompletionQueue._handle_events" in record.getMessage() and isinstance(error, (RuntimeError, OSError))
+    )
+
+
+logging.getLogger("asyncio").addFilter(_is_ours)
 
 
 @pytest.hookimpl(wrapper=True)
