@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from typing import Any
 
 from txrpc.errors import (
@@ -62,7 +61,7 @@ class Branches(ManagerState):
                     "the transaction began with no coordinator in reach, so it can use one resource of this process only"
                 )
             owner = NOBODY
-        branch = BranchId(os.urandom(8))
+        branch = BranchId(self.entropy(8))
         gid = Gid(self.group, owner.node, owner.epoch, part.xid, branch, self.participant_id, resource.name)
         slot = Slot(self._table.open(gid, part.deadline_ms), resource, self._turn())
         self._slots[branch] = slot

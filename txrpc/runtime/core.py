@@ -16,8 +16,6 @@ from __future__ import annotations
 
 import logging
 import os
-import random
-import time
 from collections.abc import Sequence
 from typing import Any
 
@@ -72,7 +70,7 @@ class ManagerCore(Branches, Asking):
             raise UsageError(
                 f"timeout={timeout_s:g} s is above the coordinator's max_timeout of {welcome.max_timeout_ms / 1000:g} s"
             )
-        xid = Xid.make(time.time_ns() // 1_000_000, os.urandom(10))
+        xid = Xid.make(self.unix_ms(), self.entropy(10))
         owner = welcome.owner if welcome is not None else None
         deadline_ms = self.now_ms() + int(timeout_s * 1000)
         return Part(xid, owner, self.group, deadline_ms, read_only, self._tick)
@@ -180,7 +178,7 @@ class ManagerCore(Branches, Asking):
                 return []
             due = [name for name, at_ms in self._sweep_at.items() if at_ms <= now_ms]
             for name in due:
-                self._sweep_at[name] = now_ms + int(_SWEEP_MS * (0.5 + random.random()))
+                self._sweep_at[name] = now_ms + int(_SWEEP_MS * (0.5 + self.jitter()))
             return due
 
     def next_wakeup_ms(self) -> int | None:
@@ -195,7 +193,7 @@ class ManagerCore(Branches, Asking):
         with self._lock:
             if isinstance(found, BaseException):
                 logger.warning("cannot look for branches in doubt in resource %s: %s", name, found)
-                self._sweep_at[name] = self.now_ms() + int(_SWEEP_RETRY_MS * (0.5 + random.random()))
+                self._sweep_at[name] = self.now_ms() + int(_SWEEP_RETRY_MS * (0.5 + self.jitter()))
                 self._wake()
                 return
             for gid, since_ms in found:

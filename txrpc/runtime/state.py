@@ -50,11 +50,15 @@ class ManagerState:
     """The table, the slots, the futures and the session; and how the table's effects are honoured."""
 
     patience_ms = 30_000
+    entropy: Callable[[int], bytes] = staticmethod(os.urandom)
+    """As many random bytes: what identifiers are made of."""
+    jitter: Callable[[], float] = staticmethod(random.random)
+    """From 0 to 1: what spreads questions and repetitions."""
 
     def __init__(self, group: str, resources: Iterable[Any], process: str = "") -> None:
         self.group = check_name("group", group, GROUP_MAX)
         self.process = process or f"pid {os.getpid()}"
-        self.participant_id = ParticipantId(os.urandom(8))
+        self.participant_id = ParticipantId(self.entropy(8))
         self.resources: dict[str, Any] = {}
         for resource in resources:
             check_name("resource", resource.name, RESOURCE_MAX)
@@ -68,7 +72,7 @@ class ManagerState:
         self._tick = 0
         self._pid = os.getpid()
         self._lock = threading.RLock()
-        self._table = Participant(random.random)
+        self._table = Participant(self.jitter)
         self._slots: dict[BranchId, Slot] = {}
         self._asking: dict[Xid, list[Any]] = {}
         self._ending: dict[BranchId, Any] = {}
@@ -98,6 +102,10 @@ class ManagerState:
     def now_ms(self) -> int:
         """Monotonic time."""
         return time.monotonic_ns() // 1_000_000
+
+    def unix_ms(self) -> int:
+        """The machine's clock, in milliseconds since 1970: for people, no rule depends on it."""
+        return time.time_ns() // 1_000_000
 
     def _session_or_raise(self) -> Any:
         if self._session is None:

@@ -1,0 +1,136 @@
+"""What a simulated run is made of: the size of the cluster, its work, and every fault as one field."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass, fields, replace
+from typing import Any
+
+__all__ = ["CALM", "Options"]
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """One run.  Probabilities are from 0 to 1, times in simulated milliseconds; counts say how often within `trouble_ms`."""
+
+    # The cluster and its work.
+    clients: int = 2
+    services: int = 2
+    databases: int = 2
+    transactions: int = 3
+    """Of each client, one after another."""
+    calls: int = 3
+    """At most so many calls in a transaction."""
+    read_only: float = 0.15
+    """How likely a call only reads."""
+    gives_up: float = 0.1
+    """How likely a root rolls back instead of committing."""
+    refuses: float = 0.05
+    """How likely a database refuses a PREPARE or a commit in one phase."""
+    nested: float = 0.2
+    """How likely a call leads to another one, to the next service."""
+    own_resource: float = 0.15
+    """How likely a root works in a database of its own process as well."""
+
+    # The network.
+    delay_ms: int = 20
+    """The longest usual way of a message."""
+    stray: float = 0.0
+    """How likely a message takes up to a hundred times as long: late calls, late votes."""
+    loss: float = 0.0
+    """Of a message.  A stream that has lost one breaks, sooner or later."""
+    duplication: float = 0.0
+    """Of a message: the call runs twice, the vote comes twice."""
+    reordering: float = 0.0
+    """How likely a message of a stream overtakes others."""
+    partitions: int = 0
+    """Pairs of nodes that cannot reach each other for a while."""
+    one_way: int = 0
+    """Pairs of which only one cannot reach the other."""
+
+    # The machines.
+    crashes: int = 0
+    """Of services and clients, with a restart some time later."""
+    client_deaths: int = 0
+    """Clients that die for good."""
+    coordinator_crashes: int = 0
+    takeovers: int = 0
+    """A second coordinator is started on the log while the first is frozen; it wakes up later (rule 7)."""
+    database_crashes: int = 0
+    freezes: int = 0
+    """Nodes that stand still for a while and then go on as if nothing had been."""
+    slow: float = 0.0
+    """How likely a node takes ten times as long for everything."""
+    clock_jumps: int = 0
+    """Of the machines' wall clocks, forward and back: a process's by up to a day, the coordinator's less than the retention time."""
+
+    # The disks.
+    log_errors: float = 0.0
+    """How likely the log fails: sometimes nothing was written, sometimes nobody can know."""
+    lost_writes: float = 0.0
+    """How likely a crash takes writes with it that were not forced."""
+    torn_writes: float = 0.0
+    """How likely a crash leaves a part of the batch that was being written."""
+    cut_prepares: float = 0.0
+    """How likely the connection breaks under a PREPARE, which the database carries out later all the same."""
+    forgeries: int = 0
+    """Messages of a session that lies about other processes' branches."""
+
+    trouble_ms: int = 12_000
+    """For how long things go wrong.  Then everything is repaired, and must come to rest."""
+
+    @classmethod
+    def of(cls, seed: int) -> Options:
+        """A world for *seed*: some of the faults, each as hard as the dice say.
+
+        With all faults at once hardly anything would ever get far; leaving many of them out at random finds more (swarm testing, Groce
+        et al. 2012).
+        """
+        dice = random.Random(f"options {seed}")
+        chosen: dict[str, Any] = {
+            "clients": dice.choice((1, 2, 2, 3)),
+            "services": dice.choice((1, 2, 2, 3)),
+            "databases": dice.choice((1, 2, 2, 3)),
+            "transactions": dice.choice((1, 2, 3)),
+            "calls": dice.choice((1, 2, 3, 4)),
+            "delay_ms": dice.choice((5, 20, 100, 600)),
+        }
+        used = dice.choice((0.05, 0.2, 0.4, 0.6))
+        for name, most in _HARDEST.items():
+            if dice.random() < used:
+                chosen[name] = dice.randint(1, most) if isinstance(most, int) else dice.random() * most
+        return cls(**chosen)
+
+    def without(self, *names: str) -> Options:
+        """The same world without these faults."""
+        plain = {field.name: field.default for field in fields(self)}
+        return replace(self, **{name: plain[name] for name in names})
+
+
+_HARDEST: dict[str, int | float] = {
+    "refuses": 0.3,
+    "gives_up": 0.4,
+    "read_only": 0.8,
+    "stray": 0.2,
+    "loss": 0.1,
+    "duplication": 0.2,
+    "reordering": 0.3,
+    "partitions": 3,
+    "one_way": 3,
+    "crashes": 4,
+    "client_deaths": 1,
+    "coordinator_crashes": 3,
+    "takeovers": 2,
+    "database_crashes": 3,
+    "freezes": 3,
+    "slow": 0.5,
+    "clock_jumps": 3,
+    "log_errors": 0.3,
+    "lost_writes": 1.0,
+    "torn_writes": 1.0,
+    "cut_prepares": 0.2,
+    "forgeries": 20,
+}
+
+CALM = Options()
+"""No faults at all."""
