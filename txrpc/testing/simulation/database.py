@@ -41,6 +41,7 @@ class Database(Node):
         self._tokens = 0
         self.works: set[Work] = set()
         self.prepared: dict[BranchId, tuple[Gid, Work, int]] = {}
+        self.unanswered: list[Promise] = []
         self.ended: dict[str, bool] = {}
         """Whether the work of each token was committed."""
 
@@ -49,6 +50,9 @@ class Database(Node):
         self.die()
         for work in sorted(self.works, key=lambda work: int(work.token)):
             self._undo(work)
+        for promise in self.unanswered:
+            promise.break_(ResourceUnavailable(f"the connection to {self.name} broke"))
+        self.unanswered.clear()
 
     def restart(self) -> None:
         """Be there again."""
@@ -192,12 +196,7 @@ class SimResource:
                 self._database.soon(promise.break_, error)
             else:
                 self._database.soon(promise.keep, result)
-            # Should it crash before it has answered:
-            self._database.scheduler.after(500 * database.slow, lost)
-
-        def lost() -> None:
-            if database.life != life:
-                promise.break_(ResourceUnavailable(f"the connection to {database.name} broke"))
+            database.unanswered.append(promise)
 
         # Not `later` of the process: what was sent is carried out even if nobody waits any more.
         self._database.scheduler.after(self._database.scheduler.dice.randint(0, 10) * database.slow, arrive)
