@@ -216,26 +216,22 @@ class WholeWork:
 
 
 class LateMessages:
-    """10: once a branch has begun to end, no work is added to it."""
+    """10: once a transaction has begun to end in a process, no work is added to it there."""
 
     def __init__(self) -> None:
+        self._process: dict[Any, Any] = {}
         self._ending: set[Any] = set()
 
-    def prepared(self, _now_ms: int, _xid: Any, branch: Any) -> None:
-        self._ending.add(branch)
+    def prepared(self, _now_ms: int, xid: Any, branch: Any) -> None:
+        self._ending.add((xid, self._process[branch]))
 
-    def only_read(self, _now_ms: int, _xid: Any, branch: Any) -> None:
-        self._ending.add(branch)
+    def committed(self, _now_ms: int, xid: Any, branch: Any, _calls: Any, _was_prepared: bool) -> None:
+        self._ending.add((xid, self._process[branch]))
 
-    def committed(self, _now_ms: int, _xid: Any, branch: Any, _calls: Any, _was_prepared: bool) -> None:
-        self._ending.add(branch)
-
-    def undone(self, _now_ms: int, _xid: Any, branch: Any, _was_prepared: bool) -> None:
-        self._ending.add(branch)
-
-    def wrote(self, _now_ms: int, xid: Any, branch: Any, call: Any) -> None:
-        if branch in self._ending:
-            raise Violation(10, f"{xid}: call {call} writes in branch {branch}, which has ended")
+    def wrote(self, _now_ms: int, xid: Any, branch: Any, call: Any, process: Any) -> None:
+        self._process[branch] = process
+        if (xid, process) in self._ending:
+            raise Violation(10, f"{xid}: call {call} writes in branch {branch}, where the transaction has begun to end")
 
 
 class Deadlines:
@@ -250,7 +246,7 @@ class Deadlines:
     def __init__(self) -> None:
         self._open: dict[Any, int] = {}
 
-    def wrote(self, now_ms: int, _xid: Any, branch: Any, _call: Any) -> None:
+    def wrote(self, now_ms: int, _xid: Any, branch: Any, _call: Any, _process: Any) -> None:
         self._open[branch] = now_ms
 
     def prepared(self, _now_ms: int, _xid: Any, branch: Any) -> None:
@@ -280,7 +276,7 @@ class OneAnswer:
         self._answers: dict[Any, Outcome] = {}
         self._wrote: set[Any] = set()
 
-    def wrote(self, _now_ms: int, xid: Any, _branch: Any, _call: Any) -> None:
+    def wrote(self, _now_ms: int, xid: Any, _branch: Any, _call: Any, _process: Any) -> None:
         self._wrote.add(xid)
 
     def replied(self, _now_ms: int, xid: Any, outcome: Outcome) -> None:
@@ -349,7 +345,9 @@ class NothingInTheDark:
     def doubted(self, _now_ms: int, shown: set[tuple[Any, Any]]) -> None:
         for branch, xid in self._open.items():
             if (xid, branch) not in shown:
-                raise Violation(14, f"{xid}: branch {branch} is decided and not finished, and the coordinator does not show it")
+                raise Violation(
+                    14, f"{xid}: branch {branch} is decided and not finished, and the coordinator does not show it"
+                )
 
     def rest(self, _now_ms: int) -> None:
         if self._prepared:

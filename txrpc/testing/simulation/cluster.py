@@ -3,28 +3,15 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
-from typing import Any
 
 from txrpc.errors import AbortCode, OutcomeUnknown, Reason, TransactionAborted, TxrpcError
 from txrpc.flows import ending
 from txrpc.flows.driver import Flow
 from txrpc.flows.part import Part
-from txrpc.ids import BranchId
 from txrpc.protocol.messages import (
-    Acked,
-    Committing,
-    Finish,
-    Inquiry,
-    OnePhaseDone,
-    OnePhaseResult,
     Outcome,
     OutcomeRequest,
-    Resolved,
-    Vote,
-    Voted,
     Wait,
 )
 from txrpc.runtime.asking import reason_for
@@ -35,7 +22,8 @@ from txrpc.testing.simulation.history import History, Violation
 from txrpc.testing.simulation.network import Network, Stream
 from txrpc.testing.simulation.options import Options
 from txrpc.testing.simulation.process import Call, Process, result_of
-from txrpc.testing.simulation.scheduler import Node, Scheduler, Task
+from txrpc.testing.simulation.scheduler import Scheduler, Task
+from txrpc.testing.simulation.troubles import troubles
 
 __all__ = ["Cluster", "Run", "simulate"]
 
@@ -82,13 +70,13 @@ class Cluster:
         self.network = Network(self.scheduler, options)
         self.outcomes: Counter[str] = Counter()
         self.faults: Counter[str] = Counter()
-        self._wall_ms = 1_700_000_000_000
+        self.wall_ms = 1_700_000_000_000
         self._disk = Disk()
         self._coordinators = 0
-        self._old: list[CoordinatorProcess] = []
+        self.old: list[CoordinatorProcess] = []
         names = [f"db-{n}" for n in range(options.databases)]
         self.databases = [Database(self.scheduler, name, options, self.history) for name in names]
-        self._start_coordinator()
+        self.start_coordinator()
         services = [self._process(f"service-{n}", n) for n in range(options.services)]
         clients = [self._process(f"client-{n}", n) for n in range(options.clients)]
         self.services, self.clients = services, clients
@@ -105,14 +93,17 @@ class Cluster:
 
     def _process(self, name: str, number: int) -> Process:
         """Every process can reach two databases at most, so that some share one and some do not."""
-        chosen = {f"db-{n % len(self.databases)}": self.databases[n % len(self.databases)] for n in (number, number + 1)}
+        chosen = {
+            f"db-{n % len(self.databases)}": self.databases[n % len(self.databases)] for n in (number, number + 1)
+        }
         return Process(self.scheduler, name, self.network, self.history, chosen)
 
     # ------------------------------------------------------------------------------------------------- the coordinator
 
-    def _start_coordinator(self) -> None:
+    def start_coordinator(self) -> None:
+        """The next epoch, on the same log."""
         self._coordinators += 1
-        wall_ms = self._wall_ms + self.scheduler.now_ms
+        wall_ms = self.wall_ms + self.scheduler.now_ms
         name = f"coordinator-{self._coordinators}"
         self.coordinator = CoordinatorProcess(self.scheduler, name, self._disk, self.options, self.history, wall_ms)
 
@@ -172,7 +163,7 @@ class Cluster:
         target = self._dice.choice(self.services)
         resource = self._dice.choice(sorted(target.manager.resources))
         writes = self._dice.random() >= self.options.read_only
-        then = ()
+        then: tuple[Call, ...] = ()
         if depth < 2 and self._dice.random() < self.options.nested:
             then = (self._draw_call(f"{name}.{depth}", depth + 1),)
         return Call(name, target.name, resource, writes, then)
@@ -217,16 +208,18 @@ class Cluster:
         """Trouble, repair, rest.  Raises `Violation`."""
         scheduler = self.scheduler
         start_ms = scheduler.now_ms
-        for trouble in self._troubles():
+        for trouble in troubles(self):
             scheduler.after(self._dice.randint(0, self.options.trouble_ms), trouble)
         for quarter in range(1, 25):
             scheduler.run(start_ms + quarter * self.options.trouble_ms // 24)
-            if self.coordinator.up and not self._old:
+            if self.coordinator.up and not self.old:
                 self.coordinator.show_doubts()
         self._repair()
         scheduler.run(scheduler.now_ms + _REPAIRED_MS, self._at_rest)
         if not self._at_rest():
-            raise Violation(14, f"not at rest {_REPAIRED_MS // 1000} s after everything was repaired: {self._restless()}")
+            raise Violation(
+                14, f"not at rest {_REPAIRED_MS // 1000} s after everything was repaired: {self._restless()}"
+            )
         scheduler.run(scheduler.now_ms + RETENTION_MS + 15_000)
         self.history.note("rest")
 
@@ -238,7 +231,9 @@ class Cluster:
             return "a process has no session"
         for database in self.databases:
             if database.works or database.prepared:
-                return f"{database.name} holds {len(database.works)} open and {len(database.prepared)} prepared branches"
+                return (
+                    f"{database.name} holds {len(database.works)} open and {len(database.prepared)} prepared branches"
+                )
         if self.coordinator.core.transactions:
             rows = self.coordinator.core.transactions.values()
             known = [row for row in rows if row.state.value != "one phase" or row.waiters]
@@ -253,10 +248,10 @@ class Cluster:
             if not database.up:
                 database.restart()
             database.thaw()
-        for old in self._old:
+        for old in self.old:
             old.thaw()
         if not self.coordinator.up:
-            self._start_coordinator()
+            self.start_coordinator()
         self.coordinator.repair()
         self.coordinator.thaw()
         for process in self.processes:
@@ -265,108 +260,7 @@ class Cluster:
             if not process.up:
                 process.start()
 
-    # ----------------------------------------------------------------------------------------------------- the troubles
-
-    def _troubles(self) -> list[Callable[[], None]]:
-        options, found = self.options, []
-        found += [self._partition] * options.partitions
-        found += [partial(self._partition, one_way=True)] * options.one_way
-        found += [self._crash_process] * options.crashes
-        found += [self._client_dies] * options.client_deaths
-        found += [self._crash_coordinator] * options.coordinator_crashes
-        found += [self._take_over] * options.takeovers
-        found += [self._crash_database] * options.database_crashes
-        found += [self._freeze] * options.freezes
-        found += [self._jump] * options.clock_jumps
-        found += [self._forge] * options.forgeries
-        return found
-
-    def _note_fault(self, name: str, where: str, text: str) -> None:
+    def note_fault(self, name: str, where: str, text: str) -> None:
+        """Count what goes wrong, and write it down."""
         self.faults[name] += 1
         self.history.line(where, where, lambda: f"*** {text}")
-
-    def _partition(self, one_way: bool = False) -> None:
-        nodes: list[Node] = [*self.processes, self.coordinator]
-        one, other = self._dice.sample(nodes, 2)
-        pairs = {(one.name, other.name)} if one_way else {(one.name, other.name), (other.name, one.name)}
-        self.network.cut |= pairs
-        self._note_fault("one-way partition" if one_way else "partition", one.name, f"cannot reach {other.name}")
-        self.scheduler.after(self._dice.randint(100, 8_000), self.network.cut.difference_update, pairs)
-
-    def _crash_process(self) -> None:
-        process = self._dice.choice(self.processes)
-        if process.up:
-            self._note_fault("process crash", process.name, "crashes")
-            process.crash()
-            self.scheduler.after(self._dice.randint(50, 3_000), self._restart, process)
-
-    def _client_dies(self) -> None:
-        client = self._dice.choice(self.clients)
-        self._note_fault("client death", client.name, "dies")
-        client.crash()
-
-    def _restart(self, process: Process) -> None:
-        if not process.up:
-            self.history.line(process.name, process.name, lambda: "starts again")
-            process.start()
-
-    def _crash_coordinator(self) -> None:
-        if self.coordinator.up:
-            self._note_fault("coordinator crash", self.coordinator.name, "crashes")
-            self.coordinator.crash()
-            self.scheduler.after(self._dice.randint(50, 4_000), self._coordinator_back)
-
-    def _coordinator_back(self) -> None:
-        if not self.coordinator.up:
-            self._start_coordinator()
-
-    def _take_over(self) -> None:
-        old = self.coordinator
-        self._note_fault("takeover", old.name, "stands still, and another one is started")
-        old.freeze(self._dice.randint(1, 6_000))
-        self._old.append(old)
-        self._start_coordinator()
-
-    def _crash_database(self) -> None:
-        database = self._dice.choice(self.databases)
-        if database.up:
-            self._note_fault("database crash", database.name, "crashes")
-            database.crash()
-            self.scheduler.after(self._dice.randint(50, 3_000), database.restart)
-
-    def _freeze(self) -> None:
-        node: Node = self._dice.choice([*self.processes, *self.databases, self.coordinator])
-        self._note_fault("freeze", node.name, "stands still")
-        node.freeze(self._dice.randint(100, 5_000))
-
-    def _jump(self) -> None:
-        self.faults["clock jump"] += 1
-        if self._dice.random() < 0.5:
-            # Within what the retention allows for: of a record that is too old, nobody can know whether there was one.
-            self._wall_ms += self._dice.randint(-RETENTION_MS // 3, RETENTION_MS // 3)
-        else:
-            self._dice.choice(self.processes).wall_offset_ms += self._dice.randint(-86_400_000, 86_400_000)
-
-    def _forge(self) -> None:
-        """A process says things about branches that are none of its own."""
-        liar = self._dice.choice(self.processes)
-        gids = [gid for database in self.databases for gid, _, _ in database.prepared.values()]
-        rows = [row.gid for process in self.processes for row in process.manager._table.rows.values()]
-        known = sorted({gid for gid in gids + rows if gid.participant != liar.manager.participant_id}, key=str)
-        if not known or not liar.up or liar.manager.welcome is None:
-            return
-        gid = self._dice.choice(known)
-        lies: list[Any] = [
-            Voted(gid.xid, gid.branch, Vote.PREPARED, None, "7"),
-            Voted(gid.xid, gid.branch, Vote.ABORT, Reason(AbortCode.UNSPECIFIED, "a lie")),
-            Acked(gid.xid, gid.branch, Finish.DONE),
-            Committing(gid.xid, gid.branch, "999999"),
-            OnePhaseDone(gid.xid, gid.branch, OnePhaseResult.COMMITTED),
-            OnePhaseDone(gid.xid, gid.branch, OnePhaseResult.ABORTED),
-            Resolved(gid.xid, gid.branch, OnePhaseResult.COMMITTED),
-            Acked(gid.xid, BranchId(self._dice.randbytes(8)), Finish.DONE),
-            Inquiry(gid, 0, 1_000),
-        ]
-        self._note_fault("forgery", liar.name, "lies")
-        if liar._stream is not None:
-            liar._stream.send(liar.name, self._dice.choice(lies))

@@ -34,7 +34,7 @@ from txrpc.testing.simulation.scheduler import Node, Scheduler
 
 __all__ = ["LIMITS", "NODE", "RETENTION_MS", "CoordinatorProcess", "Disk"]
 
-LIMITS = Limits(max_timeout_ms=10_000, ack_wait_ms=2_000, tick_ms=5_000)
+LIMITS = Limits(max_timeout_ms=10_000, ack_wait_ms=500, tick_ms=5_000)
 NODE = "c1"
 RETENTION_MS = 60_000
 _HOUSEKEEPING_MS = 500
@@ -63,7 +63,9 @@ class Disk(MemoryStore):
 class CoordinatorProcess(Node):
     """One coordinator process in one epoch.  A restart is another object, and another process may take over meanwhile."""
 
-    def __init__(self, scheduler: Scheduler, name: str, disk: Disk, options: Options, history: History, wall_ms: int) -> None:
+    def __init__(
+        self, scheduler: Scheduler, name: str, disk: Disk, options: Options, history: History, wall_ms: int
+    ) -> None:
         super().__init__(scheduler, name)
         self._disk, self.options, self._history = disk, options, history
         self._log = MemoryLog(disk)
@@ -258,5 +260,9 @@ class CoordinatorProcess(Node):
     def show_doubts(self) -> None:
         """Say what an operator would be shown."""
         shown = {(doubt.xid, doubt.branch) for doubt in in_doubt(self.core, self.scheduler.now_ms)}
-        shown |= {(decision.xid, branch.branch) for decision in (*self._waiting, *self._writing) for branch in decision.branches}
+        shown |= {
+            (decision.xid, branch.branch)
+            for decision in (*self._waiting, *self._writing)
+            for branch in decision.branches
+        }
         self._history.note("doubted", shown)

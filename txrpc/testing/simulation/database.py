@@ -71,14 +71,14 @@ class Database(Node):
         self.works.add(work)
         return work
 
-    def write(self, work: Work, xid: Xid, branch: BranchId, call: Any) -> None:
+    def write(self, work: Work, gid: Gid, call: Any) -> None:
         """Do some of the transaction's work."""
         if not work.open:
             raise Refused("the connection was lost")
-        work.xid, work.branch = xid, branch
+        work.xid, work.branch = gid.xid, gid.branch
         work.calls.append(call)
-        self._history.note("wrote", xid, branch, call)
-        self._history.line(self.name, self.name, lambda: f"{xid}.{branch} {call} writes")
+        self._history.note("wrote", gid.xid, gid.branch, call, gid.participant)
+        self._history.line(self.name, self.name, lambda: f"{_short(gid)} {call} writes")
 
     def prepare(self, work: Work, gid: Gid) -> Prepared | ReadOnly:
         """PREPARE TRANSACTION."""
@@ -218,7 +218,7 @@ class SimResource:
 
     def write(self, work: Work, gid: Gid, call: Any) -> Promise:
         """What a user of the resource does."""
-        return self._ask(self._database.write, work, gid.xid, gid.branch, call)
+        return self._ask(self._database.write, work, gid, call)
 
     def prepare(self, work: Work, gid: Gid) -> Promise:
         """See `Resource.prepare`."""

@@ -14,7 +14,7 @@ FACTS: Final = {
     "began": "a root begins a transaction: xid, deadline_ms",
     "saw": "the root saw a call that writes complete: xid, call",
     "listed": "the root asks for the commit of these branches: xid, branches",
-    "wrote": "a call wrote in a branch's database transaction: xid, branch, call",
+    "wrote": "a call wrote in a branch's database transaction: xid, branch, call, incarnation of the process",
     "voted": "a participant says how a branch votes: xid, branch, vote",
     "prepared": "a database has made a branch survive: xid, branch",
     "only_read": "a database has ended a branch that wrote nothing: xid, branch",

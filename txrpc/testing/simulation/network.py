@@ -7,8 +7,8 @@ from typing import Any
 
 from txrpc.testing.simulation.history import History
 from txrpc.testing.simulation.options import Options
-from txrpc.testing.simulation.trace import describe
 from txrpc.testing.simulation.scheduler import Node, Scheduler
+from txrpc.testing.simulation.trace import describe
 
 __all__ = ["Network", "Stream"]
 

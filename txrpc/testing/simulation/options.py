@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 __all__ = ["CALM", "Options"]
@@ -103,8 +103,8 @@ class Options:
 
     def without(self, *names: str) -> Options:
         """The same world without these faults."""
-        plain = {field.name: field.default for field in fields(self)}
-        return replace(self, **{name: plain[name] for name in names})
+        plain: dict[str, Any] = {name: getattr(CALM, name) for name in names}
+        return replace(self, **plain)
 
 
 _HARDEST: dict[str, int | float] = {

@@ -208,6 +208,7 @@ class Process(Node):
     def start(self) -> None:
         """A new incarnation."""
         self.up = True
+        self.history.line(self.name, self.name, lambda: "starts")
         self._stream = None
         self._resources = [SimResource(name, database, self) for name, database in self._databases.items()]
         self.manager = SimManager(self, self._resources)
@@ -356,4 +357,3 @@ class Process(Node):
 def _summary(reply: Reply) -> str:
     branches = ", ".join(f"{ref.branch}x{ref.calls}" for ref in reply.report.branches) if reply.report else "refused"
     return f"{branches}{' !' + reply.failure.code.name if reply.failure else ''}"
-

@@ -1,0 +1,393 @@
+"""The protocol with one mistake in it, on purpose: what would a checker be worth that none of these could wake?"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import Any
+from unittest.mock import patch
+
+from txrpc.errors import AbortCode, CoordinatorUnavailable, Reason
+from txrpc.flows import ending
+from txrpc.ids import ParticipantId
+from txrpc.log.memory import MemoryLog
+from txrpc.protocol import coordinator as coordinator_table
+from txrpc.protocol import inquiries, recovery
+from txrpc.protocol import participant as participant_table
+from txrpc.protocol.branch import BranchInput, BranchState, Operation
+from txrpc.protocol.coordinator import Coordinator
+from txrpc.protocol.ledger import Ledger
+from txrpc.protocol.messages import (
+    Acked,
+    CommitRequest,
+    Committing,
+    Finish,
+    OnePhaseDone,
+    OnePhaseResult,
+    Outcome,
+    OutcomeReply,
+    Resolved,
+    Vote,
+    Voted,
+)
+from txrpc.protocol.participant import Participant
+from txrpc.protocol.recovery import Answer, Knowledge
+from txrpc.protocol.remembered import Remembered
+from txrpc.protocol.transaction import Input, State
+from txrpc.runtime.core import ManagerCore
+from txrpc.testing.simulation import Options
+from txrpc.testing.simulation.coordinator import CoordinatorProcess
+from txrpc.testing.simulation.process import SimManager
+
+__all__ = ["MUTANTS", "Mutant"]
+
+_C, _P = Coordinator, Participant
+_S, _I = BranchState, BranchInput
+Patches = list[Any]
+
+
+@dataclass(frozen=True)
+class Mutant:
+    """One mistake: what it is, the rule that it breaks, the checkers that may notice first, how it is made, and in which world."""
+
+    name: str
+    breaks: int
+    rules: frozenset[int]
+    patches: Callable[[], Patches]
+    world: Options | None = None
+
+    @contextmanager
+    def made(self) -> Iterator[None]:
+        """The mistake is in the code."""
+        with ExitStack() as stack:
+            for one in self.patches():
+                stack.enter_context(one)
+            yield
+
+
+MUTANTS: list[Mutant] = []
+
+
+def _mutant(
+    breaks: int, *others: int, world: Options | None = None
+) -> Callable[[Callable[[], Patches]], Callable[[], Patches]]:
+    """Register a mistake that *breaks* a rule; the checkers of *others* may see it first."""
+
+    def register(make: Callable[[], Patches]) -> Callable[[], Patches]:
+        name = make.__name__.removeprefix("_").replace("_", " ")
+        MUTANTS.append(Mutant(name, breaks, frozenset({breaks, *others}), make, world))
+        return make
+
+    return register
+
+
+def _coordinator(state: State, kind: Input, action: Any) -> Any:
+    return patch.dict(coordinator_table.TABLE, {(state, kind): action})
+
+
+def _participant(state: BranchState, kind: BranchInput, action: Any) -> Any:
+    return patch.dict(participant_table.TABLE, {(state, kind): action})
+
+
+# ------------------------------------------------------------------------------------------------- the coordinator
+
+
+@_mutant(3)
+def _tells_before_the_decision_is_durable() -> Patches:
+    decide = _C._decide
+
+    def mistaken(self: Any, row: Any) -> None:
+        decide(self, row)
+        if row.state is State.RECORDING:
+            self._recorded(row, None, None)
+
+    return [patch.object(_C, "_decide", mistaken)]
+
+
+@_mutant(3)
+def _answers_the_root_while_the_log_is_still_writing() -> Patches:
+    decide = _C._decide
+
+    def mistaken(self: Any, row: Any) -> None:
+        decide(self, row)
+        if row.state is State.RECORDING:
+            for waiter in row.waiters:
+                self._send(waiter, self._committed_reply(row))
+            row.waiters.clear()
+
+    return [patch.object(_C, "_decide", mistaken)]
+
+
+@_mutant(6)
+def _marks_the_record_done_at_the_decision() -> Patches:
+    recorded = _C._recorded
+
+    def mistaken(self: Any, row: Any, session: None, message: None) -> None:
+        recorded(self, row, session, message)
+        self._out.done.append(row.xid)
+
+    return [_coordinator(State.RECORDING, Input.LOGGED, mistaken)]
+
+
+@_mutant(6, 14)
+def _forgets_at_the_first_acknowledgement() -> Patches:
+    acked = _C._acked
+
+    def mistaken(self: Any, row: Any, session: int, message: Any) -> None:
+        row.missing = 1
+        acked(self, row, session, message)
+
+    return [_coordinator(State.COMMITTING, Input.ACKED, mistaken)]
+
+
+@_mutant(6)
+def _never_marks_a_record_done() -> Patches:
+    acked = _C._acked
+
+    def mistaken(self: Any, row: Any, session: int, message: Any) -> None:
+        acked(self, row, session, message)
+        self._out.done.clear()
+
+    return [_coordinator(State.COMMITTING, Input.ACKED, mistaken)]
+
+
+@_mutant(7, 5)
+def _the_log_has_no_fence() -> Patches:
+    @contextmanager
+    def unfenced(self: Any) -> Iterator[Any]:
+        yield self._node
+
+    return [patch.object(MemoryLog, "_writing", unfenced)]
+
+
+@_mutant(5, 12, 13)
+def _remembers_nothing_of_what_has_ended() -> Patches:
+    return [patch.object(Remembered, "add", lambda self, xid, ended: None)]
+
+
+@_mutant(5, 1, 2, 12)
+def _takes_commit_requests_of_earlier_epochs() -> Patches:
+    return [patch.object(_C, "_of_this_time", lambda self, request: True)]
+
+
+@_mutant(2, 1, 13)
+def _takes_a_vote_against_for_a_vote_for() -> Patches:
+    voted = _C._voted
+
+    def mistaken(self: Any, row: Any, session: int, vote: Any) -> None:
+        if vote.vote is Vote.ABORT:
+            object.__setattr__(vote, "vote", Vote.READ_ONLY)
+        voted(self, row, session, vote)
+
+    return [_coordinator(State.PREPARING, Input.VOTED, mistaken)]
+
+
+@_mutant(2, 1, 8)
+def _counts_a_lost_voter_as_read_only() -> Patches:
+    def mistaken(self: Any, row: Any, session: int, branch: Any) -> None:
+        row.branches[branch].vote = Vote.READ_ONLY
+        row.missing -= 1
+        if not row.missing:
+            self._decide(row)
+
+    return [_coordinator(State.PREPARING, Input.SESSION_LOST, mistaken)]
+
+
+@_mutant(2, 1, 8, 13)
+def _commits_the_first_of_several_branches_in_one_phase() -> Patches:
+    def mistaken(self: Any, row: Any) -> None:
+        for branch in list(row.branches)[1:]:
+            del row.branches[branch]
+        self._delegate(row)
+
+    return [patch.object(_C, "_prepare", mistaken)]
+
+
+@_mutant(5, 1, 4, 6, 14)
+def _rolls_back_branches_of_earlier_epochs_without_asking_the_log() -> Patches:
+    without = frozenset(recovery.UP_TO_THE_LOG - {Knowledge.EARLIER})
+    return [
+        patch.object(inquiries, "UP_TO_THE_LOG", without),
+        patch.object(_C, "_recover", lambda self, decision: None),
+    ]
+
+
+@_mutant(14, 6)
+def _does_not_take_up_what_the_log_has_pending() -> Patches:
+    return [patch.object(_C, "_recover", lambda self, decision: None)]
+
+
+@_mutant(12, 13)
+def _calls_a_slow_commit_aborted() -> Patches:
+    def mistaken(self: Any, row: Any, session: None, message: None) -> None:
+        reply = OutcomeReply(row.xid, Outcome.ABORTED, Reason(AbortCode.TIMED_OUT))
+        for waiter in row.waiters:
+            self._send(waiter, reply)
+        row.waiters.clear()
+
+    return [_coordinator(State.COMMITTING, Input.TIME_UP, mistaken)]
+
+
+@_mutant(13)
+def _guesses_how_a_commit_in_one_phase_ended() -> Patches:
+    def mistaken(self: Any, row: Any, session: int, branch: Any) -> None:
+        self._finish(row, Reason(AbortCode.PARTICIPANT_LOST))
+
+    return [_coordinator(State.ONE_PHASE, Input.SESSION_LOST, mistaken)]
+
+
+@_mutant(15, 1, 2, 3, 6, 13, 14)
+def _believes_whoever_answers() -> Patches:
+    inputs = coordinator_table._INPUTS
+
+    def mistaken(self: Any, session: int, message: Any) -> None:
+        self._enter(message.xid, inputs[type(message)], session, message)
+
+    answers = (Voted, Acked, OnePhaseDone, Resolved, Committing)
+    return [patch.dict(coordinator_table._MESSAGES, dict.fromkeys(answers, mistaken))]
+
+
+@_mutant(3, 1, 5, 6, 12, 13)
+def _aborts_a_batch_of_which_it_does_not_know_whether_it_was_written() -> Patches:
+    write = CoordinatorProcess._write
+
+    def mistaken(self: Any, attempt: int) -> None:
+        if attempt:
+            xids = tuple(decision.xid for decision in self._writing)
+            for xid in xids:
+                self.core._enter(xid, Input.NOT_LOGGED, None, Reason(AbortCode.LOG_UNAVAILABLE))
+        write(self, attempt)
+
+    def stepped(self: Any, attempt: int) -> None:
+        self.core._out = type(self.core._out)()
+        mistaken(self, attempt)
+        self._honour(self.core._out)
+
+    return [patch.object(CoordinatorProcess, "_write", stepped)]
+
+
+@_mutant(5, 1, 14)
+def _answers_a_question_about_a_running_transaction_with_presumed_abort() -> Patches:
+    return [
+        patch.dict(recovery.ANSWERS, {Knowledge.BEING_DECIDED: Answer.ROLL_BACK, Knowledge.AWAITED: Answer.ROLL_BACK})
+    ]
+
+
+# ------------------------------------------------------------------------------------------------- the participant
+
+
+@_mutant(9)
+def _ignores_the_call_count() -> Patches:
+    objection = _P._objection
+
+    def mistaken(self: Any, row: Any, calls: int) -> Any:
+        return objection(self, row, row.calls)
+
+    return [patch.object(_P, "_objection", mistaken)]
+
+
+@_mutant(8, 2, 13, world=Options(crashes=8, transactions=4, calls=4, trouble_ms=8_000))
+def _a_restarted_process_votes_for_the_work_of_the_dead_one() -> Patches:
+    def keeps_its_name(self: Any, process: Any, resources: Any) -> None:
+        made(self, process, resources)
+        self.participant_id = ParticipantId(process.name.encode().ljust(8, b".")[-8:])
+
+    made = SimManager.__init__
+
+    def unknown(self: Any, row: None, message: Any) -> None:
+        self._out.send.append(Voted(message.xid, message.branch, Vote.READ_ONLY))
+
+    return [patch.object(SimManager, "__init__", keeps_its_name), _participant(_S.ABSENT, _I.PREPARE, unknown)]
+
+
+@_mutant(4)
+def _commits_a_prepared_branch_when_nobody_answers() -> Patches:
+    def mistaken(self: Any, row: Any, _: object) -> None:
+        row.state = _S.COMMITTING
+        self._do(Operation.COMMIT_PREPARED, row)
+
+    return [_participant(_S.PREPARED, _I.TIME_UP, mistaken)]
+
+
+@_mutant(1, 4)
+def _rolls_back_a_prepared_branch_at_its_deadline() -> Patches:
+    def mistaken(self: Any, row: Any, _: object) -> None:
+        self._undo_prepared(row)
+
+    return [_participant(_S.PREPARED, _I.TIME_UP, mistaken)]
+
+
+@_mutant(11, 14)
+def _lets_unprepared_branches_live_for_ever() -> Patches:
+    return [_participant(_S.ACTIVE, _I.TIME_UP, _P._ignore)]
+
+
+@_mutant(10)
+def _lets_late_calls_in() -> Patches:
+    found = Ledger.find
+
+    def active(self: Any, xid: Any, resource: str) -> Any:
+        row = found(self, xid, resource)
+        return row if row is not None and row.state is _S.ACTIVE else None
+
+    return [patch.object(Ledger, "closed", lambda self, xid: False), patch.object(Ledger, "find", active)]
+
+
+@_mutant(2, 1, 8)
+def _votes_for_what_the_database_refused() -> Patches:
+    def mistaken(self: Any, row: Any, reason: Any) -> None:
+        self._vote(row, Vote.READ_ONLY)
+        self._end(row, Outcome.COMMITTED)
+
+    return [_participant(_S.VOTING, _I.PREPARE_FAILED, mistaken)]
+
+
+@_mutant(6, 14)
+def _acknowledges_a_commit_that_failed() -> Patches:
+    def mistaken(self: Any, row: Any, _: object) -> None:
+        self._finished_commit(row, Finish.DONE)
+
+    return [_participant(_S.COMMITTING, _I.FINISH_FAILED, mistaken)]
+
+
+@_mutant(14)
+def _never_looks_for_branches_that_nobody_knows() -> Patches:
+    return [patch.object(ManagerCore, "swept", lambda self, name, found: None)]
+
+
+@_mutant(13)
+def _does_not_ask_the_database_how_a_commit_in_one_phase_ended() -> Patches:
+    def mistaken(self: Any, gid: Any, token: str, now_ms: int) -> Any:
+        self._begin(now_ms)
+        self._out.send.append(Resolved(gid.xid, gid.branch, OnePhaseResult.ABORTED))
+        return self._out
+
+    return [patch.object(_P, "resolve_foreign", mistaken)]
+
+
+# ---------------------------------------------------------------------------------------------------------- the root
+
+
+@_mutant(13)
+def _takes_a_lost_answer_for_an_abort() -> Patches:
+    def mistaken(manager: Any, request: Any, until_ms: int) -> Any:
+        yield manager.pause, (0.0,)
+        return OutcomeReply(request.xid, Outcome.ABORTED, Reason(AbortCode.COORDINATOR_UNAVAILABLE))
+
+    return [patch.object(ending, "ask_outcome", mistaken)]
+
+
+@_mutant(5, 12, 13)
+def _asks_for_the_commit_again_instead_of_the_outcome() -> Patches:
+    def mistaken(manager: Any, request: Any, until_ms: int) -> Any:
+        while manager.now_ms() < until_ms:
+            try:
+                live = yield manager.reconnect, ((until_ms - manager.now_ms()) / 1000,)
+                again = CommitRequest(request.xid, live.epoch, manager._tick, request.branches, 5_000)
+                return (yield manager.wait, (manager.post(again), 5.0))
+            except (CoordinatorUnavailable, TimeoutError):
+                yield manager.pause, (0.05,)
+        return None
+
+    return [patch.object(ending, "ask_outcome", mistaken)]

@@ -1,0 +1,33 @@
+"""Every mistake in `mutants` wakes a checker: a check that never fails proves nothing."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.proof import note_proof
+from tests.simulation.mutants import MUTANTS, Mutant
+from txrpc.testing.replay import report
+from txrpc.testing.simulation import Options, simulate
+from txrpc.testing.simulation.history import Violation
+
+MOST = 3_000
+
+
+@pytest.mark.parametrize("mutant", MUTANTS, ids=lambda mutant: mutant.name)
+def test_the_simulator_catches(mutant: Mutant) -> None:
+    with mutant.made():
+        for seed in range(MOST):
+            run = simulate(seed, mutant.world or Options.of(seed))
+            if run.violation is not None:
+                break
+    assert isinstance(run.violation, Violation), run.violation or f"not caught by {MOST} seeds"
+    assert run.violation.rule in mutant.rules, report(run)
+    note_proof("mutant", name=mutant.name, breaks=mutant.breaks, seeds=seed + 1, caught_by=run.violation.rule)
+
+
+def test_there_is_a_mutant_for_every_rule() -> None:
+    assert {mutant.breaks for mutant in MUTANTS} == set(range(1, 16))
+
+
+def test_without_a_mistake_the_same_seeds_are_clean() -> None:
+    assert all(simulate(seed).violation is None for seed in range(50))

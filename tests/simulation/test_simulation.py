@@ -1,0 +1,91 @@
+"""Twenty thousand simulated worlds, each with faults of its own, and every rule watched from outside."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import subprocess
+import sys
+
+import pytest
+
+from tests.proof import note_proof
+from txrpc.testing.replay import report
+from txrpc.testing.simulate import run_seeds
+from txrpc.testing.simulation import Options, simulate
+from txrpc.testing.simulation.checkers import all_checkers
+from txrpc.testing.simulation.history import FACTS
+
+SEEDS = 20_000
+CHUNK = 1_000
+
+
+@pytest.mark.parametrize("start", range(0, SEEDS, CHUNK))
+def test_no_world_breaks_a_rule(start: int) -> None:
+    tally = run_seeds(range(start, start + CHUNK))
+    for seed in tally.broken[:1]:
+        pytest.fail(report(simulate(seed, trace=True)) + f"\nagain: python -m txrpc.testing.replay {seed}")
+    assert tally.outcomes["committed"] > CHUNK, "worlds in which hardly anything commits prove little"
+    assert tally.outcomes["unknown"] < tally.outcomes["committed"] / 10
+    note_proof(
+        "simulator", start=start, seeds=tally.seeds, steps=tally.steps, outcomes=tally.outcomes, faults=tally.faults
+    )
+
+
+def test_every_fault_happens_and_every_option_is_drawn() -> None:
+    tally = run_seeds(range(200))
+    counted = {
+        "partition",
+        "one-way partition",
+        "process crash",
+        "client death",
+        "coordinator crash",
+        "takeover",
+        "freeze",
+    }
+    assert counted | {"database crash", "clock jump", "forgery"} == set(tally.faults)
+    drawn = {
+        name
+        for seed in range(200)
+        for name in Options.__slots__
+        if getattr(Options.of(seed), name) != getattr(Options(), name)
+    }
+    assert set(Options.__slots__) - drawn == {"nested", "own_resource", "trouble_ms"}
+
+
+def test_without_faults_everything_commits_that_was_not_given_up() -> None:
+    for seed in range(100):
+        run = simulate(seed, Options(gives_up=0, refuses=0, transactions=2))
+        assert run.violation is None
+        # A deadline of half a second can be too short even for a fast world.
+        assert run.outcomes["committed"] >= 3
+        assert run.outcomes["unknown"] == 0
+
+
+def test_every_fact_has_a_checker_that_listens() -> None:
+    heard = {fact for fact in FACTS for checker in all_checkers() if hasattr(checker, fact)}
+    assert heard == set(FACTS)
+
+
+_DIGEST = """
+import hashlib
+from txrpc.testing.simulation import simulate
+digest = hashlib.sha256()
+for seed in range(40):
+    digest.update(repr(simulate(seed, trace=True).lines).encode())
+print(digest.hexdigest())
+"""
+
+
+def test_a_seed_is_the_same_world_in_every_process() -> None:
+    digests = set()
+    for hashing in ("1", "2"):
+        environment = {**os.environ, "PYTHONHASHSEED": hashing}
+        done = subprocess.run(
+            [sys.executable, "-c", _DIGEST], env=environment, capture_output=True, text=True, check=True, timeout=120
+        )
+        digests.add(done.stdout)
+    here = hashlib.sha256()
+    for seed in range(40):
+        here.update(repr(simulate(seed, trace=True).lines).encode())
+    assert digests == {here.hexdigest() + "\n"}

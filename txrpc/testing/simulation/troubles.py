@@ -1,0 +1,180 @@
+"""What goes wrong in a cluster, each thing once when it is called; the cluster decides when."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol
+
+from txrpc.errors import AbortCode, Reason
+from txrpc.ids import BranchId
+from txrpc.protocol.messages import (
+    Acked,
+    Committing,
+    Finish,
+    Inquiry,
+    OnePhaseDone,
+    OnePhaseResult,
+    Resolved,
+    Vote,
+    Voted,
+)
+from txrpc.testing.simulation.coordinator import RETENTION_MS, CoordinatorProcess
+from txrpc.testing.simulation.database import Database
+from txrpc.testing.simulation.network import Network
+from txrpc.testing.simulation.options import Options
+from txrpc.testing.simulation.process import Process
+from txrpc.testing.simulation.scheduler import Node, Scheduler
+
+__all__ = ["Troubled", "troubles"]
+
+
+class Troubled(Protocol):
+    """What trouble needs to know of a cluster."""
+
+    options: Options
+    scheduler: Scheduler
+    network: Network
+    databases: list[Database]
+    clients: list[Process]
+    processes: list[Process]
+    coordinator: CoordinatorProcess
+    old: list[CoordinatorProcess]
+    wall_ms: int
+
+    def start_coordinator(self) -> None:
+        """The next epoch, on the same log."""
+
+    def note_fault(self, name: str, where: str, text: str) -> None:
+        """Count it, and write it down."""
+
+
+def troubles(cluster: Troubled) -> Sequence[Callable[[], None]]:
+    """All that is going to go wrong, in no order."""
+    made = _Troubles(cluster)
+    options = cluster.options
+    return [
+        *[made.partition] * options.partitions,
+        *[made.one_way] * options.one_way,
+        *[made.crash_process] * options.crashes,
+        *[made.client_dies] * options.client_deaths,
+        *[made.crash_coordinator] * options.coordinator_crashes,
+        *[made.take_over] * options.takeovers,
+        *[made.crash_database] * options.database_crashes,
+        *[made.freeze] * options.freezes,
+        *[made.jump] * options.clock_jumps,
+        *[made.forge] * options.forgeries,
+    ]
+
+
+class _Troubles:
+    def __init__(self, cluster: Troubled) -> None:
+        self._cluster = cluster
+        self._dice = cluster.scheduler.dice
+
+    # ---------------------------------------------------------------------------------------------------- the network
+
+    def partition(self) -> None:
+        one, other = self._two_nodes()
+        self._cut("partition", one, other, {(one.name, other.name), (other.name, one.name)})
+
+    def one_way(self) -> None:
+        one, other = self._two_nodes()
+        self._cut("one-way partition", one, other, {(one.name, other.name)})
+
+    def _two_nodes(self) -> tuple[Node, Node]:
+        nodes: list[Node] = [*self._cluster.processes, self._cluster.coordinator]
+        one, other = self._dice.sample(nodes, 2)
+        return one, other
+
+    def _cut(self, name: str, one: Node, other: Node, pairs: set[tuple[str, str]]) -> None:
+        cut = self._cluster.network.cut
+        cut |= pairs
+        self._cluster.note_fault(name, one.name, f"cannot reach {other.name}")
+        self._later(8_000, cut.difference_update, pairs)
+
+    # --------------------------------------------------------------------------------------------------- the processes
+
+    def crash_process(self) -> None:
+        process = self._dice.choice(self._cluster.processes)
+        if process.up:
+            self._cluster.note_fault("process crash", process.name, "crashes")
+            process.crash()
+            self._later(3_000, self._restart, process)
+
+    def _restart(self, process: Process) -> None:
+        if not process.up:
+            process.start()
+
+    def client_dies(self) -> None:
+        client = self._dice.choice(self._cluster.clients)
+        self._cluster.note_fault("client death", client.name, "dies")
+        client.crash()
+
+    def freeze(self) -> None:
+        cluster = self._cluster
+        node: Node = self._dice.choice([*cluster.processes, *cluster.databases, cluster.coordinator])
+        cluster.note_fault("freeze", node.name, "stands still")
+        node.freeze(self._dice.randint(100, 5_000))
+
+    def forge(self) -> None:
+        """A process says things about branches that are none of its own."""
+        cluster = self._cluster
+        liar = self._dice.choice(cluster.processes)
+        gids = {gid for database in cluster.databases for gid, _, _ in database.prepared.values()}
+        gids |= {row.gid for process in cluster.processes for row in process.manager._table.rows.values()}
+        known = sorted((gid for gid in gids if gid.participant != liar.manager.participant_id), key=str)
+        if not known or not liar.up or liar.manager.welcome is None:
+            return
+        gid = self._dice.choice(known)
+        lies: list[Any] = [
+            Voted(gid.xid, gid.branch, Vote.PREPARED, None, "7"),
+            Voted(gid.xid, gid.branch, Vote.ABORT, Reason(AbortCode.UNSPECIFIED, "a lie")),
+            Acked(gid.xid, gid.branch, Finish.DONE),
+            Committing(gid.xid, gid.branch, "999999"),
+            OnePhaseDone(gid.xid, gid.branch, OnePhaseResult.COMMITTED),
+            OnePhaseDone(gid.xid, gid.branch, OnePhaseResult.ABORTED),
+            Resolved(gid.xid, gid.branch, OnePhaseResult.COMMITTED),
+            Acked(gid.xid, BranchId(self._dice.randbytes(8)), Finish.DONE),
+            Inquiry(gid, 0, 1_000),
+        ]
+        cluster.note_fault("forgery", liar.name, "lies")
+        liar.send(self._dice.choice(lies))
+
+    # ------------------------------------------------------------------------------------------- coordinators, databases
+
+    def crash_coordinator(self) -> None:
+        coordinator = self._cluster.coordinator
+        if coordinator.up:
+            self._cluster.note_fault("coordinator crash", coordinator.name, "crashes")
+            coordinator.crash()
+            self._later(4_000, self._coordinator_back)
+
+    def _coordinator_back(self) -> None:
+        if not self._cluster.coordinator.up:
+            self._cluster.start_coordinator()
+
+    def take_over(self) -> None:
+        old = self._cluster.coordinator
+        self._cluster.note_fault("takeover", old.name, "stands still, and another one is started")
+        old.freeze(self._dice.randint(1, 6_000))
+        self._cluster.old.append(old)
+        self._cluster.start_coordinator()
+
+    def crash_database(self) -> None:
+        database = self._dice.choice(self._cluster.databases)
+        if database.up:
+            self._cluster.note_fault("database crash", database.name, "crashes")
+            database.crash()
+            self._later(3_000, database.restart)
+
+    def jump(self) -> None:
+        cluster = self._cluster
+        cluster.note_fault("clock jump", "clocks", "jump")
+        if self._dice.random() < 0.5:
+            # Within what the retention allows for: of a record that is too old, nobody can know whether there was one.
+            cluster.wall_ms += self._dice.randint(-RETENTION_MS // 3, RETENTION_MS // 3)
+        else:
+            self._dice.choice(cluster.processes).wall_offset_ms += self._dice.randint(-86_400_000, 86_400_000)
+
+    def _later(self, most_ms: int, function: Callable[..., Any], *arguments: Any) -> None:
+        self._cluster.scheduler.after(self._dice.randint(50, most_ms), function, *arguments)
