@@ -131,7 +131,6 @@ class Cluster:
                 self.outcomes["no coordinator"] += 1
                 return
         part = manager.begin_part(timeout_s, False)
-        self.history.note("began", part.xid, part.deadline_ms)
         try:
             yield from self._work(client, part, name)
         except (TxrpcError, Refused) as error:

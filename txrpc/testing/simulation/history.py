@@ -11,7 +11,6 @@ from typing import Any, Final
 __all__ = ["FACTS", "History", "Violation"]
 
 FACTS: Final = {
-    "began": "a root begins a transaction: xid, deadline_ms",
     "saw": "the root saw a call that writes complete: xid, call",
     "listed": "the root asks for the commit of these branches: xid, branches",
     "wrote": "a call wrote in a branch's database transaction: xid, branch, call, incarnation of the process",

@@ -355,5 +355,5 @@ class Process(Node):
 
 
 def _summary(reply: Reply) -> str:
-    branches = ", ".join(f"{ref.branch}x{ref.calls}" for ref in reply.report.branches) if reply.report else "refused"
+    branches = ", ".join(f"{ref.branch}({ref.calls})" for ref in reply.report.branches) if reply.report else "refused"
     return f"{branches}{' !' + reply.failure.code.name if reply.failure else ''}"

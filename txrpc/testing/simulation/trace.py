@@ -30,7 +30,7 @@ def describe(message: Any) -> str:
         elif isinstance(value, Reason):
             words.append(f"({value.code.name}: {value.text})" if value.text else f"({value.code.name})")
         elif isinstance(value, tuple) and value and isinstance(value[0], BranchRef):
-            words.append("[" + ", ".join(f"{ref.branch}x{ref.calls}" for ref in value) + "]")
+            words.append("[" + ", ".join(f"{ref.branch}({ref.calls})" for ref in value) + "]")
         elif field.name in ("vote", "outcome", "result", "finish"):
             words.append(value.name if value is not None else "-")
         elif field.name in ("calls", "time_left_ms", "tick"):
