@@ -7,7 +7,8 @@ from collections.abc import Callable
 
 import pytest
 
-from tests.protocol.two_cores_kit import World, early
+from txrpc.testing.small_world import SmallWorld as World
+from txrpc.testing.small_world import early
 from txrpc.protocol.branch import BranchInput
 from txrpc.protocol.messages import Outcome
 

@@ -1,9 +1,10 @@
 """A small world in one thread: a coordinator, services with a database each, a client, and what lies between.
 
-Everything that is under way is a job in one list: a message on a link, an operation in a database, a write to the
-log. `World.step` carries one out; a test chooses which, and what dies between two of them. Links keep the order of
-their messages, as streams do. Databases and the log survive every crash; work that was never prepared does not
-survive its process.
+Everything that is under way is a job in one list: a message on a link, an operation in a database, a write to the log.
+`World.step` carries one out; whoever plays with it chooses which, and what dies between two of them.  Links keep the order of their
+messages, as streams do.  Databases and the log survive every crash; work that was never prepared does not survive its process.
+
+`txrpc.testing.explorer` walks through everything that can happen in such a world.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from txrpc.protocol.events import Limits, Logged, Looked, Lookup, Output, Receiv
 from txrpc.protocol.messages import (
     PROTOCOL_VERSION,
     BranchRef,
+    Commit,
     CommitRequest,
     Decision,
     Finish,
@@ -33,6 +35,7 @@ from txrpc.protocol.messages import (
     Prepare,
     Resolve,
     ResourceInfo,
+    Rollback,
     RollbackRequest,
     Tick,
     Vote,
@@ -46,6 +49,21 @@ LIMITS = Limits(max_timeout_ms=60_000)
 TIMEOUT_MS = 5_000
 REFUSED = Reason(AbortCode.CANNOT_PREPARE, "the database refused")
 GAVE_UP = Reason(AbortCode.REQUESTED, "the root gave up")
+
+
+def _order(job: tuple[Any, ...]) -> tuple[str, str]:
+    kind, *arguments = job
+    if kind == "operation":
+        return kind, f"{arguments[0].id}{arguments[1].operation.value}{arguments[1].gid.branch}"
+    return kind, str(arguments[0]) if kind in ("up", "down") else ""
+
+
+def _half() -> float:
+    return 0.5
+
+
+def _first(_jobs: int) -> int:
+    return 0
 
 
 @dataclass(slots=True)
@@ -62,14 +80,15 @@ class Database:
 class Service:
     """One incarnation of a process that has one resource."""
 
-    def __init__(self, world: World, resource: str, number: int) -> None:
+    def __init__(self, world: SmallWorld, resource: str, number: int) -> None:
         self.world, self.resource = world, resource
         self.id = ParticipantId(number.to_bytes(8, "big"))
-        self.table = Participant(lambda: 0.5)
+        self.table = Participant(_half)
         self.database = world.databases[resource]
         self.session = 0
 
     def hello(self) -> Hello:
+        """What it says first."""
         resources = (ResourceInfo(self.resource, "test"),)
         return Hello(PROTOCOL_VERSION, "bank", self.id, self.resource, resources)
 
@@ -90,6 +109,7 @@ class Service:
         return BranchRef(ref.branch, ref.resource, ref.participant, ref.calls, vote.vote, vote.token)
 
     def take(self, message: Any) -> None:
+        """A message of the coordinator's has come."""
         now_ms = self.world.now_ms
         if isinstance(message, Tick):
             return
@@ -105,9 +125,11 @@ class Service:
             self.honour(self.table.received(message, now_ms))
 
     def woke(self) -> None:
+        """Time has passed."""
         self.honour(self.table.woke(self.world.now_ms))
 
     def honour(self, effects: Effects) -> None:
+        """Do what the table says."""
         for message in effects.send:
             self.world.send_up(self.session, message)
         for do in effects.do:
@@ -118,6 +140,7 @@ class Service:
             self.world.jobs.append(("operation", self, do))
 
     def end(self, do: Do) -> None:
+        """An operation in the database has ended."""
         kind, detail = self._carry_out(do)
         self.honour(self.table.step(kind, do.gid.branch, self.world.now_ms, detail))
 
@@ -175,7 +198,7 @@ class Client:
 
     id = ParticipantId(b"theroot!")
 
-    def __init__(self, world: World) -> None:
+    def __init__(self, world: SmallWorld) -> None:
         self.world = world
         self.session = 0
         self.owner = world.owner
@@ -185,19 +208,23 @@ class Client:
         self.replies: list[OutcomeReply] = []
 
     def hello(self) -> Hello:
+        """What it says first."""
         return Hello(PROTOCOL_VERSION, "bank", self.id, "client")
 
     def commit(self, *refs: BranchRef) -> None:
+        """Ask for the commit."""
         self.refs, self.asked = refs, True
         self.world.send_up(
             self.session, CommitRequest(XID, self.owner.epoch, self.begun_tick, refs, TIMEOUT_MS - 1_000)
         )
 
     def give_up(self, *refs: BranchRef) -> None:
+        """Ask for the rollback."""
         self.refs, self.asked = refs, True
         self.world.send_up(self.session, RollbackRequest(XID, self.owner.epoch, refs, GAVE_UP))
 
     def take(self, message: Any) -> None:
+        """A message of the coordinator's has come."""
         if isinstance(message, Welcome):
             if self.asked and not self.replies:
                 request = OutcomeRequest(XID, self.owner.epoch, self.begun_tick, self.refs)
@@ -221,10 +248,10 @@ class Link:
 Pick = Callable[[int], int]
 
 
-class World:
+class SmallWorld:
     """See the module's docstring.  *pick* chooses the next job among so many; the first one by default."""
 
-    def __init__(self, resources: int, pick: Pick = lambda jobs: 0) -> None:
+    def __init__(self, resources: int, pick: Pick = _first) -> None:
         self.pick = pick
         self.now_ms = 1_000_000
         self.jobs: list[tuple[Any, ...]] = []
@@ -235,6 +262,9 @@ class World:
         self.forced = 0
         self.counts: Counter[str] = Counter()
         self.epochs: list[Epoch] = []
+        self.said: set[str] = set()
+        self.repeated = False
+        """Whether a message was delivered twice, which no stream does: the coordinator may call it a violation."""
         self.databases = {f"db{n}": Database() for n in range(resources)}
         self.peers: list[Service | Client] = []
         self.start_coordinator()
@@ -259,20 +289,24 @@ class World:
             self.connect(peer)
 
     def connect(self, peer: Service | Client) -> None:
+        """Give *peer* a new session."""
         self.sessions += 1
         peer.session = self.sessions
         self.links[self.sessions] = Link(peer)
         self.honour(self.coordinator.step(SessionOpened(self.sessions, peer.hello()), self.now_ms))
 
     def send_up(self, session: int, message: Any) -> None:
+        """Send to the coordinator."""
         if session in self.links:
             self.links[session].up.append(message)
             self.jobs.append(("up", session))
 
     def honour(self, output: Output) -> None:
+        """Do what the coordinator says."""
         if output.append:
             self.jobs.append(("log", self.coordinator, tuple(output.append)))
         for session, message in output.send:
+            self._watch(message)
             if session in self.links:
                 self.links[session].down.append(message)
                 self.jobs.append(("down", session))
@@ -284,13 +318,33 @@ class World:
             self.jobs.append(("look", self.coordinator, lookup))
         for session, _ in output.close:
             self.links.pop(session, None)
-        assert not [note for note in output.notes if note.event == "protocol violation"], output.notes
+        if not self.repeated:
+            assert not [note for note in output.notes if note.event == "protocol violation"], output.notes
+
+    def _watch(self, message: Any) -> None:
+        """What the coordinator says must be true by then, and stay so."""
+        committed = isinstance(message, Commit) or (
+            isinstance(message, OutcomeReply) and message.outcome is Outcome.COMMITTED
+        )
+        aborted = isinstance(message, Rollback) or (
+            isinstance(message, OutcomeReply) and message.outcome is Outcome.ABORTED
+        )
+        self.said |= {word for word, said in (("committed", committed), ("aborted", aborted)) if said}
+        assert len(self.said) < 2, "said both"
+        held = any(state == "prepared" for database in self.databases.values() for state in database.branches.values())
+        assert not (committed and held) or self.log, "said before it was durable"
 
     # -------------------------------------------------------------------------------------------------------- time
 
     def step(self) -> None:
         """Carry out one job."""
         kind, *arguments = self.jobs.pop(self.pick(len(self.jobs)))
+        getattr(self, f"_job_{kind}")(*arguments)
+
+    def carry_out(self, job: tuple[Any, ...]) -> None:
+        """Carry out this one, or one that is equal."""
+        self.jobs.remove(job)
+        kind, *arguments = job
         getattr(self, f"_job_{kind}")(*arguments)
 
     def _job_up(self, session: int) -> None:
@@ -311,6 +365,7 @@ class World:
 
     def _job_log(self, coordinator: Coordinator, decisions: tuple[Decision, ...]) -> None:
         self.forced += 1
+        assert "aborted" not in self.said, "decided after somebody was told that it is aborted"
         for decision in decisions:
             self.log.setdefault(decision.xid, decision)
         self.honour(coordinator.step(Logged(tuple(d.xid for d in decisions)), self.now_ms))
@@ -335,12 +390,16 @@ class World:
             self.run()
             if self.quiet:
                 return
-            dues = [s.table.next_wakeup_ms() for s in self.services] + [self.coordinator.next_wakeup_ms()]
-            self.now_ms = max(self.now_ms, min(due for due in dues if due is not None))
-            for service in self.services:
-                service.woke()
-            self.honour(self.coordinator.step(Woke(), self.now_ms))
+            self.let_time_pass()
         raise AssertionError(f"not quiet: {self.coordinator.transactions} {[s.table.rows for s in self.services]}")
+
+    def let_time_pass(self) -> None:
+        """Go on to when something is due next."""
+        dues = [s.table.next_wakeup_ms() for s in self.services] + [self.coordinator.next_wakeup_ms()]
+        self.now_ms = max(self.now_ms, min(due for due in dues if due is not None))
+        for service in self.services:
+            service.woke()
+        self.honour(self.coordinator.step(Woke(), self.now_ms))
 
     @property
     def quiet(self) -> bool:
@@ -387,6 +446,68 @@ class World:
         del self.links[peer.session]
         self.honour(self.coordinator.step(SessionClosed(peer.session), self.now_ms))
         self.connect(peer)
+
+    def kill_client(self) -> None:
+        """The root dies, for good; what it has sent still arrives."""
+        link = self.links[self.client.session]
+        for message in link.up:
+            self.honour(self.coordinator.step(Received(self.client.session, message), self.now_ms))
+        del self.links[self.client.session]
+        self.honour(self.coordinator.step(SessionClosed(self.client.session), self.now_ms))
+        self.client.asked = False
+
+    def lose(self, session: int, way: str) -> None:
+        """What is on this way of a session is lost, what is on the other still arrives, and the connection breaks."""
+        link = self.links[session]
+        if way == "down":
+            for message in link.up:
+                self.honour(self.coordinator.step(Received(session, message), self.now_ms))
+        else:
+            for message in link.down:
+                link.peer.take(message)
+        self.cut(link.peer)
+
+    def repeat(self, session: int, way: str) -> None:
+        """The first message on this way of a session is delivered, and will be once more."""
+        self.repeated = True
+        link = self.links[session]
+        if way == "up":
+            self.honour(self.coordinator.step(Received(session, link.up[0]), self.now_ms))
+        else:
+            link.peer.take(link.down[0])
+
+    # --------------------------------------------------------------------------------------------- for the explorer
+
+    def peer_name(self, session: int) -> str:
+        """Who is at the other end."""
+        peer = self.links[session].peer
+        return peer.resource if isinstance(peer, Service) else "the client"
+
+    def name_of(self, job: tuple[Any, ...]) -> str:
+        """A job in a few words."""
+        kind, *arguments = job
+        if kind in ("up", "down"):
+            link = self.links.get(arguments[0])
+            if link is None:
+                return "a message of a broken connection is dropped"
+            message = (link.up if kind == "up" else link.down)[0]
+            return f"{type(message).__name__} {'from' if kind == 'up' else 'reaches'} {self.peer_name(arguments[0])}"
+        if kind == "operation":
+            return f"{arguments[0].resource}: {arguments[1].operation.value}"
+        return {"log": "the log writes", "look": "the log is asked"}[kind]
+
+    def tidy(self) -> None:
+        """Put what has no order into one, and forget what only counts: equal worlds are to look equal."""
+        self.jobs = [job for job in self.jobs if job[0] not in ("up", "down") or job[1] in self.links]
+        self.jobs.sort(key=_order)
+        self.forced = 0
+        self.counts.clear()
+        for database in self.databases.values():
+            database.forced = 0
+        self.coordinator.committed = self.coordinator.aborted = 0
+        self.coordinator._out = Output()
+        for service in self.services:
+            service.table._out = Effects([], [], [])
 
     # ------------------------------------------------------------------------------------------------- the checker
 
