@@ -7,10 +7,10 @@ from collections.abc import Callable
 
 import pytest
 
-from txrpc.testing.small_world import SmallWorld as World
-from txrpc.testing.small_world import early
 from txrpc.protocol.branch import BranchInput
 from txrpc.protocol.messages import Outcome
+from txrpc.testing.small_world import SmallWorld as World
+from txrpc.testing.small_world import early
 
 READ_ONLY, REFUSES = BranchInput.READ_ONLY, BranchInput.PREPARE_FAILED
 

@@ -18,16 +18,17 @@ import sys
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, fields, is_dataclass
+from dataclasses import dataclass, fields
 from functools import partial
 from typing import Any
 
 import click
 
 from txrpc.ids import BranchId, Epoch, ParticipantId, Xid
-from txrpc.protocol.branch import BranchInput
-
-from txrpc.testing.small_world import SmallWorld, early
+from txrpc.protocol.branch import BranchInput, BranchRow
+from txrpc.protocol.directory import SessionEntry
+from txrpc.protocol.transaction import Branch, Transaction
+from txrpc.testing.small_world import Database, SmallWorld, early
 
 __all__ = ["STORIES", "Budget", "Explored", "Mistake", "explore", "main"]
 
@@ -206,7 +207,28 @@ def _digest(packed: bytes) -> bytes:
     return hashlib.blake2b(packed, digest_size=16).digest()
 
 
-_ATOMS = (Xid, BranchId, ParticipantId, Epoch)
+_ATOMS = (Xid, BranchId, ParticipantId, Epoch, str, int)
+
+
+def _is_frozen(kind: type[Any]) -> bool:
+    parameters = getattr(kind, "__dataclass_params__", None)
+    return parameters is not None and bool(parameters.frozen) and bool(fields(kind))
+
+
+def _remake(kind: type[Any], *values: Any) -> Any:
+    made: Any = object.__new__(kind)
+    for name, value in zip(kind.__slots__, values, strict=True):
+        setattr(made, name, value)
+    return made
+
+
+def _reduce(value: Any) -> tuple[Any, ...]:
+    """Without the names of the attributes, which would be most of the bytes."""
+    kind = type(value)
+    return _remake, (kind, *[getattr(value, name) for name in kind.__slots__])
+
+
+_PLAIN = dict.fromkeys((BranchRow, Branch, Transaction, Database, SessionEntry), _reduce)
 
 
 class _Shelf:
@@ -223,13 +245,14 @@ class _Shelf:
         buffer = io.BytesIO()
         pickler = pickle.Pickler(buffer, 5)
         pickler.persistent_id = self._number  # type: ignore[method-assign]
+        pickler.dispatch_table = _PLAIN
         pickler.dump((world, budget))
         return buffer.getvalue()
 
     def take(self, packed: bytes) -> tuple[SmallWorld, Budget]:
         """Unpack it."""
         unpickler = pickle.Unpickler(io.BytesIO(packed))
-        unpickler.persistent_load = self._values.__getitem__  # type: ignore[assignment]
+        unpickler.persistent_load = self._values.__getitem__  # type: ignore[method-assign]
         world, budget = unpickler.load()
         return world, budget
 
@@ -237,9 +260,9 @@ class _Shelf:
         kind = type(value)
         frozen = self._frozen.get(kind)
         if frozen is None:
-            frozen = kind in _ATOMS or (is_dataclass(kind) and kind.__dataclass_params__.frozen and bool(fields(kind)))
+            frozen = (kind in _ATOMS and kind is not int) or _is_frozen(kind)
             self._frozen[kind] = frozen
-        if not frozen:
+        if not frozen and not (kind is tuple and all(type(one) in _ATOMS for one in value)):
             return None
         number = self._numbers.get(value)
         if number is None:

@@ -504,10 +504,11 @@ class SmallWorld:
         self.counts.clear()
         for database in self.databases.values():
             database.forced = 0
+        nothing: Any = None
         self.coordinator.committed = self.coordinator.aborted = 0
-        self.coordinator._out = Output()
+        self.coordinator._out = nothing
         for service in self.services:
-            service.table._out = Effects([], [], [])
+            service.table._out = nothing
 
     # ------------------------------------------------------------------------------------------------- the checker
 
