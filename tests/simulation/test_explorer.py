@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 
 from tests.proof import note_proof
-from txrpc.testing.explorer import STORIES, Budget, explore
+from tests.simulation.mutants import MUTANTS
+from txrpc.testing.explorer import STORIES, Budget, Mistake, explore
 
 OUTCOMES = {
     "two that write": {"COMMITTED", "ABORTED", "nobody asked"},
@@ -22,6 +23,8 @@ OUTCOMES = {
 def test_every_interleaving_ends_in_agreement(story: str, budget: Budget) -> None:
     found = explore(story, budget)
     assert found.outcomes <= OUTCOMES[story]
+    if budget.crashes:
+        assert found.outcomes == OUTCOMES[story], "a crash can bring about every outcome that there is"
     assert found.ends > 0
     note_proof(
         "explorer",
@@ -34,7 +37,40 @@ def test_every_interleaving_ends_in_agreement(story: str, budget: Budget) -> Non
     )
 
 
-def test_a_crash_reaches_every_outcome_that_there_is() -> None:
-    for story, outcomes in OUTCOMES.items():
-        if story != "two that write":
-            assert explore(story, Budget(1, 0)).outcomes == outcomes
+@pytest.mark.parametrize("story", ["two that write", "one that writes"])
+def test_every_interleaving_with_a_crash_and_a_lost_or_repeated_message_ends_in_agreement(story: str) -> None:
+    test_every_interleaving_ends_in_agreement(story, Budget(1, 1))
+
+
+MISTAKES = {
+    "tells before the decision is durable": ("two that write", Budget(0, 0)),
+    "marks the record done at the decision": ("two that write", Budget(1, 0)),
+    "takes a vote against for a vote for": ("one of two refuses", Budget(0, 0)),
+    "rolls back a prepared branch at its deadline": ("both vote early", Budget(0, 0, 1)),
+    "lets unprepared branches live for ever": ("one of two refuses", Budget(0, 1)),
+    "guesses how a commit in one phase ended": ("one that writes", Budget(1, 0)),
+    "remembers nothing of what has ended": ("both vote early", Budget(0, 1)),
+    "answers a question about a running transaction with presumed abort": ("both vote early", Budget(1, 0)),
+    "does not take up what the log has pending": ("two that write", Budget(1, 0)),
+    "calls a slow commit aborted": ("two that write", Budget(0, 0, 2)),
+    "counts a lost voter as read only": ("two that write", Budget(0, 1)),
+}
+
+
+@pytest.mark.parametrize("name", MISTAKES)
+def test_the_explorer_finds_mistakes_as_well(name: str) -> None:
+    (mutant,) = [mutant for mutant in MUTANTS if mutant.name == name]
+    with mutant.made(), pytest.raises(Mistake) as caught:
+        explore(*MISTAKES[name], most=20_000)
+    note_proof("explorer mutant", name=name, breaks=mutant.breaks, steps=len(caught.value.way))
+
+
+def test_a_mistake_comes_with_the_shortest_way_to_it() -> None:
+    (mutant,) = [mutant for mutant in MUTANTS if mutant.name == "tells before the decision is durable"]
+    with mutant.made(), pytest.raises(Mistake) as caught:
+        explore("two that write", Budget(0, 0))
+    lines = str(caught.value).splitlines()
+    assert "said before it was durable" in lines[0]
+    assert lines[1] == "the way there:"
+    assert lines[2].strip() == "1. CommitRequest from the client"
+    assert "Voted from db" in lines[-1]

@@ -60,6 +60,7 @@ class Mistake(AssertionError):
     """A rule is broken, or something goes on for ever; with the way there."""
 
     def __init__(self, text: str, way: list[str]) -> None:
+        self.way = way
         super().__init__("\n".join([text, "the way there:", *(f"  {n:3}. {step}" for n, step in enumerate(way, 1))]))
 
 

@@ -47,6 +47,8 @@ from txrpc.protocol.participant import Participant
 XID = Xid.make(1_000, b"0123456789")
 LIMITS = Limits(max_timeout_ms=60_000)
 TIMEOUT_MS = 5_000
+LONGEST_MS = 300_000
+"""By then all must have ended: the deadline, and some rounds of the slowest question."""
 REFUSED = Reason(AbortCode.CANNOT_PREPARE, "the database refused")
 GAVE_UP = Reason(AbortCode.REQUESTED, "the root gave up")
 
@@ -395,6 +397,7 @@ class SmallWorld:
 
     def let_time_pass(self) -> None:
         """Go on to when something is due next."""
+        assert self.now_ms < 1_000_000 + LONGEST_MS, "it does not end"
         dues = [s.table.next_wakeup_ms() for s in self.services] + [self.coordinator.next_wakeup_ms()]
         self.now_ms = max(self.now_ms, min(due for due in dues if due is not None))
         for service in self.services:

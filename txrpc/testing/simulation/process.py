@@ -261,12 +261,16 @@ class Process(Node):
 
     def send(self, *messages: Any) -> None:
         """See `SessionPort`."""
-        if self._stream is None:
-            raise CoordinatorUnavailable("no session")
         for message in messages:
+            self.say(message)
             if isinstance(message, Voted):
                 self.history.note("voted", message.xid, message.branch, message.vote)
-            self._stream.send(self.name, message)
+
+    def say(self, message: Any) -> None:
+        """Send anything at all, true or not."""
+        if self._stream is None:
+            raise CoordinatorUnavailable("no session")
+        self._stream.send(self.name, message)
 
     # ------------------------------------------------------------------------------------------------------------ calls
 

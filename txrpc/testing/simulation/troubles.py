@@ -138,7 +138,7 @@ class _Troubles:
             Inquiry(gid, 0, 1_000),
         ]
         cluster.note_fault("forgery", liar.name, "lies")
-        liar.send(self._dice.choice(lies))
+        liar.say(self._dice.choice(lies))
 
     # ------------------------------------------------------------------------------------------- coordinators, databases
 
