@@ -73,7 +73,7 @@ def test_nothing_crashes(make_world: Make, connected: Connect) -> None:
         ("coordinator.after_record=kill", "committed"),
         ("coordinator.before_commit=kill", "committed"),
         ("coordinator.before_commit=kill@2", "committed"),
-        ("coordinator.before_reply=kill", "committed"),
+        ("coordinator.before_outcome_reply=kill", "committed"),
     ],
 )
 def test_coordinator_killed(make_world: Make, connected: Connect, failpoint: str, expected: str) -> None:
@@ -99,6 +99,7 @@ def test_coordinator_stays_away_the_client_is_told_that_nobody_knows(make_world:
     assert caught.value.xid == tx.xid
     assert tx.status is txrpc.Status.UNKNOWN
     assert sum(world.prepared()) == 2
+    world.coordinator.arm("")
     world.coordinator.start()
     assert manager.outcome(tx.xid, timeout=10) is txrpc.Outcome.COMMITTED
     teller.close()
@@ -160,6 +161,7 @@ def test_both_services_and_the_coordinator_killed_while_prepared(make_world: Mak
     client = threading.Thread(target=lambda: told.append(transfer(world)))
     client.start()
     world.coordinator.wait(30)
+    world.coordinator.arm("")
     for service in world.services.values():
         service.kill()
     for child in (world.coordinator, *world.services.values()):

@@ -17,7 +17,7 @@ import pytest
 import txrpc
 from examples.bank import bank_pb2
 from tests.system.test_crashes import deposit, ends, transfer
-from tests.system.world import START, World, arm, eventually
+from tests.system.world import START, World, eventually
 from txrpc.ids import BranchId, Epoch, Gid, ParticipantId, Xid
 from txrpc.protocol.messages import Owner, TransactionContext
 from txrpc.testing.processes import CoordinatorProcess
@@ -264,7 +264,7 @@ def test_rule_14_what_is_in_doubt_is_visible_with_its_reason(make_world: Make, c
     assert branch["reason"] == "no process with resource bank-a is connected"
     eventually(lambda: 'event="in doubt"' in world.coordinator.text(), 10, world.coordinator.text)
     assert f"xid={tx.xid}" in world.coordinator.text()
-    arm(world.services["bank-a"], None)
+    world.services["bank-a"].arm("")
     world.services["bank-a"].start()
     ends(world, "committed", "committed")
     assert world.status()["in_doubt"] == 0

@@ -54,9 +54,8 @@ class World:
         """Start everything; *failpoints* by process name, with _ for -."""
         for child in (self.coordinator, *self.services.values()):
             armed = failpoints.pop(child.name.replace("-", "_"), None)
-            arm(child, armed)
+            child.arm(armed or "")
             child.start()
-            arm(child, None)  # a restart is without
         assert not failpoints
 
     def stop(self) -> None:
@@ -123,18 +122,12 @@ class World:
             with suppress(Exception):
                 child.wait(30)
                 time.sleep(0.2)
+                child.arm("")
                 child.start()
 
         thread = threading.Thread(target=wait_and_start, daemon=True)
         thread.start()
         return thread
-
-
-def arm(child: Child, failpoints: str | None) -> None:
-    """Set the failpoints that *child* has from its next start on."""
-    child.environment.pop("TXRPC_FAILPOINTS", None)
-    if failpoints:
-        child.environment["TXRPC_FAILPOINTS"] = failpoints
 
 
 def eventually(holds: Callable[[], bool], timeout_s: float = 20.0, evidence: Callable[[], str] = str) -> None:

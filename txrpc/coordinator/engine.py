@@ -50,7 +50,7 @@ from txrpc.protocol.events import (
     SessionClosed,
     Woke,
 )
-from txrpc.protocol.messages import Commit, Decision, FromCoordinator, GoAway, OutcomeReply, Owner
+from txrpc.protocol.messages import Decision, FromCoordinator, GoAway, Owner
 
 __all__ = ["Engine", "Outbox"]
 
@@ -116,7 +116,9 @@ class Engine:
     async def start(self) -> None:
         """Open the log, which fences earlier epochs, and take up what they left.  Raises `ConfigurationError`."""
         nonce = int.from_bytes(os.urandom(4), "big")
+        failpoint("coordinator.before_open")
         opened = await self._in_log(self._log.open, self._node, nonce)
+        failpoint("coordinator.after_open")
         now_ms = self.now_ms()
         clock_ms = max(time.time_ns() // 1_000_000, opened.clock_ms + 1)
         self._started_ms, self._clock_offset_ms = now_ms, clock_ms - now_ms
@@ -203,10 +205,6 @@ class Engine:
             self._work.set()
         for number, message in out.send:
             self.messages["sent " + type(message).__name__] += 1
-            if isinstance(message, Commit):
-                failpoint("coordinator.before_commit")
-            elif isinstance(message, OutcomeReply):
-                failpoint("coordinator.before_reply")
             outbox = self._outboxes.get(number)
             if outbox is not None:
                 outbox.put(message)
@@ -356,7 +354,9 @@ class Engine:
     async def _flush_done(self) -> None:
         while self._done:
             xids = self._done[:_DONE_MAX]
+            failpoint("coordinator.before_done")
             await self._in_log(self._log.done, xids, self._clock_ms())
+            failpoint("coordinator.after_done")
             del self._done[: len(xids)]
 
     async def _forget(self) -> None:

@@ -14,6 +14,7 @@ from google.protobuf.message import DecodeError
 
 from txrpc.coordinator.engine import Engine
 from txrpc.errors import BadMessage
+from txrpc.failpoints import active, passing
 from txrpc.protocol.events import Limits, Received, SessionOpened
 from txrpc.protocol.messages import FromCoordinator, GoAway, Hello
 from txrpc.wire.codec import decode_process_batch, encode_from_coordinator
@@ -68,7 +69,11 @@ class _Mailbox:
             await self._ready.wait()
             while self._queue:
                 messages = [self._queue.popleft() for _ in range(min(len(self._queue), _BATCH_MAX))]
+                if active():
+                    passing("before", messages)
                 yield encode_from_coordinator(messages)
+                if active():
+                    passing("after", messages)
             if self._closing:
                 return
             self._ready.clear()

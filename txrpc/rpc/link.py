@@ -18,10 +18,11 @@ from typing import Any, Final
 import grpc
 from google.protobuf.message import DecodeError
 
+from txrpc import failpoints
 from txrpc.errors import BadMessage, ConfigurationError, CoordinatorUnavailable, ForkedError, LimitExceeded
 from txrpc.options import DEFAULTS, SessionOptions
 from txrpc.protocol.messages import FromCoordinator, GoAway, Hello, ToCoordinator, Welcome
-from txrpc.wire.codec import decode_coordinator_batch, encode_to_coordinator
+from txrpc.wire.codec import decode_coordinator_batch, decode_process_batch, encode_to_coordinator
 from txrpc.wire.v1 import session_pb2
 
 __all__ = [
@@ -274,6 +275,12 @@ def channel_options(options: SessionOptions) -> list[tuple[str, Any]]:
         ("grpc.use_local_subchannel_pool", 1),
         ("grpc.min_reconnect_backoff_ms", int(options.connect_timeout_s * 1000)),
     ]
+
+
+def passing(when: str, data: bytes) -> None:
+    """The failpoints of the messages in a batch that goes out."""
+    if failpoints.active():
+        failpoints.passing(when, decode_process_batch(session_pb2.ProcessBatch.FromString(data)))
 
 
 def parse(data: bytes) -> list[FromCoordinator]:

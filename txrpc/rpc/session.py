@@ -28,7 +28,18 @@ import grpc
 
 from txrpc.options import SessionOptions
 from txrpc.protocol.messages import FromCoordinator, ToCoordinator, Welcome
-from txrpc.rpc.link import METHOD, TOO_SLOW, Backoff, Link, Refused, Waiting, channel_options, check_first, parse
+from txrpc.rpc.link import (
+    METHOD,
+    TOO_SLOW,
+    Backoff,
+    Link,
+    Refused,
+    Waiting,
+    channel_options,
+    check_first,
+    parse,
+    passing,
+)
 
 __all__ = ["Session"]
 
@@ -41,6 +52,7 @@ class _Outgoing:
         self._abandon = abandon
         self._changed = threading.Condition(threading.Lock())
         self._closed = False
+        self._gone = b""
 
     def put(self, encoded: list[bytes]) -> bool:
         """Queue *encoded*; False if the stream is over, or must be because nobody reads it: then nothing was queued."""
@@ -63,6 +75,12 @@ class _Outgoing:
         return self
 
     def __next__(self) -> bytes:
+        passing("after", self._gone)  # gRPC asks for the next batch once it has taken one
+        self._gone = self._next()
+        passing("before", self._gone)
+        return self._gone
+
+    def _next(self) -> bytes:
         while True:
             with self._changed:
                 if self.waiting:

@@ -14,7 +14,18 @@ import grpc
 
 from txrpc.options import SessionOptions
 from txrpc.protocol.messages import FromCoordinator, ToCoordinator, Welcome
-from txrpc.rpc.link import METHOD, TOO_SLOW, Backoff, Link, Refused, Waiting, channel_options, check_first, parse
+from txrpc.rpc.link import (
+    METHOD,
+    TOO_SLOW,
+    Backoff,
+    Link,
+    Refused,
+    Waiting,
+    channel_options,
+    check_first,
+    parse,
+    passing,
+)
 
 __all__ = ["AioSession"]
 
@@ -50,11 +61,22 @@ class _Outgoing:
         while True:
             await self._ready.wait()
             while self.waiting:
-                await call.write(self.waiting.take())
+                await self._write(call, self.waiting.take())
             if self._closed:
                 await call.done_writing()
                 return
             self._ready.clear()
+
+    async def _write(self, call: Any, batch: bytes) -> None:
+        try:
+            passing("before", batch)
+            await call.write(batch)
+            passing("after", batch)
+        except Exception as error:
+            self._abandon(
+                f"what was to be sent could not be written: {error}"
+            )  # whoever reads would go on without a writer
+            raise
 
 
 class AioSession(Link):

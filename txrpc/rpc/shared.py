@@ -10,6 +10,7 @@ import grpc
 
 from txrpc.context import bind
 from txrpc.errors import AbortCode, BadMessage, LimitExceeded, Reason, TxrpcError, aborted
+from txrpc.failpoints import failpoint
 from txrpc.protocol.messages import CallReport
 from txrpc.rpc.ports import Handle, OutgoingCall
 from txrpc.wire.metadata import BRANCHES_KEY, CONTEXT_KEY, encode_context, encode_report, find_report
@@ -55,6 +56,7 @@ def outgoing_fields(
 
     Somebody who passes on the metadata of an incoming call passes on a context as well; there may be only one, and it is ours.
     """
+    failpoint("client.before_call")
     time_left_s = out.time_left_s
     entries = [entry for entry in metadata or () if entry[0] != CONTEXT_KEY]
     entries.append((CONTEXT_KEY, encode_context(out.context)))
@@ -65,6 +67,7 @@ def conclude(
     out: OutgoingCall, method: str, code: Any, details: str | None, trailing: Any, error: object
 ) -> TxrpcError | None:
     """Tell the transaction how a call ended; returns the error to raise in place of gRPC's, if the callee sent one of ours."""
+    failpoint("client.after_call")
     try:
         report = find_report(trailing)
     except BadMessage as bad:
@@ -134,6 +137,7 @@ def ending_of(handle: Handle, report: CallReport, error: BaseException | None, u
     A txrpc error travels as itself.  Where the user chose a status it stays; for any other exception in a doomed transaction
     the caller learns why it is doomed.
     """
+    failpoint("participant.before_reply")
     ours: TxrpcError | None = error if isinstance(error, TxrpcError) else None
     if ours is None and isinstance(error, Exception) and not users_status and handle.doom is not None:
         ours = aborted(handle.xid, handle.doom)
@@ -162,6 +166,7 @@ def check_sent(context: Any) -> None:
 
     The caller cannot tell such a reply from that of a service that takes no part, and would commit without its branches.
     """
+    failpoint("participant.after_reply")
     if all(key != BRANCHES_KEY for key, _ in context.trailing_metadata() or ()):
         logger.error(
             "an interceptor replaced the trailing metadata of a call that belongs to a transaction, so its caller does not "

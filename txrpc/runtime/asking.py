@@ -10,13 +10,11 @@ from txrpc.errors import (
     Reason,
     TxrpcError,
 )
-from txrpc.failpoints import failpoint
 from txrpc.flows.part import Part, Status
 from txrpc.ids import Epoch, Xid
 from txrpc.protocol.branch import BranchInput
 from txrpc.protocol.messages import (
     BranchRef,
-    CommitRequest,
     OnePhaseResult,
     Outcome,
     OutcomeReply,
@@ -36,14 +34,10 @@ class Asking(ManagerState):
 
     def post(self, message: Any) -> Any:
         """See `txrpc.flows.ending.Ending`."""
-        if isinstance(message, CommitRequest):
-            failpoint("client.before_commit_request")
         with self._lock:
             future = self._future()
             self._send(message)
             self._asking.setdefault(message.xid, []).append(future)
-        if isinstance(message, CommitRequest):
-            failpoint("client.after_commit_request")
         return future
 
     def end_here(self, ref: BranchRef, reason: Reason | None) -> Any:

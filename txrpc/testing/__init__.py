@@ -1,1 +1,6 @@
-"""For tests, ours and yours: private databases and real processes."""
+"""For tests, ours and yours: private databases, real processes, and what can happen to them."""
+
+from txrpc.failpoints import FailpointError
+from txrpc.testing.failpoints import failpoint
+
+__all__ = ["FailpointError", "failpoint"]

@@ -15,6 +15,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+from txrpc.failpoints import parse
+
 __all__ = ["Child", "CoordinatorProcess", "free_port"]
 
 
@@ -48,6 +50,8 @@ class Child:
         self.output = output
         self._process: subprocess.Popen[bytes] | None = None
         self._read_from = 0
+        self._armed = output.with_name(f"{output.name}.failpoints")
+        self.environment["TXRPC_FAILPOINTS"] = f"@{self._armed}"
 
     def __enter__(self) -> Self:
         self.start()
@@ -104,6 +108,16 @@ class Child:
     def resume(self) -> None:
         """SIGCONT."""
         self._signal(signal.SIGCONT)
+
+    def arm(self, failpoints: str) -> None:
+        """Arm these failpoints and no others, at once if it runs: ``"NAME=ACTION,..."`` as in `txrpc.failpoints`; "" for none.
+
+        Raises `ConfigurationError` for a name or action that there is not.
+        """
+        parse(failpoints)
+        written = self._armed.with_name(f"{self._armed.name}.new")
+        written.write_text(failpoints, encoding="utf-8")
+        written.replace(self._armed)
 
     def text(self) -> str:
         """What it has written since it was last started."""
