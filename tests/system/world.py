@@ -28,15 +28,11 @@ class Service(Child):
         arguments = [sys.executable, "-m", "examples.bank.service", "--name", name, "--listen", self.address]
         arguments += ["--database", database, "--coordinator", world.coordinator.address]
         arguments += ["--accounts", "20", "--cents", str(START)]
-        super().__init__(arguments, name=name, output=world.folder / f"{name}.log")
+        super().__init__(arguments, name=name, output=world.folder / f"{name}.log", ready="serving")
 
     @property
     def address(self) -> str:
         return f"127.0.0.1:{self.port}"
-
-    def start(self) -> None:
-        super().start()
-        self.wait_for("serving")
 
 
 class World:

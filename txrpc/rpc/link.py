@@ -37,6 +37,7 @@ __all__ = [
     "check_first",
     "farewell",
     "parse",
+    "passing",
 ]
 
 logger = logging.getLogger("txrpc.rpc")

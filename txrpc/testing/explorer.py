@@ -2,9 +2,9 @@
 
 A state is a whole `SmallWorld` with what may still go wrong in it.  From each state every next step is taken: any message that is
 first on its way, any operation of a database, any write of the log; a crash and restart of any node, with what it was doing having
-taken effect or not; a lost message (its connection breaks) or a repeated one; a deadline that passes too early.  States are told apart
-by a hash of everything in them, and counted.  Where nothing is under way, time goes on to whatever is due; where nothing is due either,
-all must have ended in agreement.
+taken effect or not; a lost message (its connection breaks) or a repeated one; a deadline that passes too early.  States are told
+apart by a hash of everything in them, and counted.  Where nothing is under way, time goes on to whatever is due; where nothing is
+due either, all must have ended in agreement.
 
 (After Holzmann's SPIN and the model checkers of TLA+, but on the code itself.)
 """
@@ -28,7 +28,8 @@ from txrpc.ids import BranchId, Epoch, ParticipantId, Xid
 from txrpc.protocol.branch import BranchInput, BranchRow
 from txrpc.protocol.directory import SessionEntry
 from txrpc.protocol.transaction import Branch, Transaction
-from txrpc.testing.small_world import Database, SmallWorld, early
+from txrpc.testing.small_parts import Database
+from txrpc.testing.small_world import SmallWorld, early
 
 __all__ = ["STORIES", "Budget", "Explored", "Mistake", "explore", "main"]
 

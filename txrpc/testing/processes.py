@@ -36,10 +36,17 @@ class Child:
     """
 
     def __init__(
-        self, arguments: Sequence[str], *, name: str, env: Mapping[str, str] | None = None, output: Path | None = None
+        self,
+        arguments: Sequence[str],
+        *,
+        name: str,
+        env: Mapping[str, str] | None = None,
+        output: Path | None = None,
+        ready: str = "",
     ) -> None:
-        """*arguments* as for `subprocess`; *env* is added to this process's own environment."""
+        """*arguments* as for `subprocess`; *env* is added to this process's own environment; *ready*: what it writes once it is."""
         self.name = name
+        self._ready = ready
         self._arguments = list(arguments)
         self.environment = {**os.environ, "PYTHONUNBUFFERED": "1", **(env or {})}
         """Of its next start."""
@@ -75,7 +82,7 @@ class Child:
         return self._process is not None and self._process.poll() is None
 
     def start(self) -> None:
-        """Start it; it must not be running."""
+        """Start it, which must not be running, and wait until it is ready, if it says when; raises `RuntimeError`."""
         if self.running:
             raise RuntimeError(f"{self.name} is running already")
         self._read_from = self.output.stat().st_size if self.output.exists() else 0
@@ -83,6 +90,8 @@ class Child:
             self._process = subprocess.Popen(
                 self._arguments, stdout=out, stderr=out, stdin=subprocess.DEVNULL, env=self.environment
             )
+        if self._ready:
+            self.wait_for(self._ready)
 
     def kill(self) -> None:
         """SIGKILL, as a power cut would; fine if it is not running."""
@@ -153,15 +162,13 @@ class CoordinatorProcess(Child):
         self.log = log or f"sqlite:///{folder / 'coordinator.db'}"
         arguments = ["--listen", self.address, "--log", self.log, "--node", node, "--group", group, *options]
         super().__init__(
-            [sys.executable, "-m", "txrpc.cli", "coordinator", *arguments], name=node, output=folder / f"{node}.log"
+            [sys.executable, "-m", "txrpc.cli", "coordinator", *arguments],
+            name=node,
+            output=folder / f"{node}.log",
+            ready="listening",
         )
 
     @property
     def address(self) -> str:
         """``host:port``, the same after every restart."""
         return f"127.0.0.1:{self.port}"
-
-    def start(self) -> None:
-        """Start it and wait until it listens."""
-        super().start()
-        self.wait_for("listening")

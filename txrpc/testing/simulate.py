@@ -1,4 +1,4 @@
-"""``python -m txrpc.testing.simulate --seeds 1000000``: run many simulated worlds, on all processors, and stop at the first broken rule."""
+"""``python -m txrpc.testing.simulate --seeds 1000000``: many simulated worlds, on all processors, until one breaks a rule."""
 
 from __future__ import annotations
 

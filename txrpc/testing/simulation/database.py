@@ -1,4 +1,4 @@
-"""A database as a resource sees it: open work, prepared branches that survive everything, and commits that it can be asked about."""
+"""A database as a resource sees it: open work, prepared branches that survive all, commits that it can be asked about."""
 
 from __future__ import annotations
 

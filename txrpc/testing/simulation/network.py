@@ -36,7 +36,7 @@ class Network:
         return 1 + int(self._dice.random() * most)
 
     def send(self, source: Node, target: Node, function: Callable[..., None], *arguments: Any) -> None:
-        """Carry a datagram: it calls *function* at *target*, in whatever incarnation that is by then; perhaps twice, perhaps never."""
+        """Carry a datagram: it calls *function* at *target*, whatever incarnation that is by then; perhaps twice or never."""
         copies = 1
         if self.options.duplication and self._dice.random() < self.options.duplication:
             copies = 2

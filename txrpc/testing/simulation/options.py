@@ -62,7 +62,7 @@ class Options:
     slow: float = 0.0
     """How likely a node takes ten times as long for everything."""
     clock_jumps: int = 0
-    """Of the machines' wall clocks, forward and back: a process's by up to a day, the coordinator's less than the retention time."""
+    """Of the machines' wall clocks, forward and back: a process's by up to a day, the coordinator's by less than its retention."""
 
     # The disks.
     log_errors: float = 0.0
@@ -83,8 +83,8 @@ class Options:
     def of(cls, seed: int) -> Options:
         """A world for *seed*: some of the faults, each as hard as the dice say.
 
-        With all faults at once hardly anything would ever get far; leaving many of them out at random finds more (swarm testing, Groce
-        et al. 2012).
+        With all faults at once hardly anything would ever get far; leaving many of them out at random finds more (swarm
+        testing, Groce et al. 2012).
         """
         dice = random.Random(f"options {seed}")
         chosen: dict[str, Any] = {

@@ -32,7 +32,7 @@ from txrpc.testing.simulation.history import History
 from txrpc.testing.simulation.network import Network, Stream
 from txrpc.testing.simulation.scheduler import Node, Promise, Scheduler, Task
 
-__all__ = ["GROUP", "Call", "Process", "Reply"]
+__all__ = ["GROUP", "Call", "Process", "Reply", "result_of"]
 
 GROUP = "sim"
 logging.getLogger("txrpc.runtime").addHandler(logging.NullHandler())
