@@ -4,8 +4,9 @@ PYTHON ?= $(shell for p in python3 python3.14 python3.13 python3.12 python3.11; 
 	command -v $$p >/dev/null 2>&1 && $$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
 BIN := .venv/bin
 READY := .venv/ready
+SEEDS ?= 1000000
 
-.PHONY: help venv test lint format proto demo clean
+.PHONY: help venv test simulate proof lint format proto demo clean
 
 help: ## what there is
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
@@ -24,6 +25,14 @@ $(READY): pyproject.toml
 test: $(READY) ## run the tests (real processes and a real, private PostgreSQL)
 	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not serial" -q
 	$(BIN)/python -m pytest -m serial -q
+
+simulate: $(READY) ## SEEDS=1000000 simulated worlds, on all processors
+	$(BIN)/python -m txrpc.testing.simulate --seeds $(SEEDS)
+
+proof: $(READY) ## run the tests and write the tables of docs/testing.md
+	rm -rf build/proof
+	TXRPC_PROOF_DIR=$(CURDIR)/build/proof $(MAKE) test
+	$(BIN)/python scripts/proof.py build/proof
 
 lint: $(READY) ## check style, types, import rules, generated code and the house rules
 	$(BIN)/ruff check

@@ -19,6 +19,7 @@ import yaml
 import txrpc
 import txrpc.aio
 import txrpc.sql
+from txrpc.failpoints import POINTS
 from txrpc.rpc.session import Session
 from txrpc.rpc.session_aio import AioSession
 
@@ -195,6 +196,16 @@ def test_documents_point_at_what_is_there() -> None:
         targets = re.findall(r"\]\(([^)#:]+)\)", path.read_text())
         missing += [f"{name_of(path)} -> {target}" for target in targets if not (path.parent / target).exists()]
     assert missing == []
+
+
+def test_the_guide_to_testing_shows_code_that_is_tested_and_every_point() -> None:
+    text = (ROOT / "docs/testing-your-services.md").read_text()
+    example = (ROOT / "examples/testing/test_transfer.py").read_text()
+    shown = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    assert len(shown) == 2
+    assert [code for code in shown if code not in example] == []
+    named = set(re.findall(r"`([a-z_]+)`", text))
+    assert {point.partition(".")[2].partition("_")[2] for point in POINTS} <= named
 
 
 def test_the_packages_version_is_the_modules() -> None:

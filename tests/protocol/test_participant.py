@@ -154,7 +154,7 @@ def test_a_taken_back_branch_is_unknown() -> None:
 
 @pytest.mark.parametrize("seen", [0, 1, 3, 99])
 @pytest.mark.parametrize("ask", [prepare, one_phase])
-def test_a_count_that_differs_from_the_root_s_aborts(ask: object, seen: int) -> None:
+def test_rule_9_a_count_that_differs_from_the_root_s_aborts(ask: object, seen: int) -> None:
     process = Process()
     process.open(ONE, calls=2)
     effects = process.hear(ask(ONE, seen))  # type: ignore[operator]
@@ -166,7 +166,7 @@ def test_a_count_that_differs_from_the_root_s_aborts(ask: object, seen: int) -> 
 
 
 @pytest.mark.parametrize("ask", [prepare, one_phase])
-def test_a_call_still_running_aborts(ask: object) -> None:
+def test_rule_9_a_call_still_running_aborts(ask: object) -> None:
     process = Process()
     process.open(ONE, calls=1).running = 1
     assert [do.operation for do in process.hear(ask(ONE, 1)).do] == [Operation.ROLLBACK]  # type: ignore[operator]

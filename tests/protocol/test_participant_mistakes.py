@@ -171,7 +171,7 @@ def test_a_committed_branch_in_an_old_listing_is_left_alone() -> None:
     assert (effects.do, effects.send) == ([], [])
 
 
-def test_a_local_commit_counts_the_calls_that_came_in_through_services() -> None:
+def test_rule_9_a_local_commit_counts_the_calls_that_came_in_through_services() -> None:
     """The root's own service ran a call twice: one more than the root saw (rule 9), and it was committed."""
     process = Process()
     process.open(ONE, calls=2)

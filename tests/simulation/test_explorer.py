@@ -20,7 +20,7 @@ OUTCOMES = {
 
 @pytest.mark.parametrize("story", STORIES)
 @pytest.mark.parametrize("budget", [Budget(1, 0), Budget(0, 1), Budget(0, 0, 1)], ids=["crash", "message", "deadline"])
-def test_every_interleaving_ends_in_agreement(story: str, budget: Budget) -> None:
+def test_rule_1_every_interleaving_ends_in_agreement(story: str, budget: Budget) -> None:
     found = explore(story, budget)
     assert found.outcomes <= OUTCOMES[story]
     if budget.crashes:
@@ -39,7 +39,7 @@ def test_every_interleaving_ends_in_agreement(story: str, budget: Budget) -> Non
 
 @pytest.mark.parametrize("story", ["two that write", "one that writes"])
 def test_every_interleaving_with_a_crash_and_a_lost_or_repeated_message_ends_in_agreement(story: str) -> None:
-    test_every_interleaving_ends_in_agreement(story, Budget(1, 1))
+    test_rule_1_every_interleaving_ends_in_agreement(story, Budget(1, 1))
 
 
 MISTAKES = {

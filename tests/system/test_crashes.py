@@ -127,7 +127,7 @@ def test_a_frozen_coordinator_is_noticed_and_the_transaction_ends(make_world: Ma
         ("participant.after_commit_prepared=kill", "committed"),
     ],
 )
-def test_service_killed(make_world: Make, connected: Connect, failpoint: str, expected: str) -> None:
+def test_rule_4_service_killed(make_world: Make, connected: Connect, failpoint: str, expected: str) -> None:
     """Rules 4 and 8: its promise outlives the process; the next one finds the branch and ends it."""
     world = make_world(bank_a=failpoint)
     connected(world)
@@ -175,7 +175,7 @@ def test_both_services_and_the_coordinator_killed_while_prepared(make_world: Mak
 
 @needs_own_server
 @pytest.mark.parametrize("bank", ["bank-a", "bank-b"])
-def test_database_killed_after_prepare(make_world: Make, connected: Connect, bank: str) -> None:
+def test_rule_4_database_killed_after_prepare(make_world: Make, connected: Connect, bank: str) -> None:
     """Rule 4: the prepared branch survives its database's crash, and phase 2 is repeated until it arrives."""
     world = make_world(**{bank.replace("-", "_"): "participant.before_commit_prepared=sleep:1.5"})
     connected(world)

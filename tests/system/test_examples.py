@@ -160,3 +160,12 @@ def test_the_demonstration_proves_itself() -> None:
     assert done.stdout.count("kill -9") == 3
     assert done.stdout.count("yes") == 6
     assert "the proof" in done.stdout
+
+
+def test_the_example_of_testing_your_own_services_passes_as_a_user_would_run_it(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--basetemp", str(tmp_path / "tests")]
+    done = subprocess.run(
+        [*command, "examples/testing"], cwd=ROOT, capture_output=True, text=True, timeout=110, check=False
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "3 passed" in done.stdout

@@ -126,7 +126,7 @@ class World:
         return thread
 
 
-def eventually(holds: Callable[[], bool], timeout_s: float = 20.0, evidence: Callable[[], str] = str) -> None:
+def eventually(holds: Callable[[], object], timeout_s: float = 20.0, evidence: Callable[[], str] = str) -> None:
     """Wait until *holds*; fails with *evidence* if it does not in time."""
     until = time.monotonic() + timeout_s
     while not holds():

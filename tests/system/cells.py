@@ -1,0 +1,109 @@
+"""Every failpoint and what must be under way for somebody to come to it: the rows of `test_every_failpoint`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from txrpc.failpoints import POINTS
+
+BANKS = ("bank-a", "bank-b")
+
+
+@dataclass(frozen=True, slots=True)
+class Deed:
+    """What goes on around a point."""
+
+    name: str
+    before: tuple[tuple[str, str], ...] = ()
+    """Points that crash first: (process, point); {victim} is the process of the cell."""
+    armed_when: str = "runs"
+    """"runs", or "starts": the process is armed while it is down, and started again with the point."""
+
+
+TRANSFER = Deed("transfer")
+GIVE_UP = Deed("give up")
+REFUSED = Deed("refused elsewhere")
+ONE = Deed("one branch")
+CONNECT = Deed("a client connects")
+SHUTDOWN = Deed("the coordinator shuts down")
+RESTART = Deed("transfer", armed_when="starts")
+LOST_ANSWER = Deed("transfer", before=(("c1", "coordinator.before_outcome_reply"),))
+LOST_VOTE = Deed("transfer", before=(("{victim}", "participant.after_prepare"),), armed_when="starts")
+LOST_ONE = Deed("one slow branch", before=(("{victim}", "participant.after_commit_one_phase"),), armed_when="starts")
+LOST_ONE_THERE = Deed("one slow branch", before=(("bank-a", "participant.after_commit_one_phase"),))
+
+DEEDS = {
+    "coordinator": {
+        "welcome": CONNECT,
+        "tick": TRANSFER,
+        "prepare": TRANSFER,
+        "commit_one_phase": ONE,
+        "commit": TRANSFER,
+        "rollback": GIVE_UP,
+        "resolve": LOST_ONE_THERE,
+        "outcome_reply": TRANSFER,
+        "go_away": SHUTDOWN,
+        "open": RESTART,
+        "record": TRANSFER,
+        "done": TRANSFER,
+    },
+    "participant": {
+        "hello": RESTART,
+        "voted": TRANSFER,
+        "committing": ONE,
+        "one_phase_done": ONE,
+        "acked": TRANSFER,
+        "inquiry": LOST_VOTE,
+        "resolved": LOST_ONE,
+        "reply": TRANSFER,
+        "prepare": TRANSFER,
+        "commit_one_phase": ONE,
+        "rollback": GIVE_UP,
+        "commit_prepared": TRANSFER,
+        "rollback_prepared": REFUSED,
+        "one_phase_result": LOST_ONE,
+    },
+    "client": {
+        "call": TRANSFER,
+        "commit_request": TRANSFER,
+        "rollback_request": GIVE_UP,
+        "outcome_request": LOST_ANSWER,
+    },
+}
+PROCESSES = {"coordinator": ("c1",), "participant": BANKS, "client": ("client",)}
+
+
+@dataclass(frozen=True, slots=True)
+class Cell:
+    """One process comes to one point and does *action* there."""
+
+    process: str
+    point: str
+    action: str
+
+    @property
+    def deed(self) -> Deed:
+        """What goes on."""
+        role, _, step = self.point.partition(".")
+        return DEEDS[role][step.partition("_")[2]]
+
+    def __str__(self) -> str:
+        return f"{self.process}-{self.point.partition('.')[2]}-{self.action.partition(':')[0]}"
+
+
+def cells(actions: tuple[str, ...], processes: tuple[str, ...]) -> list[Cell]:
+    """Every point of those processes with each of *actions*."""
+    return [
+        Cell(process, point, action)
+        for action in actions
+        for point in sorted(POINTS)
+        for process in PROCESSES[point.partition(".")[0]]
+        if process in processes
+    ]
+
+
+CELLS = [
+    *cells(("kill",), ("c1", *BANKS, "client")),
+    *cells(("stop", "error", "sleep:1"), ("c1", "bank-a")),
+    *cells(("error", "sleep:1"), ("client",)),
+]

@@ -1,0 +1,67 @@
+"""What the client of a cell does: python -m tests.system.deeds COORDINATOR DEED VICTIM BANK BANK prints ``XID how-it-ended``."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+
+import grpc
+
+import txrpc
+from examples.bank import bank_pb2
+from examples.bank.teller import Teller
+from txrpc.failpoints import FailpointError
+
+CENTS = 7
+REFUSED, SLOW = "0013", "0001"
+"""Accounts whose change is refused at the end of the transaction, and whose change takes a while to commit."""
+
+
+class _GiveUp(Exception):
+    """The business logic changes its mind."""
+
+
+def carry_out(deed: str, victim: str, banks: Sequence[str], timeout_s: float) -> tuple[str, str]:
+    """Do it through the manager that is connected; the transaction's XID, and what this client was told."""
+    teller = Teller(banks)
+    first, second = teller.banks
+    other, here = (first, second) if victim == "bank-b" else (second, first)
+    xid = ""
+    try:
+        with txrpc.transaction(timeout=timeout_s) as tx:
+            xid = str(tx.xid)
+            match deed:
+                case "one branch":
+                    here.Deposit(_amount("0000"))
+                case "one slow branch":
+                    here.Deposit(_amount(SLOW))
+                case "refused elsewhere":
+                    here.Withdraw(_amount("0000"))
+                    other.Deposit(_amount(REFUSED))
+                case _:
+                    first.Withdraw(_amount("0000"))
+                    second.Deposit(_amount("0000"))
+            if deed == "give up":
+                raise _GiveUp
+        return xid, "committed"
+    except txrpc.OutcomeUnknown:
+        return xid, "unknown"
+    except (txrpc.TransactionAborted, txrpc.Unavailable, grpc.RpcError, FailpointError, _GiveUp):
+        return xid, "aborted"
+    finally:
+        teller.close()
+
+
+def _amount(account: str) -> bank_pb2.Amount:
+    return bank_pb2.Amount(account=account, cents=CENTS)
+
+
+def main(arguments: Sequence[str]) -> None:
+    coordinator, deed, victim, *banks = arguments
+    with txrpc.connect(coordinator, process="client"):
+        print("ready", flush=True)
+        print("told", *carry_out(deed, victim, banks, timeout_s=4), flush=True)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
