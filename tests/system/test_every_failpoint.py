@@ -20,7 +20,7 @@ import txrpc
 from tests.postgres import Server
 from tests.proof import note_proof
 from tests.system import deeds
-from tests.system.cells import BANKS, CELLS, DEEDS, LOST_ONE_THERE, PROCESSES, Cell
+from tests.system.cells import BANKS, CELLS, DEEDS, PROCESSES, Cell
 from tests.system.world import START, World, eventually
 from txrpc.failpoints import POINTS
 from txrpc.ids import Xid
@@ -44,7 +44,7 @@ class Nurse:
     def __init__(self, patients: list[Child]) -> None:
         self._patients = patients
         self._arm_at_start: dict[str, str] = {}
-        self._frozen: dict[str, float] = {}
+        self._asleep = {child.name: _freezes(child) for child in patients}
         self._over = threading.Event()
         self._thread = threading.Thread(target=self._watch, daemon=True)
 
@@ -67,11 +67,14 @@ class Nurse:
                     patient.arm(self._arm_at_start.pop(patient.name, ""))
                     with suppress(RuntimeError):  # it may die of a point while it starts
                         patient.start()
-                elif ": stop\n" in patient.text() and patient.name not in self._frozen:
-                    self._frozen[patient.name] = time.monotonic()
-                elif self._frozen.get(patient.name, float("inf")) < time.monotonic() - 1:
-                    self._frozen[patient.name] = float("inf")
+                elif (freezes := _freezes(patient)) > self._asleep[patient.name]:
+                    self._asleep[patient.name] = freezes
+                    self._over.wait(1)
                     patient.resume()
+
+
+def _freezes(child: Child) -> int:
+    return child.output.read_text().count(": stop\n")
 
 
 class Ward:
@@ -127,9 +130,9 @@ class Ward:
                     return hit in output.read()
 
             eventually(was_hit, 20, lambda: f"nobody came to {cell.point}; told {told}\n{self.world.evidence()}")
-            if told == "unknown" and deed is LOST_ONE_THERE:
-                # Its process and the coordinator both died in a commit in one phase: nobody knows the database's transaction id
-                # any more.  The coordinator says so, and waits for the truth for as long as it can be asked about it.
+            if told == "unknown" and deed.name.startswith("one "):
+                # Its process died in a commit in one phase, and nobody else knows the database's transaction id.  The coordinator
+                # says so, and waits for the truth for as long as it can be asked about it.
                 self.unknown.add(xid)
             self._recovered()
         return xid, told
@@ -145,7 +148,7 @@ class Ward:
         if cell.deed.name == "a client connects":
             with txrpc.connect(self.world.coordinator.address, process="another"):
                 pass
-        return deeds.carry_out(cell.deed.name, cell.process, self.addresses, timeout_s=12)
+        return deeds.carry_out(cell.deed.name, cell.process, self.addresses, timeout_s=8)
 
     def _elsewhere(self, cell: Cell) -> tuple[str, str, str]:
         arguments = [self.world.coordinator.address, cell.deed.name, cell.process, *self.addresses]

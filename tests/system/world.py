@@ -7,10 +7,10 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from examples.bank.teller import Teller
 from tests.postgres import Server
@@ -20,29 +20,53 @@ BANKS = ("bank-a", "bank-b")
 START = 1_000
 
 
+class Place(Protocol):
+    """A machine that something runs on, if it is not this one."""
+
+    address: str
+    launch: list[str]
+
+
 class Service(Child):
     """One bank of `examples.bank.service`."""
 
     def __init__(self, world: World, name: str, database: str) -> None:
+        place = world.places.get(name)
+        self.host = place.address if place else "127.0.0.1"
         self.port = free_port()
-        arguments = [sys.executable, "-m", "examples.bank.service", "--name", name, "--listen", self.address]
+        arguments = [*(place.launch if place else []), sys.executable, "-m", "examples.bank.service"]
+        arguments += ["--name", name, "--listen", self.address]
         arguments += ["--database", database, "--coordinator", world.coordinator.address]
         arguments += ["--accounts", "20", "--cents", str(START)]
         super().__init__(arguments, name=name, output=world.folder / f"{name}.log", ready="serving")
 
     @property
     def address(self) -> str:
-        return f"127.0.0.1:{self.port}"
+        return f"{self.host}:{self.port}"
 
 
 class World:
     """One test's processes.  Databases are fresh; their servers are shared by the tests of a worker."""
 
-    def __init__(self, folder: Path, servers: dict[str, Server], number: int, options: list[str]) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        servers: dict[str, Server],
+        number: int,
+        options: list[str],
+        places: Mapping[str, Place] | None = None,
+    ) -> None:
         self.folder = folder
+        self.places = places or {}
         self.servers = servers
         self.databases = {name: f"bank{number}{name[-1]}" for name in servers}
-        self.coordinator = CoordinatorProcess(folder, options=["--ack-wait-s", "15", *options])
+        place = self.places.get("c1")
+        self.coordinator = CoordinatorProcess(
+            folder,
+            options=["--ack-wait-s", "15", *options],
+            host=place.address if place else "127.0.0.1",
+            launch=place.launch if place else (),
+        )
         self.urls = {name: server.create_database(self.databases[name]) for name, server in servers.items()}
         self.services = {name: Service(self, name, url) for name, url in self.urls.items()}
 

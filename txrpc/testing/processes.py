@@ -153,16 +153,26 @@ class Child:
 
 
 class CoordinatorProcess(Child):
-    """A real coordinator server on 127.0.0.1, with its log in a file (or wherever *log* says)."""
+    """A real coordinator server on 127.0.0.1 (or *host*), with its log in a file (or wherever *log* says)."""
 
     def __init__(
-        self, folder: Path, *, log: str = "", node: str = "c1", group: str = "default", options: Sequence[str] = ()
+        self,
+        folder: Path,
+        *,
+        log: str = "",
+        node: str = "c1",
+        group: str = "default",
+        options: Sequence[str] = (),
+        host: str = "127.0.0.1",
+        launch: Sequence[str] = (),
     ) -> None:
+        """*options* of ``txrpc coordinator``; *launch*: what goes before the command, such as ``["ip", "netns", "exec", ...]``."""
+        self.host = host
         self.port = free_port()
         self.log = log or f"sqlite:///{folder / 'coordinator.db'}"
         arguments = ["--listen", self.address, "--log", self.log, "--node", node, "--group", group, *options]
         super().__init__(
-            [sys.executable, "-m", "txrpc.cli", "coordinator", *arguments],
+            [*launch, sys.executable, "-m", "txrpc.cli", "coordinator", *arguments],
             name=node,
             output=folder / f"{node}.log",
             ready="listening",
@@ -171,4 +181,4 @@ class CoordinatorProcess(Child):
     @property
     def address(self) -> str:
         """``host:port``, the same after every restart."""
-        return f"127.0.0.1:{self.port}"
+        return f"{self.host}:{self.port}"

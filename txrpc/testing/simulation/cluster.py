@@ -188,7 +188,7 @@ class Cluster:
 
     def _ask_again(self, client: Process, part: Part, request: OutcomeRequest) -> Flow[None]:
         """An application that wants to know asks until it does."""
-        until_ms = client.manager.now_ms() + RETENTION_MS // 2
+        until_ms = client.manager.now_ms() + RETENTION_MS // 4
         while client.manager.now_ms() < until_ms:
             reply = yield from client.ask(request, client.manager.now_ms() + 5_000)
             if reply is not None and reply.outcome is not Outcome.UNKNOWN:

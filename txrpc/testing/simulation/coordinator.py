@@ -36,7 +36,7 @@ __all__ = ["LIMITS", "NODE", "RETENTION_MS", "CoordinatorProcess", "Disk"]
 
 LIMITS = Limits(max_timeout_ms=10_000, ack_wait_ms=500, tick_ms=5_000)
 NODE = "c1"
-RETENTION_MS = 60_000
+RETENTION_MS = 120_000
 _HOUSEKEEPING_MS = 500
 _FORGET_MS = 5_000
 _TROUBLE = Reason(AbortCode.LOG_UNAVAILABLE, "the disk failed")

@@ -70,6 +70,8 @@ class _Troubles:
     def __init__(self, cluster: Troubled) -> None:
         self._cluster = cluster
         self._dice = cluster.scheduler.dice
+        self._away_ms = 0
+        """How far the coordinator's wall clock is from the truth."""
 
     # ---------------------------------------------------------------------------------------------------- the network
 
@@ -171,8 +173,11 @@ class _Troubles:
         cluster = self._cluster
         cluster.note_fault("clock jump", "clocks", "jump")
         if self._dice.random() < 0.5:
-            # Within what the retention allows for: of a record that is too old, nobody can know whether there was one.
-            cluster.wall_ms += self._dice.randint(-RETENTION_MS // 3, RETENTION_MS // 3)
+            # All jumps together within what the retention allows for: of a record that is too old nobody can know whether there was
+            # one, and the application would rightly be told that.
+            away_ms = self._dice.randint(-RETENTION_MS // 8, RETENTION_MS // 8)
+            cluster.wall_ms += away_ms - self._away_ms
+            self._away_ms = away_ms
         else:
             self._dice.choice(cluster.processes).wall_offset_ms += self._dice.randint(-86_400_000, 86_400_000)
 
