@@ -102,8 +102,20 @@ def cells(actions: tuple[str, ...], processes: tuple[str, ...]) -> list[Cell]:
     ]
 
 
+DELAYS = (
+    ("c1", "coordinator.before_record"),
+    ("c1", "coordinator.before_commit"),
+    ("c1", "coordinator.before_outcome_reply"),
+    ("bank-a", "participant.before_prepare"),
+    ("bank-a", "participant.after_prepare"),
+    ("bank-a", "participant.before_commit_prepared"),
+    ("bank-a", "participant.before_reply"),
+    ("client", "client.before_commit_request"),
+)
+"""A frozen process (stop) is a slow one as well; these are enough to see that one that is only slow is not different."""
 CELLS = [
     *cells(("kill",), ("c1", *BANKS, "client")),
-    *cells(("stop", "error", "sleep:1"), ("c1", "bank-a")),
-    *cells(("error", "sleep:1"), ("client",)),
+    *cells(("stop", "error"), ("c1", "bank-a")),
+    *cells(("error",), ("client",)),
+    *[Cell(process, point, "sleep:1") for process, point in DELAYS],
 ]

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import subprocess
 import sys
 import threading
 import time
@@ -14,6 +12,7 @@ from typing import Any, Protocol
 
 from examples.bank.teller import Teller
 from tests.postgres import Server
+from txrpc.cli import overview
 from txrpc.testing.processes import Child, CoordinatorProcess, free_port
 
 BANKS = ("bank-a", "bank-b")
@@ -121,11 +120,8 @@ class World:
         return sum(int(rows[0][0]) for rows in self.ask(query))
 
     def status(self) -> dict[str, Any]:
-        """`txrpc status --json`."""
-        command = [sys.executable, "-m", "txrpc.cli", "status", "--json", "--coordinator", self.coordinator.address]
-        done = subprocess.run(command, capture_output=True, check=True, timeout=30)
-        status: dict[str, Any] = json.loads(done.stdout)
-        return status
+        """What `txrpc status --json` prints."""
+        return overview.as_dict(overview.ask(self.coordinator.address, 1_000, 10))
 
     def at_rest(self, timeout_s: float = 40.0) -> None:
         """Wait until nothing is prepared and nothing holds locks."""
