@@ -12,7 +12,13 @@ from collections.abc import Generator
 
 import pytest
 
-TRUE_REASONS = ("TXRPC_TEST_POSTGRES_URLS is set", "no embedded PostgreSQL", "no installed PostgreSQL", "needs root")
+TRUE_REASONS = (
+    "TXRPC_TEST_POSTGRES_URLS is set",
+    "no embedded PostgreSQL",
+    "no installed PostgreSQL",
+    "needs root",
+    "no atheris",
+)
 
 
 def _is_ours(record: logging.LogRecord) -> bool:

@@ -17,6 +17,7 @@ from txrpc.errors import (
     CoordinatorUnavailable,
     IllegalState,
     NoTransaction,
+    OutcomeUnknown,
     Reason,
     TransactionAborted,
     TransactionExists,
@@ -28,6 +29,7 @@ from txrpc.protocol.messages import Outcome
 from txrpc.runtime.manager import Manager
 from txrpc.runtime.scope import Propagation, Retry
 from txrpc.runtime.transactional import transaction, transactional
+from txrpc.testing import failpoint
 
 pytestmark = pytest.mark.usefixtures("manager")
 
@@ -120,6 +122,14 @@ def test_a_failed_statement_dooms_even_if_its_error_is_swallowed(notebook: Noteb
         with pytest.raises(NotebookError):
             notebook.write("bad")
     assert caught.value.reason.code is AbortCode.STATEMENT_FAILED
+    assert notebook.lines == []
+
+
+def test_a_mistake_of_the_program_around_an_operation_leaves_no_work_open(notebook: Notebook) -> None:
+    """Whatever goes wrong, the resource gets its work back: it would keep its locks for as long as the process lives."""
+    with failpoint("participant.before_commit_one_phase", "error"), pytest.raises(OutcomeUnknown), transaction():
+        notebook.write("one")
+    assert notebook.verbs == ["begin", "rollback"]
     assert notebook.lines == []
 
 

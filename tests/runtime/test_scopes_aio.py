@@ -14,6 +14,7 @@ from txrpc.errors import (
     CoordinatorUnavailable,
     IllegalState,
     NoTransaction,
+    OutcomeUnknown,
     Reason,
     TransactionAborted,
     TransactionExists,
@@ -25,6 +26,16 @@ from txrpc.protocol.messages import Outcome
 from txrpc.runtime.manager_aio import AioManager
 from txrpc.runtime.scope import Propagation, Retry
 from txrpc.runtime.transactional_aio import transaction, transactional
+from txrpc.testing import failpoint
+
+
+async def test_a_mistake_of_the_program_around_an_operation_leaves_no_work_open(
+    aio_manager: AioManager, aio_notebook: AioNotebook
+) -> None:
+    with failpoint("participant.before_commit_one_phase", "error"), pytest.raises(OutcomeUnknown):
+        async with transaction():
+            await aio_notebook.note("one")
+    assert aio_notebook.verbs == ["begin", "rollback"]
 
 
 async def test_a_block_commits_at_its_end(aio_manager: AioManager, aio_notebook: AioNotebook) -> None:

@@ -103,6 +103,9 @@ class Ward:
     def play(self, cell: Cell) -> tuple[str, str]:
         """The transaction's XID and what its client was told."""
         deed = cell.deed
+        eventually(
+            lambda: self.transfers() == "committed", 30, self.world.evidence
+        )  # what the last cell broke has come back
         started = {name: child.output.stat().st_size for name, child in self.children.items()}
         with Nurse(list(self.children.values())) as nurse:
             for process, point in deed.before:
@@ -136,6 +139,10 @@ class Ward:
                 self.unknown.add(xid)
             self._recovered()
         return xid, told
+
+    def transfers(self) -> str:
+        """Try; how it ended."""
+        return deeds.carry_out("transfer", "", self.addresses, timeout_s=8)[1]
 
     def _arm(self, cell: Cell) -> None:
         others = [f"{point}=kill" for process, point in cell.deed.before if process == cell.process]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -254,9 +255,9 @@ class Manager(ManagerCore):
                 raise
 
     def _operate(self, do: Do, slot: Slot | None) -> None:
+        resource = self.resources[do.gid.resource]
+        work = slot.work if slot is not None else None
         try:
-            resource = self.resources[do.gid.resource]
-            work = slot.work if slot is not None else None
             if do.operation is Operation.INTERRUPT:
                 resource.interrupt(work)
                 return
@@ -266,6 +267,9 @@ class Manager(ManagerCore):
             failpoint(f"participant.after_{do.operation.value}")
             self._operated(do, result)
         except Exception as error:
+            if self._leaves_work(do, slot):
+                with contextlib.suppress(Exception):
+                    resource.rollback(work)
             self._broke(do, error)
 
     def _future(self) -> Future[Any]:

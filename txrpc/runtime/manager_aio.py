@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager
 from typing import Any, Self
@@ -245,9 +246,9 @@ class AioManager(ManagerCore):
 
     async def _operate(self, do: Do, slot: Slot | None) -> None:
         set_current(None)  # the task has copied the slot of whoever caused it
+        resource = self.resources[do.gid.resource]
+        work = slot.work if slot is not None else None
         try:
-            resource = self.resources[do.gid.resource]
-            work = slot.work if slot is not None else None
             if do.operation is Operation.INTERRUPT:
                 await resource.interrupt(work)
                 return
@@ -261,6 +262,9 @@ class AioManager(ManagerCore):
             failpoint(f"participant.after_{do.operation.value}")
             self._operated(do, result)
         except Exception as error:
+            if self._leaves_work(do, slot):
+                with contextlib.suppress(Exception):
+                    await resource.rollback(work)
             self._broke(do, error)
 
     def _future(self) -> asyncio.Future[Any]:

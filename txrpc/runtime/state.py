@@ -146,6 +146,10 @@ class ManagerState:
                 self._slots.pop(do.gid.branch, None)
             self._honour(self._table.step(result[0], do.gid.branch, self.now_ms(), result[1]))
 
+    def _leaves_work(self, do: Do, slot: Slot | None) -> bool:
+        """Whether *do*, which failed in a way that nobody meant, may have left work open, with its locks and its connection."""
+        return do.operation in _ENDS_WORK and slot is not None and slot.work is not None
+
     def _broke(self, do: Do, error: BaseException) -> None:
         """A resource broke its contract, or this program is mistaken: the branch must not wait for ever."""
         fields = {"operation": do.operation.value, "gid": str(do.gid)}

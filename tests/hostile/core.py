@@ -1,0 +1,194 @@
+"""Bytes as a play: sessions that know all names connect, say any message in any order, and leave; the log answers or fails.
+
+
+Whatever they say, the coordinator's core never raises, never tells both outcomes of a transaction, and tells of no commit that is
+not in the log.  (A commit in one phase is the participant's to tell, and a liar may tell what he likes of his own transaction.)
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from txrpc.errors import AbortCode, Reason
+from txrpc.ids import BranchId, Epoch, Gid, ParticipantId, Xid
+from txrpc.protocol.coordinator import Coordinator
+from txrpc.protocol.events import (
+    Limits,
+    Logged,
+    Looked,
+    NotLogged,
+    Output,
+    Received,
+    SessionClosed,
+    SessionOpened,
+    Woke,
+)
+from txrpc.protocol.messages import (
+    Acked,
+    BranchRef,
+    Commit,
+    CommitRequest,
+    Committing,
+    Decision,
+    Finish,
+    Hello,
+    Inquiry,
+    OnePhaseDone,
+    OnePhaseResult,
+    OutcomeRequest,
+    Owner,
+    Resolved,
+    ResourceInfo,
+    Rollback,
+    RollbackRequest,
+    Vote,
+    Voted,
+)
+
+__all__ = ["core"]
+
+_OWNER = Owner("c1", Epoch.make(3, 7))
+_EPOCHS = (_OWNER.epoch, Epoch.make(2, 7), Epoch.make(9, 9))
+_NAMES = ("bank-a", "bank-b", "nobody")
+_XIDS = tuple(Xid.make(1_000_000 + n, bytes([n] * 10)) for n in range(3))
+_BRANCHES = tuple(BranchId(bytes([n] * 8)) for n in range(4))
+_PARTICIPANTS = tuple(ParticipantId(bytes([n] * 8)) for n in range(3))
+_REASON = Reason(AbortCode.REQUESTED, "it says so")
+_LIMITS = Limits(max_transactions=4, max_branches=3, max_sessions=4, max_timeout_ms=60_000, max_remembered=8)
+_STEPS_MAX = 400
+
+
+class _Dice:
+    """Choices out of bytes; 0 when they are used up."""
+
+    def __init__(self, data: bytes) -> None:
+        self._data = data
+        self.at = 0
+
+    def __bool__(self) -> bool:
+        return self.at < min(len(self._data), _STEPS_MAX)
+
+    def below(self, most: int) -> int:
+        value = self._data[self.at] if self.at < len(self._data) else 0
+        self.at += 1
+        return value % most
+
+    def of(self, values: Any) -> Any:
+        return list(values)[self.below(len(values))]
+
+
+class _Stage:
+    """The core, its sessions and its log."""
+
+    def __init__(self, dice: _Dice) -> None:
+        self.dice = dice
+        self.core = Coordinator(_OWNER, "default", (_EPOCHS[1],), [], _LIMITS, 0, 1_000_000)
+        self.log: dict[Xid, Decision] = {}
+        self.said: dict[Xid, set[str]] = {xid: set() for xid in _XIDS}
+        self.open: list[int] = []
+        self.waiting: list[Any] = []
+        self.sessions = 0
+        self.now_ms = 0
+
+    def step(self, event: Any) -> None:
+        output: Output = self.core.step(event, self.now_ms)
+        self.waiting += [tuple(output.append)] if output.append else []
+        self.waiting += output.look
+        for _, message in output.send:
+            self._watch(message)
+        for number, _ in output.close:
+            if number in self.open:
+                self.open.remove(number)
+                self.waiting.append(SessionClosed(number))
+
+    def _watch(self, message: Any) -> None:
+        if isinstance(message, Commit):
+            assert message.gid.xid in self.log, "a Commit of what is not in the log"
+            self.said[message.gid.xid].add("commit")
+        elif isinstance(message, Rollback):
+            self.said[message.gid.xid].add("rollback")
+        for said in self.said.values():
+            assert len(said) < 2, "both Commit and Rollback were said"
+
+    # ------------------------------------------------------------------------------------------------ what can happen
+
+    def connect(self) -> None:
+        if len(self.open) >= _LIMITS.max_sessions:
+            return
+        self.sessions += 1
+        who = self.dice.below(3)
+        resources = (ResourceInfo(_NAMES[who], "test"),) if self.dice.below(2) else ()
+        hello = Hello(1, "default", _PARTICIPANTS[who], "p", resources, self.dice.of((None, _OWNER)))
+        self.open.append(self.sessions)
+        self.step(SessionOpened(self.sessions, hello))
+
+    def leave(self) -> None:
+        if self.open:
+            self.step(SessionClosed(self.open.pop(self.dice.below(len(self.open)))))
+
+    def speak(self) -> None:
+        if self.open:
+            self.step(Received(self.dice.of(self.open), self._message()))
+
+    def answer(self) -> None:
+        """The log, or the shell, does one of the things that it was asked for."""
+        if not self.waiting:
+            return
+        asked = self.waiting.pop(self.dice.below(len(self.waiting)))
+        if isinstance(asked, SessionClosed):
+            self.step(asked)
+        elif not isinstance(asked, tuple):
+            self.step(Looked(asked, self.log.get(asked.xid)))
+        elif self.dice.below(4) == 0:
+            self.step(NotLogged(tuple(decision.xid for decision in asked), _REASON))
+        else:
+            self.log.update((decision.xid, decision) for decision in asked)
+            self.step(Logged(tuple(decision.xid for decision in asked)))
+
+    def wait(self) -> None:
+        self.now_ms += self.dice.of((1, 100, 5_000, 60_000))
+        self.step(Woke())
+
+    # -------------------------------------------------------------------------------------------------- what is said
+
+    def _refs(self) -> tuple[BranchRef, ...]:
+        dice = self.dice
+        branches = {dice.of(_BRANCHES): None for _ in range(dice.below(4))}
+        return tuple(
+            BranchRef(branch, dice.of(_NAMES), dice.of(_PARTICIPANTS), dice.below(3), dice.of((None, None, *Vote)), "7")
+            for branch in branches
+        )
+
+    def _message(self) -> Any:
+        dice = self.dice
+        xid, branch, epoch = dice.of(_XIDS), dice.of(_BRANCHES), dice.of(_EPOCHS)
+        match dice.below(9):
+            case 0:
+                return CommitRequest(xid, epoch, 900 + dice.below(250), self._refs(), dice.of((0, 1_000, 2**32 - 1)))
+            case 1:
+                return RollbackRequest(xid, epoch, self._refs(), _REASON)
+            case 2:
+                return OutcomeRequest(xid, epoch, 900 + dice.below(250), self._refs())
+            case 3:
+                return Voted(xid, branch, dice.of(Vote), None, "7")
+            case 4:
+                return Committing(xid, branch, "7")
+            case 5:
+                return OnePhaseDone(xid, branch, dice.of(OnePhaseResult))
+            case 6:
+                return Acked(xid, branch, dice.of(Finish))
+            case 7:
+                gid = Gid("default", dice.of(("c1", "c2")), epoch, xid, branch, dice.of(_PARTICIPANTS), dice.of(_NAMES))
+                return Inquiry(gid, dice.below(3), dice.below(3))
+            case _:
+                return Resolved(xid, branch, dice.of(OnePhaseResult))
+
+
+def core(data: bytes) -> None:
+    """See the module's docstring."""
+    dice = _Dice(data)
+    stage = _Stage(dice)
+    deeds = (stage.connect, stage.speak, stage.speak, stage.speak, stage.answer, stage.answer, stage.wait, stage.leave)
+    stage.connect()
+    while dice:
+        deeds[dice.below(len(deeds))]()

@@ -1,0 +1,93 @@
+"""What arbitrary bytes are fed to; each either takes them or says in the way that it documents what is wrong with them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from google.protobuf.message import DecodeError
+
+from tests.hostile.core import core
+from txrpc.errors import BadMessage, ConfigurationError, LimitExceeded
+from txrpc.ids import Gid
+from txrpc.log.schema import pack, unpack
+from txrpc.wire.codec import (
+    decode_coordinator_batch,
+    decode_process_batch,
+    encode_from_coordinator,
+    encode_to_coordinator,
+)
+from txrpc.wire.metadata import decode_context, decode_report, encode_context, encode_report
+from txrpc.wire.status import end_is_known, from_trailing
+from txrpc.wire.v1 import session_pb2
+
+__all__ = ["TARGETS", "Target"]
+
+Target = Callable[[bytes], None]
+
+
+def process_batch(data: bytes) -> None:
+    """What a process sends."""
+    try:
+        messages = decode_process_batch(session_pb2.ProcessBatch.FromString(data))
+    except (BadMessage, DecodeError):
+        return
+    again = encode_to_coordinator(messages).SerializeToString()
+    assert decode_process_batch(session_pb2.ProcessBatch.FromString(again)) == messages
+
+
+def coordinator_batch(data: bytes) -> None:
+    """What a coordinator sends."""
+    try:
+        messages = decode_coordinator_batch(session_pb2.CoordinatorBatch.FromString(data))
+    except (BadMessage, DecodeError):
+        return
+    again = encode_from_coordinator(messages).SerializeToString()
+    assert decode_coordinator_batch(session_pb2.CoordinatorBatch.FromString(again)) == messages
+
+
+def context(data: bytes) -> None:
+    """The request metadata."""
+    try:
+        made = decode_context(data)
+    except BadMessage:
+        return
+    assert decode_context(encode_context(made)) == made
+
+
+def report(data: bytes) -> None:
+    """The trailing metadata with the branches."""
+    try:
+        made = decode_report(data)
+        again = encode_report(made)
+    except (BadMessage, LimitExceeded):
+        return
+    assert decode_report(again) == made
+
+
+def status(data: bytes) -> None:
+    """The trailing metadata with the status: never raises."""
+    trailing = (("grpc-status-details-bin", data),)
+    from_trailing(trailing)
+    end_is_known(trailing)
+
+
+def gid(data: bytes) -> None:
+    """The name of a prepared transaction, as it stands in a database that is not only ours."""
+    text = data.decode("utf-8", "replace")
+    made = Gid.parse(text)
+    assert made is None or str(made) == text
+
+
+def log_record(data: bytes) -> None:
+    """The branches of a record in the decision log."""
+    try:
+        branches = unpack(data)
+    except ConfigurationError:
+        return
+    assert unpack(pack(branches)) == branches
+
+
+TARGETS: dict[str, Target] = {
+    target.__name__: target
+    for target in (process_batch, coordinator_batch, context, report, status, gid, log_record, core)
+}
