@@ -112,6 +112,19 @@ async def test_rule_15_bytes_that_are_no_protobuf_are_the_senders_mistake(
     assert not [record for record in caplog.records if record.levelname == "ERROR"]
 
 
+async def test_rule_15_a_violation_of_the_protocol_is_logged_and_ends_nothing(
+    house: House, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The line's own fields must not break the line: it would end the session, and be told as a mistake of the coordinator."""
+    call = house.call()
+    await say(call, HELLO, HELLO)
+    assert isinstance(await hear(call), Welcome)
+    await house.until(lambda: "protocol violation" in caplog.text)
+    (line,) = [record for record in caplog.records if record.getMessage() == "protocol violation"]
+    assert vars(line)["message_name"] == "Hello"
+    assert not [record for record in caplog.records if record.levelname == "ERROR"]
+
+
 async def test_who_says_nothing_is_sent_away(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(service, "_HELLO_S", 0.1)
     farewell = await hear(house.call())

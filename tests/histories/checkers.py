@@ -1,14 +1,14 @@
 """What a history of transactions says about atomicity and isolation.  Pure: a history goes in, what is wrong with it comes out.
 
-Each transaction appends numbers that are used once only to lists in several databases, and reads lists.  The order of a list that somebody
-read is the order of the writes, so who must come before whom can be read off the history itself (Kingsbury and Alvaro,
-"Elle", 2020; the phenomena are those of Adya, Liskov and O'Neil, 2000):
+Each transaction appends numbers that are used once only to lists in several databases, and reads lists.  The order of a list is
+the order of the writes, so who must come before whom can be read off the history itself (Kingsbury and Alvaro, "Elle", 2020;
+the phenomena are those of Adya, Liskov and O'Neil, 2000):
 
     G0    writes of two transactions interleave      G1a   a read of what was rolled back
     G1b   a read of half a transaction's appends     G1c   a circle of "wrote before" and "read from"
     lost  an append of a committed transaction that is in no list
 
-A circle counts within one database only.  Across databases nothing is promised but atomicity: two databases never have one snapshot.
+A circle counts within one database only.  Across databases nothing is promised but atomicity: they have no common snapshot.
 """
 
 from __future__ import annotations

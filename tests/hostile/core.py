@@ -1,14 +1,15 @@
 """Bytes as a play: sessions that know all names connect, say any message in any order, and leave; the log answers or fails.
 
-
 Whatever they say, the coordinator's core never raises, never tells both outcomes of a transaction, and tells of no commit that is
 not in the log.  (A commit in one phase is the participant's to tell, and a liar may tell what he likes of his own transaction.)
 """
 
 from __future__ import annotations
 
+import logging
 from typing import Any
 
+from txrpc.coordinator.engine import _fields
 from txrpc.errors import AbortCode, Reason
 from txrpc.ids import BranchId, Epoch, Gid, ParticipantId, Xid
 from txrpc.protocol.coordinator import Coordinator
@@ -47,6 +48,7 @@ from txrpc.protocol.messages import (
 
 __all__ = ["core"]
 
+_LOGGER = logging.getLogger("core")
 _OWNER = Owner("c1", Epoch.make(3, 7))
 _EPOCHS = (_OWNER.epoch, Epoch.make(2, 7), Epoch.make(9, 9))
 _NAMES = ("bank-a", "bank-b", "nobody")
@@ -96,6 +98,8 @@ class _Stage:
         self.waiting += output.look
         for _, message in output.send:
             self._watch(message)
+        for note in output.notes:  # the shell can log it, whoever's words are in it
+            _LOGGER.makeRecord("core", 20, "", 0, note.event, (), None, extra=_fields(note.fields))
         for number, _ in output.close:
             if number in self.open:
                 self.open.remove(number)

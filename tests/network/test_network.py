@@ -1,4 +1,4 @@
-"""Real machines (network namespaces) whose network breaks in the middle of a transaction: all ends alike, and what was told is true."""
+"""Real machines (network namespaces) whose network breaks in mid-transaction: all ends alike, and what was told is true."""
 
 from __future__ import annotations
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import sys
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -45,6 +46,8 @@ class Nurse:
         self._patients = patients
         self._arm_at_start: dict[str, str] = {}
         self._asleep = {child.name: _freezes(child) for child in patients}
+        self.helped = Counter[str]()
+        """How often each was started again or woken."""
         self._over = threading.Event()
         self._thread = threading.Thread(target=self._watch, daemon=True)
 
@@ -67,10 +70,22 @@ class Nurse:
                     patient.arm(self._arm_at_start.pop(patient.name, ""))
                     with suppress(RuntimeError):  # it may die of a point while it starts
                         patient.start()
+                    self.helped[patient.name] += 1
                 elif (freezes := _freezes(patient)) > self._asleep[patient.name]:
                     self._asleep[patient.name] = freezes
-                    self._over.wait(1)
+                    time.sleep(1)
                     patient.resume()
+                    self.helped[patient.name] += 1
+
+
+def _helps_needed(cell: Cell) -> int:
+    """How often the cell's process must be started again or woken: it does not do that in the same moment as it writes why."""
+    if cell.process == "client":
+        return 0
+    before = sum(process in (cell.process, "{victim}") for process, _ in cell.deed.before)
+    if cell.deed.armed_when == "starts" and not cell.deed.before:
+        before = 1
+    return before + (cell.action in ("kill", "stop"))
 
 
 def _freezes(child: Child) -> int:
@@ -132,7 +147,9 @@ class Ward:
                     output.seek(started[cell.process])
                     return hit in output.read()
 
+            helps = _helps_needed(cell)
             eventually(was_hit, 20, lambda: f"nobody came to {cell.point}; told {told}\n{self.world.evidence()}")
+            eventually(lambda: nurse.helped[cell.process] >= helps, 30, self.world.evidence)
             if told == "unknown" and deed.name.startswith("one "):
                 # Its process died in a commit in one phase, and nobody else knows the database's transaction id.  The coordinator
                 # says so, and waits for the truth for as long as it can be asked about it.

@@ -386,8 +386,8 @@ class Engine:
 _LEVELS = {"debug": logging.DEBUG, "info": logging.INFO, "warning": logging.WARNING, "error": logging.ERROR}
 
 
-_TAKEN = frozenset(vars(logging.makeLogRecord({})))
-"""Names that a log record has for itself, among them ``process``."""
+_TAKEN = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime"}
+"""Names that a log record has for itself, among them ``process``, or will have."""
 
 
 def _fields(fields: Mapping[str, object]) -> dict[str, object]:

@@ -91,7 +91,11 @@ class Child:
                 self._arguments, stdout=out, stderr=out, stdin=subprocess.DEVNULL, env=self.environment
             )
         if self._ready:
-            self.wait_for(self._ready)
+            try:
+                self.wait_for(self._ready)
+            except BaseException:
+                self.kill()
+                raise
 
     def kill(self) -> None:
         """SIGKILL, as a power cut would; fine if it is not running."""
