@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import dataclasses
 import random
 import socket
@@ -19,6 +20,8 @@ import txrpc
 from tests.hostile.core import _Dice, _Stage
 from tests.proof import note_proof
 from tests.runtime.notebook import Notebook
+from tests.system.world import eventually
+from txrpc.cli import overview
 from txrpc.errors import AbortCode, Reason
 from txrpc.ids import BranchId, ParticipantId, Xid
 from txrpc.protocol.messages import BranchRef, CommitRequest, Hello, OutcomeReply, ResourceInfo, Welcome
@@ -102,14 +105,13 @@ class Bystander:
             except ZeroDivisionError:
                 self.told[line] = False
 
-    def close(self) -> int:
-        """End; check; return how many transactions there were."""
+    def close(self) -> None:
+        """End, and check."""
         self._over.set()
         self._thread.join(30)
         self.manager.close()
         for book in self.books:
             assert sorted(book.lines) == sorted(line for line, committed in self.told.items() if committed)
-        return len(self.told)
 
 
 @pytest.fixture
@@ -124,7 +126,8 @@ def coordinator(tmp_path: Path) -> Iterator[CoordinatorProcess]:
 def bystander(coordinator: CoordinatorProcess) -> Iterator[Bystander]:
     made = Bystander(coordinator.address)
     yield made
-    assert made.close() > 20
+    eventually(lambda: len(made.told) > 20, 20)  # whatever happened, it can still work
+    made.close()
 
 
 def memory_mb(process: CoordinatorProcess) -> float:
@@ -201,18 +204,28 @@ def _about(message: Any, xid: Xid) -> Any:
     return dataclasses.replace(message, xid=xid)
 
 
-def test_a_thousand_sessions_at_once(coordinator: CoordinatorProcess, bystander: Bystander) -> None:
-    """All are welcomed, one that goes beyond the limit is told so, and the others go on."""
-    strangers = [Stranger(coordinator.address) for _ in range(1_000)]
-    try:
-        for number, stranger in enumerate(strangers):
-            stranger.say(hello(10_000 + number))
-        welcomed = [stranger.hear(Welcome) for stranger in strangers]
-        assert all(welcomed)
-        assert coordinator.running
-    finally:
-        for stranger in strangers:
-            stranger.close()
+async def test_a_thousand_sessions_at_once(coordinator: CoordinatorProcess, bystander: Bystander) -> None:
+    """All are welcomed, and the bystander goes on."""
+    channels: list[Any] = [grpc.aio.insecure_channel(coordinator.address) for _ in range(20)]
+
+    async def session(number: int) -> Any:
+        call = channels[number % len(channels)].stream_stream(METHOD, None, None)()
+        await call.write(encode_to_coordinator([hello(10_000 + number)]).SerializeToString())
+        (welcome,) = decode_coordinator_batch(session_pb2.CoordinatorBatch.FromString(await call.read()))
+        assert isinstance(welcome, Welcome)
+        return call
+
+    async with asyncio.timeout(60):
+        calls = await asyncio.gather(*[session(number) for number in range(1_000)])
+    assert len(overview.as_dict(overview.ask(coordinator.address, 10, 10))["sessions"]) >= 1_001
+    before = len(bystander.told)
+    async with asyncio.timeout(30):
+        while len(bystander.told) < before + 10:
+            await asyncio.sleep(0.05)
+    for call in calls:
+        call.cancel()
+    for channel in channels:
+        await channel.close()
     note_proof("fuzz", target="sessions at once", examples=1_000, seconds=0)
 
 

@@ -27,7 +27,7 @@ from sqlalchemy.pool import QueuePool
 
 from txrpc.errors import ConfigurationError
 
-__all__ = ["INSERT", "checked_url", "make_engine", "sentence", "shown", "warn_if_careless"]
+__all__ = ["INSERT", "checked_url", "had_no_room", "make_engine", "sentence", "shown", "warn_if_careless"]
 
 logger = logging.getLogger("txrpc.log")
 
@@ -62,6 +62,15 @@ _REMEDY = {
     "refused": "start the database, or correct the URL",
     "does not exist": "create the database, or correct the URL",
 }
+
+
+def had_no_room(error: BaseException) -> bool:
+    """Whether SQLite found the disk full, even if only at COMMIT: then it is certain that nothing was committed.
+
+    The last page of a commit is what makes it one, and SQLite writes no further (no padding, on the file systems of today); a page
+    that could not be written whole has a wrong checksum, so that recovery does not take it for one either.
+    """
+    return getattr(getattr(error, "orig", None), "sqlite_errorname", "") == "SQLITE_FULL"
 
 
 def checked_url(url: str) -> URL:

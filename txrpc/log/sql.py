@@ -27,7 +27,7 @@ from sqlalchemy.exc import IntegrityError, ProgrammingError, SQLAlchemyError
 from txrpc.errors import ConfigurationError, Fenced
 from txrpc.ids import NODE_MAX, Epoch, Xid, check_name
 from txrpc.log.base import Decision, LogError, NotRecorded, Opened, RecordUncertain
-from txrpc.log.database import INSERT, checked_url, make_engine, sentence, shown, warn_if_careless
+from txrpc.log.database import INSERT, checked_url, had_no_room, make_engine, sentence, shown, warn_if_careless
 from txrpc.log.schema import decisions, epochs, nodes, pack, prepare_schema, unpack
 
 __all__ = ["SqlLog"]
@@ -104,10 +104,12 @@ class SqlLog:
                 if rows:
                     connection.execute(self._insert(decisions).on_conflict_do_nothing(), rows)
                     self._check_same(connection, rows)
+                else:  # whether it works shows in a write only
+                    connection.execute(update(nodes).where(nodes.c.node == self._node).values(epoch=self._epoch))
                 sent = True
                 connection.commit()
         except (SQLAlchemyError, OSError) as error:
-            if sent:
+            if sent and not had_no_room(error):
                 self._uncertain |= xids
                 raise RecordUncertain(f"no answer to COMMIT from {self.location}: {sentence(error)}") from error
             if not self._uncertain.isdisjoint(xids):
