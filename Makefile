@@ -23,7 +23,8 @@ $(READY): pyproject.toml
 	@touch $(READY)
 
 test: $(READY) ## run the tests (real processes and a real, private PostgreSQL)
-	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not serial" -q
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not serial and not cells" -q
+	$(BIN)/python -m pytest -n 3 --dist load -m cells -q
 	$(BIN)/python -m pytest -m serial -q
 
 simulate: $(READY) ## SEEDS=1000000 simulated worlds, on all processors

@@ -27,7 +27,7 @@ from txrpc.failpoints import POINTS
 from txrpc.ids import Xid
 from txrpc.testing.processes import Child
 
-pytestmark = pytest.mark.serial
+pytestmark = pytest.mark.cells
 
 _REFUSES = f"""
     CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS $$BEGIN RAISE 'refused'; END$$;
