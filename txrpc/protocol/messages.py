@@ -250,7 +250,7 @@ class OnePhaseDone:
 
 @dataclass(frozen=True, slots=True)
 class Acked:
-    """Answer to Commit, and to Rollback where it was an answer to an Inquiry: the branch has ended in the database."""
+    """Answer to Commit: the branch has ended in the database.  To Rollback only if somebody had committed it by hand."""
 
     xid: Xid
     branch: BranchId
