@@ -5,8 +5,9 @@ PYTHON ?= $(shell for p in python3 python3.14 python3.13 python3.12 python3.11; 
 BIN := .venv/bin
 READY := .venv/ready
 SEEDS ?= 1000000
+MINUTES ?= 10
 
-.PHONY: help venv test simulate proof lint format proto demo clean
+.PHONY: help venv test simulate soak proof lint format proto demo clean
 
 help: ## what there is
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
@@ -29,6 +30,9 @@ test: $(READY) ## run the tests (real processes and a real, private PostgreSQL)
 
 simulate: $(READY) ## SEEDS=1000000 simulated worlds, on all processors
 	$(BIN)/python -m txrpc.testing.simulate --seeds $(SEEDS)
+
+soak: $(READY) ## MINUTES=10 of mixed load and faults on real processes, and what came of it
+	$(BIN)/python -m tests.system.soak --minutes $(MINUTES)
 
 proof: $(READY) ## run the tests and write the tables of docs/testing.md
 	rm -rf build/proof

@@ -174,7 +174,7 @@ def explore(story: str, budget: Budget | None = None, most: int = 2_000_000) -> 
             try:
                 act()
             except AssertionError as error:
-                raise Mistake(f"{story}: {error}", _way(came_from, digest, name)) from error
+                raise Mistake(f"{story}: {_said(error)}", _way(came_from, digest, name)) from error
             steps += 1
             packed_next = shelf.put(world, after)
             digest_next = _digest(packed_next)
@@ -192,8 +192,13 @@ def _check(world: SmallWorld, came_from: dict[bytes, tuple[bytes, str]], digest:
     try:
         outcome = world.check()
     except AssertionError as error:
-        raise Mistake(str(error), _way(came_from, digest)) from error
+        raise Mistake(_said(error), _way(came_from, digest)) from error
     return "nobody asked" if outcome is None else outcome.name
+
+
+def _said(error: AssertionError) -> str:
+    """Without what pytest adds to it."""
+    return str(error).partition("\n")[0]
 
 
 def _way(came_from: dict[bytes, tuple[bytes, str]], digest: bytes, *last: str) -> list[str]:
