@@ -1,7 +1,7 @@
 """A long run under mixed load and faults: ``python -m tests.system.soak --minutes 60`` (or ``make soak MINUTES=60``).
 
 A coordinator, two banks with a PostgreSQL server each, and clients of both colours.  Troubled times, in which something is killed,
-frozen or made to crash at a failpoint every few seconds, take turns with calm ones; in the second half the coordinator lives through.
+frozen or made to crash at a failpoint every few seconds, take turns with calm ones; in the second half the coordinator is spared.
 At the end: what happened, and PASS or FAIL with the reason, line by line.  The exit code is 0 only if all passed.
 """
 
