@@ -42,28 +42,18 @@ __all__ = [
     "program",
 ]
 
+_TO_BRANCHES = ("Prepare", "CommitOnePhase", "Commit", "Rollback", "Resolve")
 MESSAGES: dict[str, tuple[str, ...]] = {
     "client": ("CommitRequest", "RollbackRequest", "OutcomeRequest"),
     "participant": ("Hello", "Voted", "Committing", "OnePhaseDone", "Acked", "Inquiry", "Resolved"),
-    "coordinator": (
-        *("Welcome", "Tick", "Prepare", "CommitOnePhase", "Commit", "Rollback", "Resolve", "OutcomeReply", "GoAway"),
-    ),
+    "coordinator": (*_TO_BRANCHES, "Welcome", "Tick", "OutcomeReply", "GoAway"),
 }
 """What each role sends."""
 
+_OPERATIONS = ("prepare", "commit_one_phase", "rollback", "commit_prepared", "rollback_prepared", "one_phase_result")
 STEPS: dict[str, tuple[str, ...]] = {
     "client": ("call",),
-    "participant": (
-        *(
-            "reply",
-            "prepare",
-            "commit_one_phase",
-            "rollback",
-            "commit_prepared",
-            "rollback_prepared",
-            "one_phase_result",
-        ),
-    ),
+    "participant": ("reply", *_OPERATIONS),
     "coordinator": ("open", "record", "done"),
 }
 """What else each role does."""

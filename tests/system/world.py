@@ -29,13 +29,13 @@ class Place(Protocol):
 class Service(Child):
     """One bank of `examples.bank.service`."""
 
-    def __init__(self, world: World, name: str, database: str) -> None:
+    def __init__(self, world: World, name: str, database: str, coordinator: str = "", port: int = 0) -> None:
         place = world.places.get(name)
         self.host = place.address if place else "127.0.0.1"
-        self.port = free_port()
+        self.port = port or free_port()
         arguments = [*(place.launch if place else []), sys.executable, "-m", "examples.bank.service"]
         arguments += ["--name", name, "--listen", self.address]
-        arguments += ["--database", database, "--coordinator", world.coordinator.address]
+        arguments += ["--database", database, "--coordinator", coordinator or world.coordinator.address]
         arguments += ["--accounts", "20", "--cents", str(START)]
         super().__init__(arguments, name=name, output=world.folder / f"{name}.log", ready="serving")
 
