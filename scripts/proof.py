@@ -35,6 +35,11 @@ RULES = {
     15: "bad bytes",
 }
 
+CELLS_SHOW = {1, 3, 4, 5, 6, 11, 12, 13, 14}
+"""What is checked after each crash of a real process: agreement; what was told is true, and is told again; nothing is left."""
+FUZZ_SHOWS = {"core": {1, 3, 15}}
+"""The fuzzed core may not say both outcomes, nor a commit that is not in the log; all targets are for rule 15."""
+
 Proofs = dict[str, list[dict[str, Any]]]
 
 
@@ -113,14 +118,30 @@ def _what_ran(proofs: Proofs) -> str:
 
 def _by_rule(proofs: Proofs) -> str:
     tests, transcripts = _tests_by_rule(), Counter(rule for each in proofs["transcript"] for rule in each["rules"])
+    worlds, cells = _sum(proofs["simulator"], "seeds"), len(proofs["crash cell"]) + len(proofs["network"])
     rows = []
     for rule, name in RULES.items():
         caught = [proof for proof in proofs["mutant"] if proof["breaks"] == rule]
         seeds = ", ".join(f"{proof['seeds']:,}" for proof in sorted(caught, key=lambda proof: proof["seeds"]))
         explored = sum(proof["breaks"] == rule for proof in proofs["explorer mutant"])
-        rows.append((f"{rule}. {name}", len(caught), seeds or "–", explored, transcripts[rule], tests[rule]))
-    head = ("rule", "mutants that break it", "worlds until each was caught", "caught by the explorer as well")
-    return _table("Rule by rule", (*head, "transcripts", "tests named after it"), rows)
+        fuzzed = [each for each in proofs["fuzz"] if rule in FUZZ_SHOWS.get(each["target"], {15})]
+        mutants = f"{len(caught)}: {seeds}" if caught else "–"
+        real = cells if rule in CELLS_SHOW else "–"
+        inputs = _sum(fuzzed, "examples") or "–"
+        rows.append(
+            (f"{rule}. {name}", worlds, mutants, explored or "–", real, inputs, transcripts[rule] or "–", tests[rule])
+        )
+    head = (
+        "rule",
+        "simulated worlds",
+        "mutants, and worlds until each was caught",
+        "mutants that the explorer caught as well",
+    )
+    return _table(
+        "Rule by rule",
+        (*head, "real crashes and networks", "fuzzed inputs", "transcripts", "tests named after it"),
+        rows,
+    )
 
 
 def _tests_by_rule() -> Counter[int]:
