@@ -64,6 +64,7 @@ EXPECTED: dict[str, dict[str, str]] = {
         "prepared": "prepared; send Voted PREPARED",
         "read only": "ended; send Voted READ_ONLY",
         "prepare failed": "undoing; do rollback_prepared; send Voted ABORT",
+        "much later": "voting; do interrupt",
     },
     "voting in vain": {
         "connected": "noted",
@@ -71,6 +72,7 @@ EXPECTED: dict[str, dict[str, str]] = {
         "prepared": "undoing; do rollback_prepared",
         "read only": "ended",
         "prepare failed": "undoing; do rollback_prepared",
+        "much later": "voting; do interrupt",
     },
     "prepared": {
         "prepare": "prepared; send Voted PREPARED",
@@ -85,10 +87,12 @@ EXPECTED: dict[str, dict[str, str]] = {
     "one phase": {
         "one phase ended": "ended; send OnePhaseDone COMMITTED",
         "one phase unknown": "ended; send OnePhaseDone UNKNOWN",
+        "much later": "one phase; do interrupt",
     },
     "one phase, local": {
         "one phase ended": "ended; tell COMMITTED",
         "one phase unknown": "ended; tell UNKNOWN",
+        "much later": "one phase; do interrupt",
     },
     "committing": {
         "finished": "ended; send Acked DONE",

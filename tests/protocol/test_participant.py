@@ -287,6 +287,7 @@ def test_a_branch_told_to_commit_in_one_phase_just_before_the_deadline_is_not_cu
     process.open(ONE)
     process.hear(one_phase(ONE))
     assert process.sleep(DEADLINE_MS - T0).do == []
+    assert process.sleep(4_999).do == []
     assert answers(process.local(In.ONE_PHASE_ENDED, ONE, COMMITTED).send) == ["OnePhaseDone COMMITTED"]
 
 

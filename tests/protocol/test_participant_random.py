@@ -229,7 +229,9 @@ class World:
     def check_start(self, do: Do) -> None:
         branch = do.gid.branch
         if do.operation is Operation.INTERRUPT:
-            assert self.table.rows[branch].users
+            row = self.table.rows[branch]
+            overdue = row.state in (BranchState.VOTING, BranchState.ONE_PHASE) and row.deadline_ms <= self.now_ms
+            assert row.users or overdue
             return
         assert not self.table.rows[branch].users, f"{do.operation} under the feet of a user"
         assert branch not in self.running, f"{do.operation} beside {self.running[branch].operation}"

@@ -393,3 +393,25 @@ def test_the_log_of_finished_transactions_is_emptied_after_the_retention_time(
 
     assert rows() == 1
     eventually(lambda: rows() == 0, 45)
+
+
+@pytest.mark.parametrize("branches", [1, 2])
+def test_rule_11_what_hangs_in_prepare_or_commit_is_broken_off(
+    make_world: Make, connected: Connect, branches: int
+) -> None:
+    """A deferred constraint that takes a minute: the branch has promised nothing, so its locks go soon after the deadline."""
+    world = make_world()
+    connected(world)
+    world.servers["bank-a"].execute(
+        "CREATE FUNCTION hang() RETURNS trigger LANGUAGE plpgsql AS $$BEGIN PERFORM pg_sleep(60); RETURN NULL; END$$;"
+        "CREATE CONSTRAINT TRIGGER hang AFTER UPDATE ON account DEFERRABLE INITIALLY DEFERRED "
+        "FOR EACH ROW EXECUTE FUNCTION hang()",
+        world.databases["bank-a"],
+    )
+    teller = world.teller()
+    with pytest.raises(txrpc.TxrpcError), txrpc.transaction(timeout=2):
+        for bank in teller.banks[:branches]:
+            bank.Deposit(ACCOUNT)
+    teller.close()
+    world.at_rest(20)
+    assert world.money() == [START, START]

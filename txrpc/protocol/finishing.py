@@ -7,10 +7,11 @@ never prepared is rolled back (`_undo_work`), and what the database may hold pre
 
 from __future__ import annotations
 
+import heapq
 from typing import Final
 
 from txrpc.errors import AbortCode, Reason
-from txrpc.protocol.branch import BranchRow, BranchState, Operation
+from txrpc.protocol.branch import BranchRow, BranchState, Do, Operation
 from txrpc.protocol.ledger import TOMBSTONE_MS, Ledger
 from txrpc.protocol.messages import (
     Acked,
@@ -29,6 +30,7 @@ __all__ = ["RESULT", "Finishing"]
 ASK_AGAIN_MS: Final = 15_000
 """The pace at which a branch in doubt asks, before jitter."""
 
+_OVERDUE_MS: Final = 5_000
 _RETRY_MS: Final = (100, 200, 500, 1_000, 2_000, 5_000)
 
 RESULT: Final = {
@@ -116,6 +118,16 @@ class Finishing(Ledger):
         """The root gives up while its own branch prepares: nothing has been promised yet."""
         row.local = True
         row.rollback_asked = row.rollback_asked or reason
+
+    def _overdue(self, row: BranchRow, _: object) -> None:
+        """PREPARE or COMMIT hangs past the deadline, and its locks with it (rule 11): a constraint waits, a connection is dead.
+
+        What began in the last moment is given a while; then it is broken off in the database, again and again.  Its result still
+        comes, and says what became of the branch.
+        """
+        if self._now_ms >= row.deadline_ms + _OVERDUE_MS:
+            self._out.do.append(Do(Operation.INTERRUPT, row.gid, row.token))
+        heapq.heappush(self._timers, (self._now_ms + _OVERDUE_MS, row.branch))
 
     def _give_up_prepared(self, row: BranchRow, _: Reason) -> None:
         """The root gives up with its own branch prepared: it will ask for no commit, but only the coordinator may say so."""

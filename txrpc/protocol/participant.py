@@ -75,7 +75,9 @@ class Participant(Voting):
         while self._timers and self._timers[0][0] <= now_ms:
             _due, branch = heapq.heappop(self._timers)
             row = self.rows.get(branch)
-            if row is not None and row.deadline_ms <= now_ms and not row.at_work:
+            if row is None or row.deadline_ms > now_ms:
+                continue
+            if not row.at_work or row.state in _UNPROMISED:
                 self._enter(BranchInput.TIME_UP, branch, None)
         return self._out
 
@@ -176,7 +178,7 @@ TABLE: Final[dict[tuple[BranchState, BranchInput], _Action]] = {
     (_S.VOTING, _I.PREPARE): _P._ignore,
     (_S.VOTING, _I.ROLLBACK): _P._rollback_voting,
     (_S.VOTING, _I.LOCAL_ROLLBACK): _P._give_up_voting,
-    (_S.VOTING, _I.TIME_UP): _P._ignore,
+    (_S.VOTING, _I.TIME_UP): _P._overdue,
     (_S.VOTING, _I.PREPARED): _P._did_prepare,
     (_S.VOTING, _I.READ_ONLY): _P._was_read_only,
     (_S.VOTING, _I.PREPARE_FAILED): _P._prepare_failed,
@@ -188,7 +190,7 @@ TABLE: Final[dict[tuple[BranchState, BranchInput], _Action]] = {
     (_S.ONE_PHASE, _I.COMMIT_ONE_PHASE): _P._ignore,
     (_S.ONE_PHASE, _I.ROLLBACK): _P._ignore,
     (_S.ONE_PHASE, _I.RESOLVE): _P._ignore,
-    (_S.ONE_PHASE, _I.TIME_UP): _P._ignore,
+    (_S.ONE_PHASE, _I.TIME_UP): _P._overdue,
     (_S.ONE_PHASE, _I.ONE_PHASE_ENDED): _P._one_phase_ended,
     (_S.COMMITTING, _I.COMMIT): _P._ignore,
     (_S.COMMITTING, _I.TIME_UP): _P._try_commit_again,
@@ -232,6 +234,9 @@ _MESSAGES: Final[dict[type, BranchInput]] = {
     Rollback: _I.ROLLBACK,
     Resolve: _I.RESOLVE,
 }
+
+_UNPROMISED: Final = frozenset({_S.VOTING, _S.ONE_PHASE})
+"""What is under way here may be broken off at the deadline; everything else that is must be waited for."""
 
 _RESULTS: Final = frozenset(
     {_I.PREPARED, _I.READ_ONLY, _I.PREPARE_FAILED, _I.ONE_PHASE_ENDED, _I.FINISHED, _I.FINISH_FAILED, _I.ROLLED_BACK}

@@ -72,10 +72,11 @@ class _Outgoing:
             passing("before", batch)
             await call.write(batch)
             passing("after", batch)
+        except (grpc.RpcError, asyncio.InvalidStateError):
+            raise  # the stream is over, and whoever reads it knows why
         except Exception as error:
-            self._abandon(
-                f"what was to be sent could not be written: {error}"
-            )  # whoever reads would go on without a writer
+            # Whoever reads would go on without a writer.
+            self._abandon(f"what was to be sent could not be written: {error}")
             raise
 
 

@@ -114,6 +114,8 @@ class Service:
         for message in effects.send:
             self.world.send_up(self.session, message)
         for do in effects.do:
+            if do.operation is Operation.INTERRUPT:
+                continue  # what is under way here does not hang: it ends by itself
             if do.operation is Operation.COMMIT_ONE_PHASE:
                 committing = self.table.committing(do.gid.branch, "token")
                 if committing is not None:
