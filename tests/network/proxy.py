@@ -23,6 +23,8 @@ class Way:
         self.delay_s = 0.0
         self._there, self._back = threading.Event(), threading.Event()
         self._ends: list[socket.socket] = []
+        self._over = False
+        self._lock = threading.Lock()
         self.heal()
         threading.Thread(target=self._accept, daemon=True).start()
 
@@ -33,6 +35,10 @@ class Way:
         self, _type: type[BaseException] | None, _value: BaseException | None, _trace: TracebackType | None
     ) -> None:
         self.heal()
+        with self._lock:
+            self._over = True
+        with contextlib.suppress(OSError):
+            self._listener.shutdown(socket.SHUT_RDWR)  # wakes who waits for the next client
         self._listener.close()
         self.reset()
 
@@ -50,7 +56,8 @@ class Way:
 
     def reset(self) -> None:
         """Every connection breaks at once, with what is under way in it."""
-        ends, self._ends = self._ends, []
+        with self._lock:
+            ends, self._ends = self._ends, []
         for end in ends:
             with contextlib.suppress(OSError):
                 end.shutdown(socket.SHUT_RDWR)
@@ -66,7 +73,12 @@ class Way:
                     client.close()
                     continue
                 server.settimeout(None)
-                self._ends += [client, server]
+                with self._lock:
+                    if self._over:
+                        client.close()
+                        server.close()
+                        return
+                    self._ends += [client, server]
                 for source, sink, way in ((client, server, self._there), (server, client, self._back)):
                     threading.Thread(target=self._pump, args=(source, sink, way), daemon=True).start()
 

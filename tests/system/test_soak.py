@@ -75,7 +75,10 @@ def grow(soak: Soak, **more: float) -> None:
             "in doubt",
             lambda soak: soak.readings.append(replace(soak.readings[-1], calm=True, oldest_s=25.0, committed=10**6)),
         ),
-        ("progress", lambda soak: soak.readings.append(replace(soak.readings[-1], calm=True))),
+        (
+            "progress",
+            lambda soak: soak.readings.append(replace(soak.readings[-1], calm=True, at_s=soak.readings[-1].at_s + 10)),
+        ),
         ("invariants", lambda soak: soak.broken.append("a cent is gone")),
         ("errors", lambda soak: soak.strange.append("KeyError: 'x'")),
         ("rest", lambda soak: soak.left.append("prepared [1, 0]")),

@@ -15,6 +15,8 @@ THREADS_SLACK, FILES_SLACK = 6, 24
 LOG_GROWTH, LOG_SLACK_KB = 1.5, 2_048
 IN_DOUBT_MAX_S = 20.0
 """While nothing is broken, and some seconds after that was so."""
+STILL_MAX_S = 5.0
+"""Without a commit while nothing is broken."""
 LIFE_MIN = 12
 """Samples of one life of a process, below which its growth cannot be judged."""
 
@@ -128,13 +130,17 @@ def _doubts(readings: Sequence[Reading]) -> Verdict:
 
 
 def _progress(readings: Sequence[Reading]) -> Verdict:
-    calm = [reading for reading in readings if reading.calm]
-    pairs = [(one, other) for one, other in pairwise(calm) if other.at_s - one.at_s < 15]
-    stuck = [other.at_s for one, other in pairs if other.committed == one.committed]
+    pairs = [(one, other) for one, other in pairwise(readings) if one.calm and other.calm]
+    still_s = longest_s = 0.0
+    for one, other in pairs:
+        still_s = still_s + other.at_s - one.at_s if other.committed == one.committed else 0.0
+        longest_s = max(longest_s, still_s)
     total = readings[-1].committed if readings else 0
     seconds = readings[-1].at_s - readings[0].at_s if len(readings) > 1 else 1.0
-    text = f"{total:,} committed, {total / seconds:.1f} a second; nothing did at {len(stuck)} of {len(pairs)} calm readings"
-    return Verdict("progress", bool(pairs) and not stuck, text)
+    text = (
+        f"{total:,} committed, {total / seconds:.1f} a second; at most {longest_s:.1f} s without one while all was well"
+    )
+    return Verdict("progress", bool(pairs) and longest_s <= STILL_MAX_S, text)
 
 
 def _none(name: str, wrong: Sequence[str], fine: str) -> Verdict:
