@@ -158,10 +158,10 @@ def _tests_by_rule() -> Counter[int]:
 def _crashes(proofs: Proofs) -> str:
     cells: dict[tuple[str, str], Counter[str]] = defaultdict(Counter)
     for proof in proofs["crash cell"]:
-        cells[proof["process"], proof["action"].partition(":")[0]][f"{proof['told']}, {proof['ended']}"] += 1
+        cells[proof["process"], proof["action"].partition(":")[0]][f"{proof['told']} / {proof['ended']}"] += 1
     rows = [(process, action, sum(ends.values()), _most(ends)) for (process, action), ends in sorted(cells.items())]
     return _table(
-        "Crashes of real processes", ("process", "what happens", "points", "client was told, databases say"), rows
+        "Crashes of real processes", ("process", "what happens", "points", "client was told / databases say"), rows
     )
 
 
