@@ -68,7 +68,7 @@ def grow(soak: Soak, **more: float) -> None:
     ("name", "spoil"),
     [
         ("memory", lambda soak: grow(soak, memory_mb=1.0)),
-        ("threads", lambda soak: grow(soak, threads=0.5)),
+        ("threads", lambda soak: grow(soak, threads=1.5)),
         ("files and sockets", lambda soak: grow(soak, files=1.0)),
         ("log size", lambda soak: soak.readings.append(replace(soak.readings[-1], calm=False, log_kb=9_000.0))),
         (

@@ -11,7 +11,7 @@ from statistics import median
 __all__ = ["Reading", "Sample", "Soak", "Verdict", "verdicts"]
 
 MEMORY_GROWTH, MEMORY_SLACK_MB = 1.15, 8.0
-THREADS_SLACK, FILES_SLACK = 6, 24
+THREADS_SLACK, FILES_SLACK = 24, 24
 LOG_GROWTH, LOG_SLACK_KB = 1.5, 2_048
 IN_DOUBT_MAX_S = 20.0
 """While nothing is broken, and some seconds after that was so."""
