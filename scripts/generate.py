@@ -5,24 +5,32 @@ Sources and results:
     protos/txrpc/v1/*.proto   ->  txrpc/wire/v1/
     examples/*/*.proto        ->  beside their source
 
-Run with the Python of the virtual environment: the generators beside that Python are the ones that pyproject.toml pins.
+The generator is the oldest that has a build for the oldest Python that txrpc supports: what it writes works with every grpcio and
+protobuf since then, where newer ones write modules that refuse all libraries older than themselves.  It is only unpacked into
+build/, not installed, because it would ask for a protobuf of its own time.  Run with the Python of the virtual environment,
+which brings the plugins that write type stubs.
 """
 
 from __future__ import annotations
 
 import argparse
 import filecmp
+import functools
+import importlib.util
 import re
 import shutil
+import subprocess
 import sys
 import tempfile
+import zipfile
 from pathlib import Path
-
-import grpc_tools
-from grpc_tools import protoc
+from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
-INCLUDES = Path(grpc_tools.__file__).parent / "_proto"
+GENERATOR = "1.49.1"
+"""Of grpcio-tools; the lower bound of grpcio in pyproject.toml is the same."""
+PYTHON = (3, 11)
+"""The only Python that this generator has a build for and that txrpc supports."""
 LIBRARY = ROOT / "txrpc" / "wire" / "v1"
 EXAMPLES = ROOT / "examples"
 
@@ -32,6 +40,9 @@ def main() -> int:
     parser = argparse.ArgumentParser(description="Generate the protobuf modules from their sources.")
     parser.add_argument("--check", action="store_true", help="change nothing; exit code 1 if anything would change")
     check = parser.parse_args().check
+    if sys.version_info[:2] != PYTHON:
+        print(f"generated code is {'not checked' if check else 'not written'}: its generator needs Python 3.11")
+        return int(not check)
     with tempfile.TemporaryDirectory() as folder:
         results = {**_library(Path(folder, "library")), **_examples(Path(folder, "examples"))}
         stale = [target for target, source in results.items() if not _same(source, target)]
@@ -77,8 +88,38 @@ def _protoc(out: Path, base: Path, sources: list[Path]) -> None:
         f"--mypy_out=quiet:{out}",
         f"--mypy_grpc_out=quiet:{out}",
     ]
-    if protoc.main(["protoc", f"-I{base}", f"-I{INCLUDES}", *plugins, *outputs, *map(str, sources)]) != 0:
+    command = ["protoc", f"-I{base}", *plugins, *outputs, *map(str, sources)]
+    if _generator().run_main([argument.encode() for argument in command]) != 0:
         sys.exit("protoc failed")
+
+
+@functools.cache
+def _generator() -> Any:
+    """The generator's extension module: protoc with gRPC's plugin, and nothing that must be installed."""
+    folder = ROOT / "build" / f"grpcio-tools-{GENERATOR}"
+    if not folder.exists():
+        _unpack(folder)
+    (path,) = (folder / "grpc_tools").glob("_protoc_compiler*.so")
+    spec = importlib.util.spec_from_file_location("_protoc_compiler", path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def _unpack(folder: Path) -> None:
+    with tempfile.TemporaryDirectory() as download:
+        pip = [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--no-deps"]
+        command = [*pip, "--only-binary", ":all:", "--dest", download, f"grpcio-tools=={GENERATOR}"]
+        if subprocess.run(command, check=False).returncode != 0:
+            sys.exit(f"cannot get grpcio-tools {GENERATOR}, which generates the code: is there a network?")
+        (wheel,) = Path(download).glob("*.whl")
+        unpacked = Path(download) / "unpacked"
+        with zipfile.ZipFile(wheel) as archive:
+            archive.extractall(unpacked)
+        folder.parent.mkdir(exist_ok=True)
+        shutil.move(unpacked, folder)
 
 
 def _beside_python(name: str) -> Path:

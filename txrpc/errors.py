@@ -28,9 +28,10 @@ Every error about a transaction carries its `xid` and a `reason`; across gRPC bo
 
 from __future__ import annotations
 
-import enum
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
+
+from txrpc._enums import NamedIntEnum
 
 if TYPE_CHECKING:
     from txrpc.ids import Xid
@@ -61,7 +62,7 @@ __all__ = [
 ]
 
 
-class AbortCode(enum.IntEnum):
+class AbortCode(NamedIntEnum):
     """Why a transaction was aborted.  The numbers go over the wire: never reuse one."""
 
     UNSPECIFIED = 0

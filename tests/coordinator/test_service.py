@@ -11,6 +11,7 @@ from typing import Any
 import grpc
 import pytest
 
+from tests.versions import needs_grpc
 from txrpc.coordinator import service
 from txrpc.coordinator.engine import Engine
 from txrpc.coordinator.service import SessionService
@@ -217,6 +218,7 @@ async def test_questions_of_a_session_that_has_ended_are_not_asked(house: House)
     assert isinstance(await hear(other), OutcomeReply)
 
 
+@needs_grpc(83, "a write to a peer that has vanished without reading never ends")
 async def test_who_never_reads_may_vanish_without_a_trace(
     house: House, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -1,7 +1,9 @@
 """Bytes as a play: sessions that know all names connect, say any message in any order, and leave; the log answers or fails.
 
-Whatever they say, the coordinator's core never raises, never tells both outcomes of a transaction, and tells of no commit that is
-not in the log.  (A commit in one phase is the participant's to tell, and a liar may tell what he likes of his own transaction.)
+Whatever they say, the coordinator's core never raises, tells of no commit that is not in the log, never rolls back a branch of a
+decision, and never commits an XID that it has presumed aborted.  A branch that is in no decision may roll back beside one that
+commits: its root never saw it (rule 8).  (A commit in one phase is the participant's to tell, and a liar may tell what he likes
+of his own transaction.)
 """
 
 from __future__ import annotations
@@ -86,7 +88,8 @@ class _Stage:
         self.dice = dice
         self.core = Coordinator(_OWNER, "default", (_EPOCHS[1],), [], _LIMITS, 0, 1_000_000)
         self.log: dict[Xid, Decision] = {}
-        self.said: dict[Xid, set[str]] = {xid: set() for xid in _XIDS}
+        self.rolled_back: dict[Xid, set[BranchId]] = {xid: set() for xid in _XIDS}
+        """Branches that were told to roll back before there was a decision."""
         self.open: list[int] = []
         self.waiting: list[Any] = []
         self.sessions = 0
@@ -106,13 +109,18 @@ class _Stage:
                 self.waiting.append(SessionClosed(number))
 
     def _watch(self, message: Any) -> None:
+        if not isinstance(message, Commit | Rollback):
+            return
+        xid, branch = message.gid.xid, message.gid.branch
+        decided = {each.branch for each in self.log[xid].branches} if xid in self.log else set()
         if isinstance(message, Commit):
-            assert message.gid.xid in self.log, "a Commit of what is not in the log"
-            self.said[message.gid.xid].add("commit")
-        elif isinstance(message, Rollback):
-            self.said[message.gid.xid].add("rollback")
-        for said in self.said.values():
-            assert len(said) < 2, "both Commit and Rollback were said"
+            assert branch in decided, "a Commit of what is not in the log"
+            assert not self.rolled_back[xid], "a Commit after a Rollback of the same transaction"
+        else:
+            assert branch not in decided, "a Rollback of what is in the log"
+            # Who asks under another epoch asks about another transaction: an honest XID has one owner.
+            if xid not in self.log and message.gid.epoch == _OWNER.epoch:
+                self.rolled_back[xid].add(branch)
 
     # ------------------------------------------------------------------------------------------------ what can happen
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import importlib.util
 import random
 import re
@@ -40,6 +41,14 @@ def test_rule_15_random_bytes_without_any_help(target: str) -> None:
     dice = random.Random(target)
     for _ in range(2_000):
         TARGETS[target](dice.randbytes(dice.randint(0, 300)))
+
+
+def test_a_branch_that_is_in_no_decision_rolls_back_beside_one_that_commits() -> None:
+    """Found by the fuzzer, of its own watcher, which took that for two outcomes of one transaction (rule 8 wants it)."""
+    found = (
+        "yfPJNywA+sn6+vr62mYAWCXaB3BwcNra2tpmZmZm2traB38FBQUFBQW6+vr6+vr6JPr6+vr6ZADy+vpd+vp7e3t7FQAAEAB3ABDWARUKlA=="
+    )
+    stage.core(base64.b64decode(found))
 
 
 def test_a_core_that_tells_a_commit_before_it_is_durable_would_be_found(monkeypatch: pytest.MonkeyPatch) -> None:

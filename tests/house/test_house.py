@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import enum
 import inspect
 import json
 import re
@@ -129,6 +130,28 @@ def test_public_objects_say_where_users_import_them_from() -> None:
         for name in module.__all__:
             said = getattr(getattr(module, name), "__module__", module.__name__)
             assert said in ("txrpc", "txrpc.aio", "txrpc.sql"), name
+
+
+def test_public_enumerations_print_as_their_names() -> None:
+    public = [getattr(txrpc, name) for name in txrpc.__all__]
+    enums = [value for value in public if inspect.isclass(value) and issubclass(value, enum.Enum)]
+    assert {txrpc.AbortCode, txrpc.Outcome, txrpc.Status, txrpc.Wait} <= set(enums)
+    for member in (member for each in enums for member in each):
+        assert str(member) == f"{member}" == f"{type(member).__name__}.{member.name}"
+
+
+def test_the_asyncio_half_of_sql_is_imported_where_it_is_used() -> None:
+    """B1: without greenlet `import txrpc.sql` works, and asking for the asyncio half says what to install."""
+    code = (
+        "import sys; sys.modules['sqlalchemy.ext.asyncio'] = None\n"
+        "import txrpc.sql; print(txrpc.sql.ResourceManager)\n"
+        "try: txrpc.sql.AsyncResourceManager\n"
+        "except ImportError as error: print(error)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
+    first, second = done.stdout.splitlines()
+    assert first == "<class 'txrpc.sql.ResourceManager'>"
+    assert "pip install 'sqlalchemy[asyncio]'" in second
 
 
 def members(value: object) -> dict[str, inspect.Signature]:

@@ -102,8 +102,8 @@ def answer_of(shape: str, answer: bytes) -> bytes:
 
 
 def trailing_of(call: Any) -> dict[str, Any]:
-    """The trailing metadata of a call, or of the error that it ended with."""
-    return dict(call.trailing_metadata())
+    """The trailing metadata of a call, or of the error that it ended with.  (gRPC's own mapping has lists of values.)"""
+    return dict(iter(call.trailing_metadata()))
 
 
 def use(resource: str) -> None:

@@ -153,7 +153,7 @@ def test_a_stream_is_still_a_call(world: World) -> None:
     with bind(root):
         call = stub.unary_stream(b"")
         assert issubclass(type(call), grpc.Call)
-        assert dict(call.initial_metadata())["early"] == "1"
+        assert dict(iter(call.initial_metadata()))["early"] == "1"
         assert next(call) == b"1"
         assert call.is_active()
         assert 0 < call.time_remaining() <= 30

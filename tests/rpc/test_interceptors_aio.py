@@ -10,6 +10,7 @@ from typing import Any
 import grpc
 import pytest
 
+from tests.versions import needs_grpc
 from txrpc.context import bind, current
 from txrpc.errors import AbortCode, LimitExceeded, Reason, TransactionAborted, TransactionTimedOut, TxrpcError
 from txrpc.rpc.client_aio import aio_client_interceptors
@@ -91,6 +92,7 @@ async def test_outside_a_transaction_the_objects_are_grpcs_own() -> None:
         assert passed == [details, request]
 
 
+@needs_grpc(68, "read() at the end of an intercepted stream raises StopAsyncIteration")
 @pytest.mark.parametrize("shape", ["stream_unary", "stream_stream"])
 async def test_requests_written_one_by_one(aworld: AioWorld, shape: str) -> None:
     root = AioHandle()
@@ -219,7 +221,7 @@ async def test_users_interceptors_and_metadata_are_kept(aworld: AioWorld) -> Non
         assert await call == b"x"
     wanted = {"mine": "too", "outer": "was here", "inner": "was here"}
     assert {key: seen.get(key) for key in wanted} == wanted
-    trailing = dict(await call.trailing_metadata())
+    trailing = dict(iter(await call.trailing_metadata()))
     assert [trailing.get(key) for key in ("mine", "first", "second", "third")] == ["yes", "1", "1", "1"]
     assert BRANCHES_KEY in trailing
     assert (inner.details[0].timeout, inner.details[0].wait_for_ready) == (7, True)
@@ -252,7 +254,7 @@ async def test_an_interceptor_that_throws_the_report_away_is_complained_of(
     with bind(root):
         call = stub.unary_unary(b"x")
         await call
-    assert dict(await call.trailing_metadata())["mine"] == "only"
+    assert dict(iter(await call.trailing_metadata()))["mine"] == "only"
     if first:
         await auntil(lambda: "give txrpc's server interceptors first" in caplog.text)
     else:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 import subprocess
 import sys
@@ -10,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.install.readme import play
 from tests.postgres import Server
 from txrpc.testing.processes import Child, CoordinatorProcess, free_port
 
@@ -18,53 +18,15 @@ pytestmark = pytest.mark.serial
 ROOT = Path(__file__).resolve().parents[2]
 
 
-def readme_block(name: str) -> str:
-    match = re.search(rf"<!-- example: {name} -->\n```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
-    assert match is not None
-    return match[1]
-
-
 def money(server: Server, database: str, query: str) -> object:
     return server.execute(query, database)[0][0]
 
 
-def test_the_readmes_example_moves_the_money(servers: dict[str, Server], tmp_path: Path) -> None:
-    ports = [free_port(), free_port()]
-    with CoordinatorProcess(tmp_path) as coordinator:
-        services = []
-        for number, (name, server) in enumerate(servers.items()):
-            url = server.create_database(f"readme{number}")
-            server.execute("CREATE TABLE account (name text PRIMARY KEY, cents bigint)", f"readme{number}")
-            server.execute("INSERT INTO account VALUES ('ada', 1000), ('ben', 1000)", f"readme{number}")
-            code = readme_block("service").replace("127.0.0.1:7400", coordinator.address)
-            (tmp_path / "service.py").write_text(code)
-            command = [sys.executable, str(tmp_path / "service.py"), f"127.0.0.1:{ports[number]}", url, name]
-            services.append(Child(command, name=name, output=tmp_path / f"{name}.log", env={"PYTHONPATH": str(ROOT)}))
-        client = readme_block("client").replace("127.0.0.1:7400", coordinator.address)
-        client = client.replace("127.0.0.1:7501", f"127.0.0.1:{ports[0]}").replace(
-            "127.0.0.1:7502", f"127.0.0.1:{ports[1]}"
-        )
-        client = client.replace("grpc.insecure_channel(address)", "ready(grpc.insecure_channel(address))")
-        ready = "def ready(channel):\n    grpc.channel_ready_future(channel).result(20)\n    return channel\n\n\n"
-        client = client.replace("def bank(", ready + "def bank(")
-        (tmp_path / "client.py").write_text(client)
-        with services[0], services[1]:
-            done = subprocess.run(
-                [sys.executable, str(tmp_path / "client.py")],
-                env={**os.environ, "PYTHONPATH": str(ROOT)},
-                capture_output=True,
-                text=True,
-                timeout=60,
-                check=False,
-            )
-            logs = "".join(service.text() for service in services)
-        assert done.returncode == 0, done.stderr + logs
-        query = "SELECT string_agg(name || ' ' || cents, ', ' ORDER BY name) FROM account"
-        first, second = servers.values()
-        assert money(first, "readme0", query) == "ada 900, ben 1000"
-        assert money(second, "readme1", query) == "ada 1000, ben 1100"
-    for number, server in enumerate(servers.values()):
-        server.execute(f"DROP DATABASE readme{number} WITH (FORCE)")
+def test_the_readmes_example_runs_as_it_stands(servers: dict[str, Server], tmp_path: Path) -> None:
+    """tests/install runs it from an installed wheel as well."""
+    said = play(tmp_path, Path(sys.executable), servers, "psycopg", number=1)
+    assert "NOT_FOUND" in said[-1]
+    assert "bank-b has no account 'zoe'" in said[-1]
 
 
 SETUP = {

@@ -6,9 +6,9 @@ in this package knows that bytes exist.
 
 from __future__ import annotations
 
-import enum
 from dataclasses import dataclass
 
+from txrpc._enums import NamedIntEnum
 from txrpc.errors import Reason
 from txrpc.ids import BranchId, Epoch, Gid, ParticipantId, Xid
 
@@ -52,7 +52,7 @@ __all__ = [
 PROTOCOL_VERSION = 1
 
 
-class Vote(enum.IntEnum):
+class Vote(NamedIntEnum):
     """A participant's answer to Prepare."""
 
     PREPARED = 1
@@ -60,7 +60,7 @@ class Vote(enum.IntEnum):
     ABORT = 3
 
 
-class Outcome(enum.IntEnum):
+class Outcome(NamedIntEnum):
     """How a transaction ended.  UNKNOWN is an honest "cannot tell" (forgotten, or not decided yet), never a guess."""
 
     UNKNOWN = 0
@@ -68,7 +68,7 @@ class Outcome(enum.IntEnum):
     ABORTED = 2
 
 
-class Finish(enum.IntEnum):
+class Finish(NamedIntEnum):
     """What a resource found when it was told to finish a prepared branch."""
 
     DONE = 1  # it ended now, as told, or is known to have ended so before
@@ -76,7 +76,7 @@ class Finish(enum.IntEnum):
     HEURISTIC = 3  # the database says that it ended the other way: somebody did it by hand
 
 
-class OnePhaseResult(enum.IntEnum):
+class OnePhaseResult(NamedIntEnum):
     """How a commit in one phase ended."""
 
     COMMITTED = 1
@@ -84,7 +84,7 @@ class OnePhaseResult(enum.IntEnum):
     UNKNOWN = 3
 
 
-class Wait(enum.IntEnum):
+class Wait(NamedIntEnum):
     """When a client's commit returns."""
 
     ACKNOWLEDGED = 0  # when every branch has ended, so that the caller reads its own writes

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
+import random
 import signal
 import socket
 import subprocess
@@ -19,14 +21,32 @@ from txrpc.failpoints import parse
 
 __all__ = ["Child", "CoordinatorProcess", "free_port"]
 
+_PORTS_FROM = 10_240
+
 
 def free_port() -> int:
-    """A TCP port of 127.0.0.1 that was free a moment ago."""
-    with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
+    """A TCP port of 127.0.0.1 that was free a moment ago.
+
+    It is none that the system gives to outgoing connections, where it can tell: a process that is killed and started again finds
+    its port still free.
+    """
+    for _ in range(100):
+        with socket.socket() as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            with contextlib.suppress(OSError):
+                probe.bind(("127.0.0.1", random.randrange(_PORTS_FROM, _first_outgoing_port())))
+                port: int = probe.getsockname()[1]
+                return port
+    raise RuntimeError("100 ports in a row are taken")
+
+
+@functools.cache
+def _first_outgoing_port() -> int:
+    try:
+        first = int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text(encoding="ascii").split()[0])
+    except (OSError, ValueError):
+        first = 0
+    return first if first > _PORTS_FROM else 32_768
 
 
 class Child:
