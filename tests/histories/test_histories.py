@@ -20,11 +20,11 @@ from tests.histories.checkers import Append, Ended, History, Read, Transaction, 
 from tests.histories.service import ACCOUNTS, LISTS, METHOD, TABLES
 from tests.postgres import Server, start_servers
 from tests.proof import note_proof
-from tests.system.world import eventually
+from tests.waiting import eventually
 from txrpc.testing.failpoints import failpoint
 from txrpc.testing.processes import Child, CoordinatorProcess, free_port
 
-pytestmark = pytest.mark.serial
+pytestmark = pytest.mark.proof
 
 BASES = ("a", "b", "c")
 Deeds = dict[str, list[tuple[str, str, int]]]

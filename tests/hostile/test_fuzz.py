@@ -23,6 +23,7 @@ needs_atheris = pytest.mark.skipif(
 )
 
 
+@pytest.mark.proof
 @needs_atheris
 @pytest.mark.parametrize("target", TARGETS)
 def test_rule_15_whatever_bytes_come(target: str, tmp_path: Path) -> None:

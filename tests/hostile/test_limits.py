@@ -18,12 +18,13 @@ import txrpc
 from tests.postgres import needs_own_server
 from tests.runtime.notebook import Notebook
 from tests.system.deeds import carry_out
-from tests.system.world import BANKS, World, eventually
+from tests.system.world import BANKS, World
+from tests.waiting import eventually
 from txrpc.testing.failpoints import failpoint
 from txrpc.testing.postgres import PostgresServer
 from txrpc.testing.processes import CoordinatorProcess
 
-pytestmark = pytest.mark.serial
+pytestmark = pytest.mark.proof
 
 
 @pytest.fixture

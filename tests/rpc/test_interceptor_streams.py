@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import grpc
+import grpc.experimental
 import pytest
 
 from txrpc.context import bind, current
@@ -220,7 +221,7 @@ def test_a_stream_that_nobody_holds_any_more_is_cancelled(world: World) -> None:
 def test_single_threaded_streams(world: World) -> None:
     root, service = Handle(), Recorder()
     address = world.serve(service, unary_stream=behaviour("unary_stream", echo_using("stock")))
-    option = (grpc.experimental.ChannelOptions.SingleThreadedUnaryStream, 1)  # type: ignore[attr-defined]
+    option = (grpc.experimental.ChannelOptions.SingleThreadedUnaryStream, 1)
     with grpc.insecure_channel(address, options=[option]) as plain, bind(root):
         stub = Stub(grpc.intercept_channel(plain, ClientInterceptor()))
         assert stub.call("unary_stream") == b"first ab"

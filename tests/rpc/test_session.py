@@ -518,8 +518,8 @@ def test_after_close_everything_says_so_at_once(connect: Make) -> None:
         with pytest.raises(CoordinatorUnavailable, match="closed"):
             face.send(request())
         with pytest.raises(CoordinatorUnavailable, match="closed"):
-            face.wait_connected(10)
-        assert time.monotonic() - before < 2
+            face.wait_connected(60)
+        assert time.monotonic() - before < 30, "it does not wait"
         assert face.session.welcome is None
 
 
@@ -527,10 +527,9 @@ def test_close_does_not_wait_for_who_does_not_answer(connect: Make, notes: Notes
     with socket.create_server(("127.0.0.1", 0)) as silent:
         face = connect(f"127.0.0.1:{silent.getsockname()[1]}")
         notes.wait(lambda: notes.hellos == 1)
-        time.sleep(0.1)
         before = time.monotonic()
-        face.close(grace_s=10)
-        assert time.monotonic() - before < 1
+        face.close(grace_s=60)
+        assert time.monotonic() - before < 30, "it does not wait for its grace"
 
 
 def test_close_gives_an_established_session_its_grace_and_no_more(connect: Make) -> None:
@@ -544,7 +543,7 @@ def test_close_gives_an_established_session_its_grace_and_no_more(connect: Make)
         face.wait_connected()
         before = time.monotonic()
         face.close(grace_s=0.3)
-        assert 0.25 < time.monotonic() - before < 2
+        assert 0.25 < time.monotonic() - before < 20, "for ever, if it waited for the other end"
 
 
 def test_close_during_a_long_wait_between_attempts(connect: Make, notes: Notes) -> None:
@@ -552,8 +551,8 @@ def test_close_during_a_long_wait_between_attempts(connect: Make, notes: Notes) 
     face = connect(f"127.0.0.1:{free_port()}", options=options)
     notes.wait(lambda: "refused" in face.session.last_error)
     before = time.monotonic()
-    face.close(grace_s=30)
-    assert time.monotonic() - before < 2
+    face.close(grace_s=60)
+    assert time.monotonic() - before < 30, "it does not wait for the next attempt"
 
 
 # --------------------------------------------------------------------------------------------------------- colours

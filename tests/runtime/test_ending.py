@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from typing import Any
 
 import pytest
@@ -64,12 +63,10 @@ def test_a_session_that_is_gone_for_good_is_not_asked_in_a_busy_loop() -> None:
     session = Session()
     manager, scope = two_branches(session)
     manager.on_lost("gone")
-    began = time.process_time()
     with pytest.raises(TransactionAborted) as caught:
         scope.__exit__(None, None, None)
     assert caught.value.reason.code is AbortCode.COORDINATOR_UNAVAILABLE
     assert session.waits <= 25
-    assert time.process_time() - began < 0.5
     manager.close()
 
 

@@ -16,11 +16,17 @@ from txrpc.testing.simulation import Options, simulate
 from txrpc.testing.simulation.checkers import all_checkers
 from txrpc.testing.simulation.history import FACTS
 
-SEEDS = 20_000
 CHUNK = 1_000
+FEW, MANY, MORE = 3_000, 20_000, 100_000
+"""Seeds in `make test`, in CI as well, and in `make proof`."""
 
 
-@pytest.mark.parametrize("start", range(0, SEEDS, CHUNK))
+def _marks(start: int) -> list[pytest.MarkDecorator]:
+    marks = [(FEW, pytest.mark.proof), (MANY, pytest.mark.long)]
+    return [mark for bound, mark in marks if start >= bound]
+
+
+@pytest.mark.parametrize("start", [pytest.param(start, marks=_marks(start)) for start in range(0, MORE, CHUNK)])
 def test_no_world_breaks_a_rule(start: int) -> None:
     tally = run_seeds(range(start, start + CHUNK))
     for seed in tally.broken[:1]:

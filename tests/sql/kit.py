@@ -53,8 +53,8 @@ class Proxy:
     """Stands between a client and its server, on a port of its own.
 
     `cut` tells the clients that their connections are gone; the server's ends stay open, as after a failure of the network.
-    While `mute` is set nothing that the server says gets through; while `deaf` is set, nothing that clients say.
-    The next `refusing` clients are turned away.
+    After `mute` nothing that the server says gets through on the connections that there are; after `deafen`, nothing that clients
+    say; `lost` is set when something was lost that way.  The next `refusing` clients are turned away.
     *pid*: the process id that clients are told instead of their backend's, as a connection pooler would.
     """
 
@@ -63,8 +63,8 @@ class Proxy:
         self._pid = pid
         self._listener = socket.create_server(("127.0.0.1", 0))
         self.port: int = self._listener.getsockname()[1]
-        self.mute = threading.Event()
-        self.deaf = threading.Event()
+        self.lost = threading.Event()
+        self._silent: set[socket.socket] = set()
         self.refusing = 0
         self._clients: list[socket.socket] = []
         self._servers: list[socket.socket] = []
@@ -90,6 +90,12 @@ class Proxy:
             with contextlib.suppress(OSError):
                 client.shutdown(socket.SHUT_RDWR)
 
+    def mute(self) -> None:
+        self._silent.update(self._servers)
+
+    def deafen(self) -> None:
+        self._silent.update(self._clients)
+
     def _accept(self) -> None:
         with contextlib.suppress(OSError):
             while True:
@@ -101,13 +107,15 @@ class Proxy:
                 server = socket.create_connection(self._target)
                 self._clients.append(client)
                 self._servers.append(server)
-                threading.Thread(target=self._pump, args=(client, server, self.deaf), daemon=True).start()
-                threading.Thread(target=self._pump, args=(server, client, self.mute), daemon=True).start()
+                threading.Thread(target=self._pump, args=(client, server), daemon=True).start()
+                threading.Thread(target=self._pump, args=(server, client), daemon=True).start()
 
-    def _pump(self, source: socket.socket, sink: socket.socket, lost: threading.Event) -> None:
+    def _pump(self, source: socket.socket, sink: socket.socket) -> None:
         with contextlib.suppress(OSError):
             while data := source.recv(65536):
-                if not lost.is_set():
+                if source in self._silent:
+                    self.lost.set()
+                else:
                     sink.sendall(self._disguise(data))
             if source in self._servers:
                 sink.shutdown(socket.SHUT_RDWR)

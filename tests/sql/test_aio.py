@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
-import time
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 import pytest
@@ -17,6 +16,7 @@ import txrpc.sql
 from tests.postgres import Server
 from tests.runtime.conftest import AioNoSession
 from tests.sql.kit import Proxy, Row, gid
+from tests.waiting import until_a_backend_waits_for
 from txrpc.errors import AbortCode, ConfigurationError, IllegalState, ResourceUnavailable, TransactionAborted
 from txrpc.protocol.messages import Finish, OnePhaseResult
 from txrpc.resource import Prepared, ReadOnly
@@ -78,9 +78,8 @@ async def nothing(_token: str) -> None:
     pass
 
 
-async def a_little_later(work: Coroutine[Any, Any, Any]) -> Any:
-    await asyncio.sleep(0.3)
-    return await work
+async def a_backend_waits_for(event: str, server: Server, resource: txrpc.sql.AsyncResourceManager) -> None:
+    await asyncio.to_thread(until_a_backend_waits_for, server, resource.engine.url.database or "", event)
 
 
 # -------------------------------------------------------------------------------------------------------------- the verbs
@@ -158,12 +157,13 @@ async def test_an_exhausted_pool_says_what_to_change(make: AioMake) -> None:
     await resource.rollback(work)
 
 
-async def test_rule_11_interrupt_frees_locks(make: AioMake) -> None:
+async def test_rule_11_interrupt_frees_locks(make: AioMake, server: Server) -> None:
     resource = make()
     holder, waiter = await resource.begin(False), await resource.begin(False)
     await insert(holder)
     waiting = asyncio.create_task(insert(waiter))
-    await a_little_later(resource.interrupt(waiter))
+    await a_backend_waits_for("transactionid", server, resource)
+    await resource.interrupt(waiter)
     with pytest.raises(DBAPIError) as caught:
         await asyncio.wait_for(waiting, 10)
     reason = resource.classify(caught.value)
@@ -198,9 +198,11 @@ async def test_a_cancelled_statement_takes_its_branch_with_it(
     with pytest.raises(TransactionAborted, match="cancelled"):
         async with transaction(), bank.connection() as connection:
             await connection.execute(sa.text("INSERT INTO row VALUES ('a', 1)"))
-            with pytest.raises(TimeoutError):
-                async with asyncio.timeout(0.2):
-                    await connection.execute(sa.text("SELECT pg_sleep(30)"))
+            sleeping = asyncio.create_task(connection.execute(sa.text("SELECT pg_sleep(30)")))
+            await a_backend_waits_for("PgSleep", server, bank)
+            sleeping.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await sleeping
             with pytest.raises(PendingRollbackError):
                 await connection.execute(sa.text("INSERT INTO row VALUES ('b', 1)"))
     assert await rows(bank) == []
@@ -213,7 +215,7 @@ async def test_rule_13_a_commit_that_was_broken_off_is_asked_about(make: AioMake
     work = await resource.begin(False)
     await insert(work)
     committing = asyncio.create_task(resource.commit_one_phase(work, nothing))
-    await asyncio.sleep(0.3)
+    await a_backend_waits_for("PgSleep", server, resource)
     server.execute(f"SELECT pg_terminate_backend({work.pid})")
     assert await committing is OnePhaseResult.ABORTED
     assert await rows(resource) == []
@@ -229,14 +231,13 @@ async def test_rule_13_a_commit_whose_answer_never_came_is_committed(make: AioMa
         await insert(work)
 
         async def mute(_token: str) -> None:
-            proxy.mute.set()
-            threading.Thread(target=restore).start()
-
-        def restore() -> None:
-            time.sleep(3.0 if driver == "asyncpg" else 0.5)
-            proxy.mute.clear()
+            proxy.mute()
             if driver != "asyncpg":
-                proxy.cut()
+                threading.Thread(target=break_off).start()
+
+        def break_off() -> None:
+            proxy.lost.wait(30)  # the answer to COMMIT
+            proxy.cut()
 
         assert await direct.commit_one_phase(work, mute) is OnePhaseResult.COMMITTED
         assert await rows(resource) == ["a"]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-import time
 from collections.abc import Iterator
 
 import pytest
@@ -13,6 +12,7 @@ from sqlalchemy.exc import DBAPIError
 import txrpc.sql
 from tests.postgres import Server, needs_own_server
 from tests.sql.kit import Make, Proxy, gid, insert, rows
+from tests.waiting import eventually, until_a_backend_waits_for
 from txrpc.errors import AbortCode, IllegalState, ResourceUnavailable, TransactionAborted
 from txrpc.protocol.messages import Finish, OnePhaseResult
 from txrpc.resource import Prepared
@@ -25,13 +25,6 @@ def proxy(url: str) -> Iterator[Proxy]:
     target = sa.make_url(url)
     with Proxy(target.host or "", target.port or 5432) as proxy:
         yield proxy
-
-
-def wait_for(condition: object, timeout_s: float = 10.0) -> None:
-    until = time.monotonic() + timeout_s
-    while not condition():  # type: ignore[operator]
-        assert time.monotonic() < until, "it took too long"
-        time.sleep(0.02)
 
 
 # ------------------------------------------------------------------------------------------------ a connection that breaks
@@ -87,16 +80,14 @@ def test_rule_13_a_commit_that_the_network_swallowed_is_ended_and_its_locks_are_
     insert(work)
 
     def cut(_token: str) -> None:
-        proxy.deaf.set()
-        threading.Timer(0.3, restore).start()
+        proxy.deafen()
+        threading.Thread(target=break_off).start()
 
-    def restore() -> None:
+    def break_off() -> None:
+        proxy.lost.wait(30)  # the COMMIT
         proxy.cut()
-        proxy.deaf.clear()
 
-    began = time.monotonic()
     assert direct.commit_one_phase(work, cut) is OnePhaseResult.ABORTED
-    assert time.monotonic() - began < 10
     insert(again := resource.begin(False))
     resource.rollback(again)
 
@@ -109,13 +100,12 @@ def test_rule_13_a_commit_whose_answer_the_network_swallowed_is_committed(
     insert(work)
 
     def cut(_token: str) -> None:
-        proxy.mute.set()
-        threading.Thread(target=restore).start()
+        proxy.mute()
+        threading.Thread(target=break_off).start()
 
-    def restore() -> None:
-        wait_for(lambda: rows(resource) == ["a"])
+    def break_off() -> None:
+        proxy.lost.wait(30)  # the answer to COMMIT
         proxy.cut()
-        proxy.mute.clear()
 
     assert direct.commit_one_phase(work, cut) is OnePhaseResult.COMMITTED
     assert rows(resource) == ["a"]
@@ -134,12 +124,21 @@ def test_a_prepare_that_the_network_swallowed_never_happens_later(
     work = direct.begin(False)
     insert(work)
     proxy.refusing = refusing
-    threading.Timer(0.4, proxy.cut).start()  # while PREPARE is in the trigger
+    database = resource.engine.url.database or ""
+
+    def cut() -> None:
+        until_a_backend_waits_for(server, database, "PgSleep")  # PREPARE is in the trigger
+        proxy.cut()
+
+    cutter = threading.Thread(target=cut)
+    cutter.start()
     with pytest.raises(DBAPIError):
         direct.prepare(work, branch)
+    cutter.join()
     direct.rollback(work)
     assert direct.rollback_prepared(branch, "") is Finish.ABSENT
-    time.sleep(2)
+    gone = f"SELECT count(*) FROM pg_stat_activity WHERE pid = {work.pid}"
+    eventually(lambda: server.execute(gone) == [(0,)])
     assert resource.in_doubt("default") == []
 
 
@@ -154,7 +153,7 @@ def test_behind_a_pooler_that_hides_backends_a_branch_can_still_be_broken_off(
         assert server.execute(f"SELECT count(*) FROM pg_stat_activity WHERE pid = {work.pid}") == [(1,)]
         insert(work)
         resource.interrupt(work)
-        wait_for(lambda: server.execute(f"SELECT count(*) FROM pg_stat_activity WHERE pid = {work.pid}") == [(0,)])
+        eventually(lambda: server.execute(f"SELECT count(*) FROM pg_stat_activity WHERE pid = {work.pid}") == [(0,)])
         resource.rollback(work)
 
 

@@ -14,6 +14,7 @@ from sqlalchemy.ext.asyncio import create_async_engine
 import txrpc.sql
 from tests.postgres import Server
 from tests.sql.kit import Make, Row, gid, insert, rows
+from tests.waiting import until_a_backend_waits_for
 from txrpc.errors import AbortCode, ConfigurationError, IllegalState, Reason, ResourceUnavailable, TransactionAborted
 from txrpc.protocol.messages import Finish, OnePhaseResult
 from txrpc.resource import Prepared, ReadOnly
@@ -305,13 +306,18 @@ def test_rule_13_a_connection_that_breaks_at_commit_is_asked_about(make: Make, s
     def terminate(_token: str = "") -> None:
         server.execute(f"SELECT pg_terminate_backend({work.pid})")
 
-    timer = threading.Timer(0.5, terminate)
+    def terminate_in_the_trigger() -> None:
+        until_a_backend_waits_for(server, database, "PgSleep")
+        terminate()
+
+    terminator = threading.Thread(target=terminate_in_the_trigger)
     if when == "during":
-        timer.start()
+        terminator.start()
     result = resource.commit_one_phase(work, terminate if when == "before" else lambda _token: None)
     assert result is OnePhaseResult.ABORTED
     assert rows(resource) == []
-    timer.cancel()
+    if when == "during":
+        terminator.join()
 
 
 def test_rule_13_the_truth_after_a_kill_of_the_server(make: Make) -> None:
@@ -366,7 +372,7 @@ def test_rule_4_a_prepared_branch_survives_kill_9_and_restart(binaries: str) -> 
         resource.engine.dispose()
 
 
-def test_rule_11_interrupt_frees_locks_and_connection(make: Make, driver: str) -> None:
+def test_rule_11_interrupt_frees_locks_and_connection(make: Make, driver: str, server: Server) -> None:
     resource = make(driver)
     holder = resource.begin(False)
     insert(holder, "x")
@@ -381,7 +387,7 @@ def test_rule_11_interrupt_frees_locks_and_connection(make: Make, driver: str) -
     waiter = resource.begin(False)
     thread = threading.Thread(target=wait_for_the_lock)
     thread.start()
-    time.sleep(0.3)
+    until_a_backend_waits_for(server, resource.engine.url.database or "", "transactionid")
     resource.interrupt(waiter)
     thread.join(10)
     assert not thread.is_alive()

@@ -7,19 +7,10 @@ from pathlib import Path
 import pytest
 
 import txrpc
-from tests.postgres import Server, start_servers
-from tests.system.world import BANKS, World
+from tests.postgres import Server
+from tests.system.world import World
 
 _numbers = itertools.count(1)
-
-
-@pytest.fixture(scope="session")
-def servers() -> Iterator[dict[str, Server]]:
-    """One PostgreSQL server a bank."""
-    servers = dict(zip(BANKS, start_servers(len(BANKS), log_statement="all", fsync="off"), strict=True))
-    yield servers
-    for server in servers.values():
-        server.stop()
 
 
 @pytest.fixture

@@ -24,7 +24,8 @@ import click
 import txrpc
 from tests.system.load import AioClient, Client
 from tests.system.verdicts import Reading, Sample, Soak, Verdict, verdicts
-from tests.system.world import BANKS, START, World, eventually
+from tests.system.world import BANKS, START, World
+from tests.waiting import eventually
 from txrpc.failpoints import POINTS
 from txrpc.testing.failpoints import failpoint
 from txrpc.testing.postgres import PostgresServer

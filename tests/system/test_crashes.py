@@ -17,9 +17,8 @@ import pytest
 import txrpc
 from examples.bank import bank_pb2
 from tests.postgres import needs_own_server
-from tests.system.world import START, World, eventually
-
-pytestmark = pytest.mark.serial
+from tests.system.world import START, World
+from tests.waiting import eventually
 
 Make = Callable[..., World]
 Connect = Callable[[World], txrpc.Manager]
@@ -203,10 +202,10 @@ def test_database_killed_before_prepare(make_world: Make, connected: Connect) ->
         teller.banks[0].Withdraw(_amount(-100))
         teller.banks[1].Deposit(_amount(100))
         world.servers["bank-a"].kill()
-        threading.Timer(1, world.servers["bank-a"].restart).start()
+        restart = threading.Timer(1, world.servers["bank-a"].restart)
+        restart.start()
     teller.close()
-    eventually(lambda: world.servers["bank-a"].running)
-    time.sleep(1)
+    restart.join()
     ends(world, "aborted", "aborted")
 
 

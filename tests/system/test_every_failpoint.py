@@ -22,12 +22,11 @@ from tests.postgres import Server
 from tests.proof import note_proof
 from tests.system import deeds
 from tests.system.cells import BANKS, CELLS, DEEDS, PROCESSES, Cell
-from tests.system.world import START, World, eventually
+from tests.system.world import START, World
+from tests.waiting import eventually
 from txrpc.failpoints import POINTS
 from txrpc.ids import Xid
 from txrpc.testing.processes import Child
-
-pytestmark = pytest.mark.cells
 
 _REFUSES = f"""
     CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS $$BEGIN RAISE 'refused'; END$$;
@@ -248,6 +247,7 @@ def wards(servers: dict[str, Server], tmp_path_factory: pytest.TempPathFactory) 
         last.close()
 
 
+@pytest.mark.proof
 @pytest.mark.parametrize("cell", CELLS, ids=str)
 def test_rule_1_all_ends_alike_whatever_happens_at_this_point(wards: Callable[[], Ward], cell: Cell) -> None:
     ward = wards()

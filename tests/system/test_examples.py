@@ -13,8 +13,6 @@ from tests.install.readme import play
 from tests.postgres import Server
 from txrpc.testing.processes import Child, CoordinatorProcess, free_port
 
-pytestmark = pytest.mark.serial
-
 ROOT = Path(__file__).resolve().parents[2]
 
 
@@ -36,7 +34,7 @@ SETUP = {
 }
 
 
-@pytest.mark.parametrize("driver", ["asyncpg", "psycopg"])
+@pytest.mark.parametrize("driver", ["asyncpg", pytest.param("psycopg", marks=pytest.mark.proof)])
 def test_the_shop_sells_a_whole_cart_or_nothing(servers: dict[str, Server], tmp_path: Path, driver: str) -> None:
     """Three hops, in parallel calls: customer, orders, stock, payments."""
     server = servers["bank-a"]
@@ -115,6 +113,7 @@ def test_the_teller_program(servers: dict[str, Server], tmp_path: Path) -> None:
         server.execute(f"DROP DATABASE teller{name[-1]} WITH (FORCE)")
 
 
+@pytest.mark.proof
 def test_the_demonstration_proves_itself() -> None:
     command = [sys.executable, "-m", "examples.bank.demo", "--transfers", "150", "--threads", "4"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=110, check=False)

@@ -17,7 +17,7 @@ from tests.system.world import World
 SECONDS = float(os.environ.get("TXRPC_SOAK_S", "60"))
 
 
-@pytest.mark.serial
+@pytest.mark.proof
 @pytest.mark.timeout(600)
 @needs_own_server
 def test_a_short_soak_passes(make_world: Callable[..., World], connected: Callable[[World], object]) -> None:

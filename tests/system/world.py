@@ -5,13 +5,14 @@ from __future__ import annotations
 import sys
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, Protocol
 
 from examples.bank.teller import Teller
 from tests.postgres import Server
+from tests.waiting import eventually
 from txrpc.cli import overview
 from txrpc.testing.processes import Child, CoordinatorProcess, free_port
 
@@ -144,12 +145,3 @@ class World:
         thread = threading.Thread(target=wait_and_start, daemon=True)
         thread.start()
         return thread
-
-
-def eventually(holds: Callable[[], object], timeout_s: float = 20.0, evidence: Callable[[], str] = str) -> None:
-    """Wait until *holds*; fails with *evidence* if it does not in time."""
-    until = time.monotonic() + timeout_s
-    while not holds():
-        if time.monotonic() > until:
-            raise AssertionError(f"did not come true in {timeout_s} s\n{evidence()}")
-        time.sleep(0.05)
