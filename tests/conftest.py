@@ -22,6 +22,7 @@ TRUE_REASONS = (
     "no installed PostgreSQL",
     "needs root",
     "no atheris",
+    "no Python 3.",
     "gRPC before 1.",
 )
 

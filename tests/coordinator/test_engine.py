@@ -5,11 +5,12 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Iterable, Sequence
 
 import pytest
 
 from tests.waiting import aeventually
+from txrpc.coordinator import engine as module
 from txrpc.coordinator.engine import Engine
 from txrpc.errors import AbortCode, Fenced
 from txrpc.ids import BranchId, Epoch, ParticipantId, Xid
@@ -49,6 +50,8 @@ class RoughLog(MemoryLog):
         self.writing = 0
         """How many decisions the last record() was given, from its beginning."""
         self.lookup_s = 0.0
+        self.done_troubles: list[Exception] = []
+        self.forgets: list[tuple[int, int]] = []
         self.gate = threading.Event()
         self.gate.set()
 
@@ -60,6 +63,15 @@ class RoughLog(MemoryLog):
         if decisions:
             self.batches.append(len(decisions))
         super().record(decisions)
+
+    def done(self, xids: Iterable[Xid], now_ms: int) -> None:
+        if self.done_troubles:
+            raise self.done_troubles.pop(0)
+        super().done(xids, now_ms)
+
+    def forget(self, done_before_ms: int, limit: int) -> int:
+        self.forgets.append((done_before_ms, limit))
+        return super().forget(done_before_ms, limit)
 
     def outcome(self, xid: Xid) -> Decision | None:
         time.sleep(self.lookup_s)
@@ -268,3 +280,84 @@ async def test_a_restart_takes_up_what_was_not_done(log: RoughLog) -> None:
     assert {m.gid.xid for m in again.messages if isinstance(m, Commit)} == {xid}
     await second.stop()
     assert xid in store.nodes["c1"].done_ms
+
+
+# ------------------------------------------------------------------------------------ retention, clock, marks of done
+
+
+async def started(log: RoughLog, retention_s: float) -> Engine:
+    engine = Engine(log, "c1", "default", Limits(), retention_s, in_doubt_warn_s=10)
+    await engine.start()
+    return engine
+
+
+async def test_rule_6_marks_of_done_are_repeated_until_the_log_has_them(log: RoughLog) -> None:
+    """A log that fails in between loses none, and records nothing twice."""
+    store = MemoryStore()
+    log = RoughLog(store)
+    log.done_troubles = [NotRecorded("full"), RecordUncertain("no answer")]
+    engine = await started(log, 60)
+    box = Box(engine)
+    xids = [box.commit(number) for number in range(1, 4)]
+    for xid in xids:
+        assert (await box.outcome(xid)).outcome is Outcome.COMMITTED
+    await aeventually(lambda: set(store.nodes["c1"].done_ms) == set(xids))
+    assert log.done_troubles == []
+    assert list(log.pending()) == []
+    await engine.stop()
+
+
+async def test_rule_6_what_is_not_acknowledged_is_never_forgotten(log: RoughLog) -> None:
+    engine = await started(log, 0)
+    box = Box(engine)
+    box.deaf = True
+    xid = box.commit(1)
+    await aeventually(lambda: log.outcome(xid))
+    await aeventually(lambda: len(log.forgets) > 1)
+    assert log.outcome(xid) is not None
+    await engine.stop()
+
+
+async def test_rule_12_what_is_done_is_kept_for_the_retention_time_and_then_deleted() -> None:
+    store = MemoryStore()
+    engine = await started(RoughLog(store), 2)
+    box = Box(engine)
+    xid = box.commit(1)
+    assert (await box.outcome(xid)).outcome is Outcome.COMMITTED
+    await aeventually(lambda: xid in store.nodes["c1"].done_ms)
+    done_ms = store.nodes["c1"].done_ms[xid]
+    await aeventually(lambda: xid not in store.nodes["c1"].decisions)
+    assert engine._clock_ms() - done_ms >= 2_000
+    assert store.nodes["c1"].forgotten_ms > done_ms
+    await engine.stop()
+
+
+async def test_forgetting_goes_on_in_batches_until_nothing_is_left(
+    log: RoughLog, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "_FORGET_BATCH", 2)
+    engine = await started(log, 0)
+    box = Box(engine)
+    xids = [box.commit(number) for number in range(1, 6)]
+    for xid in xids:
+        await box.outcome(xid)
+    await aeventually(lambda: not any(log.outcome(xid) for xid in xids))
+    assert {limit for _, limit in log.forgets} == {2}
+    await engine.stop()
+
+
+async def test_the_coordinators_clock_never_goes_back_over_a_restart(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The machine's may: what is decided later has the later time all the same, or it would be forgotten too early."""
+    store = MemoryStore()
+    first = await started(RoughLog(store), 60)
+    earlier = (box := Box(first)).commit(1)
+    await box.outcome(earlier)
+    await first.stop()
+    early_ms = store.nodes["c1"].decisions[earlier].decided_ms
+    monkeypatch.setattr(time, "time_ns", lambda: (early_ms - 3_600_000) * 1_000_000)
+    second = await started(RoughLog(store), 60)
+    later = (box := Box(second)).commit(2)
+    await box.outcome(later)
+    await second.stop()
+    assert store.nodes["c1"].decisions[later].decided_ms > early_ms
+    assert second.core.tick >= early_ms // 1000

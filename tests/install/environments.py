@@ -31,12 +31,12 @@ class Environment:
 
     @staticmethod
     def other_python(version: str) -> Path | None:
-        """A Python of this version on this machine, or None."""
-        found = shutil.which(f"python{version}")
-        if found is None:
-            return None
-        asked = subprocess.run([found, "-c", "import sys; print(sys.executable)"], capture_output=True, text=True)
-        return Path(asked.stdout.strip()) if asked.returncode == 0 else None
+        """A Python of this version on this machine, also one of pyenv's, or None."""
+        pyenv = Path(os.environ.get("PYENV_ROOT", "~/.pyenv")).expanduser()
+        candidates = [*pyenv.glob(f"versions/{version}.*/bin/python3")]
+        candidates += [Path(found)] if (found := shutil.which(f"python{version}")) else []
+        works = [each for each in candidates if subprocess.run([each, "-c", ""], capture_output=True).returncode == 0]
+        return works[0] if works else None
 
     @property
     def python(self) -> Path:

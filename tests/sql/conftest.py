@@ -9,6 +9,7 @@ import sqlalchemy as sa
 import txrpc.sql
 from tests.postgres import ExistingServer, Server, start_servers
 from tests.runtime.conftest import NoSession
+from tests.sql.blocking import ASYNC_DRIVERS, Blocking
 from tests.sql.kit import Make, numbers
 from txrpc.runtime.manager import Manager
 from txrpc.runtime.scope import set_default_manager
@@ -34,25 +35,31 @@ def url(server: Server) -> Iterator[str]:
         server.execute(f"DROP DATABASE {name} WITH (FORCE)")
 
 
-@pytest.fixture(params=["psycopg", "psycopg2"])
+@pytest.fixture(params=["psycopg", "psycopg2", *ASYNC_DRIVERS])
 def driver(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 
 
 @pytest.fixture
 def make(url: str) -> Iterator[Make]:
-    """``make(driver, **engine_options)``: a resource manager on the fresh database."""
-    made: list[txrpc.sql.ResourceManager] = []
+    """``make(driver, **engine_options)``: a resource manager on the fresh database, of either half."""
+    made: list[Any] = []
 
-    def one(driver: str = "psycopg", at: Any = url, **options: Any) -> txrpc.sql.ResourceManager:
-        engine = sa.create_engine(sa.make_url(at).set(drivername=f"postgresql+{driver}"), **options)
-        made.append(txrpc.sql.ResourceManager("bank", engine))
+    def one(driver: str = "psycopg", at: Any = url, **options: Any) -> Any:
+        if driver in ASYNC_DRIVERS:
+            made.append(Blocking(sa.make_url(at), ASYNC_DRIVERS[driver], **options))
+        else:
+            engine = sa.create_engine(sa.make_url(at).set(drivername=f"postgresql+{driver}"), **options)
+            made.append(txrpc.sql.ResourceManager("bank", engine))
         return made[-1]
 
     yield one
     for resource in made:
-        resource.close()
-        resource.engine.dispose()
+        if isinstance(resource, Blocking):
+            resource.stop()
+        else:
+            resource.close()
+            resource.engine.dispose()
 
 
 @pytest.fixture

@@ -19,7 +19,7 @@ from tests.sql.kit import Proxy, Row, gid
 from tests.waiting import until_a_backend_waits_for
 from txrpc.errors import AbortCode, ConfigurationError, IllegalState, ResourceUnavailable, TransactionAborted
 from txrpc.protocol.messages import Finish, OnePhaseResult
-from txrpc.resource import Prepared, ReadOnly
+from txrpc.resource import Prepared
 from txrpc.runtime import transactional, transactional_aio
 from txrpc.runtime.manager_aio import AioManager
 from txrpc.runtime.scope import set_default_manager
@@ -103,30 +103,6 @@ async def test_every_verb_leaves_the_pools_clean(make: AioMake, server: Server) 
     assert await rows(resource) == ["0", "1", "2"]
 
 
-async def test_nothing_written_is_read_only_and_read_only_refuses_to_write(make: AioMake) -> None:
-    resource = make()
-    work = await resource.begin(False)
-    await work.connection.execute(sa.text("SELECT * FROM row"))
-    assert isinstance(await resource.prepare(work, gid()), ReadOnly)
-    work = await resource.begin(True)
-    with pytest.raises(DBAPIError) as caught:
-        await insert(work)
-    assert "25006" in str(resource.classify(caught.value))
-    await resource.rollback(work)
-
-
-async def test_a_failed_transaction_is_never_prepared(make: AioMake) -> None:
-    resource = make()
-    work = await resource.begin(False)
-    await insert(work)
-    with pytest.raises(DBAPIError):
-        await work.connection.execute(sa.text("SELECT 1/0"))
-    with pytest.raises(DBAPIError):
-        await resource.prepare(work, gid())
-    await resource.rollback(work)
-    assert await resource.in_doubt("default") == []
-
-
 async def test_reasons_hold_no_values(make: AioMake) -> None:
     resource = make()
     work = await resource.begin(False)
@@ -157,38 +133,7 @@ async def test_an_exhausted_pool_says_what_to_change(make: AioMake) -> None:
     await resource.rollback(work)
 
 
-async def test_rule_11_interrupt_frees_locks(make: AioMake, server: Server) -> None:
-    resource = make()
-    holder, waiter = await resource.begin(False), await resource.begin(False)
-    await insert(holder)
-    waiting = asyncio.create_task(insert(waiter))
-    await a_backend_waits_for("transactionid", server, resource)
-    await resource.interrupt(waiter)
-    with pytest.raises(DBAPIError) as caught:
-        await asyncio.wait_for(waiting, 10)
-    reason = resource.classify(caught.value)
-    assert reason is not None
-    assert reason.code is AbortCode.RESOURCE_UNAVAILABLE
-    await resource.rollback(waiter)
-    await resource.rollback(holder)
-
-
 # ------------------------------------------------------------------------------------------------ a connection that breaks
-
-
-async def test_rule_8_what_follows_a_lost_connection_is_not_taken_for_the_branch(make: AioMake, server: Server) -> None:
-    resource = make()
-    work = await resource.begin(False)
-    await insert(work, "lost")
-    server.execute(f"SELECT pg_terminate_backend({work.pid})")
-    with pytest.raises(DBAPIError):
-        await insert(work, "x")
-    await work.connection.rollback()
-    await insert(work, "kept")
-    with pytest.raises(ResourceUnavailable, match="lost"):
-        await resource.prepare(work, gid())
-    await resource.rollback(work)
-    assert await rows(resource) == []
 
 
 async def test_a_cancelled_statement_takes_its_branch_with_it(
@@ -207,18 +152,6 @@ async def test_a_cancelled_statement_takes_its_branch_with_it(
                 await connection.execute(sa.text("INSERT INTO row VALUES ('b', 1)"))
     assert await rows(bank) == []
     assert server.execute("SELECT count(*) FROM pg_stat_activity WHERE query LIKE 'SELECT pg_sleep(30)%'") == [(0,)]
-
-
-async def test_rule_13_a_commit_that_was_broken_off_is_asked_about(make: AioMake, server: Server) -> None:
-    resource = make()
-    server.execute(SLOW, resource.engine.url.database or "")
-    work = await resource.begin(False)
-    await insert(work)
-    committing = asyncio.create_task(resource.commit_one_phase(work, nothing))
-    await a_backend_waits_for("PgSleep", server, resource)
-    server.execute(f"SELECT pg_terminate_backend({work.pid})")
-    assert await committing is OnePhaseResult.ABORTED
-    assert await rows(resource) == []
 
 
 async def test_rule_13_a_commit_whose_answer_never_came_is_committed(make: AioMake, driver: str, url: str) -> None:

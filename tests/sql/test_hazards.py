@@ -143,11 +143,11 @@ def test_a_prepare_that_the_network_swallowed_never_happens_later(
 
 
 def test_behind_a_pooler_that_hides_backends_a_branch_can_still_be_broken_off(
-    make: Make, url: str, server: Server
+    make: Make, driver: str, url: str, server: Server
 ) -> None:
     target = sa.make_url(url)
     with Proxy(target.host or "", target.port or 5432, pid=2**31 - 1) as pooler:
-        resource = make(at=pooler.url(url))
+        resource = make(driver, at=pooler.url(url))
         resource.start()
         work = resource.begin(False)
         assert server.execute(f"SELECT count(*) FROM pg_stat_activity WHERE pid = {work.pid}") == [(1,)]
@@ -157,9 +157,9 @@ def test_behind_a_pooler_that_hides_backends_a_branch_can_still_be_broken_off(
         resource.rollback(work)
 
 
-def test_interrupting_a_branch_that_has_ended_hurts_nobody(make: Make) -> None:
+def test_interrupting_a_branch_that_has_ended_hurts_nobody(make: Make, driver: str) -> None:
     """Its connection may be another branch's by now."""
-    resource = make(pool_size=1, max_overflow=0)
+    resource = make(driver, pool_size=1, max_overflow=0)
     ended = resource.begin(False)
     insert(ended, "ended")
     resource.rollback(ended)
@@ -265,8 +265,8 @@ def test_a_mistake_that_the_driver_finds_is_the_statements(make: Make) -> None:
     resource.rollback(work)
 
 
-def test_an_unsupported_feature_is_not_a_refusal_to_prepare(make: Make) -> None:
-    resource = make()
+def test_an_unsupported_feature_is_not_a_refusal_to_prepare(make: Make, driver: str) -> None:
+    resource = make(driver)
     work = resource.begin(False)
     with pytest.raises(DBAPIError) as caught:
         work.connection.exec_driver_sql("ALTER TABLE row ALTER name TYPE text USING (name IN (SELECT 'a'))")
@@ -298,7 +298,7 @@ def test_no_room_for_one_more_prepared_transaction_may_be_retried() -> None:
         resource.engine.dispose()
 
 
-def test_a_statement_that_took_too_long_is_the_statements(make: Make) -> None:
+def test_a_statement_that_took_too_long_is_the_statements(make: Make, driver: str) -> None:
     resource = make(connect_args={"options": "-c statement_timeout=100"})
     work = resource.begin(False)
     with pytest.raises(DBAPIError) as caught:

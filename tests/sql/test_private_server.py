@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -57,6 +58,20 @@ def test_both_kinds_of_binaries_serve(which: str) -> None:
         pid, place = server.pid, server.folder
     assert not alive(pid)
     assert not place.exists()
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root, which starts it as another user")
+def test_binaries_in_a_folder_of_roots_alone_serve(tmp_path: Path) -> None:
+    """As in an environment in root's own folder: it ended in a traceback, Permission denied."""
+    binaries = embedded_binaries()
+    if binaries is None:
+        pytest.skip("no embedded PostgreSQL")
+    (hidden := tmp_path / "hidden").mkdir(mode=0o700)
+    package = binaries.parent.parent
+    for folder in (package, package.with_name(f"{package.name}.libs")):
+        shutil.copytree(folder, hidden / folder.name, symlinks=True)
+    with PostgresServer.start_new(binaries=hidden / binaries.relative_to(package.parent)) as server:
+        assert server.execute("SELECT 1") == [(1,)]
 
 
 def test_it_comes_back_from_kill_9_at_once_with_everything_that_was_committed(server: PostgresServer) -> None:

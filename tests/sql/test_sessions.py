@@ -172,6 +172,7 @@ def test_a_script_that_ends_the_transaction_dooms_it(make: Make, driver: str, sc
     assert rows(resource) == []
 
 
+@pytest.mark.parametrize("driver", ["psycopg", "psycopg2"])
 def test_a_script_that_ends_nothing_is_fine(make: Make, driver: str) -> None:
     resource, branch = make(driver), gid()
     work = resource.begin(False)

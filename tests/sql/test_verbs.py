@@ -9,11 +9,10 @@ from typing import Any
 import pytest
 import sqlalchemy as sa
 from sqlalchemy.exc import DBAPIError
-from sqlalchemy.ext.asyncio import create_async_engine
 
 import txrpc.sql
 from tests.postgres import Server
-from tests.sql.kit import Make, Row, gid, insert, rows
+from tests.sql.kit import Make, Row, gid, insert, numbers, rows
 from tests.waiting import until_a_backend_waits_for
 from txrpc.errors import AbortCode, ConfigurationError, IllegalState, Reason, ResourceUnavailable, TransactionAborted
 from txrpc.protocol.messages import Finish, OnePhaseResult
@@ -51,6 +50,7 @@ def test_prepare_then_rollback(make: Make, driver: str) -> None:
     assert rows(resource) == []
 
 
+@pytest.mark.parametrize("driver", ["psycopg", "psycopg2"])  # the others: test_aio
 def test_the_pooled_connection_comes_back_clean(make: Make, driver: str) -> None:
     resource = make(driver, pool_size=1, max_overflow=0)
     for number in range(5):
@@ -145,8 +145,8 @@ def test_after_a_failed_statement_prepare_never_says_prepared(make: Make, driver
     assert resource.in_doubt("default") == []
 
 
-def test_a_deferred_constraint_that_fails_at_prepare(make: Make) -> None:
-    resource = make()
+def test_a_deferred_constraint_that_fails_at_prepare(make: Make, driver: str) -> None:
+    resource = make(driver)
     with resource.engine.begin() as connection:
         connection.execute(sa.text("ALTER TABLE row ADD UNIQUE (value) DEFERRABLE INITIALLY DEFERRED"))
     work = resource.begin(False)
@@ -155,11 +155,13 @@ def test_a_deferred_constraint_that_fails_at_prepare(make: Make) -> None:
     with pytest.raises(DBAPIError) as caught:
         resource.prepare(work, gid())
     reason = resource.classify(caught.value)
-    assert reason == Reason(AbortCode.STATEMENT_FAILED, "UniqueViolation (SQLSTATE 23505) of constraint row_value_key")
+    assert reason is not None
+    assert reason.code is AbortCode.STATEMENT_FAILED
+    assert "(SQLSTATE 23505)" in reason.text
     resource.rollback(work)
 
 
-def test_a_serialization_failure_may_be_retried(make: Make) -> None:
+def test_a_serialization_failure_may_be_retried(make: Make, driver: str) -> None:
     resource = make(isolation_level="SERIALIZABLE")
     with resource.engine.begin() as connection:
         connection.execute(sa.text("INSERT INTO row VALUES ('x', 0), ('y', 0)"))
@@ -183,8 +185,8 @@ def test_a_serialization_failure_may_be_retried(make: Make) -> None:
         resource.rollback_prepared(branch, "")
 
 
-def test_a_gid_that_is_taken_leaves_the_first_one_prepared(make: Make) -> None:
-    resource, branch = make(), gid()
+def test_a_gid_that_is_taken_leaves_the_first_one_prepared(make: Make, driver: str) -> None:
+    resource, branch = make(driver), gid()
     first, second = resource.begin(False), resource.begin(False)
     insert(first, "first")
     insert(second, "second")
@@ -200,8 +202,8 @@ def test_a_gid_that_is_taken_leaves_the_first_one_prepared(make: Make) -> None:
 # ------------------------------------------------------------------------------------------------------- finishing
 
 
-def test_four_at_once_finish_one_branch(make: Make) -> None:
-    resource, branch = make(), gid()
+def test_four_at_once_finish_one_branch(make: Make, driver: str) -> None:
+    resource, branch = make(driver), gid()
     work = resource.begin(False)
     insert(work)
     prepared = resource.prepare(work, branch)
@@ -227,8 +229,8 @@ def test_four_at_once_finish_one_branch(make: Make) -> None:
     assert rows(resource) == ["a"]
 
 
-def test_a_branch_that_somebody_ended_the_other_way_is_a_heuristic_outcome(make: Make) -> None:
-    resource = make()
+def test_a_branch_that_somebody_ended_the_other_way_is_a_heuristic_outcome(make: Make, driver: str) -> None:
+    resource = make(driver)
     for commit in (True, False):
         branch = gid()
         work = resource.begin(False)
@@ -256,8 +258,8 @@ def test_finishing_never_queues_behind_an_exhausted_pool(make: Make) -> None:
     resource.rollback(pinned)
 
 
-def test_only_branches_of_this_group_and_resource_are_in_doubt(make: Make) -> None:
-    resource = make()
+def test_only_branches_of_this_group_and_resource_are_in_doubt(make: Make, driver: str) -> None:
+    resource = make(driver)
     strangers = [
         "txrpc1:default:junk",
         "txrpc1:default",
@@ -271,6 +273,22 @@ def test_only_branches_of_this_group_and_resource_are_in_doubt(make: Make) -> No
             connection.execute(sa.text("INSERT INTO row VALUES (:n, 1)"), {"n": text})
             connection.exec_driver_sql(f"PREPARE TRANSACTION '{text}'")
     assert [found for found, age in resource.in_doubt("default") if age >= 0] == [mine]
+
+
+def test_branches_of_another_database_of_the_server_are_not_in_doubt_here(
+    make: Make, driver: str, server: Server
+) -> None:
+    """pg_prepared_xacts shows the whole cluster; they cannot be finished from here, and asking about them would never end."""
+    resource, mine = make(driver), gid()
+    server.create_database(elsewhere := f"elsewhere{next(numbers)}")
+    server.execute("CREATE TABLE row (name text PRIMARY KEY, value int)", elsewhere)
+    other = make(driver, at=sa.make_url(server.url(elsewhere)))
+    for each, branch in ((resource, mine), (other, theirs := gid())):
+        insert(work := each.begin(False))
+        assert isinstance(each.prepare(work, branch), Prepared)
+    assert [found for found, _ in resource.in_doubt("default")] == [mine]
+    assert [found for found, _ in other.in_doubt("default")] == [theirs]
+    assert other.rollback_prepared(theirs, "") is Finish.DONE
 
 
 # ---------------------------------------------------------------------------------------------------- commit at once
@@ -291,9 +309,11 @@ def test_commit_in_one_phase_tells_its_token_first(make: Make, driver: str) -> N
 
 
 @pytest.mark.parametrize("when", ["before", "during"])
-def test_rule_13_a_connection_that_breaks_at_commit_is_asked_about(make: Make, server: Server, when: str) -> None:
+def test_rule_13_a_connection_that_breaks_at_commit_is_asked_about(
+    make: Make, driver: str, server: Server, when: str
+) -> None:
     """The backend is terminated while COMMIT waits in a deferred trigger: the transaction id tells that it did not happen."""
-    resource = make()
+    resource = make(driver)
     database = resource.engine.url.database or ""
     server.execute(
         "CREATE FUNCTION slow() RETURNS trigger LANGUAGE plpgsql AS $$BEGIN PERFORM pg_sleep(5); RETURN NULL; END$$;"
@@ -536,45 +556,3 @@ def test_preflight_as_an_ordinary_user(server: Server, url: str) -> None:
 
 
 # ------------------------------------------------------------------------------------------------------------ asyncio
-
-
-@pytest.mark.parametrize("driver", ["asyncpg", "psycopg"])
-async def test_the_async_twin(url: str, driver: str) -> None:
-    engine = create_async_engine(url.replace("+psycopg:", f"+{driver}:"))
-    resource = txrpc.sql.AsyncResourceManager("bank", engine)
-    assert (await resource.start()).identity.count("/") == 1
-    tokens: list[str] = []
-
-    async def committing(token: str) -> None:
-        tokens.append(token)
-
-    branches = [gid(), gid()]
-    for branch, name in zip(branches, "ab", strict=True):
-        work = await resource.begin(False)
-        assert work.pid
-        await work.connection.execute(sa.text("INSERT INTO row VALUES (:n, 1)"), {"n": name})
-        assert isinstance(await resource.prepare(work, branch), Prepared)
-    assert {found for found, _ in await resource.in_doubt("default")} == set(branches)
-    assert await resource.commit_prepared(branches[0], "") is Finish.DONE
-    assert await resource.rollback_prepared(branches[1], "") is Finish.DONE
-    assert await resource.rollback_prepared(branches[1], "") is Finish.ABSENT
-    work = await resource.begin(False)
-    await work.connection.execute(sa.text("INSERT INTO row VALUES ('c', 1)"))
-    assert await resource.commit_one_phase(work, committing) is OnePhaseResult.COMMITTED
-    assert await resource.one_phase_result(tokens[0]) is OnePhaseResult.COMMITTED
-    reading = await resource.begin(False)
-    await reading.connection.execute(sa.text("SELECT 1"))
-    assert isinstance(await resource.prepare(reading, gid()), ReadOnly)
-    spoiled = await resource.begin(False)
-    await spoiled.connection.execute(sa.text("CREATE TEMP TABLE t (n int)"))
-    with pytest.raises(DBAPIError) as caught:
-        await resource.prepare(spoiled, gid())
-    reason = resource.classify(caught.value)
-    assert reason is not None
-    assert reason.code is AbortCode.CANNOT_PREPARE
-    assert "temporary" in reason.text
-    await resource.rollback(spoiled)
-    async with resource.session() as session:
-        assert [row.name for row in await session.scalars(sa.select(Row).order_by(Row.name))] == ["a", "c"]
-    await resource.close()
-    await engine.dispose()

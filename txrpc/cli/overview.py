@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from typing import Any
 
 import grpc
@@ -14,6 +15,13 @@ from txrpc.ids import Epoch
 from txrpc.wire.v1 import admin_pb2, admin_pb2_grpc
 
 __all__ = ["NoAnswer", "as_dict", "ask", "show"]
+
+
+# protobuf 5.26 gave the option another name.
+_RENAMED = "always_print_fields_with_no_presence" in inspect.signature(MessageToDict).parameters
+_WITH_DEFAULTS: dict[str, Any] = {
+    "always_print_fields_with_no_presence" if _RENAMED else "including_default_value_fields": True
+}
 
 
 class NoAnswer(Exception):
@@ -32,9 +40,7 @@ def ask(address: str, limit: int, timeout_s: float) -> admin_pb2.StatusReply:
 
 def as_dict(reply: admin_pb2.StatusReply) -> dict[str, Any]:
     """*reply* for programs: identifiers in hexadecimal, as everywhere."""
-    shown: dict[str, Any] = MessageToDict(
-        reply, preserving_proto_field_name=True, always_print_fields_with_no_presence=True
-    )
+    shown: dict[str, Any] = MessageToDict(reply, preserving_proto_field_name=True, **_WITH_DEFAULTS)
     for key in ("uptime_ms", "committed", "aborted", "heuristic", "open", "in_doubt", "log_batches", "log_decisions"):
         shown[key] = int(shown[key])
     shown["messages"] = {kind: int(count) for kind, count in sorted(shown["messages"].items())}

@@ -88,6 +88,7 @@ class Engine:
         self._group = group
         self._limits = limits
         self._retention_ms = int(retention_s * 1000)
+        self._forget_every_ms = int(min(_FORGET_EVERY_S, retention_s / 10) * 1000)
         self._doubts = Doubts(int(in_doubt_warn_s * 1000))
         self._log_thread = ThreadPoolExecutor(1, thread_name_prefix="txrpc-log")
         self._outboxes: dict[int, Outbox] = {}
@@ -334,7 +335,7 @@ class Engine:
     # ------------------------------------------------------------------------------------------------- housekeeping
 
     async def _housekeeper(self) -> None:
-        forget_at_ms = self.now_ms() + int(_FORGET_EVERY_S * 1000)
+        forget_at_ms = self.now_ms() + self._forget_every_ms
         while not self.over.done():
             await asyncio.sleep(_HOUSEKEEPING_S)
             try:
@@ -343,7 +344,7 @@ class Engine:
                     self._log_works()
                 await self._flush_done()
                 if self.now_ms() >= forget_at_ms:
-                    forget_at_ms = self.now_ms() + int(_FORGET_EVERY_S * 1000)
+                    forget_at_ms = self.now_ms() + self._forget_every_ms
                     await self._forget()
             except Fenced as error:
                 self._fenced(error)
@@ -384,7 +385,6 @@ class Engine:
 
 
 _LEVELS = {"debug": logging.DEBUG, "info": logging.INFO, "warning": logging.WARNING, "error": logging.ERROR}
-
 
 _TAKEN = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime"}
 """Names that a log record has for itself, among them ``process``, or will have."""

