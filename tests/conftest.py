@@ -48,6 +48,9 @@ def servers() -> Iterator[dict[str, Server]]:
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    # What is meant for another PostgreSQL of this machine would reach the private ones too: PGSSLMODE, PGOPTIONS, ...
+    for name in [name for name in os.environ if name.startswith("PG")]:
+        del os.environ[name]
     if GRPC < (1, 83):  # its calls raise what they ended with when collected
         noise = r"ignore:(?s).*InterceptedCall\.__del__:pytest.PytestUnraisableExceptionWarning"
         config.addinivalue_line("filterwarnings", noise)

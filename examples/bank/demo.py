@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import collections
 import logging
+import os
 import random
 import shutil
 import sys
@@ -33,7 +34,7 @@ from rich.text import Text
 
 import txrpc
 from examples.bank.teller import Teller
-from txrpc.testing.postgres import PostgresServer
+from txrpc.testing.postgres import NoPostgres, PostgresServer
 from txrpc.testing.processes import Child, CoordinatorProcess, free_port
 
 ACCOUNTS, CENTS = 100, 1_000_000
@@ -282,10 +283,16 @@ def main() -> None:
     arguments = parser.parse_args()
     # The events say what happens; the library's own log lines would tear the picture.
     logging.getLogger("txrpc").setLevel(logging.CRITICAL)
+    # What is meant for another PostgreSQL of this machine (PGSSLMODE, PGOPTIONS, ...) would reach the private ones too.
+    for name in [name for name in os.environ if name.startswith("PG")]:
+        del os.environ[name]
     console = Console()
     folder = Path(tempfile.mkdtemp(prefix="txrpc-demo-"))
     console.print("Starting two PostgreSQL databases, two bank services and a coordinator ...", highlight=False)
-    world = World(folder)
+    try:
+        world = World(folder)
+    except NoPostgres as error:
+        sys.exit(str(error))
     try:
         holds = run(world, console, arguments)
     finally:
