@@ -104,7 +104,10 @@ PART = [
     "tests/runtime",
     "tests/log",
     "tests/coordinator",
-    "tests/sql",
+    "tests/sql/test_verbs.py",
+    "tests/sql/test_sessions.py",
+    "tests/sql/test_aio.py",
+    "tests/system/test_calls_in_flight.py",
     "tests/test_errors.py",
 ]
 """What runs on other versions: where txrpc meets gRPC, protobuf and SQLAlchemy."""

@@ -96,8 +96,10 @@ def test_a_read_only_log(sql_log: Make, tmp_path: Path, postgres: PostgresServer
 def test_a_schema_of_a_newer_version(sql_log: Make, tmp_path: Path) -> None:
     url = f"sqlite:///{tmp_path}/log.db"
     sql_log(url).open("c1", 1)
-    with create_engine(url).begin() as connection:
+    engine = create_engine(url)
+    with engine.begin() as connection:
         connection.execute(text("UPDATE txrpc_schema SET version = 99"))
+    engine.dispose()
     with pytest.raises(ConfigurationError, match=r"version 99.*up to 1.*upgrade"):
         sql_log(url).open("c1", 1)
 

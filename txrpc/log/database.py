@@ -120,9 +120,13 @@ def make_engine(url: URL) -> Engine:
 
 def _sqlite_connect(connection: Any, _record: object) -> None:
     connection.isolation_level = None  # BEGIN is ours
-    connection.execute(f"PRAGMA busy_timeout={_SQLITE_BUSY_S * 1000:.0f}").close()
-    _switch_to_wal(connection, time.monotonic() + _SQLITE_BUSY_S)
-    connection.execute("PRAGMA synchronous=FULL").close()
+    try:
+        connection.execute(f"PRAGMA busy_timeout={_SQLITE_BUSY_S * 1000:.0f}").close()
+        _switch_to_wal(connection, time.monotonic() + _SQLITE_BUSY_S)
+        connection.execute("PRAGMA synchronous=FULL").close()
+    except BaseException:
+        connection.close()  # SQLAlchemy drops it as it is
+        raise
 
 
 def _switch_to_wal(connection: sqlite3.Connection, until_s: float) -> None:
