@@ -113,6 +113,15 @@ DELAYS = (
     ("client", "client.before_commit_request"),
 )
 """A frozen process (stop) is a slow one as well; these are enough to see that one that is only slow is not different."""
+ALL_DAY = {
+    ("bank-a", "participant.after_prepare"),
+    ("bank-a", "participant.after_commit_prepared"),
+    ("bank-b", "participant.before_acked"),
+    ("c1", "coordinator.after_record"),
+    ("c1", "coordinator.before_done"),
+    ("client", "client.after_commit_request"),
+}
+"""Where `make test` kills; the rest of the matrix is for `make deep`."""
 CELLS = [
     *cells(("kill",), ("c1", *BANKS, "client")),
     *cells(("stop", "error"), ("c1", "bank-a")),

@@ -1,7 +1,8 @@
-"""What the client of a cell does: python -m tests.system.deeds COORDINATOR DEED VICTIM BANK BANK prints ``XID how-it-ended``."""
+"""What the client of a cell does: python -m tests.system.deeds COORDINATOR DEED VICTIM BANK BANK prints how it ended."""
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Sequence
 
@@ -56,11 +57,18 @@ def _amount(account: str) -> bank_pb2.Amount:
     return bank_pb2.Amount(account=account, cents=CENTS)
 
 
+def what_it_was_told(output: str) -> tuple[str, str]:
+    """The XID and the end that a client wrote: ``"nobody"`` if it died before, or while it was writing."""
+    found = re.search(r"^told (\S*) (\w+)\n", output, re.MULTILINE)
+    return (found[1], found[2]) if found else ("", "nobody")
+
+
 def main(arguments: Sequence[str]) -> None:
     coordinator, deed, victim, *banks = arguments
     with txrpc.connect(coordinator, process="client"):
         print("ready", flush=True)
-        print("told", *carry_out(deed, victim, banks, timeout_s=4), flush=True)
+        xid, told = carry_out(deed, victim, banks, timeout_s=4)
+        print(f"told {xid} {told}", flush=True)
 
 
 if __name__ == "__main__":

@@ -365,7 +365,9 @@ def test_a_service_that_is_not_connected_says_so(make_world: Make, connected: Co
     child.wait()
 
 
-def test_what_postgresql_cannot_prepare_reaches_the_caller_as_the_reason(make_world: Make, connected: Connect) -> None:
+def test_rule_2_what_postgresql_cannot_prepare_aborts_everything_and_is_the_reason(
+    make_world: Make, connected: Connect
+) -> None:
     world = make_world()
     connected(world)
     world.servers["bank-b"].execute(
