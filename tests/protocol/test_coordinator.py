@@ -268,6 +268,18 @@ def test_rule_13_the_token_lets_another_process_ask_the_database() -> None:
     assert office.outcomes() == [Outcome.ABORTED]
 
 
+def test_rule_14_a_commit_in_one_phase_that_waits_says_for_what() -> None:
+    """Without a token nobody but its own process can be asked; with one, any process with the resource."""
+    for token, expected in ((False, "had not said which transaction"), (True, "no process with resource accounts is")):
+        office = Office(CLIENT, P)
+        office.hear(CLIENT, commit_request(ONE))
+        if token:
+            office.hear(P, committing())
+        office.leave(P)
+        (branch,) = office.core.transactions[xid()].branches.values()
+        assert expected in branch.trouble
+
+
 def test_rule_13_a_branch_ended_by_hand_is_said_counted_and_noted() -> None:
     office = Office()
     office.hear(CLIENT, commit_request(EARLY))
