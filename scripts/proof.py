@@ -33,6 +33,7 @@ RULES = {
     13: "the truth in errors",
     14: "nothing hangs in the dark",
     15: "bad bytes",
+    21: "a local commit is a transaction too",
 }
 
 CELLS_SHOW = {1, 3, 4, 5, 6, 11, 12, 13, 14}

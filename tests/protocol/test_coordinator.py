@@ -268,6 +268,16 @@ def test_rule_13_the_token_lets_another_process_ask_the_database() -> None:
     assert office.outcomes() == [Outcome.ABORTED]
 
 
+def test_rule_21_a_local_commit_is_never_presumed() -> None:
+    """F1: the root of a transaction whose only branch is its own commits without the coordinator, which must not guess."""
+    office = Office(CLIENT, P)
+    assert sent(office.hear(P, outcome_request(ONE))) == ["11 Resolve 1"]
+    office.hear(P, resolved(OnePhaseResult.COMMITTED))
+    assert office.outcomes(P) == [Outcome.COMMITTED]
+    # One that is elsewhere can only have been committed by this coordinator, which was never asked to.
+    assert sent(Office(CLIENT, P).hear(CLIENT, outcome_request(ONE))) == ["11 Rollback 1", "1 reply ABORTED PRESUMED"]
+
+
 def test_rule_14_a_commit_in_one_phase_that_waits_says_for_what() -> None:
     """Without a token nobody but its own process can be asked; with one, any process with the resource."""
     for token, expected in ((False, "had not said which transaction"), (True, "no process with resource accounts is")):

@@ -10,6 +10,7 @@ from unittest.mock import patch
 
 from txrpc.errors import AbortCode, CoordinatorUnavailable, Reason
 from txrpc.flows import ending
+from txrpc.flows.part import Status
 from txrpc.ids import ParticipantId
 from txrpc.log.memory import MemoryLog
 from txrpc.protocol import coordinator as coordinator_table
@@ -27,6 +28,7 @@ from txrpc.protocol.messages import (
     OnePhaseResult,
     Outcome,
     OutcomeReply,
+    OutcomeRequest,
     Resolved,
     Vote,
     Voted,
@@ -35,6 +37,7 @@ from txrpc.protocol.participant import Participant
 from txrpc.protocol.recovery import Answer, Knowledge
 from txrpc.protocol.remembered import Remembered
 from txrpc.protocol.transaction import Input, State
+from txrpc.runtime.asking import Asking
 from txrpc.runtime.core import ManagerCore
 from txrpc.testing.simulation import Options
 from txrpc.testing.simulation.coordinator import CoordinatorProcess
@@ -367,6 +370,26 @@ def _does_not_ask_the_database_how_a_commit_in_one_phase_ended() -> Patches:
 
 
 # ---------------------------------------------------------------------------------------------------------- the root
+
+
+@_mutant(
+    21,
+    12,
+    13,
+    world=Options(
+        clients=2, services=1, databases=1, transactions=6, calls=1, read_only=0.0, own_resource=0.95,
+        database_crashes=12, patience_s=1,
+    ),
+)  # fmt: skip
+def _lets_the_coordinator_presume_how_a_local_commit_ended() -> Patches:
+    def mistaken(self: Any, part: Any) -> None:
+        if part.status is Status.UNKNOWN and part.owner is not None:
+            self._unknown[part.xid] = OutcomeRequest(part.xid, part.owner.epoch, part.begun_tick, part.refs)
+
+    return [
+        patch.object(Asking, "ended", mistaken),
+        patch.object(Coordinator, "_commits_by_itself", lambda *_: False),
+    ]
 
 
 @_mutant(13)

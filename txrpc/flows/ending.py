@@ -1,11 +1,14 @@
 """How a root ends its transaction: commit, rollback, and learning an outcome whose answer got lost.
 
-The flows see a manager through the `Ending` port.  Two things deserve thought:
+The flows see a manager through the `Ending` port.  Three things deserve thought:
 
 A request that was never sent leaves the transaction certainly uncommitted, and may be sent later.  A request that was sent and
 not answered is never sent again, because by then the coordinator may have ended the transaction and forgotten it: instead the
 *outcome* is asked for, which the coordinator, whichever epoch it is in by then, answers from its memory or its log
 (rule 12).
+
+A commit of this process's own database never goes to the coordinator, which would know nothing of it: its end is learnt from this
+process, and then from the database (`outcome_here`, rule 21).
 
 Patience for an answer outlasts the transaction's own deadline, because the coordinator decides by that deadline and the
 answer still has to travel, perhaps over a restart.
@@ -14,6 +17,9 @@ answer still has to travel, perhaps over a restart.
 from __future__ import annotations
 
 import contextlib
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 from txrpc.errors import (
@@ -27,7 +33,7 @@ from txrpc.errors import (
 )
 from txrpc.flows.driver import Flow
 from txrpc.flows.part import Part, Status
-from txrpc.ids import ParticipantId
+from txrpc.ids import BranchId, ParticipantId
 from txrpc.protocol.messages import (
     BranchRef,
     CommitRequest,
@@ -40,8 +46,9 @@ from txrpc.protocol.messages import (
     Wait,
 )
 
-__all__ = ["Ending", "ask_outcome", "commit", "rollback", "settle"]
+__all__ = ["Ending", "LocalCommit", "ask_outcome", "commit", "only_here", "outcome_here", "rollback", "settle"]
 
+logger = logging.getLogger("txrpc.runtime")
 
 _PAUSE_S = 0.05
 
@@ -67,6 +74,12 @@ class Ending(Protocol):
     def end_here(self, ref: BranchRef, reason: Reason | None) -> Any:
         """Commit a branch of this process in one phase, or with a *reason* roll it back; a future of (result, reason)."""
 
+    def runs(self, branch: BranchId) -> bool:
+        """Whether a branch of this process has not ended."""
+
+    def ask(self, verb: Callable[..., Any], *arguments: Any) -> Any:
+        """Call a verb of a resource in the background; a future of its result."""
+
     def wait(self, future: Any, timeout_s: float) -> Any:
         """The result of *future*; raises `TimeoutError`."""
 
@@ -78,6 +91,18 @@ class Ending(Protocol):
 
         Raises `CoordinatorUnavailable`, also at once when there will be none; `ConfigurationError` if it was refused for good.
         """
+
+
+@dataclass(slots=True)
+class LocalCommit:
+    """A commit of one branch of the root's own process, whose end the root has not learnt."""
+
+    resource: Any
+    branch: BranchId
+    token: str = ""
+    """Which transaction of the database it is, as soon as that is known."""
+    result: OnePhaseResult | None = None
+    """None until its operation has ended."""
 
 
 def settle(part: Part) -> Flow[None]:
@@ -100,8 +125,8 @@ def commit(manager: Ending, part: Part, wait: Wait) -> Flow[None]:
             outcome = Outcome.ABORTED
         elif not refs:
             outcome = Outcome.COMMITTED
-        elif len(refs) == 1 and refs[0].participant == manager.participant_id and refs[0].vote is None:
-            outcome, reason = yield from _commit_here(manager, part, refs[0])
+        elif (ref := only_here(manager, refs)) is not None:
+            outcome, reason = yield from _commit_here(manager, part, ref)
         else:
             outcome, reason = yield from _commit_there(manager, part, refs, wait)
     except BaseException:
@@ -115,6 +140,13 @@ def commit(manager: Ending, part: Part, wait: Wait) -> Flow[None]:
     if outcome is Outcome.ABORTED:
         part.doom = part.doom or reason
         raise part.error(reason or Reason(AbortCode.UNSPECIFIED))
+
+
+def only_here(manager: Ending, refs: tuple[BranchRef, ...]) -> BranchRef | None:
+    """The only branch of a transaction, if it is one of the root's own process and commits without the coordinator."""
+    if len(refs) == 1 and refs[0].participant == manager.participant_id and refs[0].vote is None:
+        return refs[0]
+    return None
 
 
 _STATUS = {
@@ -221,3 +253,35 @@ def ask_outcome(manager: Ending, request: OutcomeRequest, until_ms: int) -> Flow
             yield manager.pause, (_PAUSE_S,)
         except (TimeoutError, ConfigurationError, LimitExceeded):
             return None
+
+
+def outcome_here(manager: Ending, commit: LocalCommit, until_ms: int) -> Flow[Outcome]:
+    """How a commit of this process's own database ended: ask this process, then the database, while there is time (rule 21).
+
+    UNKNOWN only if the time is up, or if the database itself cannot tell.
+    """
+    while True:
+        result = commit.result
+        if result is None and not manager.runs(commit.branch):
+            result = OnePhaseResult.UNKNOWN
+        if result is OnePhaseResult.UNKNOWN:
+            if not commit.token:
+                return Outcome.UNKNOWN
+            result = yield from _ask_database(manager, commit, until_ms)
+        if result is not None:
+            commit.result = result
+            return _OUTCOMES[result]
+        if manager.now_ms() >= until_ms:
+            return Outcome.UNKNOWN
+        yield manager.pause, (_PAUSE_S,)
+
+
+def _ask_database(manager: Ending, commit: LocalCommit, until_ms: int) -> Flow[OnePhaseResult | None]:
+    """None while it is out of reach or still at it."""
+    try:
+        future = manager.ask(commit.resource.one_phase_result, commit.token)
+        result: OnePhaseResult | None = yield manager.wait, (future, max(0, until_ms - manager.now_ms()) / 1000)
+        return result
+    except Exception as error:
+        logger.debug("cannot ask %s how a commit ended: %s", commit.resource.name, error)
+        return None

@@ -91,8 +91,16 @@ class Requests(Rounds):
     def _presume(self, row: None, session: int, request: OutcomeRequest) -> None:
         if not self._of_this_time(request):
             self._ask_log(session, request)
-            return
-        self._abort_unknown(session, request.xid, request.epoch, request.branches, PRESUMED)
+        elif self._commits_by_itself(session, request):
+            self._ask_only_branch(session, request)
+        else:
+            self._abort_unknown(session, request.xid, request.epoch, request.branches, PRESUMED)
+
+    def _commits_by_itself(self, session: int, request: OutcomeRequest) -> bool:
+        """Whether the only branch is one of the root's own process: it needs no coordinator, so none presumes (rule 21)."""
+        refs = request.branches
+        asks = self.directory.sessions[session].hello.participant
+        return len(refs) == 1 and refs[0].vote is None and refs[0].participant == asks
 
     def _of_this_time(self, request: CommitRequest | OutcomeRequest) -> bool:
         """Whether the transaction, had it ended, would be remembered: so that the absence of a memory proves something."""

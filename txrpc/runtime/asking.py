@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from txrpc.errors import (
@@ -10,14 +11,16 @@ from txrpc.errors import (
     Reason,
     TxrpcError,
 )
+from txrpc.flows import ending
+from txrpc.flows.driver import Flow
 from txrpc.flows.part import Part, Status
-from txrpc.ids import Epoch, Xid
-from txrpc.protocol.branch import BranchInput
+from txrpc.ids import BranchId, Epoch, Xid
+from txrpc.protocol.branch import BranchInput, BranchState
+from txrpc.protocol.finishing import RESULT
 from txrpc.protocol.messages import (
     BranchRef,
     OnePhaseResult,
     Outcome,
-    OutcomeReply,
     OutcomeRequest,
 )
 from txrpc.runtime.state import ManagerState
@@ -31,6 +34,11 @@ _ANY_EPOCH = Epoch(0)
 
 class Asking(ManagerState):
     """`txrpc.flows.ending.Ending` for both colours, but for what waits."""
+
+    ask: Callable[..., Any]
+    wait: Callable[[Any, float], Any]
+    pause: Callable[[float], Any]
+    reconnect: Callable[[float], Any]
 
     def post(self, message: Any) -> Any:
         """See `txrpc.flows.ending.Ending`."""
@@ -54,25 +62,54 @@ class Asking(ManagerState):
             self._honour(self._table.step(kind, branch, self.now_ms(), detail))
             return future
 
-    def ended(self, part: Part) -> None:
-        """A root's transaction has ended; if nobody knows how, keep what it takes to ask."""
-        if part.status is Status.UNKNOWN and part.owner is not None:
-            with self._lock:
-                while len(self._unknown) >= _MAX_UNKNOWN:
-                    del self._unknown[next(iter(self._unknown))]
-                self._unknown[part.xid] = OutcomeRequest(part.xid, part.owner.epoch, part.begun_tick, part.refs)
-
-    def _outcome_request(self, xid: Xid) -> OutcomeRequest:
+    def runs(self, branch: BranchId) -> bool:
+        """See `txrpc.flows.ending.Ending`."""
         with self._lock:
-            return self._unknown.get(xid) or OutcomeRequest(xid, _ANY_EPOCH, 0)
+            row = self._table.rows.get(branch)
+            return row is not None and row.state is not BranchState.ENDED
 
-    def _outcome_reply(self, xid: Xid, reply: OutcomeReply | None) -> Outcome:
+    def ended(self, part: Part) -> None:
+        """A root's transaction has ended; if its end is not known, keep what it takes to ask."""
+        if part.status is not Status.UNKNOWN:
+            return
+        ref = ending.only_here(self, part.refs)
+        with self._lock:
+            if ref is not None:
+                row = self._table.rows.get(ref.branch)
+                result = RESULT[row.outcome] if row is not None and row.state is BranchState.ENDED else None
+                token = row.token if row is not None else ""
+                _keep(
+                    self._local, part.xid, ending.LocalCommit(self.resources[ref.resource], ref.branch, token, result)
+                )
+            elif part.owner is not None:
+                _keep(
+                    self._unknown,
+                    part.xid,
+                    OutcomeRequest(part.xid, part.owner.epoch, part.begun_tick, part.refs),
+                )
+
+    def outcome_flow(self, xid: Xid, until_ms: int) -> Flow[Outcome]:
+        """`Manager.outcome` in both colours."""
+        with self._lock:
+            commit = self._local.get(xid)
+            request = self._unknown.get(xid) or OutcomeRequest(xid, _ANY_EPOCH, 0)
+        if commit is not None:
+            outcome = yield from ending.outcome_here(self, commit, until_ms)
+            return outcome
+        reply = yield from ending.ask_outcome(self, request, until_ms)
         if reply is None:
             raise CoordinatorUnavailable(f"the coordinator did not say in time how transaction {xid} ended")
         if reply.outcome is not Outcome.UNKNOWN:
             with self._lock:
                 self._unknown.pop(xid, None)
         return reply.outcome
+
+
+def _keep(kept: dict[Xid, Any], xid: Xid, what: Any) -> None:
+    """Keep *what*, and let the oldest go if there is too much."""
+    while len(kept) >= _MAX_UNKNOWN:
+        del kept[next(iter(kept))]
+    kept[xid] = what
 
 
 def reason_for(error: BaseException) -> Reason:

@@ -214,21 +214,25 @@ class Manager(ManagerCore):
         return JoinedCall(self, self.join_part(context))
 
     def outcome(self, xid: Xid, timeout: float = 10.0) -> Outcome:
-        """How *xid* ended, asked of the coordinator for at most *timeout* seconds (rule 12).
+        """How *xid* ended, asked for at most *timeout* seconds (rules 12 and 21).
 
-        For a transaction of this manager's whose commit raised `OutcomeUnknown` the answer is definite as soon as the
-        coordinator is back.  For any other, UNKNOWN means that there is no record of a commit (any more).
-        Raises `CoordinatorUnavailable` if no answer came.
+        For a transaction of this manager's whose commit raised `OutcomeUnknown`, or was cancelled, the answer is definite as
+        soon as who knows is back: its own database if it used no other, and the coordinator otherwise.  For any other
+        transaction, UNKNOWN means that there is no record of a commit (any more).
+        Raises `CoordinatorUnavailable` if the coordinator did not answer.
         """
-        request = self._outcome_request(xid)
-        reply = run(ending.ask_outcome(self, request, self.now_ms() + int(timeout * 1000)))
-        return self._outcome_reply(xid, reply)
+        outcome: Outcome = run(self.outcome_flow(xid, self.now_ms() + int(timeout * 1000)))
+        return outcome
 
     # ------------------------------------------------------------------------------------------ what the flows wait for
 
     def wait(self, future: Future[Any], timeout_s: float) -> Any:
         """The result of *future*; raises `TimeoutError`."""
         return future.result(timeout_s)
+
+    def ask(self, verb: Callable[..., Any], *arguments: Any) -> Future[Any]:
+        """See `txrpc.flows.ending.Ending`."""
+        return self._workers.submit(verb, *arguments)
 
     def pause(self, seconds: float) -> None:
         """Sleep."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import asynccontextmanager
 from typing import Any, Self
 
@@ -209,10 +209,9 @@ class AioManager(ManagerCore):
         return AioJoinedCall(self, self.join_part(context))
 
     async def outcome(self, xid: Xid, timeout: float = 10.0) -> Outcome:
-        """How *xid* ended, asked of the coordinator for at most *timeout* seconds.  See `txrpc.Manager.outcome`."""
-        request = self._outcome_request(xid)
-        reply = await arun(ending.ask_outcome(self, request, self.now_ms() + int(timeout * 1000)))
-        return self._outcome_reply(xid, reply)
+        """How *xid* ended, asked for at most *timeout* seconds.  See `txrpc.Manager.outcome`."""
+        outcome: Outcome = await arun(self.outcome_flow(xid, self.now_ms() + int(timeout * 1000)))
+        return outcome
 
     # ------------------------------------------------------------------------------------------ what the flows wait for
 
@@ -220,6 +219,11 @@ class AioManager(ManagerCore):
         """The result of *future*; raises `TimeoutError`."""
         async with asyncio.timeout(timeout_s):
             return await future
+
+    def ask(self, verb: Callable[..., Any], *arguments: Any) -> asyncio.Future[Any]:
+        """See `txrpc.flows.ending.Ending`."""
+        future: asyncio.Future[Any] = asyncio.ensure_future(verb(*arguments))
+        return future
 
     async def pause(self, seconds: float) -> None:
         """Sleep."""

@@ -17,6 +17,7 @@ from txrpc.errors import (
     Reason,
     Unavailable,
 )
+from txrpc.flows.ending import LocalCommit
 from txrpc.flows.using import Slot
 from txrpc.ids import GROUP_MAX, RESOURCE_MAX, BranchId, ParticipantId, Xid, check_name
 from txrpc.protocol.branch import BranchInput, Do, Effects, Operation
@@ -78,6 +79,7 @@ class ManagerState:
         self._ending: dict[BranchId, Any] = {}
         self._sweep_at: dict[str, int] = {}
         self._unknown: dict[Xid, OutcomeRequest] = {}
+        self._local: dict[Xid, LocalCommit] = {}
 
     # ------------------------------------------------------------------------------------------- what a colour adds
 
@@ -122,6 +124,9 @@ class ManagerState:
     def _honour(self, effects: Effects) -> None:
         """Called under the lock, so that messages about one branch leave in the order of the steps that made them."""
         for branch, result, reason in effects.settle:
+            commit = self._local.get(self._table.rows[branch].xid) if branch in self._table.rows else None
+            if commit is not None:
+                commit.result = result
             future = self._ending.pop(branch, None)
             if future is not None:
                 self._settle(future, (result, reason))
@@ -171,6 +176,8 @@ class ManagerState:
         """COMMIT in one phase is about to be sent to the database."""
         with self._lock:
             message = self._table.committing(do.gid.branch, token)
+            if (commit := self._local.get(do.gid.xid)) is not None:
+                commit.token = token
         if message is not None:
             self.tell(message)
 

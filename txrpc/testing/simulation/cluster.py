@@ -11,7 +11,6 @@ from txrpc.flows.driver import Flow
 from txrpc.flows.part import Part
 from txrpc.protocol.messages import (
     Outcome,
-    OutcomeRequest,
     Wait,
 )
 from txrpc.runtime.asking import reason_for
@@ -179,20 +178,19 @@ class Cluster:
         except TransactionAborted:
             self._told(part, Outcome.ABORTED)
         except OutcomeUnknown:
-            assert part.owner is not None
+            client.manager.ended(part)
             self._told(part, Outcome.UNKNOWN)
-            request = OutcomeRequest(part.xid, part.owner.epoch, part.begun_tick, part.refs)
-            yield from self._ask_again(client, part, request)
+            yield from self._ask_again(client, part)
         else:
             self._told(part, Outcome.COMMITTED)
 
-    def _ask_again(self, client: Process, part: Part, request: OutcomeRequest) -> Flow[None]:
+    def _ask_again(self, client: Process, part: Part) -> Flow[None]:
         """An application that wants to know asks until it does."""
         until_ms = client.manager.now_ms() + RETENTION_MS // 4
         while client.manager.now_ms() < until_ms:
-            reply = yield from client.ask(request, client.manager.now_ms() + 5_000)
-            if reply is not None and reply.outcome is not Outcome.UNKNOWN:
-                self._told(part, reply.outcome)
+            outcome = yield from client.ask(part.xid, client.manager.now_ms() + 5_000)
+            if outcome is not Outcome.UNKNOWN:
+                self._told(part, outcome)
                 return
             yield client.manager.pause, (2.0,)
 

@@ -246,7 +246,9 @@ class SimResource:
             )
             return promise
         committing(work.token)
-        self._ask(self._database.commit, work).then(lambda kept: self._committed(kept, promise, work, 20))
+        self._ask(self._database.commit, work).then(
+            lambda kept: self._committed(kept, promise, work, 2 * self._database.options.patience_s)
+        )
         return promise
 
     def _committed(self, kept: Promise, promise: Promise, work: Work, patience: int) -> None:

@@ -73,6 +73,8 @@ class Options:
     """How likely a crash leaves a part of the batch that was being written."""
     cut_prepares: float = 0.0
     """How likely the connection breaks under a PREPARE, which the database carries out later all the same."""
+    patience_s: int = 10
+    """How long a resource asks how a commit ended whose connection broke; a database may be away for longer."""
     forgeries: int = 0
     """Messages of a session that lies about other processes' branches."""
 
@@ -99,6 +101,7 @@ class Options:
         for name, most in _HARDEST.items():
             if dice.random() < used:
                 chosen[name] = dice.randint(1, most) if isinstance(most, int) else dice.random() * most
+        chosen["patience_s"] = dice.choice((10, 10, 1))
         return cls(**chosen)
 
     def without(self, *names: str) -> Options:

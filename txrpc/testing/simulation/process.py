@@ -8,17 +8,18 @@ from dataclasses import dataclass
 from typing import Any
 
 from txrpc.errors import AbortCode, CoordinatorUnavailable, Reason, TxrpcError
-from txrpc.flows import ending, using
+from txrpc.flows import using
 from txrpc.flows.driver import Flow
 from txrpc.flows.operation import operate
 from txrpc.flows.part import Part
 from txrpc.flows.rule import ALWAYS
 from txrpc.flows.using import Slot
+from txrpc.ids import Xid
 from txrpc.protocol.branch import Do, Operation
 from txrpc.protocol.messages import (
     CallReport,
     GoAway,
-    OutcomeReply,
+    Outcome,
     ResourceInfo,
     TransactionContext,
     Voted,
@@ -151,6 +152,9 @@ class SimManager(ManagerCore):
         future.then(lambda kept: promise.break_(kept.error) if kept.error else promise.keep(kept.value))
         self._process.alarm(int(timeout_s * 1000), promise.break_, TimeoutError())
         return promise
+
+    def ask(self, verb: Callable[..., Promise], *arguments: Any) -> Promise:
+        return verb(*arguments)
 
     def pause(self, seconds: float) -> Promise:
         promise = Promise()
@@ -352,10 +356,13 @@ class Process(Node):
 
     # ------------------------------------------------------------------------------------------- for the root's story
 
-    def ask(self, request: Any, until_ms: int) -> Flow[OutcomeReply | None]:
+    def ask(self, xid: Xid, until_ms: int) -> Flow[Outcome]:
         """Learn an outcome."""
-        reply: OutcomeReply | None = yield from ending.ask_outcome(self.manager, request, until_ms)
-        return reply
+        try:
+            outcome: Outcome = yield from self.manager.outcome_flow(xid, until_ms)
+        except CoordinatorUnavailable:
+            return Outcome.UNKNOWN
+        return outcome
 
 
 def _summary(reply: Reply) -> str:

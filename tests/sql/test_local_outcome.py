@@ -1,0 +1,123 @@
+"""Rule 21, F1: how a commit of the root's own database ended is learnt from its own process and from that database."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Iterator
+
+import pytest
+import sqlalchemy as sa
+from sqlalchemy.ext.asyncio import create_async_engine
+
+import txrpc
+import txrpc.aio
+import txrpc.sql
+from tests.postgres import Server
+from tests.runtime.conftest import AioNoSession, NoSession
+from tests.sql.kit import Make, Proxy, rows
+from tests.waiting import aeventually, eventually, until_a_backend_waits_for
+from txrpc.runtime.manager import Manager
+from txrpc.runtime.manager_aio import AioManager
+from txrpc.sql import truth
+
+SLOW = (
+    "CREATE FUNCTION slow() RETURNS trigger LANGUAGE plpgsql AS $$BEGIN PERFORM pg_sleep(1); RETURN NULL; END$$;"
+    "CREATE CONSTRAINT TRIGGER slow AFTER INSERT ON row DEFERRABLE INITIALLY DEFERRED FOR EACH ROW EXECUTE FUNCTION slow()"
+)
+INSERT = sa.text("INSERT INTO row VALUES ('a', 1)")
+
+
+@pytest.mark.parametrize("driver", ["asyncpg", "psycopg"])
+async def test_rule_21_a_local_commit_that_was_cancelled_is_not_called_aborted(
+    url: str, server: Server, driver: str
+) -> None:
+    database = sa.make_url(url).database or ""
+    server.execute(SLOW, database)
+    engine = create_async_engine(sa.make_url(url).set(drivername=f"postgresql+{driver}"))
+    bank = txrpc.sql.AsyncResourceManager("bank", engine)
+    manager = AioManager("default", [bank])
+    await manager.start(AioNoSession())
+    tx = manager.begin(timeout=30)
+    async with bank.connection() as connection:
+        await connection.execute(INSERT)
+    committing = asyncio.create_task(tx.commit())
+    await asyncio.to_thread(until_a_backend_waits_for, server, database, "PgSleep")
+    committing.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await committing
+    assert tx.status is txrpc.Status.UNKNOWN
+    assert await manager.outcome(tx.xid, timeout=0) is txrpc.Outcome.UNKNOWN, "it is still under way"
+    assert await manager.outcome(tx.xid, timeout=30) is txrpc.Outcome.COMMITTED
+    assert server.execute("SELECT name FROM row", database) == [("a",)]
+    await manager.close()
+    await engine.dispose()
+
+
+@pytest.fixture
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A database that is away for longer than half a minute, in less time."""
+    monkeypatch.setattr(truth, "TRUTH_BACKOFF_S", (0.1, 0.1))
+
+
+@pytest.fixture
+def proxy(url: str) -> Iterator[Proxy]:
+    target = sa.make_url(url)
+    with Proxy(target.host or "", target.port or 5432) as proxy:
+        yield proxy
+
+
+@pytest.mark.usefixtures("impatient")
+def test_rule_21_a_local_commit_whose_database_went_away_is_learnt_when_it_is_back(
+    make: Make, url: str, proxy: Proxy
+) -> None:
+    looking, bank = make(), make(at=proxy.url(url))
+    manager = Manager("default", [bank])
+    manager.start(NoSession())
+    try:
+        tx = manager.begin(timeout=30)
+        with bank.connection() as connection:
+            connection.execute(INSERT)
+
+        def break_off() -> None:
+            eventually(lambda: rows(looking) == ["a"])
+            proxy.refusing = 1_000_000
+            proxy.lost.wait(30)  # the answer to COMMIT
+            proxy.cut()
+
+        # COMMIT gets through, its answer does not, and nobody can ask.
+        sa.event.listen(bank.engine, "commit", lambda _connection: proxy.mute())
+        breaker = threading.Thread(target=break_off)
+        breaker.start()
+        with pytest.raises(txrpc.OutcomeUnknown):
+            tx.commit()
+        breaker.join()
+        assert manager.outcome(tx.xid, timeout=0.3) is txrpc.Outcome.UNKNOWN
+        proxy.refusing = 0
+        assert manager.outcome(tx.xid) is txrpc.Outcome.COMMITTED
+        assert manager.outcome(tx.xid, timeout=0) is txrpc.Outcome.COMMITTED, "what is known stays known"
+    finally:
+        manager.close()
+
+
+async def test_rule_21_a_local_commit_that_the_database_rolled_back_is_aborted(url: str, server: Server) -> None:
+    database = sa.make_url(url).database or ""
+    server.execute(SLOW, database)
+    engine = create_async_engine(sa.make_url(url).set(drivername="postgresql+asyncpg"))
+    bank = txrpc.sql.AsyncResourceManager("bank", engine)
+    manager = AioManager("default", [bank])
+    await manager.start(AioNoSession())
+    tx = manager.begin(timeout=30)
+    async with bank.connection() as connection:
+        await connection.execute(INSERT)
+    committing = asyncio.create_task(tx.commit())
+    await asyncio.to_thread(until_a_backend_waits_for, server, database, "PgSleep")
+    committing.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await committing
+    sleeping = f"SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = '{database}' AND wait_event = 'PgSleep'"
+    server.execute(sleeping)
+    assert await manager.outcome(tx.xid, timeout=30) is txrpc.Outcome.ABORTED
+    await aeventually(lambda: server.execute("SELECT name FROM row", database) == [])
+    await manager.close()
+    await engine.dispose()
