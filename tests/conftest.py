@@ -23,6 +23,7 @@ TRUE_REASONS = (
     "needs root",
     "no atheris",
     "no Python 3.",
+    "no postgres_fdw",
     "gRPC before 1.",
 )
 

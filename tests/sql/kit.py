@@ -49,12 +49,16 @@ def rows(resource: txrpc.sql.ResourceManager) -> list[str]:
         return list(connection.scalars(sa.text("SELECT name FROM row ORDER BY name")))
 
 
+_ENCRYPTION_REQUEST = 8
+"""The length of what a client may ask before it introduces itself."""
+
+
 class Proxy:
     """Stands between a client and its server, on a port of its own.
 
     `cut` tells the clients that their connections are gone; the server's ends stay open, as after a failure of the network.
     After `mute` nothing that the server says gets through on the connections that there are; after `deafen`, nothing that clients
-    say; `lost` is set when something was lost that way.  The next `refusing` clients are turned away.
+    say; `lost` is set when something was lost that way.  `move` gives each client another backend.  The next `refusing` clients are turned away.
     *pid*: the process id that clients are told instead of their backend's, as a connection pooler would.
     """
 
@@ -65,6 +69,9 @@ class Proxy:
         self.port: int = self._listener.getsockname()[1]
         self.lost = threading.Event()
         self._silent: set[socket.socket] = set()
+        self._startups: dict[socket.socket, bytes] = {}
+        self._moved: dict[socket.socket, socket.socket] = {}
+        self._ended: list[socket.socket] = []
         self.refusing = 0
         self._clients: list[socket.socket] = []
         self._servers: list[socket.socket] = []
@@ -80,7 +87,7 @@ class Proxy:
     def __exit__(
         self, _type: type[BaseException] | None, _value: BaseException | None, _trace: TracebackType | None
     ) -> None:
-        for end in (self._listener, *self._clients, *self._servers):
+        for end in (self._listener, *self._clients, *self._servers, *self._ended):
             with contextlib.suppress(OSError):
                 end.shutdown(socket.SHUT_RDWR)
             end.close()
@@ -95,6 +102,20 @@ class Proxy:
 
     def deafen(self) -> None:
         self._silent.update(self._clients)
+
+    def move(self) -> None:
+        """Give each client a new backend in place of its own, as a pooler may between two statements; its old one ends."""
+        for client, startup in self._startups.items():
+            server = socket.create_connection(self._target)
+            server.sendall(startup)
+            said = b""
+            while not said.endswith(b"Z\x00\x00\x00\x05I"):  # ready, and in no transaction
+                said += server.recv(65536)
+            old = self._servers[self._clients.index(client)]
+            self._servers[self._servers.index(old)] = self._moved[client] = server
+            self._ended.append(old)
+            old.shutdown(socket.SHUT_RDWR)
+            threading.Thread(target=self._pump, args=(server, client), daemon=True).start()
 
     def _accept(self) -> None:
         with contextlib.suppress(OSError):
@@ -113,10 +134,12 @@ class Proxy:
     def _pump(self, source: socket.socket, sink: socket.socket) -> None:
         with contextlib.suppress(OSError):
             while data := source.recv(65536):
+                if source in self._clients and len(data) != _ENCRYPTION_REQUEST:
+                    self._startups.setdefault(source, data)
                 if source in self._silent:
                     self.lost.set()
                 else:
-                    sink.sendall(self._disguise(data))
+                    self._moved.get(source, sink).sendall(self._disguise(data))
             if source in self._servers:
                 sink.shutdown(socket.SHUT_RDWR)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator
 
+import psycopg
 import pytest
 import sqlalchemy as sa
 from sqlalchemy.exc import DBAPIError
@@ -140,6 +141,85 @@ def test_a_prepare_that_the_network_swallowed_never_happens_later(
     gone = f"SELECT count(*) FROM pg_stat_activity WHERE pid = {work.pid}"
     eventually(lambda: server.execute(gone) == [(0,)])
     assert resource.in_doubt("default") == []
+
+
+@pytest.mark.parametrize("verb", ["prepare", "commit"])
+def test_rule_2_a_connection_that_was_moved_to_another_backend_is_not_the_branch(
+    make: Make, driver: str, url: str, proxy: Proxy, verb: str
+) -> None:
+    """G1: the other backend has no transaction, so it has written nothing; that was taken for a branch that only read."""
+    resource, moved = make(driver), make(driver, at=proxy.url(url))
+    work = moved.begin(False)
+    insert(work)
+    proxy.move()
+    with pytest.raises(ResourceUnavailable, match="moved from backend"):
+        if verb == "prepare":
+            moved.prepare(work, gid())
+        else:
+            moved.commit_one_phase(work, lambda _token: None)
+    moved.rollback(work)
+    assert rows(resource) == []
+    assert resource.in_doubt("default") == []
+
+
+@pytest.fixture
+def foreign_table(url: str, server: Server) -> str:
+    """The database that the table ``elsewhere`` of this one is in."""
+    database = sa.make_url(url).database or ""
+    remote = f"{database}_remote"
+    server.create_database(remote)
+    server.execute("CREATE TABLE elsewhere (name text)", remote)
+    try:
+        server.execute("CREATE EXTENSION postgres_fdw", database)
+    except psycopg.Error:
+        pytest.skip("no postgres_fdw on this PostgreSQL")
+    options = f"host '{sa.make_url(url).host}', port '{sa.make_url(url).port}', dbname '{remote}'"
+    for statement in (
+        f"CREATE SERVER other FOREIGN DATA WRAPPER postgres_fdw OPTIONS ({options})",
+        f"CREATE USER MAPPING FOR PUBLIC SERVER other OPTIONS (user '{sa.make_url(url).username}')",
+        "CREATE FOREIGN TABLE elsewhere (name text) SERVER other",
+    ):
+        server.execute(statement, database)
+    return remote
+
+
+def test_rule_2_what_a_foreign_data_wrapper_wrote_is_not_taken_for_nothing(
+    make: Make, driver: str, server: Server, foreign_table: str
+) -> None:
+    """F3: PostgreSQL gives such a transaction no identifier, so it voted READ_ONLY, and its work was rolled back."""
+    resource = make(driver)
+    statement = sa.text("INSERT INTO elsewhere VALUES ('a')")
+    (work := resource.begin(False)).connection.execute(statement)
+    with pytest.raises(DBAPIError, match="postgres_fdw") as caught:
+        resource.prepare(work, gid())
+    reason = resource.classify(caught.value)
+    assert reason is not None
+    assert reason.code is AbortCode.CANNOT_PREPARE
+    resource.rollback(work)
+    assert server.execute("SELECT name FROM elsewhere", foreign_table) == []
+    tokens: list[str] = []
+    (alone := resource.begin(False)).connection.execute(statement)
+    assert resource.commit_one_phase(alone, tokens.append) is OnePhaseResult.COMMITTED
+    assert len(tokens) == 1
+    assert server.execute("SELECT name FROM elsewhere", foreign_table) == [("a",)]
+
+
+def test_always_prepare_sees_what_a_function_does_behind_the_transaction(url: str, server: Server) -> None:
+    """F4: NOTIFY in a function is not in the text of the statement."""
+    database = sa.make_url(url).database or ""
+    server.execute("CREATE FUNCTION tell() RETURNS void LANGUAGE sql AS $$SELECT pg_notify('c', 'x')$$", database)
+    resource = txrpc.sql.ResourceManager("bank", sa.create_engine(url), always_prepare=True)
+    (work := resource.begin(False)).connection.execute(sa.text("SELECT tell()"))
+    with pytest.raises(DBAPIError) as caught:
+        resource.prepare(work, gid())
+    reason = resource.classify(caught.value)
+    assert reason is not None
+    assert reason.code is AbortCode.CANNOT_PREPARE
+    resource.rollback(work)
+    assert isinstance(resource.prepare(resource.begin(False), branch := gid()), Prepared)
+    assert resource.rollback_prepared(branch, "") is Finish.DONE
+    resource.close()
+    resource.engine.dispose()
 
 
 def test_behind_a_pooler_that_hides_backends_a_branch_can_still_be_broken_off(

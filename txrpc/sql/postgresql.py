@@ -5,8 +5,8 @@ How to think of it
     SQLAlchemy's own transaction is then rolled back, which by that time means nothing to the database, and the connection goes
     back to its pool.  SQLAlchemy's two-phase API is not used: closing its connection rolls a prepared branch back.
 
-    ``pg_current_xact_id_if_assigned()`` tells exactly whether a transaction wrote anything: read-only branches are not
-    prepared.  The same identifier is the *token* with which ``pg_xact_status`` tells, after any crash, how the transaction
+    ``pg_current_xact_id_if_assigned()`` tells whether a transaction wrote anything, with exceptions that `token_to_end` knows:
+    read-only branches are not prepared.  The same identifier is the *token* with which ``pg_xact_status`` tells, after any crash, how the transaction
     ended.
 
     A transaction in which a statement failed answers PREPARE with ROLLBACK and no error; asking for the token first makes that
@@ -75,21 +75,40 @@ def current_token(connection: Connection) -> str:
     return connection.exec_driver_sql("SELECT pg_current_xact_id_if_assigned()::text").scalar() or ""
 
 
-def token_to_end(connection: Connection, notifies: bool) -> str:
-    """`current_token`; a transaction that used LISTEN or NOTIFY is given one if it has none.
+_WORK: Final = (
+    "SELECT pg_current_xact_id_if_assigned()::text, pg_backend_pid(), now() <> statement_timestamp(), "
+    "EXISTS (SELECT FROM pg_foreign_server)"
+)
+"""What a vote rests on, in one round trip.  Outside a block a statement is its own transaction, so that its times are one."""
 
-    These need no identifier and would be lost without a word.  With one, PREPARE says itself that this cannot be, and the end of
-    a commit in one phase can be learnt.
+
+def token_to_end(connection: Connection, pid: int, always: bool) -> str:
+    """The identifier of the branch's transaction; "" if it is proven that it wrote nothing.
+
+    No identifier is no proof by itself.  The connection may have been moved to another backend than *pid*, by a pooler or a
+    proxy, whose transaction is not the branch's.  A foreign data wrapper writes elsewhere, and NOTIFY writes nowhere: where there
+    are foreign servers, or if *always*, the transaction is given an identifier, so that PREPARE is executed, and says itself what
+    it cannot prepare.
+
+    Raises `ResourceUnavailable` if the transaction is not the one that worked.
     """
-    token = current_token(connection)
-    if not token and notifies:
-        token = connection.exec_driver_sql("SELECT pg_current_xact_id()::text").scalar() or ""
-    return token
+    token, backend, in_block, foreign = connection.exec_driver_sql(_WORK).one()
+    if backend != pid or not in_block:
+        raise ResourceUnavailable(
+            f"the connection of a branch was moved from backend {pid} to {backend}, and its work was lost: a pooler between here "
+            "and PostgreSQL must keep a transaction's connection (pool_mode = session or transaction)"
+        )
+    if not token and (always or foreign):
+        token = connection.exec_driver_sql("SELECT pg_current_xact_id()::text").scalar()
+    return token or ""
 
 
-def prepare(connection: Connection, gid: Gid, notifies: bool) -> str:
-    """Prepare the open transaction under *gid* and return its token; "" if it wrote nothing and there was nothing to prepare."""
-    token = token_to_end(connection, notifies)
+def prepare(connection: Connection, gid: Gid, pid: int, always: bool) -> str:
+    """Prepare the open transaction under *gid* and return its token; "" if it wrote nothing and there was nothing to prepare.
+
+    For *pid*, *always* and what is raised see `token_to_end`.
+    """
+    token = token_to_end(connection, pid, always)
     if token:
         connection.exec_driver_sql(f"PREPARE TRANSACTION '{gid}'")
     return token
@@ -165,15 +184,13 @@ def hides_backends(connection: Connection) -> bool:
 
 def backend_pid(connection: Connection, ask: bool = False) -> int:
     """The process id of the server's end of *connection*; costs no round trip, unless the server must be *asked*."""
-    if ask:
-        return int(connection.exec_driver_sql("SELECT pg_backend_pid()").scalar() or 0)
     driver: Any = connection.connection.driver_connection
-    for attribute in ("get_server_pid", "get_backend_pid"):  # asyncpg, psycopg2
+    for attribute in () if ask else ("get_server_pid", "get_backend_pid"):  # asyncpg, psycopg2
         if hasattr(driver, attribute):
             pid: int = getattr(driver, attribute)()
             return pid
-    info = getattr(driver, "info", None)
-    return int(getattr(info, "backend_pid", 0))
+    told = 0 if ask else int(getattr(getattr(driver, "info", None), "backend_pid", 0))
+    return told or int(connection.exec_driver_sql("SELECT pg_backend_pid()").scalar() or 0)
 
 
 def speaks_behind_the_transaction(statement: str) -> bool:

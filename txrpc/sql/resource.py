@@ -48,18 +48,27 @@ class ResourceManager:
     engine: yours; it stays usable for everything else.
     session_options: for the `Session` objects that ``session()`` makes, e.g. ``expire_on_commit=False``; ``session_class`` for
         another class than `sqlalchemy.orm.Session`.
+    always_prepare: prepare also branches that seem to have written nothing.  NOTIFY in a function or a trigger is not seen, and
+        would be lost in silence; with this it is refused.
 
     Safe to use from any number of threads.  Give it to `txrpc.connect`.
     """
 
     def __init__(
-        self, name: str, engine: Engine, *, session_class: type[Session] = Session, **session_options: Any
+        self,
+        name: str,
+        engine: Engine,
+        *,
+        session_class: type[Session] = Session,
+        always_prepare: bool = False,
+        **session_options: Any,
     ) -> None:
         self.name = check_engine(name, engine, Engine, "a ResourceManager takes a SQLAlchemy Engine")
         self.engine = engine
         self._dialect = dialect_of(engine)
         self.kind: str = engine.dialect.name
         self._session_class = session_class
+        self._always_prepare = always_prepare
         self._session_options = check_options(name, session_options)
         self._side = side_engine(engine)
         self._guard = Guard(engine, self._dialect)
@@ -135,7 +144,7 @@ class ResourceManager:
         """See `txrpc.resource.Resource.prepare`."""
         check_whole(work, self.name)
         work.ours = True
-        token: str = self._dialect.prepare(work.connection, gid, work.notifies)
+        token: str = self._dialect.prepare(work.connection, gid, *self._to_end(work))
         self._let_go(work)
         return Prepared(token) if token else ReadOnly()
 
@@ -143,7 +152,7 @@ class ResourceManager:
         """See `txrpc.resource.Resource.commit_one_phase`."""
         check_whole(work, self.name)
         work.ours = True
-        token: str = self._dialect.token_to_end(work.connection, work.notifies)
+        token: str = self._dialect.token_to_end(work.connection, *self._to_end(work))
         if token:
             committing(token)
         try:
@@ -193,6 +202,10 @@ class ResourceManager:
         return reason
 
     # --------------------------------------------------------------------------------------------------- under it
+
+    def _to_end(self, work: BranchWork) -> tuple[int, bool]:
+        """What the dialect must know to prove what *work* is."""
+        return work.pid, work.notifies or self._always_prepare
 
     def _let_go(self, work: BranchWork, spoiled: bool = False) -> None:
         """Return the connection to its pool, which rolls back whatever is still open on it.  Never raises."""

@@ -49,6 +49,7 @@ class AsyncResourceManager:
         engine: AsyncEngine,
         *,
         session_class: type[AsyncSession] = AsyncSession,
+        always_prepare: bool = False,
         **session_options: Any,
     ) -> None:
         self.name = check_engine(name, engine, AsyncEngine, "an AsyncResourceManager takes a SQLAlchemy AsyncEngine")
@@ -56,6 +57,7 @@ class AsyncResourceManager:
         self._dialect = dialect_of(engine.sync_engine)
         self.kind: str = engine.dialect.name
         self._session_class = session_class
+        self._always_prepare = always_prepare
         self._session_options = check_options(name, session_options)
         self._side = AsyncEngine(side_engine(engine.sync_engine))
         self._guard = Guard(engine.sync_engine, self._dialect)
@@ -132,7 +134,7 @@ class AsyncResourceManager:
         """See `txrpc.resource.Resource.prepare`."""
         check_whole(work, self.name)
         work.ours = True
-        token: str = await work.connection.run_sync(self._dialect.prepare, gid, work.notifies)
+        token: str = await work.connection.run_sync(self._dialect.prepare, gid, *self._to_end(work))
         await self._let_go(work)
         return Prepared(token) if token else ReadOnly()
 
@@ -140,7 +142,7 @@ class AsyncResourceManager:
         """See `txrpc.resource.Resource.commit_one_phase`."""
         check_whole(work, self.name)
         work.ours = True
-        token: str = await work.connection.run_sync(self._dialect.token_to_end, work.notifies)
+        token: str = await work.connection.run_sync(self._dialect.token_to_end, *self._to_end(work))
         if token:
             await committing(token)
         try:
@@ -190,6 +192,10 @@ class AsyncResourceManager:
         return reason
 
     # --------------------------------------------------------------------------------------------------- under it
+
+    def _to_end(self, work: BranchWork) -> tuple[int, bool]:
+        """What the dialect must know to prove what *work* is."""
+        return work.pid, work.notifies or self._always_prepare
 
     async def _let_go(self, work: BranchWork, spoiled: bool = False) -> None:
         """Return the connection to its pool, which rolls back whatever is still open on it.  Never raises."""
