@@ -58,7 +58,8 @@ class Proxy:
 
     `cut` tells the clients that their connections are gone; the server's ends stay open, as after a failure of the network.
     After `mute` nothing that the server says gets through on the connections that there are; after `deafen`, nothing that clients
-    say; `lost` is set when something was lost that way.  `move` gives each client another backend.  The next `refusing` clients are turned away.
+    say; `lost` is set when something was lost that way.  `move` gives each client another backend.
+    The next `refusing` clients are turned away.
     *pid*: the process id that clients are told instead of their backend's, as a connection pooler would.
     """
 

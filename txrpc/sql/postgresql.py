@@ -6,8 +6,8 @@ How to think of it
     back to its pool.  SQLAlchemy's two-phase API is not used: closing its connection rolls a prepared branch back.
 
     ``pg_current_xact_id_if_assigned()`` tells whether a transaction wrote anything, with exceptions that `token_to_end` knows:
-    read-only branches are not prepared.  The same identifier is the *token* with which ``pg_xact_status`` tells, after any crash, how the transaction
-    ended.
+    read-only branches are not prepared.  The same identifier is the *token* with which ``pg_xact_status`` tells, after any
+    crash, how the transaction ended.
 
     A transaction in which a statement failed answers PREPARE with ROLLBACK and no error; asking for the token first makes that
     an error.
