@@ -10,7 +10,8 @@ from collections.abc import Iterator
 import pytest
 
 from tests.runtime.notebook import Notebook, NotebookError
-from txrpc.context import carry, current
+from tests.waiting import eventually
+from txrpc.context import carry, current, set_current
 from txrpc.errors import (
     AbortCode,
     ConfigurationError,
@@ -419,6 +420,47 @@ def test_rule_11_an_open_branch_rolls_back_at_its_deadline_by_itself(manager: Ma
     with pytest.raises(TransactionTimedOut):
         tx.commit()
     assert notebook.lines == []
+
+
+def test_rule_11_the_clock_goes_on_when_the_system_has_no_thread_left(
+    manager: Manager, notebook: Notebook, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """F12: it ended with the exception, and no deadline was kept in that process any more."""
+    start, refused = threading.Thread.start, list[threading.Thread]()
+
+    def no_thread(thread: threading.Thread) -> None:
+        if threading.current_thread().name == "txrpc-clock" and not refused:
+            refused.append(thread)
+            raise RuntimeError("can't start new thread")
+        start(thread)
+
+    monkeypatch.setattr(threading.Thread, "start", no_thread)
+    for timeout in (0.1, 0.3):
+        manager.begin(timeout=timeout)
+        notebook.write("one")
+        set_current(None)  # its code is gone; only the deadline ends it
+    eventually(lambda: notebook.verbs.count("rollback") == 2)
+    assert len(refused) == 1
+    assert "no thread for a worker" in caplog.text
+
+
+def test_rule_11_a_mistake_in_the_clock_does_not_end_it(
+    manager: Manager, notebook: Notebook, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    woke, failed = manager.woke, list[int]()
+
+    def mistaken() -> list[str]:
+        if not failed:
+            failed.append(1)
+            raise KeyError("a mistake")
+        return woke()
+
+    monkeypatch.setattr(manager, "woke", mistaken)
+    manager.begin(timeout=0.1)
+    notebook.write("one")
+    set_current(None)
+    eventually(lambda: notebook.verbs.count("rollback") == 1)
+    assert "deadline or sweep failed" in caplog.text
 
 
 def test_rule_11_work_in_use_at_the_deadline_is_interrupted(notebook: Notebook) -> None:

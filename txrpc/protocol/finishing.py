@@ -137,7 +137,16 @@ class Finishing(Ledger):
     def _undo_work(self, row: BranchRow, reason: Reason) -> None:
         row.doom = row.doom or reason
         row.state = BranchState.ROLLING_BACK
-        self._do(Operation.INTERRUPT if row.users else Operation.ROLLBACK, row)
+        if row.users:
+            self._break_off(row, None)
+        else:
+            self._do(Operation.ROLLBACK, row)
+
+    def _break_off(self, row: BranchRow, _: object) -> None:
+        """Break a use off, again and again until it has ended (rule 11): one try may fail, and the locks would stay with the use."""
+        if row.users:
+            self._do(Operation.INTERRUPT, row)
+            self._wake_in(row, _OVERDUE_MS)
 
     def _released(self, row: BranchRow, _: object) -> None:
         if not row.at_work:

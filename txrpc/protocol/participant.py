@@ -209,7 +209,7 @@ TABLE: Final[dict[tuple[BranchState, BranchInput], _Action]] = {
     (_S.ROLLING_BACK, _I.LOCAL_COMMIT): _P._settle_later,
     (_S.ROLLING_BACK, _I.LOCAL_ROLLBACK): _P._settle_later,
     (_S.ROLLING_BACK, _I.RELEASED): _P._released,
-    (_S.ROLLING_BACK, _I.TIME_UP): _P._ignore,
+    (_S.ROLLING_BACK, _I.TIME_UP): _P._break_off,
     (_S.ROLLING_BACK, _I.ROLLED_BACK): _P._rolled_back,
     (_S.RESOLVING, _I.RESOLVE): _P._ignore,
     (_S.RESOLVING, _I.TIME_UP): _P._try_resolve_again,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -28,6 +29,8 @@ from txrpc.runtime.handle import JoinedBase, RootBase, log_callback_error
 from txrpc.runtime.scope import set_default_manager
 
 __all__ = ["JoinedCall", "Manager", "Transaction"]
+
+logger = logging.getLogger("txrpc.runtime")
 
 _LONGEST_SLEEP_S = 60.0
 
@@ -251,12 +254,16 @@ class Manager(ManagerCore):
         self._submit(pool, self._operate, do, slot)
 
     def _submit(self, pool: ThreadPoolExecutor, work: Callable[..., None], *arguments: Any) -> None:
-        """Once the manager is closing, what stays undone is for whoever connects next."""
+        """Once the manager is closing, what stays undone is for the process that connects next.
+
+        When the system has no thread left, the work waits in the pool's queue, which comes before its threads, for one that is
+        free or can be started later: a deadline that is kept late is better than a clock that has died.
+        """
         try:
             pool.submit(work, *arguments)
-        except RuntimeError:
+        except RuntimeError as error:
             if not self._closed:
-                raise
+                logger.error("no thread for a worker: the work waits", extra={"reason": str(error)})
 
     def _operate(self, do: Do, slot: Slot | None) -> None:
         resource = self.resources[do.gid.resource]
@@ -295,9 +302,11 @@ class Manager(ManagerCore):
 
     def _run_clock(self) -> None:
         while True:
-            due = self.woke()
-            for name in due:
-                self._submit(self._workers, self._sweep, name)
+            try:
+                for name in self.woke():
+                    self._submit(self._workers, self._sweep, name)
+            except Exception as error:  # one mistake must not end all deadlines of the process
+                logger.error("deadline or sweep failed", exc_info=error)
             with self._clock:
                 if self._closed:
                     return
