@@ -143,7 +143,7 @@ class Finishing(Ledger):
             self._do(Operation.ROLLBACK, row)
 
     def _break_off(self, row: BranchRow, _: object) -> None:
-        """Break a use off, again and again until it has ended (rule 11): one try may fail, and the locks would stay with the use."""
+        """Break a use off, again and again until it has ended (rule 11): one try may fail, and the use would keep its locks."""
         if row.users:
             self._do(Operation.INTERRUPT, row)
             self._wake_in(row, _OVERDUE_MS)
