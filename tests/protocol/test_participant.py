@@ -298,6 +298,22 @@ def test_a_branch_told_to_commit_in_one_phase_just_before_the_deadline_is_not_cu
 # --------------------------------------------------------------------------------------- rule 13: the truth in errors
 
 
+def test_rule_13_a_commit_that_was_unknown_is_asked_about_again() -> None:
+    """F10: the database was away when it broke, and is back; what the row says is no answer."""
+    process = Process()
+    process.open(ONE)
+    process.hear(one_phase(ONE))
+    process.table.committing(ONE.branch, "t7")
+    process.local(In.ONE_PHASE_ENDED, ONE, (OnePhaseResult.UNKNOWN, FAILED))
+    for result in (OnePhaseResult.UNKNOWN, OnePhaseResult.COMMITTED):
+        (do,) = process.hear(resolve(ONE, "t7")).do
+        assert (do.operation, do.token) == (Operation.ONE_PHASE_RESULT, "t7")
+        assert answers(process.local(In.ONE_PHASE_ENDED, ONE, (result, None)).send) == [f"Resolved {result.name}"]
+        assert process.state(ONE) is BranchState.ENDED
+    effects = process.hear(resolve(ONE, "t7"))
+    assert (effects.do, answers(effects.send)) == ([], ["Resolved COMMITTED"])
+
+
 def test_the_coordinator_hears_the_token_before_the_point_of_no_return() -> None:
     process = Process()
     process.open(ONE)

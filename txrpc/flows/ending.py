@@ -34,6 +34,7 @@ from txrpc.errors import (
 from txrpc.flows.driver import Flow
 from txrpc.flows.part import Part, Status
 from txrpc.ids import BranchId, ParticipantId
+from txrpc.protocol.finishing import OUTCOME
 from txrpc.protocol.messages import (
     BranchRef,
     CommitRequest,
@@ -157,12 +158,6 @@ _STATUS = {
 
 Ended = tuple[Outcome, Reason | None]
 
-_OUTCOMES = {
-    OnePhaseResult.COMMITTED: Outcome.COMMITTED,
-    OnePhaseResult.ABORTED: Outcome.ABORTED,
-    OnePhaseResult.UNKNOWN: Outcome.UNKNOWN,
-}
-
 
 def rollback(manager: Ending, part: Part, reason: Reason) -> Flow[None]:
     """Roll back: the own branches now, those elsewhere as soon as the message arrives, or at their deadline."""
@@ -192,7 +187,7 @@ def _commit_here(manager: Ending, part: Part, ref: BranchRef) -> Flow[Ended]:
     except TimeoutError:
         text = f"{ref.resource} has not answered COMMIT for {patience_s:.0f} s"
         return Outcome.UNKNOWN, Reason(AbortCode.RESOURCE_UNAVAILABLE, text)
-    return _OUTCOMES[result], reason
+    return OUTCOME[result], reason
 
 
 def _commit_there(manager: Ending, part: Part, refs: tuple[BranchRef, ...], wait: Wait) -> Flow[Ended]:
@@ -270,7 +265,7 @@ def outcome_here(manager: Ending, commit: LocalCommit, until_ms: int) -> Flow[Ou
             result = yield from _ask_database(manager, commit, until_ms)
         if result is not None:
             commit.result = result
-            return _OUTCOMES[result]
+            return OUTCOME[result]
         if manager.now_ms() >= until_ms:
             return Outcome.UNKNOWN
         yield manager.pause, (_PAUSE_S,)

@@ -25,7 +25,7 @@ from txrpc.protocol.messages import (
     Rollback,
 )
 
-__all__ = ["RESULT", "Finishing"]
+__all__ = ["OUTCOME", "RESULT", "Finishing"]
 
 ASK_AGAIN_MS: Final = 15_000
 """The pace at which a branch in doubt asks, before jitter."""
@@ -33,6 +33,11 @@ ASK_AGAIN_MS: Final = 15_000
 _OVERDUE_MS: Final = 5_000
 _RETRY_MS: Final = (100, 200, 500, 1_000, 2_000, 5_000)
 
+OUTCOME: Final = {
+    OnePhaseResult.COMMITTED: Outcome.COMMITTED,
+    OnePhaseResult.ABORTED: Outcome.ABORTED,
+    OnePhaseResult.UNKNOWN: Outcome.UNKNOWN,
+}
 RESULT: Final = {
     Outcome.COMMITTED: OnePhaseResult.COMMITTED,
     Outcome.ABORTED: OnePhaseResult.ABORTED,
@@ -190,6 +195,11 @@ class Finishing(Ledger):
         row.ask_resolved = True
 
     def _resolve_ended(self, row: BranchRow, message: Resolve) -> None:
+        if row.outcome is Outcome.UNKNOWN and row.token:
+            # The database could not be asked then, and may be back (rule 13).
+            row.state = BranchState.RESOLVING
+            self._do(Operation.ONE_PHASE_RESULT, row)
+            return
         self._out.send.append(Resolved(row.xid, row.branch, RESULT[row.outcome]))
 
     def _resolve_absent(self, row: None, message: Resolve) -> None:
@@ -198,7 +208,10 @@ class Finishing(Ledger):
 
     def _resolved(self, row: BranchRow, detail: tuple[OnePhaseResult, Reason | None]) -> None:
         self._out.send.append(Resolved(row.xid, row.branch, detail[0]))
-        del self.rows[row.branch]
+        if self._by_use.get((row.xid, row.gid.resource)) == row.branch:
+            self._end(row, OUTCOME[detail[0]])
+        else:
+            del self.rows[row.branch]
 
     def _try_resolve_again(self, row: BranchRow, _: object) -> None:
         self._do(Operation.ONE_PHASE_RESULT, row)

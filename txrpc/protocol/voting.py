@@ -10,7 +10,7 @@ from typing import Final
 from txrpc.errors import AbortCode, Reason
 from txrpc.ids import BranchId
 from txrpc.protocol.branch import BranchRow, BranchState, Operation
-from txrpc.protocol.finishing import RESULT, Finishing
+from txrpc.protocol.finishing import OUTCOME, RESULT, Finishing
 from txrpc.protocol.messages import (
     CommitOnePhase,
     Committing,
@@ -142,5 +142,4 @@ class Voting(Finishing):
             self._out.settle.append((row.branch, result, reason))
         else:
             self._out.send.append(OnePhaseDone(row.xid, row.branch, result, reason))
-        outcomes = {OnePhaseResult.COMMITTED: Outcome.COMMITTED, OnePhaseResult.ABORTED: Outcome.ABORTED}
-        self._end(row, outcomes.get(result, Outcome.UNKNOWN))
+        self._end(row, OUTCOME[result])
