@@ -178,7 +178,7 @@ class _Stage:
             case 0:
                 return CommitRequest(xid, epoch, 900 + dice.below(250), self._refs(), dice.of((0, 1_000, 2**32 - 1)))
             case 1:
-                return RollbackRequest(xid, epoch, self._refs(), _REASON)
+                return RollbackRequest(xid, epoch, 900 + dice.below(250), self._refs(), _REASON)
             case 2:
                 return OutcomeRequest(xid, epoch, 900 + dice.below(250), self._refs())
             case 3:

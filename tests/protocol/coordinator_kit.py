@@ -118,8 +118,10 @@ def outcome_request(
     return OutcomeRequest(xid(tx), epoch, tick, refs)
 
 
-def rollback_request(refs: tuple[BranchRef, ...] = TWO, tx: int = 1, epoch: Epoch = EPOCH) -> RollbackRequest:
-    return RollbackRequest(xid(tx), epoch, refs, ENOUGH)
+def rollback_request(
+    refs: tuple[BranchRef, ...] = TWO, tx: int = 1, epoch: Epoch = EPOCH, tick: int = BEGUN
+) -> RollbackRequest:
+    return RollbackRequest(xid(tx), epoch, tick, refs, ENOUGH)
 
 
 def voted(number: int, vote: Vote = Vote.PREPARED, tx: int = 1) -> Voted:

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from tests.protocol.coordinator_kit import (
+    BEGUN,
     CLIENT,
     CLOCK,
     EARLIER,
@@ -35,6 +36,7 @@ from tests.protocol.coordinator_kit import (
     outcome_request,
     ref,
     resolved,
+    rollback_request,
     sent,
     voted,
     xid,
@@ -276,6 +278,21 @@ def test_rule_21_a_local_commit_is_never_presumed() -> None:
     assert office.outcomes(P) == [Outcome.COMMITTED]
     # One that is elsewhere can only have been committed by this coordinator, which was never asked to.
     assert sent(Office(CLIENT, P).hear(CLIENT, outcome_request(ONE))) == ["11 Rollback 1", "1 reply ABORTED PRESUMED"]
+
+
+def test_rule_12_giving_up_is_held_against_the_log_like_a_question() -> None:
+    """F17: a committed transaction was called aborted to who gave it up after a restart, and to all who asked after that."""
+    office = Office()
+    out = office.hear(CLIENT, rollback_request(TWO, epoch=EARLIER))
+    assert sent(out) == []
+    (lookup,) = out.look
+    assert sent(office.looked(lookup, decision())) == ["1 reply COMMITTED"]
+    for epoch, tick in ((EARLIER, BEGUN), (EPOCH, BEGUN)):
+        office = Office()
+        office.core.remembered.floor = BEGUN + 1
+        (lookup,) = office.hear(CLIENT, rollback_request(TWO, epoch=epoch, tick=tick)).look
+        rolled_back = ["11 Rollback 1", "11 Rollback 2", "1 reply ABORTED REQUESTED"]
+        assert sent(office.looked(lookup, None)) == rolled_back
 
 
 def test_rule_14_a_commit_in_one_phase_that_waits_says_for_what() -> None:

@@ -568,7 +568,7 @@ def test_both_colours_have_the_same_names_parameters_and_defaults() -> None:
 
 
 def test_reasons_of_any_length_can_be_sent(connect: Make, notes: Notes) -> None:
-    long = m.RollbackRequest(request(1).xid, scripted.OWNER.epoch, (), Reason(Code.REQUESTED, "x" * 100_000))
+    long = m.RollbackRequest(request(1).xid, scripted.OWNER.epoch, 1, (), Reason(Code.REQUESTED, "x" * 100_000))
     with ScriptedCoordinator(listen) as coordinator:
         face = connect(coordinator.address)
         face.wait_connected()

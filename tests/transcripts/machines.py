@@ -181,8 +181,8 @@ class CoordinatorMachine(Machine):
 
     def do_rollback(self, words: list[str], options: Options) -> None:
         """rollback tx1 a1 b1: the root gives up."""
-        session, key, of, refs, _ = self._root(words, options)
-        self._step(Received(session, RollbackRequest(key, of, refs, REASON)))
+        session, key, of, refs, begun = self._root(words, options)
+        self._step(Received(session, RollbackRequest(key, of, begun, refs, REASON)))
 
     def do_outcome(self, words: list[str], options: Options) -> None:
         """outcome tx1 [a1] [epoch=1]: somebody asks how it ended."""

@@ -40,7 +40,7 @@ to_coordinator: st.SearchStrategy[Any] = st.one_of(
         st.none() | owners,
     ),
     st.builds(m.CommitRequest, xids, epochs, uint32, ref_lists, uint32, st.sampled_from(m.Wait)),
-    st.builds(m.RollbackRequest, xids, epochs, ref_lists, reasons),
+    st.builds(m.RollbackRequest, xids, epochs, uint32, ref_lists, reasons),
     st.builds(m.OutcomeRequest, xids, epochs, uint32, ref_lists),
     st.builds(m.Voted, xids, branch_ids, votes, st.none() | reasons, tokens),
     st.builds(m.Committing, xids, branch_ids, tokens),

@@ -172,7 +172,7 @@ def _undo(manager: Ending, part: Part, refs: tuple[BranchRef, ...], reason: Reas
     futures = [manager.end_here(ref, reason) for ref in own]
     if len(own) < len(refs) and part.owner is not None:
         others = tuple(ref for ref in refs if ref.participant != manager.participant_id)
-        manager.tell(RollbackRequest(part.xid, part.owner.epoch, others, reason))
+        manager.tell(RollbackRequest(part.xid, part.owner.epoch, part.begun_tick, others, reason))
     for future in futures:
         # If the database does not answer: the branch is unprepared and can only end one way.
         with contextlib.suppress(TimeoutError):

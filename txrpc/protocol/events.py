@@ -13,13 +13,12 @@ from dataclasses import dataclass, field
 from txrpc.errors import ConfigurationError, Reason
 from txrpc.ids import Xid
 from txrpc.protocol.messages import (
-    CommitRequest,
+    AboutEnd,
     Decision,
     FromCoordinator,
     GoAway,
     Hello,
     Inquiry,
-    OutcomeRequest,
     ToCoordinator,
 )
 
@@ -150,7 +149,7 @@ class Lookup:
     """Ask the log for a record, then step `Looked`: *message* of *session* cannot be answered from memory."""
 
     session: int
-    message: CommitRequest | OutcomeRequest | Inquiry
+    message: AboutEnd | Inquiry
     xid: Xid
 
 

@@ -14,6 +14,7 @@ from txrpc.ids import BranchId, Epoch, Gid, ParticipantId, Xid
 
 __all__ = [
     "PROTOCOL_VERSION",
+    "AboutEnd",
     "Acked",
     "BranchRef",
     "CallReport",
@@ -195,10 +196,14 @@ class CommitRequest:
 
 @dataclass(frozen=True, slots=True)
 class RollbackRequest:
-    """The root gives up: every branch that it knows of is rolled back now instead of at its deadline."""
+    """The root gives up: every branch that it knows of is rolled back now instead of at its deadline.
+
+    *epoch* and *begun_tick* as for `CommitRequest`: what may have been decided and forgotten is looked up first.
+    """
 
     xid: Xid
     epoch: Epoch
+    begun_tick: int
     branches: tuple[BranchRef, ...]
     reason: Reason
 
@@ -368,6 +373,9 @@ class GoAway:
     text: str
     retry: bool
 
+
+AboutEnd = CommitRequest | RollbackRequest | OutcomeRequest
+"""What roots say about the end of a transaction."""
 
 ToCoordinator = (
     Hello

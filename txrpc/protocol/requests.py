@@ -10,6 +10,7 @@ from txrpc.errors import AbortCode, Reason
 from txrpc.protocol.admission import check_branches
 from txrpc.protocol.events import Lookup
 from txrpc.protocol.messages import (
+    AboutEnd,
     CommitRequest,
     Outcome,
     OutcomeReply,
@@ -78,12 +79,16 @@ class Requests(Rounds):
             self._resolve(row, branch)
         row.waiters[session] = wait
 
-    def _reply_ended(self, row: None, session: int, request: CommitRequest | RollbackRequest | OutcomeRequest) -> None:
+    def _reply_ended(self, row: None, session: int, request: AboutEnd) -> None:
         reason = self.remembered[request.xid]
         outcome = Outcome.COMMITTED if reason is None else Outcome.ABORTED
         self._send(session, OutcomeReply(request.xid, outcome, reason))
 
     def _give_up(self, row: None, session: int, request: RollbackRequest) -> None:
+        """Roll back what is not known; what may have been committed and forgotten here is looked up first (rule 12)."""
+        if not self._of_this_time(request):
+            self._ask_log(session, request)
+            return
         self._abort_unknown(session, request.xid, request.epoch, request.branches, request.reason)
 
     def _give_up_early(self, row: Transaction, session: int, request: RollbackRequest) -> None:
@@ -104,14 +109,14 @@ class Requests(Rounds):
         asks = self.directory.sessions[session].hello.participant
         return len(refs) == 1 and refs[0].vote is None and refs[0].participant == asks
 
-    def _of_this_time(self, request: CommitRequest | OutcomeRequest) -> bool:
+    def _of_this_time(self, request: AboutEnd) -> bool:
         """Whether the transaction, had it ended, would be remembered: so that the absence of a memory proves something."""
         return request.epoch == self.owner.epoch and self.remembered.floor <= request.begun_tick <= self.tick
 
-    def _ask_log(self, session: int, request: CommitRequest | OutcomeRequest) -> None:
+    def _ask_log(self, session: int, request: AboutEnd) -> None:
         self._out.look.append(Lookup(session, request, request.xid))
 
-    def _without_record(self, session: int, request: CommitRequest | OutcomeRequest) -> None:
+    def _without_record(self, session: int, request: AboutEnd) -> None:
         """Answer for a transaction of an earlier time or epoch that the log has no record of: is absence a proof?"""
         xid = request.xid
         if request.epoch not in self.lineage:
@@ -130,7 +135,9 @@ class Requests(Rounds):
         else:
             self._abort_unknown(session, xid, request.epoch, request.branches, self._too_late(request), count=False)
 
-    def _too_late(self, request: CommitRequest | OutcomeRequest) -> Reason:
+    def _too_late(self, request: AboutEnd) -> Reason:
+        if isinstance(request, RollbackRequest):
+            return request.reason
         if request.epoch != self.owner.epoch:
             return Reason(AbortCode.COORDINATOR_RESTARTED, "the coordinator restarted before it had decided")
         return Reason(AbortCode.TIMED_OUT, "the transaction began too long ago")

@@ -17,11 +17,11 @@ from txrpc.ids import BranchId, Epoch, Xid
 from txrpc.protocol.desk import MARGIN_MS, Desk
 from txrpc.protocol.directory import SessionEntry
 from txrpc.protocol.messages import (
+    AboutEnd,
     Acked,
     BranchRef,
     Commit,
     CommitOnePhase,
-    CommitRequest,
     Committing,
     Decision,
     Finish,
@@ -29,7 +29,6 @@ from txrpc.protocol.messages import (
     OnePhaseResult,
     Outcome,
     OutcomeReply,
-    OutcomeRequest,
     Prepare,
     Resolve,
     Resolved,
@@ -114,7 +113,7 @@ class Rounds(Desk):
         if own is None:
             self._await_resource(row, branch)  # its own process knows best, should it come back
 
-    def _ask_only_branch(self, session: int, request: CommitRequest | OutcomeRequest) -> None:
+    def _ask_only_branch(self, session: int, request: AboutEnd) -> None:
         """A commit in one phase under an earlier epoch left no record here: only its participant can know."""
         if len(self.transactions) >= self.limits.max_transactions:
             text = f"the coordinator's max_transactions is {self.limits.max_transactions}: ask again later"

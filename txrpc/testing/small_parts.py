@@ -204,7 +204,7 @@ class Client:
     def give_up(self, *refs: BranchRef) -> None:
         """Ask for the rollback."""
         self.refs, self.asked = refs, True
-        self.world.send_up(self.session, RollbackRequest(XID, self.owner.epoch, refs, GAVE_UP))
+        self.world.send_up(self.session, RollbackRequest(XID, self.owner.epoch, self.begun_tick, refs, GAVE_UP))
 
     def take(self, message: Any) -> None:
         """A message of the coordinator's has come."""

@@ -118,12 +118,14 @@ def _commit_request_from(x: pb.CommitRequest) -> m.CommitRequest:
 
 def _rollback_request_to(x: m.RollbackRequest) -> pb.RollbackRequest:
     branches = map(c.branch_to, x.branches)
-    return pb.RollbackRequest(xid=x.xid, epoch=x.epoch, branches=branches, reason=c.reason_to(x.reason))
+    return pb.RollbackRequest(
+        xid=x.xid, epoch=x.epoch, begun_tick=x.begun_tick, branches=branches, reason=c.reason_to(x.reason)
+    )
 
 
 def _rollback_request_from(x: pb.RollbackRequest) -> m.RollbackRequest:
     branches = c.branches_from(x.branches)
-    return m.RollbackRequest(c.xid_from(x.xid), c.epoch_from(x.epoch), branches, c.reason_from(x.reason))
+    return m.RollbackRequest(c.xid_from(x.xid), c.epoch_from(x.epoch), x.begun_tick, branches, c.reason_from(x.reason))
 
 
 def _outcome_request_to(x: m.OutcomeRequest) -> pb.OutcomeRequest:

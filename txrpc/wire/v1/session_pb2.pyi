@@ -387,8 +387,10 @@ class RollbackRequest(_message.Message):
     EPOCH_FIELD_NUMBER: _builtins.int
     BRANCHES_FIELD_NUMBER: _builtins.int
     REASON_FIELD_NUMBER: _builtins.int
+    BEGUN_TICK_FIELD_NUMBER: _builtins.int
     xid: _builtins.bytes
     epoch: _builtins.int
+    begun_tick: _builtins.int
     @_builtins.property
     def branches(self) -> _containers.RepeatedCompositeFieldContainer[_context_pb2.BranchRef]: ...
     @_builtins.property
@@ -400,10 +402,11 @@ class RollbackRequest(_message.Message):
         epoch: _builtins.int = ...,
         branches: _abc.Iterable[_context_pb2.BranchRef] | None = ...,
         reason: _context_pb2.Reason | None = ...,
+        begun_tick: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["reason", b"reason"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["branches", b"branches", "epoch", b"epoch", "reason", b"reason", "xid", b"xid"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["begun_tick", b"begun_tick", "branches", b"branches", "epoch", b"epoch", "reason", b"reason", "xid", b"xid"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
