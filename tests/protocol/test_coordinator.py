@@ -296,7 +296,7 @@ def test_rule_12_giving_up_is_held_against_the_log_like_a_question() -> None:
 
 
 def test_rule_14_a_commit_in_one_phase_that_waits_says_for_what() -> None:
-    """Without a token nobody but its own process can be asked; with one, any process with the resource."""
+    """Without a token only its own process can be asked; with one, any process with the resource."""
     for token, expected in ((False, "had not said which transaction"), (True, "no process with resource accounts is")):
         office = Office(CLIENT, P)
         office.hear(CLIENT, commit_request(ONE))

@@ -16,6 +16,7 @@ import txrpc.sql
 from tests.postgres import Server
 from tests.runtime.conftest import AioNoSession
 from tests.sql.kit import Proxy, Row, gid
+from tests.versions import asyncpg_is_before
 from tests.waiting import until_a_backend_waits_for
 from txrpc.errors import AbortCode, ConfigurationError, IllegalState, ResourceUnavailable, TransactionAborted
 from txrpc.protocol.messages import Finish, OnePhaseResult
@@ -156,6 +157,8 @@ async def test_a_cancelled_statement_takes_its_branch_with_it(
 
 async def test_rule_13_a_commit_whose_answer_never_came_is_committed(make: AioMake, driver: str, url: str) -> None:
     """Here the driver itself gives up (asyncpg's ``command_timeout``) or the network does."""
+    if driver == "asyncpg" and asyncpg_is_before(32):
+        pytest.skip("asyncpg before 0.32: closing a connection whose server says nothing never ends")
     target = sa.make_url(url)
     with Proxy(target.host or "", target.port or 5432) as proxy:
         options = {"connect_args": {"command_timeout": 1.5}} if driver == "asyncpg" else {}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator
+from typing import Any
 
 import psycopg
 import pytest
@@ -268,6 +269,27 @@ def test_a_commit_that_the_database_refuses_is_not_done_and_costs_no_connection(
     assert again.pid == work.pid
     assert resource.commit_one_phase(again, lambda _token: None) is OnePhaseResult.COMMITTED
     assert rows(resource) == ["c"]
+
+
+def test_rule_13_an_error_of_the_drivers_own_at_commit_is_no_answer(
+    make: Make, driver: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """asyncpg's own state machine, for one, may break off after the server has committed."""
+    resource = make(driver)
+    work = resource.begin(False)
+    insert(work)
+
+    def commit_and_break(_dialect: object, connection: Any) -> None:
+        connection.commit()
+        raise RuntimeError("cannot switch to state 15")
+
+    dialect = type(work.connection.engine.dialect)
+    monkeypatch.setattr(dialect, "do_commit", commit_and_break)
+    try:
+        assert resource.commit_one_phase(work, lambda _token: None) is OnePhaseResult.COMMITTED
+    finally:
+        monkeypatch.undo()
+    assert rows(resource) == ["a"]
 
 
 def test_a_failed_prepare_costs_no_connection(make: Make, driver: str) -> None:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
 
 import pytest
 import sqlalchemy as sa
@@ -16,22 +17,21 @@ import txrpc.sql
 from tests.postgres import Server
 from tests.runtime.conftest import AioNoSession, NoSession
 from tests.sql.kit import Make, Proxy, rows
-from tests.waiting import aeventually, eventually, until_a_backend_waits_for
+from tests.waiting import eventually, until_a_backend_waits_for
 from txrpc.runtime.manager import Manager
 from txrpc.runtime.manager_aio import AioManager
 from txrpc.sql import truth
 
 SLOW = (
-    "CREATE FUNCTION slow() RETURNS trigger LANGUAGE plpgsql AS $$BEGIN PERFORM pg_sleep(1); RETURN NULL; END$$;"
+    "CREATE FUNCTION slow() RETURNS trigger LANGUAGE plpgsql AS $$BEGIN PERFORM pg_sleep(3); RETURN NULL; END$$;"
     "CREATE CONSTRAINT TRIGGER slow AFTER INSERT ON row DEFERRABLE INITIALLY DEFERRED FOR EACH ROW EXECUTE FUNCTION slow()"
 )
 INSERT = sa.text("INSERT INTO row VALUES ('a', 1)")
 
 
-@pytest.mark.parametrize("driver", ["asyncpg", "psycopg"])
-async def test_rule_21_a_local_commit_that_was_cancelled_is_not_called_aborted(
-    url: str, server: Server, driver: str
-) -> None:
+@asynccontextmanager
+async def cancelled_commit(url: str, server: Server, driver: str) -> AsyncIterator[tuple[AioManager, txrpc.Xid]]:
+    """A commit of one row that is cancelled while the database is at it."""
     database = sa.make_url(url).database or ""
     server.execute(SLOW, database)
     engine = create_async_engine(sa.make_url(url).set(drivername=f"postgresql+{driver}"))
@@ -48,10 +48,27 @@ async def test_rule_21_a_local_commit_that_was_cancelled_is_not_called_aborted(
         await committing
     assert tx.status is txrpc.Status.UNKNOWN
     assert await manager.outcome(tx.xid, timeout=0) is txrpc.Outcome.UNKNOWN, "it is still under way"
-    assert await manager.outcome(tx.xid, timeout=30) is txrpc.Outcome.COMMITTED
-    assert server.execute("SELECT name FROM row", database) == [("a",)]
+    yield manager, tx.xid
     await manager.close()
     await engine.dispose()
+
+
+@pytest.mark.parametrize("driver", ["asyncpg", "psycopg"])
+async def test_rule_21_a_local_commit_that_was_cancelled_is_not_called_aborted(
+    url: str, server: Server, driver: str
+) -> None:
+    async with cancelled_commit(url, server, driver) as (manager, xid):
+        assert await manager.outcome(xid, timeout=30) is txrpc.Outcome.COMMITTED
+    assert server.execute("SELECT name FROM row", sa.make_url(url).database or "") == [("a",)]
+
+
+async def test_rule_21_a_local_commit_that_the_database_rolled_back_is_aborted(url: str, server: Server) -> None:
+    database = sa.make_url(url).database or ""
+    sleeping = f"SELECT pid FROM pg_stat_activity WHERE datname = '{database}' AND wait_event = 'PgSleep'"
+    async with cancelled_commit(url, server, "asyncpg") as (manager, xid):
+        server.execute(f"SELECT pg_terminate_backend(pid) FROM ({sleeping}) AS at_it")
+        assert await manager.outcome(xid, timeout=30) is txrpc.Outcome.ABORTED
+    assert server.execute("SELECT name FROM row", database) == []
 
 
 @pytest.fixture
@@ -85,7 +102,7 @@ def test_rule_21_a_local_commit_whose_database_went_away_is_learnt_when_it_is_ba
             proxy.lost.wait(30)  # the answer to COMMIT
             proxy.cut()
 
-        # COMMIT gets through, its answer does not, and nobody can ask.
+        # COMMIT gets through, its answer does not, and no question after it.
         sa.event.listen(bank.engine, "commit", lambda _connection: proxy.mute())
         breaker = threading.Thread(target=break_off)
         breaker.start()
@@ -98,26 +115,3 @@ def test_rule_21_a_local_commit_whose_database_went_away_is_learnt_when_it_is_ba
         assert manager.outcome(tx.xid, timeout=0) is txrpc.Outcome.COMMITTED, "what is known stays known"
     finally:
         manager.close()
-
-
-async def test_rule_21_a_local_commit_that_the_database_rolled_back_is_aborted(url: str, server: Server) -> None:
-    database = sa.make_url(url).database or ""
-    server.execute(SLOW, database)
-    engine = create_async_engine(sa.make_url(url).set(drivername="postgresql+asyncpg"))
-    bank = txrpc.sql.AsyncResourceManager("bank", engine)
-    manager = AioManager("default", [bank])
-    await manager.start(AioNoSession())
-    tx = manager.begin(timeout=30)
-    async with bank.connection() as connection:
-        await connection.execute(INSERT)
-    committing = asyncio.create_task(tx.commit())
-    await asyncio.to_thread(until_a_backend_waits_for, server, database, "PgSleep")
-    committing.cancel()
-    with pytest.raises(asyncio.CancelledError):
-        await committing
-    sleeping = f"SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = '{database}' AND wait_event = 'PgSleep'"
-    server.execute(sleeping)
-    assert await manager.outcome(tx.xid, timeout=30) is txrpc.Outcome.ABORTED
-    await aeventually(lambda: server.execute("SELECT name FROM row", database) == [])
-    await manager.close()
-    await engine.dispose()

@@ -388,7 +388,7 @@ def test_rule_2_what_postgresql_cannot_prepare_aborts_everything_and_is_the_reas
 
 
 def test_rule_12_what_is_forgotten_is_unknown_and_never_a_guess(make_world: Make, connected: Connect) -> None:
-    """The log keeps a record for the retention time, and after that nobody is told that it was aborted."""
+    """The log keeps a record for the retention time, and after that the coordinator does not call it aborted."""
     world = make_world(options=["--retention-s", "5"])
     connected(world)
     teller = world.teller()

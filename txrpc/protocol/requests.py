@@ -73,7 +73,7 @@ class Requests(Rounds):
             self._send(session, self._committed_reply(row))
             return
         if row.state is State.ONE_PHASE and not row.waiters:
-            # All others have been told that nobody knows.  It may be learnable by now, but is not waited for as long again.
+            # All others have been told UNKNOWN.  It may be learnable by now, but is not waited for as long again.
             self._wake_at(row, self._now_ms + self.limits.ack_wait_ms)
             (branch,) = row.branches.values()
             self._resolve(row, branch)

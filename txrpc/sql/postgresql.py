@@ -44,6 +44,7 @@ __all__ = [
     "one_phase_result",
     "preflight",
     "prepare",
+    "refused",
     "sentence",
     "set_read_only",
     "speaks_behind_the_transaction",
@@ -302,6 +303,11 @@ def connection_lost(error: BaseException) -> bool:
     if not state:
         return error.connection_invalidated or not isinstance(error, _DRIVERS_OWN)
     return error.connection_invalidated or state[:2] == "08" or state[:3] == "57P"
+
+
+def refused(error: BaseException) -> bool:
+    """Whether the server itself has said no, so that what was asked for has certainly not been done."""
+    return isinstance(error, DBAPIError) and bool(sqlstate(error)) and not connection_lost(error)
 
 
 def classify(error: BaseException) -> Reason | None:

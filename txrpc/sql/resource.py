@@ -158,7 +158,7 @@ class ResourceManager:
         try:
             work.transaction.commit()
         except Exception as error:
-            if not self._dialect.connection_lost(error):
+            if self._dialect.refused(error):
                 raise
             return self._how_it_ended(work, token)
         self._let_go(work)

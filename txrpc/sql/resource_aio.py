@@ -148,7 +148,7 @@ class AsyncResourceManager:
         try:
             await work.transaction.commit()
         except Exception as error:
-            if not self._dialect.connection_lost(error):
+            if self._dialect.refused(error):
                 raise
             return await self._how_it_ended(work, token)
         await self._let_go(work)
