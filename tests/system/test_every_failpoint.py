@@ -146,6 +146,8 @@ class Ward:
                     output.seek(started[cell.process])
                     return hit in output.read()
 
+            if deed.name == "the coordinator shuts down":
+                self._shut_down_until(was_hit, cell)
             helps = _helps_needed(cell)
             eventually(was_hit, 20, lambda: f"nobody came to {cell.point}; told {told}\n{self.world.evidence()}")
             eventually(lambda: nurse.helped[cell.process] >= helps, 30, self.world.evidence)
@@ -172,6 +174,21 @@ class Ward:
             with txrpc.connect(self.world.coordinator.address, process="another"):
                 pass
         return deeds.carry_out(cell.deed.name, cell.process, self.addresses, timeout_s=8)
+
+    def _shut_down_until(self, was_hit: Callable[[], bool], cell: Cell) -> None:
+        """Shut the coordinator down again: a process that hears goodbye may close its session before the point is reached."""
+        for _ in range(20):
+            if was_hit():
+                return
+            eventually(lambda: self._sessions() == 3, evidence=self.world.evidence)
+            self._arm(cell)
+            with suppress(Exception):
+                self.world.coordinator.terminate(10)
+
+    def _sessions(self) -> int:
+        with suppress(Exception):
+            return len(self.world.status()["sessions"])
+        return 0
 
     def _elsewhere(self, cell: Cell) -> tuple[str, str, str]:
         arguments = [self.world.coordinator.address, cell.deed.name, cell.process, *self.addresses]

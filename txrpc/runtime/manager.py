@@ -220,8 +220,8 @@ class Manager(ManagerCore):
         """How *xid* ended, asked for at most *timeout* seconds (rules 12 and 21).
 
         For a transaction of this manager's whose commit raised `OutcomeUnknown`, or was cancelled, the answer is definite as
-        soon as who knows is back: its own database if it used no other, and the coordinator otherwise.  For any other
-        transaction, UNKNOWN means that there is no record of a commit (any more).
+        soon as its database (if it used only one, of this process) or its coordinator is back.  For any other transaction,
+        UNKNOWN means that there is no record of a commit (any more).
         Raises `CoordinatorUnavailable` if the coordinator did not answer.
         """
         outcome: Outcome = run(self.outcome_flow(xid, self.now_ms() + int(timeout * 1000)))
