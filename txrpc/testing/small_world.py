@@ -10,7 +10,6 @@ messages, as streams do.  Databases and the log survive every crash; work that w
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
 from typing import Any
 
 from txrpc.ids import Epoch, Xid
@@ -34,7 +33,7 @@ from txrpc.protocol.messages import (
 )
 from txrpc.testing.small_parts import LIMITS, LONGEST_MS, Client, Database, Link, Service
 
-__all__ = ["Pick", "SmallWorld", "early"]
+__all__ = ["SmallWorld", "early"]
 
 
 def _order(job: tuple[Any, ...]) -> tuple[str, str]:
@@ -44,18 +43,10 @@ def _order(job: tuple[Any, ...]) -> tuple[str, str]:
     return kind, str(arguments[0]) if kind in ("up", "down") else ""
 
 
-def _first(_jobs: int) -> int:
-    return 0
-
-
-Pick = Callable[[int], int]
-
-
 class SmallWorld:
-    """See the module's docstring.  *pick* chooses the next job among so many; the first one by default."""
+    """See the module's docstring."""
 
-    def __init__(self, resources: int, pick: Pick = _first) -> None:
-        self.pick = pick
+    def __init__(self, resources: int) -> None:
         self.now_ms = 1_000_000
         self.jobs: list[tuple[Any, ...]] = []
         self.links: dict[int, Link] = {}
@@ -140,8 +131,8 @@ class SmallWorld:
     # -------------------------------------------------------------------------------------------------------- time
 
     def step(self) -> None:
-        """Carry out one job."""
-        kind, *arguments = self.jobs.pop(self.pick(len(self.jobs)))
+        """Carry out the first job."""
+        kind, *arguments = self.jobs.pop(0)
         getattr(self, f"_job_{kind}")(*arguments)
 
     def carry_out(self, job: tuple[Any, ...]) -> None:
