@@ -45,7 +45,7 @@ __all__ = [
 _TO_BRANCHES = ("Prepare", "CommitOnePhase", "Commit", "Rollback", "Resolve")
 MESSAGES: dict[str, tuple[str, ...]] = {
     "client": ("CommitRequest", "RollbackRequest", "OutcomeRequest"),
-    "participant": ("Hello", "Voted", "Committing", "OnePhaseDone", "Acked", "Inquiry", "Resolved"),
+    "participant": ("Hello", "Voted", "Committing", "OnePhaseDone", "Acked", "Inquiry", "Resolved", "Trouble"),
     "coordinator": (*_TO_BRANCHES, "Welcome", "Tick", "OutcomeReply", "GoAway"),
 }
 """What each role sends."""

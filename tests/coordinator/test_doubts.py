@@ -11,7 +11,8 @@ from txrpc.coordinator.doubts import Doubts, in_doubt
 from txrpc.ids import BranchId, Epoch, ParticipantId, Xid
 from txrpc.protocol.coordinator import Coordinator
 from txrpc.protocol.events import Limits, Received, SessionOpened
-from txrpc.protocol.messages import Acked, Decision, Finish, Hello, Owner, PreparedBranch, ResourceInfo
+from txrpc.protocol.messages import Acked, Finish, Hello, ResourceInfo
+from txrpc.protocol.records import Decision, Opened, PreparedBranch
 
 PROCESS = ParticipantId(b"process.")
 BEFORE, NOW = Epoch.make(1, 1), Epoch.make(2, 2)
@@ -19,11 +20,11 @@ BEFORE, NOW = Epoch.make(1, 1), Epoch.make(2, 2)
 
 def core(transactions: int = 1) -> Coordinator:
     """One that has just restarted, with decisions about two branches each to finish, in databases a and b."""
-    pending = [
+    pending = tuple(
         Decision(Xid.make(n + 1, bytes(10)), BEFORE, 1, tuple(PreparedBranch(branch(n, r), PROCESS, r) for r in "ab"))
         for n in range(transactions)
-    ]
-    return Coordinator(Owner("c1", NOW), "default", {BEFORE}, pending, Limits(), now_ms=0, clock_ms=1_000)
+    )
+    return Coordinator("c1", "default", Opened(NOW, {BEFORE: 0}, pending), Limits(), now_ms=0, clock_ms=1_000)
 
 
 def branch(number: int, resource: str) -> BranchId:

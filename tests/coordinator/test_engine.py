@@ -10,7 +10,7 @@ from collections.abc import AsyncIterator, Iterable, Sequence
 import pytest
 
 from tests.waiting import aeventually
-from txrpc.coordinator import engine as module
+from txrpc.coordinator import logbook
 from txrpc.coordinator.engine import Engine
 from txrpc.errors import AbortCode, Fenced
 from txrpc.ids import BranchId, Epoch, ParticipantId, Xid
@@ -55,14 +55,14 @@ class RoughLog(MemoryLog):
         self.gate = threading.Event()
         self.gate.set()
 
-    def record(self, decisions: Sequence[Decision]) -> None:
+    def record(self, decisions: Sequence[Decision]) -> int:
         self.writing = len(decisions)
         self.gate.wait(60)
         if self.troubles:
             raise self.troubles.pop(0)
         if decisions:
             self.batches.append(len(decisions))
-        super().record(decisions)
+        return super().record(decisions)
 
     def done(self, xids: Iterable[Xid], now_ms: int) -> None:
         if self.done_troubles:
@@ -232,7 +232,7 @@ async def test_a_commit_does_not_wait_behind_all_questions(engine: Engine, log: 
         box.say(OutcomeRequest(Xid.make(10_000 + number, bytes(10)), strange, 0))
     reply = await box.outcome(box.commit(1), timeout_s=3)
     assert reply.outcome is Outcome.COMMITTED
-    assert engine.questions[box.number] > 1_000
+    assert engine.book.questions[box.number] > 1_000
 
 
 async def test_rule_7_fenced_ends_the_engine_and_tells_every_session(engine: Engine, log: RoughLog) -> None:
@@ -327,7 +327,7 @@ async def test_rule_12_what_is_done_is_kept_for_the_retention_time_and_then_dele
     await aeventually(lambda: xid in store.nodes["c1"].done_ms)
     done_ms = store.nodes["c1"].done_ms[xid]
     await aeventually(lambda: xid not in store.nodes["c1"].decisions)
-    assert engine._clock_ms() - done_ms >= 2_000
+    assert engine.clock_ms() - done_ms >= 2_000
     assert store.nodes["c1"].forgotten_ms > done_ms
     await engine.stop()
 
@@ -335,7 +335,7 @@ async def test_rule_12_what_is_done_is_kept_for_the_retention_time_and_then_dele
 async def test_forgetting_goes_on_in_batches_until_nothing_is_left(
     log: RoughLog, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "_FORGET_BATCH", 2)
+    monkeypatch.setattr(logbook, "_FORGET_BATCH", 2)
     engine = await started(log, 0)
     box = Box(engine)
     xids = [box.commit(number) for number in range(1, 6)]

@@ -188,9 +188,9 @@ async def test_a_flood_of_questions_is_held_back_and_all_are_answered(
     for start in range(0, 100, 10):
         questions = [OutcomeRequest(Xid.make(n + 1, bytes(10)), strange, 0) for n in range(start, start + 10)]
         await say(call, *questions)
-    await house.until(lambda: house.engine.questions[1] > 20)
+    await house.until(lambda: house.engine.book.questions[1] > 20)
     await asyncio.sleep(0.3)  # more would come if more were read
-    assert house.engine.questions[1] in range(21, 31)
+    assert house.engine.book.questions[1] in range(21, 31)
     house.log.gate.set()
     answers: set[Xid] = set()
     async for message in listen(call):
@@ -198,7 +198,7 @@ async def test_a_flood_of_questions_is_held_back_and_all_are_answered(
         answers.add(message.xid)
         if len(answers) == 100:
             break
-    await house.until(lambda: not house.engine.questions)
+    await house.until(lambda: not house.engine.book.questions)
 
 
 async def test_questions_of_a_session_that_has_ended_are_not_asked(house: House) -> None:
@@ -210,7 +210,7 @@ async def test_questions_of_a_session_that_has_ended_are_not_asked(house: House)
     call.cancel()
     await house.until(lambda: not house.sessions.peers)
     house.log.gate.set()
-    await house.until(lambda: not house.engine.questions)
+    await house.until(lambda: not house.engine.book.questions)
     assert house.log.asked <= 50
     other = house.call()
     await say(other, HELLO)

@@ -32,7 +32,6 @@ from txrpc.protocol.messages import (
     Commit,
     CommitRequest,
     Committing,
-    Decision,
     Finish,
     Hello,
     Inquiry,
@@ -47,6 +46,7 @@ from txrpc.protocol.messages import (
     Vote,
     Voted,
 )
+from txrpc.protocol.records import Decision, Opened
 
 __all__ = ["core"]
 
@@ -86,7 +86,7 @@ class _Stage:
 
     def __init__(self, dice: _Dice) -> None:
         self.dice = dice
-        self.core = Coordinator(_OWNER, "default", (_EPOCHS[1],), [], _LIMITS, 0, 1_000_000)
+        self.core = Coordinator("c1", "default", Opened(_OWNER.epoch, {_EPOCHS[1]: 0}, ()), _LIMITS, 0, 1_000_000)
         self.log: dict[Xid, Decision] = {}
         self.rolled_back: dict[Xid, set[BranchId]] = {xid: set() for xid in _XIDS}
         """Branches that were told to roll back before there was a decision."""

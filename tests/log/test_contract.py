@@ -12,6 +12,8 @@ import pytest
 from txrpc.errors import Fenced
 from txrpc.ids import BranchId, Epoch, ParticipantId, Xid
 from txrpc.log.base import Decision, DecisionLog, NotRecorded, PreparedBranch, RecordUncertain
+from txrpc.protocol.messages import Finish
+from txrpc.protocol.records import Incident
 
 Open = Callable[[], DecisionLog]
 
@@ -27,7 +29,7 @@ def decision(epoch: Epoch, decided_ms: int = 1_000, branches: int = 2) -> Decisi
 def test_a_new_log_opens_epoch_one_with_nothing_pending(open_log: Open) -> None:
     opened = open_log().open("c1", 77)
     assert opened.epoch == Epoch.make(1, 77)
-    assert opened.lineage == frozenset()
+    assert opened.lineage == {}
     assert opened.pending == ()
     assert (opened.forgotten_ms, opened.clock_ms) == (0, 0)
 
@@ -40,7 +42,8 @@ def test_what_was_recorded_is_found_again_by_the_next_epoch(open_log: Open) -> N
     assert list(first.pending()) == sorted(first.pending(), key=lambda d: d.decided_ms)
     opened = open_log().open("c1", 2)
     assert opened.epoch == Epoch.make(2, 2)
-    assert opened.lineage == {epoch}
+    assert opened.lineage == {epoch: 3}
+    assert opened.position == 3
     assert set(opened.pending) == set(decisions)
     assert opened.clock_ms == 3_000
 
@@ -164,3 +167,68 @@ def test_rule_7_after_open_has_returned_no_earlier_epoch_records(open_log: Open)
     assert errors == []
     assert {d.xid for d in new.pending()} == found
     assert set(recorded) == found
+
+
+def test_rule_18_the_position_grows_with_every_batch_and_is_that_of_the_whole_history(open_log: Open) -> None:
+    log = open_log()
+    first = log.open("c1", 1)
+    assert first.position == 0
+    batch = [decision(first.epoch), decision(first.epoch)]
+    assert log.record(batch) == 2
+    assert log.record([]) == 2
+    assert log.record(batch) >= 2  # the same again may raise it
+    assert log.record([decision(first.epoch)]) >= 3
+    log.done([batch[0].xid], 2_000)
+    log.forget(3_000, 10)
+    second = open_log()
+    opened = second.open("c1", 2)
+    assert opened.position >= 3
+    assert opened.lineage == {first.epoch: opened.position}
+    reached = second.record([decision(opened.epoch)])
+    assert reached == opened.position + 1
+    assert open_log().open("c1", 3).lineage == {first.epoch: opened.position, opened.epoch: reached}
+
+
+def test_rule_16_incidents_are_kept_until_they_are_closed(open_log: Open) -> None:
+    log = open_log()
+    log.open("c1", 1)
+    one, other = (
+        Incident(Xid(os.urandom(16)), BranchId(os.urandom(8)), f"bank-{n}", finish, 1_000 + n)
+        for n, finish in enumerate((Finish.NOT_HERE, Finish.HEURISTIC))
+    )
+    log.report([one, other])
+    lost = Incident(one.xid, one.branch, one.resource, Finish.LOST, 2_000)
+    log.report([lost])
+    log.report([])
+    again = open_log()
+    assert again.open("c1", 2).incidents == (other, lost)
+    again.close_incidents([(other.xid, other.branch), (other.xid, one.branch)], 3_000)
+    assert open_log().open("c1", 3).incidents == (lost,)
+    assert open_log().open("c2", 1).incidents == ()
+    with pytest.raises(Fenced):
+        log.report([one])
+    with pytest.raises(Fenced):
+        log.close_incidents([(one.xid, one.branch)], 3_000)
+
+
+def test_an_incident_that_comes_back_after_it_was_closed_is_open_again(open_log: Open) -> None:
+    log = open_log()
+    log.open("c1", 1)
+    lost = Incident(Xid(os.urandom(16)), BranchId(os.urandom(8)), "bank", Finish.LOST, 1_000)
+    log.report([lost])
+    log.close_incidents([(lost.xid, lost.branch)], 2_000)
+    log.report([lost])
+    assert open_log().open("c1", 2).incidents == (lost,)
+
+
+def test_rule_17_names_are_bound_to_databases_for_all_nodes(open_log: Open) -> None:
+    log = open_log()
+    assert log.open("c1", 1).identities == {}
+    log.bind({"bank-a": "7/1", "bank-b": "7/2"})
+    log.bind({"bank-b": "8/2"})
+    log.bind({})
+    assert open_log().open("c2", 1).identities == {"bank-a": "7/1", "bank-b": "8/2"}
+    log.bind({"bank-a": ""})
+    assert open_log().open("c1", 2).identities == {"bank-b": "8/2"}
+    with pytest.raises(Fenced):
+        log.bind({"bank-a": "9/9"})

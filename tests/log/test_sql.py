@@ -93,6 +93,46 @@ def test_a_read_only_log(sql_log: Make, tmp_path: Path, postgres: PostgresServer
         sql_log(url).open("c1", 1)
 
 
+@pytest.mark.parametrize("backend", ["sqlite", "postgresql"])
+def test_a_log_of_schema_version_1_is_brought_up_to_date_and_keeps_its_decisions(
+    sql_log: Make, tmp_path: Path, postgres: PostgresServer, backend: str
+) -> None:
+    url = f"sqlite:///{tmp_path}/log.db" if backend == "sqlite" else postgres.create_database("upgrade")
+    engine = create_engine(url)
+    binary = "BLOB" if backend == "sqlite" else "BYTEA"
+    one = decision(Epoch.make(1, 1))
+    with engine.begin() as connection:
+        for statement in (
+            "CREATE TABLE txrpc_schema (id INTEGER PRIMARY KEY, version INTEGER NOT NULL)",
+            "INSERT INTO txrpc_schema VALUES (1, 1)",
+            "CREATE TABLE txrpc_node (node VARCHAR(24) PRIMARY KEY, epoch BIGINT NOT NULL, forgotten_ms BIGINT NOT NULL)",
+            f"INSERT INTO txrpc_node VALUES ('c1', {int(one.epoch)}, 0)",
+            "CREATE TABLE txrpc_epoch (node VARCHAR(24), epoch BIGINT, opened_ms BIGINT NOT NULL, PRIMARY KEY (node, epoch))",
+            f"INSERT INTO txrpc_epoch VALUES ('c1', {int(one.epoch)}, 1)",
+            (
+                f"CREATE TABLE txrpc_decision (node VARCHAR(24), xid {binary}, epoch BIGINT NOT NULL, "
+                f"decided_ms BIGINT NOT NULL, branches {binary} NOT NULL, done_ms BIGINT, PRIMARY KEY (node, xid))"
+            ),
+        ):
+            connection.execute(text(statement))
+        connection.execute(
+            text("INSERT INTO txrpc_decision VALUES ('c1', :xid, :epoch, :decided, :branches, NULL)"),
+            {
+                "xid": bytes(one.xid),
+                "epoch": int(one.epoch),
+                "decided": one.decided_ms,
+                "branches": pack(one.branches),
+            },
+        )
+    engine.dispose()
+    log = sql_log(url)
+    opened = log.open("c1", 2)
+    assert opened.pending == (one,)
+    assert (opened.position, opened.lineage) == (0, {one.epoch: 0})
+    assert log.record([decision(opened.epoch)]) == 1
+    assert sql_log(url).open("c1", 3).position == 1
+
+
 def test_a_schema_of_a_newer_version(sql_log: Make, tmp_path: Path) -> None:
     url = f"sqlite:///{tmp_path}/log.db"
     sql_log(url).open("c1", 1)
@@ -100,7 +140,7 @@ def test_a_schema_of_a_newer_version(sql_log: Make, tmp_path: Path) -> None:
     with engine.begin() as connection:
         connection.execute(text("UPDATE txrpc_schema SET version = 99"))
     engine.dispose()
-    with pytest.raises(ConfigurationError, match=r"version 99.*up to 1.*upgrade"):
+    with pytest.raises(ConfigurationError, match=r"version 99.*up to 2.*upgrade"):
         sql_log(url).open("c1", 1)
 
 
@@ -218,7 +258,7 @@ def test_a_copied_log_continues_under_an_epoch_of_its_own(sql_log: Make, tmp_pat
     here, there = original.open("c1", 7), copy.open("c1", 8)
     assert here.epoch.number == there.epoch.number == 2
     assert here.epoch != there.epoch
-    assert here.lineage == there.lineage == {first.epoch}
+    assert here.lineage == there.lineage == {first.epoch: 1}
     assert here.pending == there.pending
     original.record([decision(here.epoch)])
     copy.record([decision(there.epoch)])

@@ -30,7 +30,6 @@ from txrpc.protocol.messages import (
     BranchRef,
     CommitRequest,
     Committing,
-    Decision,
     Finish,
     Hello,
     Inquiry,
@@ -40,7 +39,6 @@ from txrpc.protocol.messages import (
     OutcomeReply,
     OutcomeRequest,
     Owner,
-    PreparedBranch,
     Resolved,
     ResourceInfo,
     RollbackRequest,
@@ -48,6 +46,7 @@ from txrpc.protocol.messages import (
     Voted,
     Wait,
 )
+from txrpc.protocol.records import Decision, Opened, PreparedBranch
 from txrpc.protocol.transaction import State
 
 T0 = 1_000_000
@@ -164,7 +163,8 @@ class Office:
         forgotten_ms: int = 0,
         lineage: tuple[Epoch, ...] = (EARLIER,),
     ) -> None:
-        self.core = Coordinator(OWNER, "bank", lineage, pending, limits, T0, CLOCK, forgotten_ms)
+        opened = Opened(EPOCH, dict.fromkeys(lineage, 0), pending, forgotten_ms)
+        self.core = Coordinator("c1", "bank", opened, limits, T0, CLOCK)
         self.now_ms = T0
         self.all = Output()
         for session in sessions or (CLIENT, OTHER_CLIENT, P):

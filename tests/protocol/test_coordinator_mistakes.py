@@ -87,7 +87,7 @@ def test_a_branch_that_acknowledges_twice_counts_once() -> None:
     office.logged()
     office.hear(P, acked(1))
     office.hear(Q, inquiry(1))
-    office.hear(Q, acked(1, Finish.ABSENT))
+    office.hear(Q, acked(1, Finish.ALREADY))
     assert office.state() is State.COMMITTING
     assert office.all.done == []
     office.hear(P, acked(2))

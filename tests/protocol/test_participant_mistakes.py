@@ -156,7 +156,7 @@ def test_a_prepare_that_reaches_the_database_after_its_undoing_is_undone_when_it
     process.open(ONE)
     process.hear(prepare(ONE))
     process.local(In.PREPARE_FAILED, ONE, FAILED)
-    process.local(In.FINISHED, ONE, Finish.ABSENT)
+    process.local(In.FINISHED, ONE, Finish.NOT_HERE)
     assert process.state(ONE) is BranchState.ENDED
     effects = process.table.in_doubt(ONE, 10, process.now_ms)
     assert [do.operation for do in effects.do] == [Operation.ROLLBACK_PREPARED]

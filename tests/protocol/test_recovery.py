@@ -31,7 +31,8 @@ from tests.protocol.coordinator_kit import (
 )
 from txrpc.errors import AbortCode
 from txrpc.ids import Gid
-from txrpc.protocol.messages import Commit, Decision, Inquiry, Outcome, Rollback, Vote
+from txrpc.protocol.messages import Commit, Inquiry, Outcome, Rollback, Vote
+from txrpc.protocol.records import Decision
 from txrpc.protocol.recovery import ANSWERS, UP_TO_THE_LOG, Answer, Knowledge, age_of
 
 

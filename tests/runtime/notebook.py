@@ -81,11 +81,11 @@ class Notebook:
         self.verbs.append("commit_prepared")
         page = self.prepared.pop(gid, None)
         self.lines += page.lines if page else []
-        return Finish.DONE if page else Finish.ABSENT
+        return Finish.DONE if page else Finish.NOT_HERE
 
     def rollback_prepared(self, gid: Gid, token: str) -> Finish:
         self.verbs.append("rollback_prepared")
-        return Finish.DONE if self.prepared.pop(gid, None) else Finish.ABSENT
+        return Finish.DONE if self.prepared.pop(gid, None) else Finish.NOT_HERE
 
     def in_doubt(self, group: str) -> Sequence[tuple[Gid, int]]:
         return [(gid, 0) for gid in self.prepared if gid.group == group]

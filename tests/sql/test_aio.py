@@ -97,7 +97,7 @@ async def test_every_verb_leaves_the_pools_clean(make: AioMake, server: Server) 
         assert isinstance(prepared, Prepared)
         assert [found for found, _ in await resource.in_doubt("default")] == [branch]
         assert await resource.commit_prepared(branch, prepared.token) is Finish.DONE
-        assert await resource.commit_prepared(branch, prepared.token) is Finish.DONE
+        assert await resource.commit_prepared(branch, prepared.token) is Finish.ALREADY
         assert await resource.rollback_prepared(branch, prepared.token) is Finish.HEURISTIC
         assert await resource.one_phase_result(prepared.token) is OnePhaseResult.COMMITTED
     assert server.execute(IDLE, parameters=(resource.engine.url.database,)) == [(0,)]

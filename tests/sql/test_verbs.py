@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import threading
 import time
 from typing import Any
@@ -29,13 +30,13 @@ def test_prepare_then_commit_from_another_connection(make: Make, driver: str) ->
     insert(work)
     prepared = resource.prepare(work, branch)
     assert isinstance(prepared, Prepared)
-    assert prepared.token.isdigit()
+    assert re.fullmatch(r"\d+-[0-9A-F]{8}", prepared.token)
     assert work.connection.closed
     assert rows(resource) == []
     assert [found for found, _ in resource.in_doubt("default")] == [branch]
     assert resource.commit_prepared(branch, prepared.token) is Finish.DONE
     assert rows(resource) == ["a"]
-    assert resource.commit_prepared(branch, prepared.token) is Finish.DONE
+    assert resource.commit_prepared(branch, prepared.token) is Finish.ALREADY
     assert resource.in_doubt("default") == []
 
 
@@ -46,7 +47,7 @@ def test_prepare_then_rollback(make: Make, driver: str) -> None:
     prepared = resource.prepare(work, branch)
     assert isinstance(prepared, Prepared)
     assert resource.rollback_prepared(branch, prepared.token) is Finish.DONE
-    assert resource.rollback_prepared(branch, prepared.token) is Finish.DONE
+    assert resource.rollback_prepared(branch, prepared.token) is Finish.ALREADY
     assert rows(resource) == []
 
 
@@ -125,7 +126,7 @@ def test_what_cannot_be_prepared_is_an_abort_with_the_databases_words(
     assert reason.code is AbortCode.CANNOT_PREPARE
     assert says in reason.text
     resource.rollback(work)
-    assert resource.rollback_prepared(branch, "") is Finish.ABSENT
+    assert resource.rollback_prepared(branch, "") is Finish.NOT_HERE
     assert rows(resource) == []
 
 
@@ -225,7 +226,7 @@ def test_four_at_once_finish_one_branch(make: Make, driver: str) -> None:
         thread.start()
     for thread in threads:
         thread.join()
-    assert results == [Finish.DONE] * 4
+    assert sorted(results) == [Finish.DONE] + [Finish.ALREADY] * 3
     assert rows(resource) == ["a"]
 
 
@@ -242,7 +243,7 @@ def test_a_branch_that_somebody_ended_the_other_way_is_a_heuristic_outcome(make:
             connection.exec_driver_sql(f"{verb} PREPARED '{branch}'")
         finish = resource.commit_prepared if commit else resource.rollback_prepared
         assert finish(branch, prepared.token) is Finish.HEURISTIC
-        assert finish(branch, "") is Finish.ABSENT
+        assert finish(branch, "") is Finish.NOT_HERE
 
 
 def test_finishing_never_queues_behind_an_exhausted_pool(make: Make) -> None:
@@ -386,7 +387,7 @@ def test_rule_4_a_prepared_branch_survives_kill_9_and_restart(binaries: str) -> 
         assert resource.start().identity == identity
         assert [found for found, _ in resource.in_doubt("default")] == [branch]
         assert resource.commit_prepared(branch, prepared.token) is Finish.DONE
-        assert resource.commit_prepared(branch, prepared.token) is Finish.DONE
+        assert resource.commit_prepared(branch, prepared.token) is Finish.ALREADY
         assert rows(resource) == ["a"]
         resource.close()
         resource.engine.dispose()

@@ -16,6 +16,8 @@ class Deed:
     name: str
     before: tuple[tuple[str, str], ...] = ()
     """Points that crash first: (process, point); {victim} is the process of the cell."""
+    fails: str = ""
+    """A point of the process of the cell that raises first."""
     armed_when: str = "runs"
     """"runs", or "starts": the process is armed while it is down, and started again with the point."""
 
@@ -30,6 +32,7 @@ RESTART = Deed("transfer", armed_when="starts")
 LOST_ANSWER = Deed("transfer", before=(("c1", "coordinator.before_outcome_reply"),))
 LOST_VOTE = Deed("transfer", before=(("{victim}", "participant.after_prepare"),), armed_when="starts")
 LOST_ONE = Deed("one slow branch", before=(("{victim}", "participant.after_commit_one_phase"),), armed_when="starts")
+CANNOT_COMMIT = Deed("transfer", fails="participant.before_commit_prepared")
 LOST_ONE_THERE = Deed("one slow branch", before=(("bank-a", "participant.after_commit_one_phase"),))
 
 DEEDS = {
@@ -55,6 +58,7 @@ DEEDS = {
         "acked": TRANSFER,
         "inquiry": LOST_VOTE,
         "resolved": LOST_ONE,
+        "trouble": CANNOT_COMMIT,
         "reply": TRANSFER,
         "prepare": TRANSFER,
         "commit_one_phase": ONE,

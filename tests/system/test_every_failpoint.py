@@ -164,6 +164,7 @@ class Ward:
 
     def _arm(self, cell: Cell) -> None:
         others = [f"{point}=kill" for process, point in cell.deed.before if process == cell.process]
+        others += [f"{cell.deed.fails}=error"] if cell.deed.fails else []
         self.children[cell.process].arm(",".join([*others, f"{cell.point}={cell.action}"]))
 
     def _here(self, cell: Cell) -> tuple[str, str]:
@@ -302,4 +303,4 @@ def test_the_matrix_has_every_point_and_every_process() -> None:
     assert {f"{role}.{step}" for role, steps in DEEDS.items() for step in steps} == {
         f"{point.partition('.')[0]}.{point.partition('.')[2].partition('_')[2]}" for point in POINTS
     }
-    assert len([cell for cell in CELLS if cell.action == "kill" and cell.process in BANKS]) == 2 * 28
+    assert len([cell for cell in CELLS if cell.action == "kill" and cell.process in BANKS]) == 2 * 30

@@ -7,10 +7,11 @@ from typing import Any
 
 from tests.transcripts.words import REASON, branch, epoch, gid, message, participant, ref, shown, xid
 from txrpc.errors import AbortCode, Reason
-from txrpc.ids import Xid
+from txrpc.ids import BranchId, Xid
 from txrpc.protocol.branch import BranchInput, Do, Effects
 from txrpc.protocol.coordinator import Coordinator
 from txrpc.protocol.events import (
+    Close,
     Drain,
     Forgot,
     Limits,
@@ -30,7 +31,6 @@ from txrpc.protocol.messages import (
     CommitOnePhase,
     CommitRequest,
     Committing,
-    Decision,
     Finish,
     Hello,
     Inquiry,
@@ -44,11 +44,13 @@ from txrpc.protocol.messages import (
     ResourceInfo,
     Rollback,
     RollbackRequest,
+    Trouble,
     Vote,
     Voted,
     Wait,
 )
 from txrpc.protocol.participant import Participant
+from txrpc.protocol.records import Decision, Incident, Opened
 
 __all__ = ["MACHINES", "Machine"]
 
@@ -104,6 +106,7 @@ class CoordinatorMachine(Machine):
         super().__init__()
         self.log: dict[Xid, Decision] = {}
         self.done: set[Xid] = set()
+        self.incidents: dict[tuple[Xid, BranchId], Incident] = {}
         self.number = 1
         self.forgotten_ms = 0
         self._start()
@@ -114,11 +117,11 @@ class CoordinatorMachine(Machine):
         self.names: dict[int, str] = {}
         self.appended: list[list[Decision]] = []
         self.looks: list[Any] = []
-        pending = [decision for key, decision in self.log.items() if key not in self.done]
-        lineage = tuple(epoch(number) for number in range(1, self.number))
-        clock_ms = 1_000_000 + self.now_ms
-        owner = Owner("c1", epoch(self.number))
-        self.core = Coordinator(owner, "default", lineage, pending, _LIMITS, self.now_ms, clock_ms, self.forgotten_ms)
+        pending = tuple(decision for key, decision in self.log.items() if key not in self.done)
+        lineage = {epoch(number): 0 for number in range(1, self.number)}
+        incidents = tuple(self.incidents.values())
+        opened = Opened(epoch(self.number), lineage, pending, self.forgotten_ms, incidents=incidents)
+        self.core = Coordinator("c1", "default", opened, _LIMITS, self.now_ms, 1_000_000 + self.now_ms)
 
     def _step(self, event: Any) -> None:
         output: Output = self.core.step(event, self.now_ms)
@@ -128,6 +131,12 @@ class CoordinatorMachine(Machine):
                 "append " + " ".join(f"{shown(each.xid)} {shown(each.branches)}" for each in output.append)
             )
         self.lines += [f"to {self.names.get(session, '?')}: {message(each)}" for session, each in output.send]
+        for incident in output.incidents:
+            self.incidents[incident.xid, incident.branch] = incident
+            self.lines.append(f"keep incident {shown(incident.xid)} {shown(incident.branch)} {incident.finish.name}")
+        for key, number in output.closed:
+            del self.incidents[key, number]
+            self.lines.append(f"end of incident {shown(key)} {shown(number)}")
         for key in output.done:
             self.done.add(key)
             self.lines.append(f"done {shown(key)}")
@@ -199,6 +208,19 @@ class CoordinatorMachine(Machine):
         """committing a1 tx1: it is about to give COMMIT to its database."""
         self._said(words, options, Committing(xid(words[1]), branch(words[0]), "77"))
 
+    def do_close(self, words: list[str], _options: Options) -> None:
+        """close tx1 [a1]: an operator has seen to its incidents."""
+        self._step(Close(xid(words[0]), branch(words[1]) if words[1:] else None))
+
+    def do_trouble(self, words: list[str], options: Options) -> None:
+        """trouble a1 tx1 [over]: its process cannot end it, or has."""
+        self._said(words, options, Trouble(gid(words[0], words[1], self.number), None if words[2:] else REASON))
+
+    def do_reports(self, _words: list[str], _options: Options) -> None:
+        """reports: what an operator is shown of branches whose transaction is not open."""
+        shown_now = self.core.reports.shown(self.now_ms)
+        self.lines += [f"{shown(report.xid)} {shown(report.branch)}: {report.text}" for report in shown_now]
+
     def do_one_phase_done(self, words: list[str], options: Options) -> None:
         """one-phase-done a1 tx1 COMMITTED."""
         name, tx, result = words
@@ -207,7 +229,7 @@ class CoordinatorMachine(Machine):
     def do_acked(self, words: list[str], options: Options) -> None:
         """acked a1 tx1 DONE."""
         name, tx, finish = words
-        self._said(words, options, Acked(xid(tx), branch(name), Finish[finish]))
+        self._said(words, options, Acked(xid(tx), branch(name), Finish[finish], f"db-{name[0]}"))
 
     def do_inquire(self, words: list[str], options: Options) -> None:
         """inquire a1 tx1 [epoch=1] [left=3s]: a prepared branch asks."""

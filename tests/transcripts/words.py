@@ -7,7 +7,8 @@ from typing import Any
 
 from txrpc.errors import AbortCode, Reason
 from txrpc.ids import BranchId, Epoch, Gid, ParticipantId, Xid
-from txrpc.protocol.messages import BranchRef, Owner, PreparedBranch, ResourceInfo, Vote
+from txrpc.protocol.messages import BranchRef, Owner, ResourceInfo, Vote
+from txrpc.protocol.records import PreparedBranch
 
 __all__ = ["REASON", "branch", "epoch", "gid", "message", "participant", "ref", "shown", "xid"]
 

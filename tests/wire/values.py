@@ -45,7 +45,8 @@ to_coordinator: st.SearchStrategy[Any] = st.one_of(
     st.builds(m.Voted, xids, branch_ids, votes, st.none() | reasons, tokens),
     st.builds(m.Committing, xids, branch_ids, tokens),
     st.builds(m.OnePhaseDone, xids, branch_ids, results, st.none() | reasons),
-    st.builds(m.Acked, xids, branch_ids, st.sampled_from(m.Finish)),
+    st.builds(m.Acked, xids, branch_ids, st.sampled_from(m.Finish), names),
+    st.builds(m.Trouble, gids, st.none() | reasons),
     st.builds(m.Inquiry, gids, st.integers(0, 2**63), uint32),
     st.builds(m.Resolved, xids, branch_ids, results),
 )

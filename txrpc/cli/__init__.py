@@ -1,4 +1,4 @@
-"""The command line: ``txrpc coordinator``, ``txrpc status``, ``txrpc version``."""
+"""The command line: ``txrpc coordinator``, ``txrpc status``, ``txrpc close``, ``txrpc version``."""
 
 from __future__ import annotations
 
@@ -85,6 +85,32 @@ def status(address: str | None, as_json: bool, limit: int, timeout: float) -> No
         click.echo(json.dumps(overview.as_dict(reply), indent=2))
     else:
         overview.show(reply, address)
+
+
+@main.command()
+@click.argument("transaction", metavar="TRANSACTION")
+@click.option("--branch", metavar="BRANCH", default="", help="Only this branch of it; default: all.")
+@click.option("--coordinator", "address", metavar="HOST:PORT", help="Default: TXRPC_COORDINATOR, or 127.0.0.1:7400.")
+def close(transaction: str, branch: str, address: str | None) -> None:
+    """Close the incidents of a TRANSACTION (as ``txrpc status`` shows it) whose branches did not end as it did.
+
+    Do this when the data is as it should be: a branch that is lost, or not where it was, then counts as finished.
+    Exit code 1 if the coordinator does not answer, or has no such incident.
+    """
+    from txrpc.cli import overview
+
+    try:
+        xid, branch_id = bytes.fromhex(transaction), bytes.fromhex(branch)
+    except ValueError:
+        raise click.BadParameter("a transaction and a branch are hexadecimal numbers, as status shows them") from None
+    address = address or os.environ.get("TXRPC_COORDINATOR") or "127.0.0.1:7400"
+    try:
+        closed = overview.close(address, xid, branch_id, 5.0)
+    except overview.NoAnswer as error:
+        click.echo(f"txrpc: {error}", err=True)
+        sys.exit(1)
+    click.echo(f"{closed} closed" if closed else f"no incident of transaction {transaction} is open")
+    sys.exit(0 if closed else 1)
 
 
 @main.command()

@@ -14,7 +14,7 @@ from rich.text import Text
 from txrpc.ids import Epoch
 from txrpc.wire.v1 import admin_pb2, admin_pb2_grpc
 
-__all__ = ["NoAnswer", "as_dict", "ask", "show"]
+__all__ = ["NoAnswer", "as_dict", "ask", "close", "show"]
 
 
 # protobuf 5.26 gave the option another name.
@@ -41,7 +41,7 @@ def ask(address: str, limit: int, timeout_s: float) -> admin_pb2.StatusReply:
 def as_dict(reply: admin_pb2.StatusReply) -> dict[str, Any]:
     """*reply* for programs: identifiers in hexadecimal, as everywhere."""
     shown: dict[str, Any] = MessageToDict(reply, preserving_proto_field_name=True, **_WITH_DEFAULTS)
-    for key in ("uptime_ms", "committed", "aborted", "heuristic", "open", "in_doubt", "log_batches", "log_decisions"):
+    for key in _NUMBERS:
         shown[key] = int(shown[key])
     shown["messages"] = {kind: int(count) for kind, count in sorted(shown["messages"].items())}
     shown["owner"]["epoch"] = str(Epoch(reply.owner.epoch))
@@ -51,7 +51,34 @@ def as_dict(reply: admin_pb2.StatusReply) -> dict[str, Any]:
         row.update(xid=transaction.xid.hex(), age_ms=transaction.age_ms)
         for branch, origin in zip(row["branches"], transaction.branches, strict=True):
             branch.update(branch=origin.branch.hex(), participant=origin.participant.hex())
+    for doubt, told in zip(shown["doubts"], reply.doubts, strict=True):
+        doubt.update(xid=told.xid.hex(), branch=told.branch.hex(), age_ms=told.age_ms)
+    for incident, kept in zip(shown["incidents"], reply.incidents, strict=True):
+        incident.update(xid=kept.xid.hex(), branch=kept.branch.hex(), at_ms=kept.at_ms)
     return shown
+
+
+_NUMBERS = (
+    "uptime_ms",
+    "committed",
+    "aborted",
+    "heuristic",
+    "lost",
+    "open",
+    "in_doubt",
+    "log_batches",
+    "log_decisions",
+)
+
+
+def close(address: str, xid: bytes, branch: bytes, timeout_s: float) -> int:
+    """Close incidents of the transaction *xid*, or of one *branch* of it; how many there were.  Raises `NoAnswer`."""
+    with grpc.insecure_channel(address) as channel:
+        try:
+            request = admin_pb2.CloseRequest(xid=xid, branch=branch)
+            return admin_pb2_grpc.AdminStub(channel).Close(request, timeout=timeout_s).closed
+        except grpc.RpcError as error:
+            raise NoAnswer(f"no answer from a coordinator at {address}: {error.details()}") from None
 
 
 def show(reply: admin_pb2.StatusReply, address: str) -> None:
@@ -64,16 +91,41 @@ def show(reply: admin_pb2.StatusReply, address: str) -> None:
     )
     facts.add_row("version, up for", f"{reply.version}, {_age(reply.uptime_ms)}")
     facts.add_row("decision log", Text.assemble(reply.log, "  ", log))
-    ended = f"{reply.committed:,} committed, {reply.aborted:,} rolled back, {reply.heuristic:,} heuristic"
+    ended = f"{reply.committed:,} committed, {reply.aborted:,} rolled back, {reply.heuristic:,} heuristic, {reply.lost:,} lost"
     facts.add_row("since it started", ended)
     in_doubt = Text(f"{reply.in_doubt:,} in doubt", "bold yellow" if reply.in_doubt else "green")
-    facts.add_row("now", Text.assemble(f"{reply.open:,} open, ", in_doubt))
+    incidents = Text(f"{len(reply.incidents):,} incidents", "bold red" if reply.incidents else "green")
+    facts.add_row("now", Text.assemble(f"{reply.open:,} open, ", in_doubt, ", ", incidents))
     console.print(facts)
     console.print()
     console.print(_sessions(reply))
     if reply.transactions:
         console.print()
         console.print(_transactions(reply))
+    listed = {row.xid for row in reply.transactions}
+    others = [doubt for doubt in reply.doubts if doubt.xid not in listed]
+    if others:
+        console.print()
+        console.print(_doubts(others))
+    if reply.incidents:
+        console.print()
+        console.print(_incidents(reply))
+
+
+def _doubts(doubts: list[admin_pb2.Doubt]) -> Table:
+    title = f"{len(doubts)} branches in doubt, whose transaction is not open here"
+    table = Table("transaction", "age", "resource", "why", title=title, title_justify="left")
+    for doubt in doubts:
+        table.add_row(doubt.xid.hex(), _age(doubt.age_ms), doubt.resource, doubt.reason)
+    return table
+
+
+def _incidents(reply: admin_pb2.StatusReply) -> Table:
+    title = f"{len(reply.incidents)} incidents: when you have seen to one, txrpc close TRANSACTION"
+    table = Table("transaction", "resource", "what happened, and what to do", title=title, title_justify="left")
+    for incident in reply.incidents:
+        table.add_row(incident.xid.hex(), incident.resource, incident.text)
+    return table
 
 
 def _sessions(reply: admin_pb2.StatusReply) -> Table:

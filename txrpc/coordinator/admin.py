@@ -5,12 +5,18 @@ from __future__ import annotations
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
+import grpc
+
 from txrpc.coordinator.doubts import in_doubt
 from txrpc.coordinator.engine import Engine
 from txrpc.coordinator.service import SessionService
+from txrpc.errors import BadMessage
+from txrpc.protocol.desk import sentence
+from txrpc.protocol.events import Close
 from txrpc.protocol.messages import Vote
+from txrpc.protocol.records import Incident
 from txrpc.protocol.transaction import Branch, State, Transaction
-from txrpc.wire.checks import owner_to
+from txrpc.wire.checks import branch_id, owner_to, text_to, xid_from
 from txrpc.wire.v1 import admin_pb2, admin_pb2_grpc, session_pb2
 
 __all__ = ["AdminService", "library_version"]
@@ -39,6 +45,7 @@ class AdminService(admin_pb2_grpc.AdminServicer):
         """A picture of this moment."""
         core, now_ms = self._engine.core, self._engine.now_ms()
         limit = min(request.limit or _LIMIT, _LIMIT_MAX)
+        doubts = sorted(in_doubt(core, now_ms), key=lambda doubt: -doubt.age_ms)
         oldest = sorted(core.transactions.values(), key=lambda row: row.begun_ms)[:limit]
         return admin_pb2.StatusReply(
             owner=owner_to(self._engine.owner),
@@ -51,13 +58,33 @@ class AdminService(admin_pb2_grpc.AdminServicer):
             aborted=core.aborted,
             heuristic=core.heuristic,
             open=len(core.transactions),
-            in_doubt=len({doubt.xid for doubt in in_doubt(core, now_ms)}),
+            in_doubt=len({doubt.xid for doubt in doubts}),
+            lost=core.lost,
+            doubts=[
+                admin_pb2.Doubt(
+                    xid=d.xid, branch=d.branch, resource=d.resource, age_ms=d.age_ms, reason=text_to(d.reason)
+                )
+                for d in doubts[:limit]
+            ],
+            incidents=[_incident(incident) for incident in list(core.incidents.values())[:limit]],
             sessions=[self._session(entry, now_ms) for entry in core.directory.sessions.values()],
             transactions=[_transaction(row, now_ms) for row in oldest],
             messages=self._engine.messages,
-            log_batches=self._engine.batches,
-            log_decisions=self._engine.records,
+            log_batches=self._engine.book.batches,
+            log_decisions=self._engine.book.records,
         )
+
+    async def Close(self, request: admin_pb2.CloseRequest, context: Any) -> admin_pb2.CloseReply:
+        """Close incidents that an operator has seen to."""
+        try:
+            xid = xid_from(request.xid)
+            branch = branch_id(request.branch) if request.branch else None
+        except BadMessage as error:
+            await context.abort(grpc.StatusCode.INVALID_ARGUMENT, str(error))
+            raise
+        before = len(self._engine.core.incidents)
+        self._engine.step(Close(xid, branch))
+        return admin_pb2.CloseReply(closed=before - len(self._engine.core.incidents))
 
     def _session(self, entry: Any, now_ms: int) -> admin_pb2.SessionStatus:
         resources = [
@@ -78,6 +105,18 @@ def _transaction(row: Transaction, now_ms: int) -> admin_pb2.TransactionStatus:
         state=row.state.value,
         age_ms=now_ms - row.begun_ms,
         branches=[_branch(row, branch) for branch in row.branches.values()],
+    )
+
+
+def _incident(incident: Incident) -> admin_pb2.IncidentStatus:
+    finish: Any = incident.finish
+    return admin_pb2.IncidentStatus(
+        xid=incident.xid,
+        branch=incident.branch,
+        resource=incident.resource,
+        finish=finish,
+        at_ms=incident.at_ms,
+        text=sentence(incident),
     )
 
 

@@ -30,7 +30,7 @@ class Doubt:
 
 
 def in_doubt(core: Coordinator, now_ms: int) -> Iterator[Doubt]:
-    """Every such branch at monotonic time *now_ms*."""
+    """Every such branch at monotonic time *now_ms*: of transactions being worked on, then what processes report of others."""
     for row in core.transactions.values():
         if row.state not in (State.COMMITTING, State.ONE_PHASE):
             continue
@@ -38,6 +38,8 @@ def in_doubt(core: Coordinator, now_ms: int) -> Iterator[Doubt]:
             if not branch.acked and (row.state is State.ONE_PHASE or branch.vote is not None):
                 reason = branch.trouble or "its process has been told and has not answered"
                 yield Doubt(row.xid, branch.ref.branch, branch.ref.resource, now_ms - row.begun_ms, reason)
+    for report in core.reports.shown(now_ms):
+        yield Doubt(report.xid, report.branch, report.resource, now_ms - report.since_ms, report.text)
 
 
 class Doubts:

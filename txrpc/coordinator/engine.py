@@ -1,14 +1,8 @@
 """The engine: feeds events to the pure coordinator and honours what comes out, in order.
 
 How to think of it
-    One event loop, one colour.  `step` is synchronous: an event goes in, messages go to outboxes, decisions go to the writer.
-    The writer takes whatever is waiting as one batch into the log, in the log's own thread; while that sync runs, the next
-    batch gathers.  That is the group commit.
-
-    When the log answers "not recorded", those transactions abort; when it does not answer at COMMIT, the very same batch is
-    repeated until it does, and until then new transactions are refused.  When it says "fenced", this engine is over.
-
-    Questions to the log stand in a queue of their own, so that a thousand of them delay a commit by one batch, not by all.
+    One event loop, one colour.  `step` is synchronous: an event goes in, messages go to outboxes, and what is for the log goes to
+    the `Logbook`, which answers with further events.  When the log says "fenced", this engine is over.
 
     A mistake of our own in one of the engine's tasks ends the engine: what it holds in memory cannot be trusted any more, what
     the log holds can, and the next start begins from there.
@@ -22,49 +16,33 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-import random
 import time
-from collections import Counter, deque
-from collections.abc import Callable, Coroutine, Mapping
-from concurrent.futures import ThreadPoolExecutor
-from typing import Any, Protocol, TypeVar
+from collections import Counter
+from collections.abc import Coroutine, Mapping
+from typing import Any, Protocol
 
 from txrpc.coordinator.doubts import Doubts
-from txrpc.errors import AbortCode, Fenced, Reason, TxrpcError
+from txrpc.coordinator.logbook import Logbook
+from txrpc.errors import Fenced
 from txrpc.failpoints import failpoint
-from txrpc.ids import Xid
-from txrpc.log.base import DecisionLog, LogError, NotRecorded, RecordUncertain
+from txrpc.log.base import DecisionLog
 from txrpc.protocol.coordinator import Coordinator
 from txrpc.protocol.events import (
     Drain,
     Event,
-    Forgot,
     Limits,
-    Logged,
-    LogHealth,
-    Looked,
-    Lookup,
-    NotLogged,
     Output,
     Received,
     SessionClosed,
     Woke,
 )
-from txrpc.protocol.messages import Decision, FromCoordinator, GoAway, Owner
+from txrpc.protocol.messages import FromCoordinator, GoAway, Owner
 
 __all__ = ["Engine", "Outbox"]
 
 logger = logging.getLogger("txrpc.coordinator")
 
-_T = TypeVar("_T")
-
-_BATCH_MAX = 1_000
-_QUESTIONS_BATCH = 50
 _HOUSEKEEPING_S = 0.5
-_FORGET_BATCH = 1_000
-_FORGET_EVERY_S = 30.0
-_DONE_MAX = 1_000
-_BACKOFF_S = (0.05, 0.1, 0.2, 0.5, 1.0)
 
 
 class Outbox(Protocol):
@@ -87,28 +65,17 @@ class Engine:
         self._node = node
         self._group = group
         self._limits = limits
-        self._retention_ms = int(retention_s * 1000)
-        self._forget_every_ms = int(min(_FORGET_EVERY_S, retention_s / 10) * 1000)
         self._doubts = Doubts(int(in_doubt_warn_s * 1000))
-        self._log_thread = ThreadPoolExecutor(1, thread_name_prefix="txrpc-log")
         self._outboxes: dict[int, Outbox] = {}
-        self._waiting: deque[Decision] = deque()
-        self._work = asyncio.Event()
-        self._lookups: deque[Lookup] = deque()
-        self._asked = asyncio.Event()
-        self._done: list[Xid] = []
         self._tasks: list[asyncio.Task[None]] = []
         self._timer: asyncio.TimerHandle | None = None
         self._timer_ms = 0
         self._sessions = 0
         self._started_ms = 0
         self._clock_offset_ms = 0
-        self.batches = 0
-        self.records = 0
+        self.book = Logbook(log, retention_s, self)
         self.messages: Counter[str] = Counter()
         """Messages by direction and kind."""
-        self.questions: Counter[int] = Counter()
-        """Questions to the log that have no answer yet, by session."""
         self.over: asyncio.Future[BaseException] = asyncio.get_running_loop().create_future()
         """Done when this engine must stop: `Fenced`, or a mistake of its own."""
 
@@ -118,15 +85,13 @@ class Engine:
         """Open the log, which fences earlier epochs, and take up what they left.  Raises `ConfigurationError`."""
         nonce = int.from_bytes(os.urandom(4), "big")
         failpoint("coordinator.before_open")
-        opened = await self._in_log(self._log.open, self._node, nonce)
+        opened = await self.book.run(self._log.open, self._node, nonce)
         failpoint("coordinator.after_open")
         now_ms = self.now_ms()
         clock_ms = max(time.time_ns() // 1_000_000, opened.clock_ms + 1)
         self._started_ms, self._clock_offset_ms = now_ms, clock_ms - now_ms
         self.owner = Owner(self._node, opened.epoch)
-        self.core = Coordinator(
-            self.owner, self._group, opened.lineage, opened.pending, self._limits, now_ms, clock_ms, opened.forgotten_ms
-        )
+        self.core = Coordinator(self._node, self._group, opened, self._limits, now_ms, clock_ms)
         fields = {
             "node": self._node,
             "epoch": str(opened.epoch),
@@ -134,7 +99,7 @@ class Engine:
             "pending": len(opened.pending),
         }
         logger.info("log opened", extra=fields)
-        for task in (self._writer(), self._looker(), self._housekeeper()):
+        for task in (*self.book.tasks(), self._housekeeper()):
             self._run(task)
         self._reschedule()
 
@@ -156,19 +121,21 @@ class Engine:
         await asyncio.gather(*self._tasks, return_exceptions=True)
         if self._timer is not None:
             self._timer.cancel()
-        if not self.over.done():
-            try:
-                await self._flush_done()
-            except (LogError, Fenced) as error:
-                logger.debug("marks of done were lost, which only repeats phase 2", extra={"reason": str(error)})
-        await self._in_log(self._log.close)
-        self._log_thread.shutdown(wait=False)
+        await self.book.close()
 
     # ------------------------------------------------------------------------------------------------------ events
 
     def now_ms(self) -> int:
         """Monotonic time."""
         return time.monotonic_ns() // 1_000_000
+
+    def clock_ms(self) -> int:
+        """See `Reader`."""
+        return self.now_ms() + self._clock_offset_ms
+
+    def is_open(self, session: int) -> bool:
+        """See `Reader`."""
+        return session in self._outboxes
 
     @property
     def uptime_ms(self) -> int:
@@ -201,19 +168,12 @@ class Engine:
         self._reschedule()
 
     def _honour(self, out: Output) -> None:
-        if out.append:
-            self._waiting.extend(out.append)
-            self._work.set()
+        self.book.take(out)
         for number, message in out.send:
             self.messages["sent " + type(message).__name__] += 1
             outbox = self._outboxes.get(number)
             if outbox is not None:
                 outbox.put(message)
-        self._done += out.done
-        for lookup in out.look:
-            self._lookups.append(lookup)
-            self.questions[lookup.session] += 1
-            self._asked.set()
         for number, farewell in out.close:
             self._close(number, farewell)
         for note in out.notes:
@@ -241,83 +201,10 @@ class Engine:
         except Exception as error:
             self._failed(error)
 
-    # ------------------------------------------------------------------------------------------------------ the log
+    # ---------------------------------------------------------------------------------------------------- its end
 
-    async def _in_log(self, verb: Callable[..., _T], *arguments: Any) -> _T:
-        return await asyncio.get_running_loop().run_in_executor(self._log_thread, verb, *arguments)
-
-    async def _writer(self) -> None:
-        while not self.over.done():
-            await self._work.wait()
-            batch = [self._waiting.popleft() for _ in range(min(len(self._waiting), _BATCH_MAX))]
-            if not self._waiting:
-                self._work.clear()
-            if batch:
-                await self._write(batch)
-
-    async def _write(self, batch: list[Decision]) -> None:
-        """Record one batch, however long that takes."""
-        xids = tuple(decision.xid for decision in batch)
-        attempt = 0
-        while True:
-            try:
-                failpoint("coordinator.before_record")
-                await self._in_log(self._log.record, batch)
-                failpoint("coordinator.after_record")
-            except (NotRecorded, RecordUncertain) as error:
-                self._log_failed(error)
-                if attempt == 0 and isinstance(error, NotRecorded):
-                    self.step(NotLogged(xids, Reason(AbortCode.LOG_UNAVAILABLE, str(error))))
-                    return
-                # That a repeat was not recorded says nothing about the first try.
-                await asyncio.sleep(_backoff_s(attempt))
-                attempt += 1
-            except Fenced as error:
-                self._fenced(error)
-                return
-            else:
-                self.batches += 1
-                self.records += len(batch)
-                self._log_works()
-                self.step(Logged(xids))
-                return
-
-    async def _looker(self) -> None:
-        while not self.over.done():
-            await self._asked.wait()
-            batch = [self._lookups.popleft() for _ in range(min(len(self._lookups), _QUESTIONS_BATCH))]
-            if not self._lookups:
-                self._asked.clear()
-            await self._look([lookup for lookup in batch if lookup.session in self._outboxes])
-            self.questions.subtract(lookup.session for lookup in batch)
-            self.questions = +self.questions  # without those that are at zero
-
-    async def _look(self, batch: list[Lookup]) -> None:
-        """Answer questions from the log, however long that takes."""
-        attempt = 0
-        while not self.over.done():
-            try:
-                held = await self._in_log(lambda: [self._log.outcome(lookup.xid) for lookup in batch])
-            except LogError as error:
-                self._log_failed(error)
-                await asyncio.sleep(_backoff_s(attempt))
-                attempt += 1
-            else:
-                for lookup, decision in zip(batch, held, strict=True):
-                    self.step(Looked(lookup, decision))
-                return
-
-    def _log_failed(self, error: TxrpcError) -> None:
-        if not self.core.log_trouble:
-            logger.error("log trouble", extra={"log": self._log.location, "reason": str(error)})
-            self.step(LogHealth(False, str(error)))
-
-    def _log_works(self) -> None:
-        if self.core.log_trouble:
-            logger.info("log works again", extra={"log": self._log.location})
-            self.step(LogHealth(True))
-
-    def _fenced(self, error: Fenced) -> None:
+    def fenced(self, error: Fenced) -> None:
+        """See `Reader`."""
         if not self.over.done():
             logger.critical("fenced", extra={"reason": str(error)})
             self._end(error, GoAway("fenced", str(error), retry=True))
@@ -332,45 +219,13 @@ class Engine:
         for number in list(self._outboxes):
             self._close(number, farewell)
 
-    # ------------------------------------------------------------------------------------------------- housekeeping
+    # ------------------------------------------------------------------------------------------------------ tasks
 
     async def _housekeeper(self) -> None:
-        forget_at_ms = self.now_ms() + self._forget_every_ms
         while not self.over.done():
             await asyncio.sleep(_HOUSEKEEPING_S)
-            try:
-                if self.core.log_trouble:
-                    await self._in_log(self._log.record, [])
-                    self._log_works()
-                await self._flush_done()
-                if self.now_ms() >= forget_at_ms:
-                    forget_at_ms = self.now_ms() + self._forget_every_ms
-                    await self._forget()
-            except Fenced as error:
-                self._fenced(error)
-            except LogError as error:
-                self._log_failed(error)
+            await self.book.keep_house()
             self._doubts.warn(self.core, self.now_ms())
-
-    async def _flush_done(self) -> None:
-        while self._done:
-            xids = self._done[:_DONE_MAX]
-            failpoint("coordinator.before_done")
-            await self._in_log(self._log.done, xids, self._clock_ms())
-            failpoint("coordinator.after_done")
-            del self._done[: len(xids)]
-
-    async def _forget(self) -> None:
-        """Delete what the retention time has passed for, in batches."""
-        before_ms = self._clock_ms() - self._retention_ms
-        self.step(Forgot(before_ms))  # first: from now on the absence of so old a record proves nothing
-        while await self._in_log(self._log.forget, before_ms, _FORGET_BATCH) == _FORGET_BATCH:
-            pass
-
-    def _clock_ms(self) -> int:
-        return self.now_ms() + self._clock_offset_ms
-
-    # ------------------------------------------------------------------------------------------------------ tasks
 
     def _run(self, coroutine: Coroutine[Any, Any, None]) -> None:
         task = asyncio.get_running_loop().create_task(coroutine)
@@ -394,7 +249,3 @@ def _fields(fields: Mapping[str, object]) -> dict[str, object]:
     """What a note says, as extra fields of a log record."""
     named = {f"{key}_name" if key in _TAKEN else key: value for key, value in fields.items()}
     return {key: str(value) if isinstance(value, bytes) else value for key, value in named.items()}
-
-
-def _backoff_s(attempt: int) -> float:
-    return _BACKOFF_S[min(attempt, len(_BACKOFF_S) - 1)] * (0.5 + random.random())

@@ -152,7 +152,7 @@ class SessionService(session_pb2_grpc.CoordinatorServicer):
         while True:
             for message in rest:
                 self._engine.step(Received(number, message))
-            while self._engine.questions[number] > _QUESTIONS_MAX:
+            while self._engine.book.questions[number] > _QUESTIONS_MAX:
                 await asyncio.sleep(_BREATH_S)  # not read meanwhile: gRPC's flow control holds the process back
             batch = await context.read()
             if batch is _EOF:

@@ -14,13 +14,12 @@ Recording the same decision again is therefore not an error.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Protocol
 
 from txrpc.errors import TxrpcError
-from txrpc.ids import Epoch, Xid
-from txrpc.protocol.messages import Decision, PreparedBranch
+from txrpc.ids import BranchId, Xid
+from txrpc.protocol.records import Decision, Incident, Opened, PreparedBranch
 
 __all__ = ["Decision", "DecisionLog", "LogError", "NotRecorded", "Opened", "PreparedBranch", "RecordUncertain"]
 
@@ -37,22 +36,6 @@ class RecordUncertain(LogError):
     """The batch may be in the log or not."""
 
 
-@dataclass(frozen=True, slots=True)
-class Opened:
-    """What `open` found: the new epoch, all epochs of this node before it, and the decisions that are not done.
-
-    `forgotten_ms`: every record that `forget` has deleted was decided before this time, so that the absence of a later one
-    proves an abort.  `clock_ms`: the latest time that this log has seen (the greatest `decided_ms`, or `forgotten_ms`);
-    the coordinator's clock never runs behind it.
-    """
-
-    epoch: Epoch
-    lineage: frozenset[Epoch]
-    pending: tuple[Decision, ...]
-    forgotten_ms: int = 0
-    clock_ms: int = 0
-
-
 class DecisionLog(Protocol):
     """Where a coordinator node makes its commit decisions durable."""
 
@@ -67,9 +50,11 @@ class DecisionLog(Protocol):
         Raises `ConfigurationError` (unreachable, read-only, missing driver, schema of a newer version, ...).
         """
 
-    def record(self, decisions: Sequence[Decision]) -> None:
+    def record(self, decisions: Sequence[Decision]) -> int:
         """Make a batch of decisions durable, all or none.  Durable when it returns.  An empty batch only asks whether that works.
 
+        Returns the log's new position (rule 18): a number that grows with every batch, in the same transaction, and never falls
+        but on a log that has lost decisions.  Repeating a batch may raise it again.
         Raises `Fenced`, `NotRecorded` or `RecordUncertain`.
         """
 
@@ -87,6 +72,15 @@ class DecisionLog(Protocol):
 
         Remembers that time as `Opened.forgotten_ms`, in the same transaction, if any went.
         """
+
+    def report(self, incidents: Sequence[Incident]) -> None:
+        """Keep *incidents* until `close_incidents`; the latest of a branch replaces an earlier one."""
+
+    def close_incidents(self, branches: Iterable[tuple[Xid, BranchId]], now_ms: int) -> None:
+        """Mark the incidents of these branches closed."""
+
+    def bind(self, identities: Mapping[str, str]) -> None:
+        """From now on these resource names mean these databases (rule 17); "": the next one that comes."""
 
     def close(self) -> None:
         """Release connections.  Idempotent."""

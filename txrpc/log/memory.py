@@ -7,19 +7,23 @@ from __future__ import annotations
 
 import contextlib
 import threading
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from txrpc.errors import Fenced
-from txrpc.ids import Epoch, Xid
+from txrpc.ids import BranchId, Epoch, Xid
 from txrpc.log.base import Decision, Opened
+from txrpc.protocol.records import Incident
 
 __all__ = ["MemoryLog", "MemoryStore"]
 
 
 @dataclass
 class _Node:
-    epochs: list[Epoch] = field(default_factory=list)
+    epochs: dict[Epoch, int] = field(default_factory=dict)
+    """Every epoch, with the greatest position that it has reached."""
+    position: int = 0
+    incidents: dict[tuple[Xid, BranchId], Incident] = field(default_factory=dict)
     decisions: dict[Xid, Decision] = field(default_factory=dict)
     done_ms: dict[Xid, int] = field(default_factory=dict)
     forgotten_ms: int = 0
@@ -30,6 +34,7 @@ class MemoryStore:
 
     def __init__(self) -> None:
         self.nodes: dict[str, _Node] = {}
+        self.identities: dict[str, str] = {}
         self.lock = threading.RLock()
 
 
@@ -48,14 +53,19 @@ class MemoryLog:
         """See `DecisionLog.open`."""
         with self._store.lock:
             self._name, self._node = node, self._store.nodes.setdefault(node, _Node())
-            before = self._node.epochs
-            self._epoch = Epoch.make(before[-1].number + 1 if before else 1, nonce)
-            lineage = frozenset(before)
-            before.append(self._epoch)
-            clock_ms = max([self._node.forgotten_ms, *(d.decided_ms for d in self._node.decisions.values())])
-            return Opened(self._epoch, lineage, tuple(self.pending()), self._node.forgotten_ms, clock_ms)
+            found = self._node
+            self._epoch = Epoch.make(max(found.epochs).number + 1 if found.epochs else 1, nonce)
+            lineage = dict(found.epochs)
+            found.epochs[self._epoch] = found.position
+            clock_ms = max([found.forgotten_ms, *(d.decided_ms for d in found.decisions.values())])
+            incidents = tuple(sorted(found.incidents.values(), key=lambda incident: incident.at_ms))
+            identities = {name: identity for name, identity in self._store.identities.items() if identity}
+            pending = tuple(self.pending())
+            return Opened(
+                self._epoch, lineage, pending, found.forgotten_ms, clock_ms, found.position, incidents, identities
+            )
 
-    def record(self, decisions: Sequence[Decision]) -> None:
+    def record(self, decisions: Sequence[Decision]) -> int:
         """See `DecisionLog.record`."""
         with self._writing() as node:
             for decision in decisions:
@@ -63,6 +73,9 @@ class MemoryLog:
                 if held != decision:
                     raise AssertionError(f"two decisions about {decision.xid}: {held} and {decision}")
             node.decisions.update({decision.xid: decision for decision in decisions})
+            node.position += len(decisions)
+            node.epochs[self._epoch] = node.position
+            return node.position
 
     def done(self, xids: Iterable[Xid], now_ms: int) -> None:
         """See `DecisionLog.done`."""
@@ -91,6 +104,22 @@ class MemoryLog:
                 node.forgotten_ms = max(node.forgotten_ms, done_before_ms)
             return len(gone)
 
+    def report(self, incidents: Sequence[Incident]) -> None:
+        """See `DecisionLog.report`."""
+        with self._writing() as node:
+            node.incidents.update({(incident.xid, incident.branch): incident for incident in incidents})
+
+    def close_incidents(self, branches: Iterable[tuple[Xid, BranchId]], now_ms: int) -> None:
+        """See `DecisionLog.close_incidents`."""
+        with self._writing() as node:
+            for key in branches:
+                node.incidents.pop(key, None)
+
+    def bind(self, identities: Mapping[str, str]) -> None:
+        """See `DecisionLog.bind`."""
+        with self._writing():
+            self._store.identities.update(identities)
+
     def close(self) -> None:
         """See `DecisionLog.close`."""
 
@@ -98,7 +127,7 @@ class MemoryLog:
     def _writing(self) -> Iterator[_Node]:
         """The check of the fence and the write are one step, as in one transaction."""
         with self._store.lock:
-            present = self._node.epochs[-1]
+            present = max(self._node.epochs)
             if present != self._epoch:
                 raise Fenced(f"epoch {self._epoch} of node {self._name!r} is over: {present} has opened the log")
             yield self._node

@@ -1,9 +1,11 @@
 """The tables of a SQL decision log, and their versions.
 
     txrpc_schema     one row: the version of these tables
-    txrpc_node       one row a coordinator node: its present epoch, which is the fence
-    txrpc_epoch      every epoch that a node has had (its lineage)
+    txrpc_node       one row a coordinator node: its present epoch, which is the fence, and its position
+    txrpc_epoch      every epoch that a node has had (its lineage), and the position at which it was opened
     txrpc_decision   one row a commit decision; `done_ms` is null until every branch has acknowledged
+    txrpc_incident   one row a branch that did not end as decided; `closed_ms` is null until an operator closes it
+    txrpc_resource   one row a resource name: which database it means
 
 `branches` holds the prepared branches as bytes: a version byte (1), then for each branch 8 bytes branch id, 8 bytes participant,
 and resource and token as one length byte and that many ASCII bytes each.
@@ -19,11 +21,21 @@ from sqlalchemy.engine import Connection
 
 from txrpc.errors import ConfigurationError
 from txrpc.ids import BranchId, ParticipantId
-from txrpc.protocol.messages import PreparedBranch
+from txrpc.protocol.records import PreparedBranch
 
-__all__ = ["VERSION", "decisions", "epochs", "nodes", "pack", "prepare_schema", "unpack"]
+__all__ = [
+    "VERSION",
+    "decisions",
+    "epochs",
+    "incidents",
+    "nodes",
+    "pack",
+    "prepare_schema",
+    "resources",
+    "unpack",
+]
 
-VERSION: Final = 1
+VERSION: Final = 2
 
 metadata = MetaData()
 
@@ -39,6 +51,7 @@ nodes = Table(
     Column("node", String(24), primary_key=True),
     Column("epoch", BigInteger, nullable=False),
     Column("forgotten_ms", BigInteger, nullable=False),
+    Column("position", BigInteger, nullable=False, server_default="0"),
 )
 epochs = Table(
     "txrpc_epoch",
@@ -46,6 +59,7 @@ epochs = Table(
     Column("node", String(24), primary_key=True),
     Column("epoch", BigInteger, primary_key=True, autoincrement=False),
     Column("opened_ms", BigInteger, nullable=False),
+    Column("position", BigInteger, nullable=False, server_default="0"),
 )
 decisions = Table(
     "txrpc_decision",
@@ -59,7 +73,31 @@ decisions = Table(
 )
 Index("txrpc_decision_done", decisions.c.node, decisions.c.done_ms)
 
-_UPGRADES: Final[dict[int, Callable[[Connection], None]]] = {}
+incidents = Table(
+    "txrpc_incident",
+    metadata,
+    Column("node", String(24), primary_key=True),
+    Column("xid", LargeBinary(16), primary_key=True),
+    Column("branch", LargeBinary(8), primary_key=True),
+    Column("resource", String(40), nullable=False),
+    Column("finish", Integer, nullable=False),
+    Column("at_ms", BigInteger, nullable=False),
+    Column("closed_ms", BigInteger),
+)
+resources = Table(
+    "txrpc_resource",
+    metadata,
+    Column("name", String(40), primary_key=True),
+    Column("identity", String(500), nullable=False),
+)
+
+
+def _add_positions(connection: Connection) -> None:
+    for table in (nodes, epochs):
+        connection.exec_driver_sql(f"ALTER TABLE {table.name} ADD COLUMN position BIGINT NOT NULL DEFAULT 0")
+
+
+_UPGRADES: Final[dict[int, Callable[[Connection], None]]] = {1: _add_positions}
 """For each older version how to make the next one of it."""
 
 

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from sqlalchemy import bindparam, delete, func, insert, select, update
@@ -25,10 +25,12 @@ from sqlalchemy.engine import Connection
 from sqlalchemy.exc import IntegrityError, ProgrammingError, SQLAlchemyError
 
 from txrpc.errors import ConfigurationError, Fenced
-from txrpc.ids import NODE_MAX, Epoch, Xid, check_name
+from txrpc.ids import NODE_MAX, BranchId, Epoch, Xid, check_name
 from txrpc.log.base import Decision, LogError, NotRecorded, Opened, RecordUncertain
 from txrpc.log.database import INSERT, checked_url, had_no_room, make_engine, sentence, shown, warn_if_careless
-from txrpc.log.schema import decisions, epochs, nodes, pack, prepare_schema, unpack
+from txrpc.log.schema import decisions, epochs, incidents, nodes, pack, prepare_schema, resources, unpack
+from txrpc.protocol.messages import Finish
+from txrpc.protocol.records import Incident
 
 __all__ = ["SqlLog"]
 
@@ -72,19 +74,29 @@ class SqlLog:
         warn_if_careless(connection, self.location)
         row = connection.execute(select(nodes).where(nodes.c.node == self._node).with_for_update()).one_or_none()
         self._epoch = Epoch.make(Epoch(row.epoch).number + 1 if row else 1, nonce)
-        before = connection.scalars(select(epochs.c.epoch).where(epochs.c.node == self._node)).all()
+        position = row.position if row else 0
+        lineage = self._lineage(connection, position)
         if row is None:
-            connection.execute(insert(nodes).values(node=self._node, epoch=self._epoch, forgotten_ms=0))
+            connection.execute(insert(nodes).values(node=self._node, epoch=self._epoch, forgotten_ms=0, position=0))
         else:
             connection.execute(update(nodes).where(nodes.c.node == self._node).values(epoch=self._epoch))
-        opened_ms = time.time_ns() // 1_000_000
-        connection.execute(insert(epochs).values(node=self._node, epoch=self._epoch, opened_ms=opened_ms))
+        opened = {"opened_ms": time.time_ns() // 1_000_000, "position": position}
+        connection.execute(insert(epochs).values(node=self._node, epoch=self._epoch, **opened))
         latest = connection.scalar(select(func.max(decisions.c.decided_ms)).where(decisions.c.node == self._node))
         forgotten_ms = row.forgotten_ms if row else 0
-        lineage = frozenset(map(Epoch, before))
-        return Opened(self._epoch, lineage, self._pending(connection), forgotten_ms, max(forgotten_ms, latest or 0))
+        clock_ms = max(forgotten_ms, latest or 0)
+        identities = {name: identity for name, identity in connection.execute(select(resources)) if identity}
+        pending, incidents = self._pending(connection), self._incidents(connection)
+        return Opened(self._epoch, lineage, pending, forgotten_ms, clock_ms, position, incidents, identities)
 
-    def record(self, batch: Sequence[Decision]) -> None:
+    def _lineage(self, connection: Connection, position: int) -> dict[Epoch, int]:
+        """Every epoch so far and the position at which the next one was opened, which is the greatest that it reached."""
+        query = select(epochs.c.epoch, epochs.c.position).where(epochs.c.node == self._node)
+        opened = sorted((Epoch(epoch), at) for epoch, at in connection.execute(query))
+        ends = [*(at for _, at in opened[1:]), position]
+        return {epoch: end for (epoch, _), end in zip(opened, ends, strict=False)}
+
+    def record(self, batch: Sequence[Decision]) -> int:
         """See `DecisionLog.record`."""
         rows = [
             {
@@ -100,12 +112,12 @@ class SqlLog:
         sent = False
         try:
             with self._engine.connect() as connection:
-                self._fence(connection)
+                position = self._fence(connection) + len(rows)
+                # Also without a decision: whether the log works shows in a write only.
+                connection.execute(update(nodes).where(nodes.c.node == self._node).values(position=position))
                 if rows:
                     connection.execute(self._insert(decisions).on_conflict_do_nothing(), rows)
                     self._check_same(connection, rows)
-                else:  # whether it works shows in a write only
-                    connection.execute(update(nodes).where(nodes.c.node == self._node).values(epoch=self._epoch))
                 sent = True
                 connection.commit()
         except (SQLAlchemyError, OSError) as error:
@@ -116,6 +128,7 @@ class SqlLog:
                 raise RecordUncertain(f"no answer to COMMIT yet from {self.location}: {sentence(error)}") from error
             raise NotRecorded(f"cannot write to {self.location}: {sentence(error)}") from error
         self._uncertain -= xids
+        return position
 
     def done(self, xids: Iterable[Xid], now_ms: int) -> None:
         """See `DecisionLog.done`."""
@@ -158,6 +171,52 @@ class SqlLog:
                 connection.execute(update(nodes).where(*later).values(forgotten_ms=done_before_ms))
             return len(xids)
 
+    def report(self, found: Sequence[Incident]) -> None:
+        """See `DecisionLog.report`."""
+        rows = [
+            {
+                "node": self._node,
+                "xid": bytes(incident.xid),
+                "branch": bytes(incident.branch),
+                "resource": incident.resource,
+                "finish": int(incident.finish),
+                "at_ms": incident.at_ms,
+                "closed_ms": None,
+            }
+            for incident in found
+        ]
+        if rows:
+            insertion = self._insert(incidents)
+            changes = {name: insertion.excluded[name] for name in ("finish", "at_ms", "closed_ms")}
+            with self._errors(), self._write() as connection:
+                self._fence(connection)
+                connection.execute(
+                    insertion.on_conflict_do_update(index_elements=["node", "xid", "branch"], set_=changes), rows
+                )
+
+    def close_incidents(self, branches: Iterable[tuple[Xid, BranchId]], now_ms: int) -> None:
+        """See `DecisionLog.close_incidents`."""
+        mark = update(incidents).where(
+            incidents.c.node == self._node,
+            incidents.c.xid == bindparam("b_xid"),
+            incidents.c.branch == bindparam("b_br"),
+        )
+        rows = [{"b_xid": bytes(xid), "b_br": bytes(branch), "closed_ms": now_ms} for xid, branch in branches]
+        if rows:
+            with self._errors(), self._write() as connection:
+                self._fence(connection)
+                connection.execute(mark, rows)
+
+    def bind(self, identities: Mapping[str, str]) -> None:
+        """See `DecisionLog.bind`."""
+        rows = [{"name": name, "identity": identity} for name, identity in identities.items()]
+        if rows:
+            insertion = self._insert(resources)
+            changes = {"identity": insertion.excluded.identity}
+            with self._errors(), self._write() as connection:
+                self._fence(connection)
+                connection.execute(insertion.on_conflict_do_update(index_elements=["name"], set_=changes), rows)
+
     def close(self) -> None:
         """See `DecisionLog.close`."""
         self._engine.dispose()
@@ -176,15 +235,20 @@ class SqlLog:
         except (SQLAlchemyError, OSError) as error:
             raise LogError(f"the decision log {self.location} does not answer: {sentence(error)}") from error
 
-    def _fence(self, connection: Connection) -> None:
-        """Lock the node's row for the rest of the transaction and compare its epoch (SQLite has locked the whole file)."""
-        query = select(nodes.c.epoch).where(nodes.c.node == self._node).with_for_update()
-        present = connection.scalar(query)
-        if present != self._epoch:
-            later = Epoch(present) if present else "nobody"
+    def _fence(self, connection: Connection) -> int:
+        """Lock the node's row for the rest of the transaction and compare its epoch (SQLite has locked the whole file).
+
+        Returns the log's position.
+        """
+        query = select(nodes.c.epoch, nodes.c.position).where(nodes.c.node == self._node).with_for_update()
+        row = connection.execute(query).one_or_none()
+        if row is None or row.epoch != self._epoch:
+            later = Epoch(row.epoch) if row else "nobody"
             raise Fenced(
                 f"epoch {self._epoch} of node {self._node!r} is over: {later} has opened the log {self.location}"
             )
+        position: int = row.position
+        return position
 
     def _check_same(self, connection: Connection, rows: Sequence[dict[str, Any]]) -> None:
         """A decision never changes: what is there under these xids is what was to be written."""
@@ -199,6 +263,13 @@ class SqlLog:
     def _pending(self, connection: Connection) -> tuple[Decision, ...]:
         query = select(decisions).where(decisions.c.node == self._node, decisions.c.done_ms.is_(None))
         return tuple(_decision(row) for row in connection.execute(query.order_by(decisions.c.decided_ms)))
+
+    def _incidents(self, connection: Connection) -> tuple[Incident, ...]:
+        query = select(incidents).where(incidents.c.node == self._node, incidents.c.closed_ms.is_(None))
+        return tuple(
+            Incident(Xid(bytes(row.xid)), BranchId(bytes(row.branch)), row.resource, Finish(row.finish), row.at_ms)
+            for row in connection.execute(query.order_by(incidents.c.at_ms))
+        )
 
 
 def _decision(row: Any) -> Decision:

@@ -111,6 +111,10 @@ class BranchRow:
     finish: Finish = Finish.DONE
     in_doubt_ms: int = 0
     """When it was prepared."""
+    working_ms: int = 0
+    """When the operation at work was started."""
+    trouble: Reason | None = None
+    """What the coordinator was told last of why it does not end (rule 20)."""
 
     @property
     def why(self) -> Reason | None:

@@ -17,13 +17,14 @@ Time
 from __future__ import annotations
 
 import heapq
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable
 from typing import Any, Final
 
-from txrpc.ids import Epoch, Xid
+from txrpc.ids import Xid
 from txrpc.protocol.admission import refuse_hello
 from txrpc.protocol.directory import SessionEntry
 from txrpc.protocol.events import (
+    Close,
     Drain,
     Event,
     Forgot,
@@ -43,7 +44,6 @@ from txrpc.protocol.messages import (
     Acked,
     CommitRequest,
     Committing,
-    Decision,
     Finish,
     GoAway,
     Hello,
@@ -56,9 +56,11 @@ from txrpc.protocol.messages import (
     Resolved,
     RollbackRequest,
     Tick,
+    Trouble,
     Voted,
     Welcome,
 )
+from txrpc.protocol.records import Decision, Opened
 from txrpc.protocol.transaction import Input, State, Transaction
 
 __all__ = ["TABLE", "Coordinator"]
@@ -69,23 +71,20 @@ class Coordinator(Inquiries):
 
     def __init__(
         self,
-        owner: Owner,
+        node: str,
         group: str,
-        lineage: Collection[Epoch],
-        pending: Sequence[Decision],
+        opened: Opened,
         limits: Limits,
         now_ms: int,
         clock_ms: int,
-        forgotten_ms: int = 0,
     ) -> None:
-        """*lineage*, *pending* and *forgotten_ms* are what the log returned when it was opened.
+        """*opened* is what the log returned when it was opened for *node*.
 
         *clock_ms* is the wall time, or the log's if that is ahead; *now_ms* the monotonic time at that moment.
         """
-        super().__init__(owner, group, lineage, limits, now_ms, clock_ms)
-        self._forgotten_ms = forgotten_ms
+        super().__init__(Owner(node, opened.epoch), group, opened, limits, now_ms, clock_ms)
         self._ticked_ms = now_ms
-        for decision in pending:
+        for decision in opened.pending:
             self._recover(decision)
 
     # ------------------------------------------------------------------------------------------------------- doors
@@ -185,10 +184,12 @@ class Coordinator(Inquiries):
             return
         for xid, branch in sorted(entry.owes):
             self._enter(xid, Input.SESSION_LOST, session, branch)
+        self.reports.left(session, self._now_ms)
 
     def _found(self, entry: SessionEntry) -> None:
         """A session came: whatever waited for its process or for one of its resources goes to it."""
         for resource in entry.hello.resources:
+            self.reports.found(resource.name, self._now_ms)
             for xid, branch in sorted(self._homeless.pop(resource.name, ())):
                 self._enter(xid, Input.SESSION_FOUND, entry.session, branch)
 
@@ -197,12 +198,27 @@ class Coordinator(Inquiries):
         self.transactions[row.xid] = row
         for branch in row.branches.values():
             self._tell_commit(row, branch, None)
+            incident = self.incidents.get((row.xid, branch.ref.branch))
+            if incident is not None:
+                self._keep_open(row, branch, incident)
 
     def _late_ack(self, row: None, session: int, message: Acked) -> None:
         """An acknowledgement that nobody waits for; worth a word only if a branch was ended by hand against the decision."""
+        self.reports.drop(message.xid, message.branch)
         if message.finish is Finish.HEURISTIC:
-            self.heuristic += 1
-            self._note("error", "heuristic outcome", xid=message.xid, branch=message.branch)
+            self._incident(message.xid, message.branch, message.resource, message.finish)
+
+    def _close(self, event: Close) -> None:
+        """An operator has seen to it: what never was acknowledged counts as if it had been."""
+        for xid, branch_id in [key for key in self.incidents if key[0] == event.xid]:
+            if event.branch is not None and branch_id != event.branch:
+                continue
+            self._end_incident(xid, branch_id, "an operator")
+            row = self.transactions.get(xid)
+            branch = row.branches.get(branch_id) if row is not None else None
+            if row is not None and branch is not None and not branch.acked:
+                self._forgive(row, branch)
+                self._acknowledged(row, branch)
 
     # ---------------------------------------------------------------------------------------------------- messages
 
@@ -322,6 +338,7 @@ _MESSAGES: Final[dict[type, Callable[[Any, int, Any], None]]] = {
     Resolved: _C._branch_answer,
     Acked: _C._branch_answer,
     Inquiry: _C._inquiry,
+    Trouble: _C._trouble,
     Hello: _C._second_hello,
 }
 
@@ -334,6 +351,7 @@ _EVENTS: Final[dict[type, Callable[[Any, Any], None]]] = {
     Looked: _C._looked,
     LogHealth: _C._log_health,
     Forgot: _C._forgot,
+    Close: _C._close,
     Drain: _C._drain,
     Woke: _C._woke,
 }

@@ -6,16 +6,17 @@ Plumbing only.  What a row does when something happens is in `rounds`; what the 
 from __future__ import annotations
 
 import heapq
-from collections.abc import Collection
 
-from txrpc.ids import BranchId, Epoch, Xid
+from txrpc.ids import BranchId, Gid, Xid
 from txrpc.protocol.directory import Directory, SessionEntry
 from txrpc.protocol.events import Limits, Note, Output
-from txrpc.protocol.messages import FromCoordinator, Owner
+from txrpc.protocol.messages import Finish, FromCoordinator, Owner
+from txrpc.protocol.records import Incident, Opened
 from txrpc.protocol.remembered import Remembered
+from txrpc.protocol.reports import Report, Reports
 from txrpc.protocol.transaction import Branch, State, Transaction
 
-__all__ = ["MARGIN_MS", "Desk"]
+__all__ = ["MARGIN_MS", "Desk", "sentence"]
 
 MARGIN_MS = 60_000
 """How much longer than the longest timeout ended transactions are remembered: for messages on their way."""
@@ -24,19 +25,21 @@ MARGIN_MS = 60_000
 class Desk:
     """The state of one coordinator, and the small operations on it that every rule uses."""
 
-    def __init__(
-        self, owner: Owner, group: str, lineage: Collection[Epoch], limits: Limits, now_ms: int, clock_ms: int
-    ) -> None:
+    def __init__(self, owner: Owner, group: str, opened: Opened, limits: Limits, now_ms: int, clock_ms: int) -> None:
         self.owner = owner
         self.group = group
         self.limits = limits
-        self.lineage = frozenset(lineage) | {owner.epoch}
+        self.lineage = frozenset(opened.lineage) | {owner.epoch}
         self.directory = Directory()
         self.transactions: dict[Xid, Transaction] = {}
         self.committed = self.aborted = self.heuristic = 0
         self.log_trouble = ""
         self.draining = False
-        self._forgotten_ms = 0
+        self.incidents = {(incident.xid, incident.branch): incident for incident in opened.incidents}
+        """Branches that did not end as decided, until an operator closes them."""
+        self.lost = 0
+        self.reports = Reports()
+        self._forgotten_ms = opened.forgotten_ms
         self._offset_ms = clock_ms - now_ms
         self._now_ms = now_ms
         self._timers: list[tuple[int, Xid]] = []
@@ -95,8 +98,65 @@ class Desk:
         row.time_up_ms = due_ms
         heapq.heappush(self._timers, (due_ms, row.xid))
 
+    # ----------------------------------------------------------------------------------- what an operator must know
+
+    def _incident(self, xid: Xid, branch: BranchId, resource: str, finish: Finish) -> None:
+        """A branch did not end as decided: record it, count it, and say so, once (rules 1 and 16)."""
+        held = self.incidents.get((xid, branch))
+        if held is not None and held.finish is finish:
+            return
+        incident = Incident(xid, branch, resource, finish, self._now_ms + self._offset_ms)
+        self.incidents[xid, branch] = incident
+        self._out.incidents.append(incident)
+        self.heuristic += finish is Finish.HEURISTIC
+        self.lost += finish is Finish.LOST
+        fields = {"xid": xid, "branch": branch, "resource": resource, "reason": sentence(incident)}
+        self._note("error", _EVENTS[finish], **fields)
+
+    def _end_incident(self, xid: Xid, branch: BranchId, by: str) -> None:
+        incident = self.incidents.pop((xid, branch), None)
+        if incident is not None:
+            self._out.closed.append((xid, branch))
+            self._note("warning", "incident closed", xid=xid, branch=branch, resource=incident.resource, by=by)
+
+    def _report(self, gid: Gid, since_ms: int, text: str, told: bool = False, session: int | None = None) -> None:
+        """A branch without a row is prepared, or may be: people must be able to see it (rule 14)."""
+        began_ms = self._now_ms - since_ms
+        report = Report(gid.xid, gid.branch, gid.resource, began_ms, self._now_ms, text, int(told), session)
+        self.reports.add(report)
+
+    def _report_homeless(self, gid: Gid, text: str) -> None:
+        text = f"{text}; no process with resource {gid.resource} is connected"
+        now_ms = self._now_ms
+        self.reports.add(Report(gid.xid, gid.branch, gid.resource, now_ms, now_ms, text, homeless=True))
+
     def _violation(self, session: int | None, message: object, text: str) -> None:
         self._note("warning", "protocol violation", session=session, message=type(message).__name__, reason=text)
 
     def _note(self, level: str, event: str, **fields: object) -> None:
         self._out.notes.append(Note(level, event, fields))
+
+
+def sentence(incident: Incident) -> str:
+    """What happened to the branch, for people, and what there is to do."""
+    return _SENTENCES[incident.finish].format(incident.resource)
+
+
+_EVENTS = {
+    Finish.NOT_HERE: "branch not here",
+    Finish.LOST: "lost branch",
+    Finish.HEURISTIC: "heuristic outcome",
+}
+_SENTENCES = {
+    Finish.NOT_HERE: (
+        "{} does not have the branch, and cannot prove how it ended: see that this name means the database that voted, look "
+        "whether the work is there, and close the incident"
+    ),
+    Finish.LOST: (
+        "the database of {} has lost the branch, whose transaction is committed: a standby that lagged, or a backup, has taken its "
+        "place; repair its data and close the incident"
+    ),
+    Finish.HEURISTIC: (
+        "the branch in {} was ended by hand against the decision: repair its data and close the incident"
+    ),
+}

@@ -77,6 +77,10 @@ class Directory:
         others = self._by_resource.get(resource)
         return self.sessions[next(iter(others))] if others else None
 
+    def has(self, resource: str) -> bool:
+        """Whether a process with *resource* is connected."""
+        return resource in self._by_resource
+
     def conflict(self, resources: Iterable[ResourceInfo]) -> tuple[ResourceInfo, ResourceInfo] | None:
         """A resource that is announced under the same name for another database by somebody else: (mine, theirs)."""
         for mine in resources:

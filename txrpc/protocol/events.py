@@ -11,18 +11,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from txrpc.errors import ConfigurationError, Reason
-from txrpc.ids import Xid
-from txrpc.protocol.messages import (
-    AboutEnd,
-    Decision,
-    FromCoordinator,
-    GoAway,
-    Hello,
-    Inquiry,
-    ToCoordinator,
-)
+from txrpc.ids import BranchId, Xid
+from txrpc.protocol.messages import AboutEnd, FromCoordinator, GoAway, Hello, Inquiry, ToCoordinator
+from txrpc.protocol.records import Decision, Incident
 
 __all__ = [
+    "Close",
     "Drain",
     "Event",
     "Forgot",
@@ -132,6 +126,14 @@ class Forgot:
 
 
 @dataclass(frozen=True, slots=True)
+class Close:
+    """An operator has looked at an incident, of one branch or of all of the transaction's (None), and closes it."""
+
+    xid: Xid
+    branch: BranchId | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Drain:
     """Shutting down: take no new commit request, finish what is being decided."""
 
@@ -168,10 +170,16 @@ class Output:
 
     append: list[Decision] = field(default_factory=list)
     send: list[tuple[int, FromCoordinator]] = field(default_factory=list)
+    incidents: list[Incident] = field(default_factory=list)
+    """To be recorded before the same transactions are marked done."""
+    closed: list[tuple[Xid, BranchId]] = field(default_factory=list)
+    """Incidents that are over."""
     done: list[Xid] = field(default_factory=list)
     look: list[Lookup] = field(default_factory=list)
     close: list[tuple[int, GoAway]] = field(default_factory=list)
     notes: list[Note] = field(default_factory=list)
 
 
-Event = SessionOpened | Received | SessionClosed | Logged | NotLogged | Looked | LogHealth | Forgot | Drain | Woke
+Event = (
+    SessionOpened | Received | SessionClosed | Logged | NotLogged | Looked | LogHealth | Forgot | Close | Drain | Woke
+)

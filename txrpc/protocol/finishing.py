@@ -23,6 +23,7 @@ from txrpc.protocol.messages import (
     Resolve,
     Resolved,
     Rollback,
+    Trouble,
 )
 
 __all__ = ["OUTCOME", "RESULT", "Finishing"]
@@ -45,6 +46,15 @@ RESULT: Final = {
 }
 
 
+_TO_DO: Final = {
+    BranchState.VOTING: "prepare",
+    BranchState.ONE_PHASE: "commit",
+    BranchState.COMMITTING: "commit",
+    BranchState.UNDOING: "roll back",
+    BranchState.RESOLVING: "learn the end of",
+}
+
+
 class Finishing(Ledger):
     """What happens to branches that end."""
 
@@ -60,7 +70,7 @@ class Finishing(Ledger):
 
     def _commit_again(self, row: BranchRow, message: Commit) -> None:
         finish = row.finish if row.outcome is Outcome.COMMITTED else Finish.HEURISTIC
-        self._out.send.append(Acked(row.xid, row.branch, finish))
+        self._out.send.append(Acked(row.xid, row.branch, finish, row.gid.resource))
 
     def _rollback_voting(self, row: BranchRow, message: Rollback) -> None:
         row.rollback_asked = row.rollback_asked or message.reason
@@ -78,23 +88,42 @@ class Finishing(Ledger):
         self._do(Operation.ROLLBACK_PREPARED, row)
 
     def _finished_commit(self, row: BranchRow, finish: Finish) -> None:
+        self._out.send.append(Acked(row.xid, row.branch, finish, row.gid.resource))
+        if not finish.is_proof:
+            # Still in doubt, as far as this process can tell: another one may reach the right database, or this one later.
+            row.state, row.finish = BranchState.PREPARED, finish
+            self._wake_in(row, int(ASK_AGAIN_MS * (0.5 + self._jitter())))
+            return
         row.finish = finish
-        self._out.send.append(Acked(row.xid, row.branch, finish))
         self._tell_local(row, OnePhaseResult.COMMITTED)
         self._end(row, Outcome.COMMITTED)
 
     def _finished_undo(self, row: BranchRow, finish: Finish) -> None:
         if finish is Finish.HEURISTIC:
             # An abort needs no acknowledgement (presumed abort); this one is for the operator.
-            self._out.send.append(Acked(row.xid, row.branch, finish))
+            self._out.send.append(Acked(row.xid, row.branch, finish, row.gid.resource))
         row.finish = finish
         self._tell_local(row, OnePhaseResult.ABORTED)
         self._end(row, Outcome.ABORTED)
 
-    def _finish_failed(self, row: BranchRow, _: object) -> None:
+    def _finish_failed(self, row: BranchRow, reason: Reason) -> None:
         wait_ms = _RETRY_MS[min(row.attempts, len(_RETRY_MS) - 1)]
         row.attempts += 1
         self._wake_in(row, int(wait_ms * (0.5 + self._jitter())))
+        if row.attempts & (row.attempts - 1) == 0:  # the first, second, fourth ... failure
+            self._trouble(row, reason)
+
+    def _trouble(self, row: BranchRow, reason: Reason) -> None:
+        """Tell the coordinator, and whoever reads this process's log, what keeps the branch from ending (rule 20)."""
+        row.trouble = Reason(reason.code, f"cannot {_TO_DO[row.state]} the branch in {row.gid.resource}: {reason.text}")
+        self._out.send.append(Trouble(row.gid, row.trouble))
+
+    def _slow(self, row: BranchRow, _: object) -> None:
+        """The database has not answered yet; there is nothing to do but to say so."""
+        waited_ms = self._now_ms - row.working_ms
+        text = f"its database has not answered for {waited_ms / 1000:.0f} s"
+        self._trouble(row, Reason(AbortCode.RESOURCE_UNAVAILABLE, text))
+        self._wake_in(row, waited_ms)
 
     def _try_commit_again(self, row: BranchRow, _: object) -> None:
         self._do(Operation.COMMIT_PREPARED, row)
@@ -132,6 +161,9 @@ class Finishing(Ledger):
         """
         if self._now_ms >= row.deadline_ms + _OVERDUE_MS:
             self._out.do.append(Do(Operation.INTERRUPT, row.gid, row.token))
+            if row.trouble is None and not row.local:
+                text = "its deadline has passed, and its database has not answered"
+                self._trouble(row, Reason(AbortCode.TIMED_OUT, text))
         heapq.heappush(self._timers, (self._now_ms + _OVERDUE_MS, row.branch))
 
     def _give_up_prepared(self, row: BranchRow, _: Reason) -> None:

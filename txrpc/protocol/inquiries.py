@@ -6,15 +6,24 @@ begun or ended meanwhile goes before it.
 
 from __future__ import annotations
 
-from txrpc.ids import Gid
 from txrpc.protocol.events import Lookup
-from txrpc.protocol.messages import Commit, Decision, Inquiry, Rollback, Vote
+from txrpc.protocol.messages import Commit, Inquiry, Rollback, Trouble, Vote
+from txrpc.protocol.records import Decision
 from txrpc.protocol.recovery import ANSWERS, UP_TO_THE_LOG, Answer, Knowledge, age_of
 from txrpc.protocol.requests import Requests
 from txrpc.protocol.rounds import PRESUMED
 from txrpc.protocol.transaction import State
 
 __all__ = ["Inquiries"]
+
+_TELLS = frozenset({Answer.COMMIT, Answer.ROLL_BACK, Answer.PRESUME})
+_PREPARED = {
+    Answer.COMMIT: "prepared, told to commit, and asks again",
+    Answer.ROLL_BACK: "prepared, told to roll back, and asks again",
+    Answer.PRESUME: "prepared, told to roll back, and asks again",
+    Answer.WAIT: "prepared; its root may still ask for the commit",
+    Answer.REFUSE: "prepared under an epoch that this log has never had: it is another log's, and nothing is done about it here",
+}
 
 
 class Inquiries(Requests):
@@ -31,7 +40,7 @@ class Inquiries(Requests):
             return
         knowledge = self._knowledge(session, message)
         if gid.xid in self.transactions or knowledge not in UP_TO_THE_LOG:
-            self._answer(session, gid, knowledge)
+            self._answer(session, message, knowledge)
         else:
             self._out.look.append(Lookup(session, message, gid.xid))
 
@@ -43,7 +52,7 @@ class Inquiries(Requests):
             prepared = {p.branch: p.token for p in decision.branches} if decision else {}
             knowledge = Knowledge.COMMITTED if gid.branch in prepared else Knowledge.NOT_IN_RECORD
             token = prepared.get(gid.branch, "")
-        self._answer(session, gid, knowledge, token)
+        self._answer(session, message, knowledge, token)
 
     def _knowledge(self, session: int, message: Inquiry) -> Knowledge:
         gid = message.gid
@@ -62,8 +71,10 @@ class Inquiries(Requests):
         owner_asks_itself = owner is not None and owner.session != session
         return Knowledge.AWAITED if message.time_left_ms > 0 or owner_asks_itself else Knowledge.OVERDUE
 
-    def _answer(self, session: int, gid: Gid, knowledge: Knowledge, token: str = "") -> None:
-        answer = ANSWERS[knowledge]
+    def _answer(self, session: int, message: Inquiry, knowledge: Knowledge, token: str = "") -> None:
+        gid, answer = message.gid, ANSWERS[knowledge]
+        if gid.xid not in self.transactions:
+            self._report(gid, message.since_ms, _PREPARED[answer], answer in _TELLS)
         if answer is Answer.COMMIT:
             row = self.transactions.get(gid.xid)
             if row is not None:
@@ -79,3 +90,19 @@ class Inquiries(Requests):
             text = f"this log has never had epoch {gid.epoch}: it was restored from a copy, or is another one"
             fields = {"xid": gid.xid, "branch": gid.branch, "resource": gid.resource}
             self._note("error", "branch of a strange epoch", **fields, reason=text)
+
+    def _trouble(self, session: int, message: Trouble) -> None:
+        """What keeps a process from ending a branch: shown with its transaction, or by itself if that has no row (any more)."""
+        gid = message.gid
+        if not self.directory.sessions[session].has(gid.resource):
+            self._violation(session, message, "reports a branch in a resource that it does not have")
+            return
+        row = self.transactions.get(gid.xid)
+        branch = row.branches.get(gid.branch) if row is not None else None
+        if branch is not None:
+            if branch.session == session:
+                branch.trouble = message.reason.text if message.reason is not None else ""
+        elif message.reason is None:
+            self.reports.drop(gid.xid, gid.branch)
+        else:
+            self._report(gid, 0, message.reason.text, session=session)

@@ -13,10 +13,16 @@ from txrpc.ids import BranchId, Gid, Xid
 from txrpc.protocol.branch import BranchRow, BranchState, Do, Effects, Operation
 from txrpc.protocol.messages import Outcome
 
-__all__ = ["TOMBSTONE_MS", "Ledger"]
+__all__ = ["SLOW_MS", "TOMBSTONE_MS", "Ledger"]
 
 TOMBSTONE_MS = 60_000
 """How much longer than its transaction's deadline an ended branch is remembered: for messages on their way (rule 10)."""
+
+SLOW_MS = 5_000
+"""How long a database may take to finish a branch before that is trouble (rule 20)."""
+
+_AFTER_THE_VOTE = frozenset({Operation.COMMIT_PREPARED, Operation.ROLLBACK_PREPARED, Operation.ONE_PHASE_RESULT})
+"""What must be waited for, however long it takes."""
 
 
 class Ledger:
@@ -70,6 +76,9 @@ class Ledger:
 
     def _do(self, operation: Operation, row: BranchRow) -> None:
         row.at_work = operation is not Operation.INTERRUPT
+        if operation in _AFTER_THE_VOTE:
+            row.working_ms = self._now_ms
+            self._wake_in(row, SLOW_MS)
         self._out.do.append(Do(operation, row.gid, row.token))
 
     def _ignore(self, row: object, detail: object) -> None:

@@ -22,7 +22,6 @@ __all__ = [
     "CommitOnePhase",
     "CommitRequest",
     "Committing",
-    "Decision",
     "Finish",
     "FromCoordinator",
     "GoAway",
@@ -35,7 +34,6 @@ __all__ = [
     "OutcomeRequest",
     "Owner",
     "Prepare",
-    "PreparedBranch",
     "Resolve",
     "Resolved",
     "ResourceInfo",
@@ -44,6 +42,7 @@ __all__ = [
     "Tick",
     "ToCoordinator",
     "TransactionContext",
+    "Trouble",
     "Vote",
     "Voted",
     "Wait",
@@ -70,11 +69,20 @@ class Outcome(NamedIntEnum):
 
 
 class Finish(NamedIntEnum):
-    """What a resource found when it was told to finish a prepared branch."""
+    """What a resource found when it was told to finish a prepared branch (rule 16)."""
 
-    DONE = 1  # it ended now, as told, or is known to have ended so before
-    ABSENT = 2  # no such branch and no way to tell how it ended: taken for an earlier delivery of the same message
-    HEURISTIC = 3  # the database says that it ended the other way: somebody did it by hand
+    DONE = 1  # it ended now, as told
+    ALREADY = 2  # the database proves that it ended so before
+    NOT_HERE = 3  # there is no such branch, and no proof of how it ended: a wrong database, or one that has forgotten
+    LOST = (
+        4  # the database proves that it is older than its promise, or has another history: a lagging standby, a backup
+    )
+    HEURISTIC = 5  # the database proves that it ended the other way: it was done by hand
+
+    @property
+    def is_proof(self) -> bool:
+        """Whether this ends a branch that was told to commit.  What is not here, or lost, is kept until an operator closes it."""
+        return self not in (Finish.NOT_HERE, Finish.LOST)
 
 
 class OnePhaseResult(NamedIntEnum):
@@ -142,29 +150,6 @@ class ResourceInfo:
     name: str
     kind: str
     identity: str = ""
-
-
-# ------------------------------------------------------------------------------------------ in the decision log
-
-
-@dataclass(frozen=True, slots=True)
-class PreparedBranch:
-    """A branch that must be told of the commit before the record may go."""
-
-    branch: BranchId
-    participant: ParticipantId
-    resource: str
-    token: str = ""
-
-
-@dataclass(frozen=True, slots=True)
-class Decision:
-    """The record of one commit decision.  `epoch` is the owner epoch of the transaction, which names its prepared branches."""
-
-    xid: Xid
-    epoch: Epoch
-    decided_ms: int
-    branches: tuple[PreparedBranch, ...]
 
 
 # ------------------------------------------------------------------------------------------ process -> coordinator
@@ -255,11 +240,12 @@ class OnePhaseDone:
 
 @dataclass(frozen=True, slots=True)
 class Acked:
-    """Answer to Commit: the branch has ended in the database.  To Rollback only if somebody had committed it by hand."""
+    """Answer to Commit: what the database said.  To Rollback only if it had been committed by hand."""
 
     xid: Xid
     branch: BranchId
     finish: Finish
+    resource: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -273,6 +259,14 @@ class Inquiry:
     gid: Gid
     since_ms: int = 0
     time_left_ms: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Trouble:
+    """What keeps a process from doing what it was told about a branch (rule 20); None: nothing any more."""
+
+    gid: Gid
+    reason: Reason | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -388,5 +382,6 @@ ToCoordinator = (
     | Acked
     | Inquiry
     | Resolved
+    | Trouble
 )
 FromCoordinator = Welcome | Tick | Prepare | CommitOnePhase | Commit | Rollback | Resolve | OutcomeReply | GoAway

@@ -39,6 +39,7 @@ from txrpc.protocol.messages import (
     Prepare,
     Resolve,
     Rollback,
+    Trouble,
 )
 from txrpc.protocol.voting import Voting
 
@@ -77,7 +78,9 @@ class Participant(Voting):
             row = self.rows.get(branch)
             if row is None or row.deadline_ms > now_ms:
                 continue
-            if not row.at_work or row.state in _UNPROMISED:
+            if row.at_work and row.state in _PROMISED:
+                self._slow(row, None)
+            elif not row.at_work or row.state in _UNPROMISED:
                 self._enter(BranchInput.TIME_UP, branch, None)
         return self._out
 
@@ -103,6 +106,8 @@ class Participant(Voting):
         """
         self._begin(now_ms)
         for row in self.rows.values():
+            if row.trouble is not None:
+                self._out.send.append(Trouble(row.gid, row.trouble))
             if row.state is BranchState.PREPARED:
                 self._inquire(row)
             elif row.state is BranchState.VOTING:
@@ -154,6 +159,9 @@ class Participant(Voting):
         if action is not None:
             if row is not None and kind in _RESULTS:
                 row.at_work = False
+                if row.trouble is not None and kind is not BranchInput.FINISH_FAILED:
+                    row.trouble = None
+                    self._out.send.append(Trouble(row.gid, None))
             action(self, row, detail)
 
 
@@ -237,6 +245,9 @@ _MESSAGES: Final[dict[type, BranchInput]] = {
 
 _UNPROMISED: Final = frozenset({_S.VOTING, _S.ONE_PHASE})
 """What is under way here may be broken off at the deadline; everything else that is must be waited for."""
+
+_PROMISED: Final = frozenset({_S.COMMITTING, _S.UNDOING, _S.RESOLVING})
+"""What is under way here may take its time, and is trouble when it does (rule 20)."""
 
 _RESULTS: Final = frozenset(
     {_I.PREPARED, _I.READ_ONLY, _I.PREPARE_FAILED, _I.ONE_PHASE_ENDED, _I.FINISHED, _I.FINISH_FAILED, _I.ROLLED_BACK}

@@ -14,7 +14,7 @@ from collections.abc import Iterable
 
 from txrpc.errors import AbortCode, Reason
 from txrpc.ids import BranchId, Epoch, Xid
-from txrpc.protocol.desk import MARGIN_MS, Desk
+from txrpc.protocol.desk import MARGIN_MS, Desk, sentence
 from txrpc.protocol.directory import SessionEntry
 from txrpc.protocol.messages import (
     AboutEnd,
@@ -23,7 +23,6 @@ from txrpc.protocol.messages import (
     Commit,
     CommitOnePhase,
     Committing,
-    Decision,
     Finish,
     OnePhaseDone,
     OnePhaseResult,
@@ -37,6 +36,7 @@ from txrpc.protocol.messages import (
     Voted,
     Wait,
 )
+from txrpc.protocol.records import Decision, Incident
 from txrpc.protocol.transaction import Branch, State, Transaction, aborted_vote
 
 __all__ = ["PRESUMED", "Rounds"]
@@ -202,13 +202,34 @@ class Rounds(Desk):
             self._owe(entry, row, branch, commit)
 
     def _acked(self, row: Transaction, session: int, message: Acked) -> None:
-        branch = row.branches[message.branch]
-        branch.acked = True
+        branch, finish = row.branches[message.branch], message.finish
+        resource = branch.ref.resource
         self._forgive(row, branch)
-        if message.finish is Finish.HEURISTIC:
-            self.heuristic += 1
-            row.heuristic = f"{branch.ref.resource} was rolled back by hand although the decision was to commit"
-            self._note("error", "heuristic outcome", xid=row.xid, branch=message.branch, resource=branch.ref.resource)
+        if finish is Finish.DONE or finish is Finish.ALREADY:
+            self._end_incident(row.xid, message.branch, f"{resource} has committed it after all")
+        else:
+            self._incident(row.xid, message.branch, resource, finish)
+        if not finish.is_proof:
+            self._not_here(row, branch, finish)
+            return
+        if finish is Finish.HEURISTIC:
+            row.heuristic = f"{resource} was rolled back by hand although the decision was to commit"
+        self._acknowledged(row, branch)
+
+    def _not_here(self, row: Transaction, branch: Branch, finish: Finish) -> None:
+        """No acknowledgement (rule 16): it asks again, and whoever connects with its resource is told."""
+        self._await_resource(row, branch)
+        self._keep_open(row, branch, self.incidents[row.xid, branch.ref.branch])
+        if finish is Finish.LOST:
+            self._ack_time_up(row, None, None)
+
+    def _keep_open(self, row: Transaction, branch: Branch, incident: Incident) -> None:
+        branch.trouble = sentence(incident)
+        if incident.finish is Finish.LOST:
+            row.heuristic = f"{branch.ref.resource} has lost its branch although the decision was to commit"
+
+    def _acknowledged(self, row: Transaction, branch: Branch) -> None:
+        branch.acked = True
         row.missing -= 1
         if not row.missing:
             self._out.done.append(row.xid)
@@ -231,13 +252,17 @@ class Rounds(Desk):
     def _tell_rollback(self, row: Transaction, branch: Branch, reason: Reason) -> None:
         if branch.vote is Vote.ABORT or branch.vote is Vote.READ_ONLY:
             return  # has ended by itself
-        ref = branch.ref
+        ref, gid = branch.ref, row.gid(self.group, self.owner, branch)
         if branch.vote is Vote.PREPARED:
             entry = self.directory.finisher(ref.participant, ref.resource)
         else:
             entry = self.directory.owner(ref.participant)
         if entry is not None:
-            self._send(entry.session, Rollback(row.gid(self.group, self.owner, branch), reason, branch.token))
+            self._send(entry.session, Rollback(gid, reason, branch.token))
+        elif branch.vote is Vote.PREPARED:
+            self._report_homeless(gid, "prepared, and to be rolled back")
+        elif branch.session is not None and not self.directory.has(ref.resource):
+            self._report_homeless(gid, "perhaps prepared: it was asked to, and its process was lost")
 
     def _time_up(self, row: Transaction, session: None, message: None) -> None:
         slow = sorted({b.ref.resource for b in row.branches.values() if b.vote is None})

@@ -7,7 +7,8 @@ from dataclasses import dataclass, field
 
 from txrpc.errors import AbortCode, Reason
 from txrpc.ids import BranchId, Epoch, Gid, Xid
-from txrpc.protocol.messages import BranchRef, Decision, Owner, PreparedBranch, Vote, Wait
+from txrpc.protocol.messages import BranchRef, Owner, Vote, Wait
+from txrpc.protocol.records import Decision, PreparedBranch
 
 __all__ = ["Branch", "Input", "State", "Transaction", "aborted_vote"]
 

@@ -27,6 +27,7 @@ from txrpc.protocol.messages import (
     Owner,
     ResourceInfo,
     ToCoordinator,
+    Trouble,
     Welcome,
 )
 from txrpc.protocol.participant import Participant
@@ -130,6 +131,9 @@ class ManagerState:
             future = self._ending.pop(branch, None)
             if future is not None:
                 self._settle(future, (result, reason))
+        for message in effects.send:
+            if isinstance(message, Trouble) and message.reason is not None:
+                logger.warning("%s (%s)", message.reason.text, message.gid)
         if effects.send:
             try:
                 self._send(*effects.send)

@@ -76,15 +76,20 @@ def current_token(connection: Connection) -> str:
     return connection.exec_driver_sql("SELECT pg_current_xact_id_if_assigned()::text").scalar() or ""
 
 
+_TIMELINE: Final = "SELECT left(pg_walfile_name(pg_current_wal_insert_lsn()), 8)"
+"""The history that this server is writing, in hexadecimal: promoting a standby and restoring a backup begin another one."""
+
 _WORK: Final = (
     "SELECT pg_current_xact_id_if_assigned()::text, pg_backend_pid(), now() <> statement_timestamp(), "
-    "EXISTS (SELECT FROM pg_foreign_server)"
+    "EXISTS (SELECT FROM pg_foreign_server), left(pg_walfile_name(pg_current_wal_insert_lsn()), 8)"
 )
 """What a vote rests on, in one round trip.  Outside a block a statement is its own transaction, so that its times are one."""
 
+_TOKEN = re.compile(r"(\d{1,20})-([0-9A-F]{8})")
+
 
 def token_to_end(connection: Connection, pid: int, always: bool) -> str:
-    """The identifier of the branch's transaction; "" if it is proven that it wrote nothing.
+    """The branch's transaction, and the timeline that it is of; "" if it is proven that it wrote nothing.
 
     No identifier is no proof by itself.  The connection may have been moved to another backend than *pid*, by a pooler or a
     proxy, whose transaction is not the branch's.  A foreign data wrapper writes elsewhere, and NOTIFY writes nowhere: where there
@@ -93,15 +98,15 @@ def token_to_end(connection: Connection, pid: int, always: bool) -> str:
 
     Raises `ResourceUnavailable` if the transaction is not the one that worked.
     """
-    token, backend, in_block, foreign = connection.exec_driver_sql(_WORK).one()
+    number, backend, in_block, foreign, timeline = connection.exec_driver_sql(_WORK).one()
     if backend != pid or not in_block:
         raise ResourceUnavailable(
             f"the connection of a branch was moved from backend {pid} to {backend}, and its work was lost: a pooler between here "
             "and PostgreSQL must keep a transaction's connection (pool_mode = session or transaction)"
         )
-    if not token and (always or foreign):
-        token = connection.exec_driver_sql("SELECT pg_current_xact_id()::text").scalar()
-    return token or ""
+    if not number and (always or foreign):
+        number = connection.exec_driver_sql("SELECT pg_current_xact_id()::text").scalar()
+    return f"{number}-{timeline}" if number else ""
 
 
 def prepare(connection: Connection, gid: Gid, pid: int, always: bool) -> str:
@@ -117,45 +122,79 @@ def prepare(connection: Connection, gid: Gid, pid: int, always: bool) -> str:
 
 def finish(connection: Connection, commit: bool, gid: Gid, token: str) -> Finish:
     """COMMIT PREPARED or ROLLBACK PREPARED, on a connection in AUTOCOMMIT.  Idempotent; raises if it must be tried again."""
-    verb = "COMMIT" if commit else "ROLLBACK"
+    statement = f"{'COMMIT' if commit else 'ROLLBACK'} PREPARED '{gid}'"
     try:
-        connection.exec_driver_sql(f"{verb} PREPARED '{gid}'")
+        connection.exec_driver_sql(statement)
     except DBAPIError as error:
-        if sqlstate(error) != "42704":
+        if sqlstate(error) == "42704":
+            return _who_ended_it(connection, commit, gid, token)
+        if sqlstate(error) != "42501" or not _as_its_owner(connection, gid, statement):
             raise
-        return _who_ended_it(connection, commit, gid, token)
     return Finish.DONE
 
 
+def _as_its_owner(connection: Connection, gid: Gid, statement: str) -> bool:
+    """Try again under the role that prepared *gid*, which a branch may have chosen with SET ROLE; False if that is our own."""
+    query = f"SELECT quote_ident(owner) FROM pg_prepared_xacts WHERE gid = '{gid}' AND owner <> session_user"  # noqa: S608
+    owner = connection.exec_driver_sql(query).scalar()
+    if owner is None:
+        return False
+    try:
+        connection.exec_driver_sql(f"SET ROLE {owner}")
+        connection.exec_driver_sql(statement)
+    finally:
+        try:
+            connection.exec_driver_sql("RESET ROLE")
+        except DBAPIError:
+            connection.invalidate()
+    return True
+
+
 def _who_ended_it(connection: Connection, commit: bool, gid: Gid, token: str) -> Finish:
-    """There is no such prepared transaction (any more): did it end as it should have?"""
-    result = one_phase_result(connection, token) if token else OnePhaseResult.UNKNOWN
-    if result is None:
+    """There is no such prepared transaction (any more): did it end as it should have (rule 16)?"""
+    status = _status_of(connection, token)
+    if status == "in progress":
         # Not prepared and not ended: its PREPARE or its end is being executed at this very moment.
         raise ResourceUnavailable(f"transaction {token} of {gid.resource} is still at work in the database")
-    if result is OnePhaseResult.UNKNOWN:
-        return Finish.ABSENT
-    return Finish.DONE if (result is OnePhaseResult.COMMITTED) == commit else Finish.HEURISTIC
+    if status in ("committed", "aborted"):
+        return Finish.ALREADY if (status == "committed") == commit else Finish.HEURISTIC
+    return Finish.LOST if status in (_AHEAD, _ELSEWHERE) else Finish.NOT_HERE
 
 
 def one_phase_result(connection: Connection, token: str) -> OnePhaseResult | None:
-    """How the transaction *token* ended; None while it is in progress; UNKNOWN if the database has forgotten, or never had it."""
-    if not token.isdigit():
-        return OnePhaseResult.UNKNOWN
+    """How the transaction *token* ended; None while it is in progress; UNKNOWN if this database cannot tell."""
+    return _RESULTS.get(_status_of(connection, token), OnePhaseResult.UNKNOWN)
+
+
+_AHEAD: Final = "in the future"
+_ELSEWHERE: Final = "on another timeline"
+
+
+def _status_of(connection: Connection, token: str) -> str:
+    """What ``pg_xact_status`` says of *token*; "" if it has forgotten, or *token* is not one of PostgreSQL's.
+
+    A number means something in its own history only: after a fail-over, or on a restored backup, it may be another transaction's.
+    A number that this server has not come to proves that the server is older than its promise.
+    """
+    found = _TOKEN.fullmatch(token)
+    if found is None or int(found[1]) >= 1 << 64:
+        return ""
+    number, timeline = found.groups()
     try:
-        status = connection.exec_driver_sql(f"SELECT pg_xact_status('{int(token)}'::xid8)").scalar()
+        present = connection.exec_driver_sql(_TIMELINE).scalar()
+        if present != timeline:
+            return _ELSEWHERE
+        return connection.exec_driver_sql(f"SELECT pg_xact_status('{number}'::xid8)").scalar() or ""
     except DBAPIError as error:
-        if sqlstate(error) == "22023":  # "in the future": another cluster, or one restored from a backup
-            return OnePhaseResult.UNKNOWN
+        if sqlstate(error) == "22023":
+            return _AHEAD
         raise
-    return _STATUS[status]
 
 
-_STATUS: Final[dict[str | None, OnePhaseResult | None]] = {
+_RESULTS: Final[dict[str, OnePhaseResult | None]] = {
     "committed": OnePhaseResult.COMMITTED,
     "aborted": OnePhaseResult.ABORTED,
     "in progress": None,
-    None: OnePhaseResult.UNKNOWN,
 }
 
 

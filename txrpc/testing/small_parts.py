@@ -165,7 +165,7 @@ class Service:
         if self.database.prepared.pop(gid.branch, None) is None:
             ended = self.database.branches.get(gid.branch)
             assert ended in (end, None), f"told to be {end}, but {ended} before"
-            return BranchInput.FINISHED, Finish.DONE if ended else Finish.ABSENT
+            return BranchInput.FINISHED, Finish.ALREADY if ended else Finish.NOT_HERE
         self.database.branches[gid.branch] = end
         self.database.forced += end == "committed"
         return BranchInput.FINISHED, Finish.DONE

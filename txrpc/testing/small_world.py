@@ -20,7 +20,6 @@ from txrpc.protocol.messages import (
     BranchRef,
     Commit,
     CommitRequest,
-    Decision,
     Outcome,
     OutcomeReply,
     OutcomeRequest,
@@ -31,6 +30,7 @@ from txrpc.protocol.messages import (
     Vote,
     Welcome,
 )
+from txrpc.protocol.records import Decision, Opened
 from txrpc.testing.small_parts import LIMITS, LONGEST_MS, Client, Database, Link, Service
 
 __all__ = ["SmallWorld", "early"]
@@ -74,11 +74,12 @@ class SmallWorld:
 
     def start_coordinator(self) -> None:
         """A new epoch on the same log; everybody connects again."""
-        lineage = tuple(self.epochs)
+        lineage = dict.fromkeys(self.epochs, 0)
         self.epochs.append(Epoch.make(len(self.epochs) + 1, 7))
         self.owner = Owner("c1", self.epochs[-1])
-        pending = [decision for xid, decision in self.log.items() if xid not in self.done]
-        self.coordinator = Coordinator(self.owner, "bank", lineage, pending, LIMITS, self.now_ms, self.now_ms)
+        pending = tuple(decision for xid, decision in self.log.items() if xid not in self.done)
+        opened = Opened(self.owner.epoch, lineage, pending)
+        self.coordinator = Coordinator("c1", "bank", opened, LIMITS, self.now_ms, self.now_ms)
         for peer in self.peers:
             self.connect(peer)
 

@@ -163,11 +163,12 @@ def _one_phase_done_from(x: pb.OnePhaseDone) -> m.OnePhaseDone:
 
 
 def _acked_to(x: m.Acked) -> pb.Acked:
-    return pb.Acked(xid=x.xid, branch=x.branch, finish=_any(x.finish))
+    return pb.Acked(xid=x.xid, branch=x.branch, finish=_any(x.finish), resource=x.resource)
 
 
 def _acked_from(x: pb.Acked) -> m.Acked:
-    return m.Acked(c.xid_from(x.xid), c.branch_id(x.branch), c.member(m.Finish, "finish", x.finish))
+    finish, resource = c.member(m.Finish, "finish", x.finish), c.name_from("resource", x.resource, RESOURCE_MAX)
+    return m.Acked(c.xid_from(x.xid), c.branch_id(x.branch), finish, resource)
 
 
 def _inquiry_to(x: m.Inquiry) -> pb.Inquiry:
@@ -176,6 +177,14 @@ def _inquiry_to(x: m.Inquiry) -> pb.Inquiry:
 
 def _inquiry_from(x: pb.Inquiry) -> m.Inquiry:
     return m.Inquiry(c.gid_from(x.gid), x.since_ms, x.time_left_ms)
+
+
+def _trouble_to(x: m.Trouble) -> pb.Trouble:
+    return pb.Trouble(gid=c.gid_to(x.gid), reason=c.reason_to(x.reason))
+
+
+def _trouble_from(x: pb.Trouble) -> m.Trouble:
+    return m.Trouble(c.gid_from(x.gid), c.optional_reason(x))
 
 
 def _resolved_to(x: m.Resolved) -> pb.Resolved:
@@ -294,6 +303,7 @@ _TO: Final[dict[type, tuple[str, Callable[[Any], Any]]]] = {
     m.Acked: ("acked", _acked_to),
     m.Inquiry: ("inquiry", _inquiry_to),
     m.Resolved: ("resolved", _resolved_to),
+    m.Trouble: ("trouble", _trouble_to),
 }
 
 _FROM: Final[dict[type, tuple[str, Callable[[Any], Any]]]] = {
@@ -319,6 +329,7 @@ _DECODE_TO: Final[dict[str, Callable[[Any], Any]]] = {
     "acked": _acked_from,
     "inquiry": _inquiry_from,
     "resolved": _resolved_from,
+    "trouble": _trouble_from,
 }
 
 _DECODE_FROM: Final[dict[str, Callable[[Any], Any]]] = {

@@ -25,7 +25,8 @@ from txrpc.protocol.events import (
     SessionOpened,
     Woke,
 )
-from txrpc.protocol.messages import Commit, Decision, Hello, OutcomeReply, Owner, Rollback
+from txrpc.protocol.messages import Commit, Hello, OutcomeReply, Owner, Rollback
+from txrpc.protocol.records import Decision
 from txrpc.testing.simulation.history import History
 from txrpc.testing.simulation.network import Stream
 from txrpc.testing.simulation.options import Options
@@ -76,9 +77,7 @@ class CoordinatorProcess(Node):
         now_ms = scheduler.now_ms
         clock_ms = max(wall_ms, opened.clock_ms + 1)
         self._offset_ms = clock_ms - now_ms
-        self.core = Coordinator(
-            self.owner, GROUP, opened.lineage, opened.pending, LIMITS, now_ms, clock_ms, opened.forgotten_ms
-        )
+        self.core = Coordinator(NODE, GROUP, opened, LIMITS, now_ms, clock_ms)
         self._streams: dict[int, Stream] = {}
         self._last_session = 0
         self._waiting: deque[Decision] = deque()

@@ -126,8 +126,8 @@ class Database(Node):
         if token and any(work.token == token for work in self.works):
             raise ResourceUnavailable(f"transaction {token} is still at work")
         if token not in self.ended:
-            return Finish.ABSENT
-        return Finish.DONE if self.ended[token] == commit else Finish.HEURISTIC
+            return Finish.NOT_HERE
+        return Finish.ALREADY if self.ended[token] == commit else Finish.HEURISTIC
 
     def result(self, token: str) -> OnePhaseResult | None:
         """How the work of *token* ended; None while it is open."""

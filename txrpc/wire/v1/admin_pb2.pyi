@@ -80,6 +80,9 @@ class StatusReply(_message.Message):
     MESSAGES_FIELD_NUMBER: _builtins.int
     LOG_BATCHES_FIELD_NUMBER: _builtins.int
     LOG_DECISIONS_FIELD_NUMBER: _builtins.int
+    LOST_FIELD_NUMBER: _builtins.int
+    DOUBTS_FIELD_NUMBER: _builtins.int
+    INCIDENTS_FIELD_NUMBER: _builtins.int
     group: _builtins.str
     version: _builtins.str
     log: _builtins.str
@@ -94,6 +97,7 @@ class StatusReply(_message.Message):
     log_batches: _builtins.int
     """Batches written to the log, and decisions in them."""
     log_decisions: _builtins.int
+    lost: _builtins.int
     @_builtins.property
     def owner(self) -> _context_pb2.Owner: ...
     @_builtins.property
@@ -104,6 +108,12 @@ class StatusReply(_message.Message):
     def messages(self) -> _containers.ScalarMap[_builtins.str, _builtins.int]:
         """Messages since the start, by kind: "received Voted", "sent Prepare"."""
 
+    @_builtins.property
+    def doubts(self) -> _containers.RepeatedCompositeFieldContainer[Global___Doubt]:
+        """Branches in doubt, with or without a transaction above, the oldest first."""
+
+    @_builtins.property
+    def incidents(self) -> _containers.RepeatedCompositeFieldContainer[Global___IncidentStatus]: ...
     def __init__(
         self,
         *,
@@ -123,14 +133,129 @@ class StatusReply(_message.Message):
         messages: _abc.Mapping[_builtins.str, _builtins.int] | None = ...,
         log_batches: _builtins.int = ...,
         log_decisions: _builtins.int = ...,
+        lost: _builtins.int = ...,
+        doubts: _abc.Iterable[Global___Doubt] | None = ...,
+        incidents: _abc.Iterable[Global___IncidentStatus] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["owner", b"owner"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["aborted", b"aborted", "committed", b"committed", "group", b"group", "heuristic", b"heuristic", "in_doubt", b"in_doubt", "log", b"log", "log_batches", b"log_batches", "log_decisions", b"log_decisions", "log_healthy", b"log_healthy", "messages", b"messages", "open", b"open", "owner", b"owner", "sessions", b"sessions", "transactions", b"transactions", "uptime_ms", b"uptime_ms", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["aborted", b"aborted", "committed", b"committed", "doubts", b"doubts", "group", b"group", "heuristic", b"heuristic", "in_doubt", b"in_doubt", "incidents", b"incidents", "log", b"log", "log_batches", b"log_batches", "log_decisions", b"log_decisions", "log_healthy", b"log_healthy", "lost", b"lost", "messages", b"messages", "open", b"open", "owner", b"owner", "sessions", b"sessions", "transactions", b"transactions", "uptime_ms", b"uptime_ms", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___StatusReply: _TypeAlias = StatusReply  # noqa: Y015
+
+@_typing.final
+class Doubt(_message.Message):
+    """A branch that is prepared, or may be, and has not ended."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    XID_FIELD_NUMBER: _builtins.int
+    BRANCH_FIELD_NUMBER: _builtins.int
+    RESOURCE_FIELD_NUMBER: _builtins.int
+    AGE_MS_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    xid: _builtins.bytes
+    branch: _builtins.bytes
+    resource: _builtins.str
+    age_ms: _builtins.int
+    reason: _builtins.str
+    def __init__(
+        self,
+        *,
+        xid: _builtins.bytes = ...,
+        branch: _builtins.bytes = ...,
+        resource: _builtins.str = ...,
+        age_ms: _builtins.int = ...,
+        reason: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["age_ms", b"age_ms", "branch", b"branch", "reason", b"reason", "resource", b"resource", "xid", b"xid"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Doubt: _TypeAlias = Doubt  # noqa: Y015
+
+@_typing.final
+class IncidentStatus(_message.Message):
+    """A branch that did not end as its transaction."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    XID_FIELD_NUMBER: _builtins.int
+    BRANCH_FIELD_NUMBER: _builtins.int
+    RESOURCE_FIELD_NUMBER: _builtins.int
+    FINISH_FIELD_NUMBER: _builtins.int
+    AT_MS_FIELD_NUMBER: _builtins.int
+    TEXT_FIELD_NUMBER: _builtins.int
+    xid: _builtins.bytes
+    branch: _builtins.bytes
+    resource: _builtins.str
+    finish: _session_pb2.Finish.ValueType
+    at_ms: _builtins.int
+    """Milliseconds since 1970."""
+    text: _builtins.str
+    def __init__(
+        self,
+        *,
+        xid: _builtins.bytes = ...,
+        branch: _builtins.bytes = ...,
+        resource: _builtins.str = ...,
+        finish: _session_pb2.Finish.ValueType = ...,
+        at_ms: _builtins.int = ...,
+        text: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["at_ms", b"at_ms", "branch", b"branch", "finish", b"finish", "resource", b"resource", "text", b"text", "xid", b"xid"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___IncidentStatus: _TypeAlias = IncidentStatus  # noqa: Y015
+
+@_typing.final
+class CloseRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    XID_FIELD_NUMBER: _builtins.int
+    BRANCH_FIELD_NUMBER: _builtins.int
+    xid: _builtins.bytes
+    branch: _builtins.bytes
+    """One branch; empty for all of the transaction."""
+    def __init__(
+        self,
+        *,
+        xid: _builtins.bytes = ...,
+        branch: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["branch", b"branch", "xid", b"xid"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CloseRequest: _TypeAlias = CloseRequest  # noqa: Y015
+
+@_typing.final
+class CloseReply(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CLOSED_FIELD_NUMBER: _builtins.int
+    closed: _builtins.int
+    def __init__(
+        self,
+        *,
+        closed: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["closed", b"closed"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CloseReply: _TypeAlias = CloseReply  # noqa: Y015
 
 @_typing.final
 class SessionStatus(_message.Message):

@@ -19,6 +19,11 @@ class AdminStub(object):
                 request_serializer=txrpc_dot_v1_dot_admin__pb2.StatusRequest.SerializeToString,
                 response_deserializer=txrpc_dot_v1_dot_admin__pb2.StatusReply.FromString,
                 )
+        self.Close = channel.unary_unary(
+                '/txrpc.v1.Admin/Close',
+                request_serializer=txrpc_dot_v1_dot_admin__pb2.CloseRequest.SerializeToString,
+                response_deserializer=txrpc_dot_v1_dot_admin__pb2.CloseReply.FromString,
+                )
 
 
 class AdminServicer(object):
@@ -30,6 +35,13 @@ class AdminServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Close(self, request, context):
+        """Close what an operator has seen to: incidents of one transaction.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_AdminServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -37,6 +49,11 @@ def add_AdminServicer_to_server(servicer, server):
                     servicer.Status,
                     request_deserializer=txrpc_dot_v1_dot_admin__pb2.StatusRequest.FromString,
                     response_serializer=txrpc_dot_v1_dot_admin__pb2.StatusReply.SerializeToString,
+            ),
+            'Close': grpc.unary_unary_rpc_method_handler(
+                    servicer.Close,
+                    request_deserializer=txrpc_dot_v1_dot_admin__pb2.CloseRequest.FromString,
+                    response_serializer=txrpc_dot_v1_dot_admin__pb2.CloseReply.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -62,5 +79,22 @@ class Admin(object):
         return grpc.experimental.unary_unary(request, target, '/txrpc.v1.Admin/Status',
             txrpc_dot_v1_dot_admin__pb2.StatusRequest.SerializeToString,
             txrpc_dot_v1_dot_admin__pb2.StatusReply.FromString,
+            options, channel_credentials,
+            insecure, call_credentials, compression, wait_for_ready, timeout, metadata)
+
+    @staticmethod
+    def Close(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(request, target, '/txrpc.v1.Admin/Close',
+            txrpc_dot_v1_dot_admin__pb2.CloseRequest.SerializeToString,
+            txrpc_dot_v1_dot_admin__pb2.CloseReply.FromString,
             options, channel_credentials,
             insecure, call_credentials, compression, wait_for_ready, timeout, metadata)

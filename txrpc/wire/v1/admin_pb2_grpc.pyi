@@ -32,11 +32,15 @@ class AdminStub:
     @_typing.overload
     def __new__(cls, channel: _aio.Channel) -> AdminAsyncStub: ...
     Status: _grpc.UnaryUnaryMultiCallable[_admin_pb2.StatusRequest, _admin_pb2.StatusReply]
+    Close: _grpc.UnaryUnaryMultiCallable[_admin_pb2.CloseRequest, _admin_pb2.CloseReply]
+    """Close what an operator has seen to: incidents of one transaction."""
 
 @_typing.type_check_only
 class AdminAsyncStub(AdminStub):
     def __init__(self, channel: _aio.Channel) -> None: ...
     Status: _aio.UnaryUnaryMultiCallable[_admin_pb2.StatusRequest, _admin_pb2.StatusReply]  # type: ignore[assignment]
+    Close: _aio.UnaryUnaryMultiCallable[_admin_pb2.CloseRequest, _admin_pb2.CloseReply]  # type: ignore[assignment]
+    """Close what an operator has seen to: incidents of one transaction."""
 
 class AdminServicer(metaclass=_abc_1.ABCMeta):
     @_abc_1.abstractmethod
@@ -45,5 +49,13 @@ class AdminServicer(metaclass=_abc_1.ABCMeta):
         request: _admin_pb2.StatusRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_admin_pb2.StatusReply, _abc.Awaitable[_admin_pb2.StatusReply]]: ...
+
+    @_abc_1.abstractmethod
+    def Close(
+        self,
+        request: _admin_pb2.CloseRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_admin_pb2.CloseReply, _abc.Awaitable[_admin_pb2.CloseReply]]:
+        """Close what an operator has seen to: incidents of one transaction."""
 
 def add_AdminServicer_to_server(servicer: AdminServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

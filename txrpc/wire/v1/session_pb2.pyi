@@ -47,15 +47,19 @@ class _FinishEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Finish.ValueTy
     DESCRIPTOR: _descriptor.EnumDescriptor
     FINISH_UNSPECIFIED: _Finish.ValueType  # 0
     FINISH_DONE: _Finish.ValueType  # 1
-    FINISH_ABSENT: _Finish.ValueType  # 2
-    FINISH_HEURISTIC: _Finish.ValueType  # 3
+    FINISH_ALREADY: _Finish.ValueType  # 2
+    FINISH_NOT_HERE: _Finish.ValueType  # 3
+    FINISH_LOST: _Finish.ValueType  # 4
+    FINISH_HEURISTIC: _Finish.ValueType  # 5
 
 class Finish(_Finish, metaclass=_FinishEnumTypeWrapper): ...
 
 FINISH_UNSPECIFIED: Finish.ValueType  # 0
 FINISH_DONE: Finish.ValueType  # 1
-FINISH_ABSENT: Finish.ValueType  # 2
-FINISH_HEURISTIC: Finish.ValueType  # 3
+FINISH_ALREADY: Finish.ValueType  # 2
+FINISH_NOT_HERE: Finish.ValueType  # 3
+FINISH_LOST: Finish.ValueType  # 4
+FINISH_HEURISTIC: Finish.ValueType  # 5
 Global___Finish: _TypeAlias = Finish  # noqa: Y015
 
 class _OnePhaseResult:
@@ -146,6 +150,7 @@ class ProcessItem(_message.Message):
     ACKED_FIELD_NUMBER: _builtins.int
     INQUIRY_FIELD_NUMBER: _builtins.int
     RESOLVED_FIELD_NUMBER: _builtins.int
+    TROUBLE_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def hello(self) -> Global___Hello: ...
     @_builtins.property
@@ -166,6 +171,8 @@ class ProcessItem(_message.Message):
     def inquiry(self) -> Global___Inquiry: ...
     @_builtins.property
     def resolved(self) -> Global___Resolved: ...
+    @_builtins.property
+    def trouble(self) -> Global___Trouble: ...
     def __init__(
         self,
         *,
@@ -179,12 +186,13 @@ class ProcessItem(_message.Message):
         acked: Global___Acked | None = ...,
         inquiry: Global___Inquiry | None = ...,
         resolved: Global___Resolved | None = ...,
+        trouble: Global___Trouble | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["acked", b"acked", "commit_request", b"commit_request", "committing", b"committing", "hello", b"hello", "inquiry", b"inquiry", "item", b"item", "one_phase_done", b"one_phase_done", "outcome_request", b"outcome_request", "resolved", b"resolved", "rollback_request", b"rollback_request", "voted", b"voted"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["acked", b"acked", "commit_request", b"commit_request", "committing", b"committing", "hello", b"hello", "inquiry", b"inquiry", "item", b"item", "one_phase_done", b"one_phase_done", "outcome_request", b"outcome_request", "resolved", b"resolved", "rollback_request", b"rollback_request", "trouble", b"trouble", "voted", b"voted"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["acked", b"acked", "commit_request", b"commit_request", "committing", b"committing", "hello", b"hello", "inquiry", b"inquiry", "item", b"item", "one_phase_done", b"one_phase_done", "outcome_request", b"outcome_request", "resolved", b"resolved", "rollback_request", b"rollback_request", "voted", b"voted"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["acked", b"acked", "commit_request", b"commit_request", "committing", b"committing", "hello", b"hello", "inquiry", b"inquiry", "item", b"item", "one_phase_done", b"one_phase_done", "outcome_request", b"outcome_request", "resolved", b"resolved", "rollback_request", b"rollback_request", "trouble", b"trouble", "voted", b"voted"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_item: _TypeAlias = _typing.Literal["hello", "commit_request", "rollback_request", "outcome_request", "voted", "committing", "one_phase_done", "acked", "inquiry", "resolved"]  # noqa: Y015
+    _WhichOneofReturnType_item: _TypeAlias = _typing.Literal["hello", "commit_request", "rollback_request", "outcome_request", "voted", "committing", "one_phase_done", "acked", "inquiry", "resolved", "trouble"]  # noqa: Y015
     _WhichOneofArgType_item: _TypeAlias = _typing.Literal["item", b"item"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_item) -> _WhichOneofReturnType_item | None: ...
 
@@ -534,23 +542,52 @@ class Acked(_message.Message):
     XID_FIELD_NUMBER: _builtins.int
     BRANCH_FIELD_NUMBER: _builtins.int
     FINISH_FIELD_NUMBER: _builtins.int
+    RESOURCE_FIELD_NUMBER: _builtins.int
     xid: _builtins.bytes
     branch: _builtins.bytes
     finish: Global___Finish.ValueType
+    resource: _builtins.str
     def __init__(
         self,
         *,
         xid: _builtins.bytes = ...,
         branch: _builtins.bytes = ...,
         finish: Global___Finish.ValueType = ...,
+        resource: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["branch", b"branch", "finish", b"finish", "xid", b"xid"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["branch", b"branch", "finish", b"finish", "resource", b"resource", "xid", b"xid"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Acked: _TypeAlias = Acked  # noqa: Y015
+
+@_typing.final
+class Trouble(_message.Message):
+    """Without a reason: the trouble is over."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    GID_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def gid(self) -> Global___Gid: ...
+    @_builtins.property
+    def reason(self) -> _context_pb2.Reason: ...
+    def __init__(
+        self,
+        *,
+        gid: Global___Gid | None = ...,
+        reason: _context_pb2.Reason | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["gid", b"gid", "reason", b"reason"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["gid", b"gid", "reason", b"reason"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Trouble: _TypeAlias = Trouble  # noqa: Y015
 
 @_typing.final
 class Inquiry(_message.Message):

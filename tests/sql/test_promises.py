@@ -1,0 +1,156 @@
+"""Rule 16 on a real PostgreSQL: what a database must prove before a branch counts as ended, and who may end it (F5, F5b, F7)."""
+
+from __future__ import annotations
+
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+import sqlalchemy as sa
+from sqlalchemy.exc import DBAPIError
+
+import txrpc.sql
+from tests.postgres import Server
+from tests.sql.kit import Make, gid, insert
+from txrpc.protocol.messages import Finish, OnePhaseResult
+from txrpc.resource import Prepared
+from txrpc.testing.postgres import PostgresServer
+
+
+@contextmanager
+def _resource(server: PostgresServer) -> Iterator[txrpc.sql.ResourceManager]:
+    resource = txrpc.sql.ResourceManager("bank", sa.create_engine(server.url()))
+    try:
+        yield resource
+    finally:
+        resource.close()
+        resource.engine.dispose()
+
+
+def _go_back_to(server: PostgresServer, backup: Path, *, promote: bool) -> None:
+    """The server comes back as it was in *backup*: restored, or as a standby that had lagged and was promoted."""
+    server.kill()
+    subprocess.run(["rm", "-rf", str(server._data)], check=True)
+    subprocess.run(["cp", "-a", str(backup), str(server._data)], check=True)
+    if promote:
+        subprocess.run(["cp", "-a", f"{server._data}/PG_VERSION", f"{server._data}/standby.signal"], check=True)
+    server.restart()
+    if promote:
+        assert server.execute("SELECT pg_promote()") == [(True,)]
+
+
+@pytest.mark.parametrize("reused", [False, True], ids=["at once", "after its transaction ids were used again"])
+def test_rule_16_a_standby_that_lagged_and_was_promoted_has_lost_its_promise(reused: bool, tmp_path: Path) -> None:
+    """F5, F5b: COMMIT PREPARED finds nothing, and the same number belongs to another transaction by now."""
+    with PostgresServer.start_new() as server, _resource(server) as resource:
+        server.execute("CREATE TABLE row (name text PRIMARY KEY, value int)")
+        server.execute("CHECKPOINT")
+        server.kill()
+        subprocess.run(["cp", "-a", str(server._data), str(tmp_path / "backup")], check=True)
+        server.restart()
+        branch, tokens = gid(), list[str]()
+        work = resource.begin(False)
+        insert(work)
+        prepared = resource.prepare(work, branch)
+        assert isinstance(prepared, Prepared)
+        alone = resource.begin(False)
+        insert(alone, "alone")
+        assert resource.commit_one_phase(alone, tokens.append) is OnePhaseResult.COMMITTED
+        _go_back_to(server, tmp_path / "backup", promote=True)
+        for number in range(20 if reused else 0):
+            server.execute(f"INSERT INTO row VALUES ('other {number}', 1)")
+        assert resource.commit_prepared(branch, prepared.token) is Finish.LOST
+        assert resource.one_phase_result(tokens[0]) is OnePhaseResult.UNKNOWN
+        assert server.execute("SELECT name FROM row WHERE name IN ('a', 'alone')") == []
+
+
+def test_rule_16_a_restored_database_that_has_not_come_to_its_promise_has_lost_it(tmp_path: Path) -> None:
+    """F5: the same timeline, and a transaction id that this database has yet to give away."""
+    with PostgresServer.start_new() as server, _resource(server) as resource:
+        server.execute("CREATE TABLE row (name text PRIMARY KEY, value int)")
+        server.execute("CHECKPOINT")
+        server.kill()
+        subprocess.run(["cp", "-a", str(server._data), str(tmp_path / "backup")], check=True)
+        server.restart()
+        work, branch = resource.begin(False), gid()
+        insert(work)
+        prepared = resource.prepare(work, branch)
+        assert isinstance(prepared, Prepared)
+        _go_back_to(server, tmp_path / "backup", promote=False)
+        assert resource.commit_prepared(branch, prepared.token) is Finish.LOST
+
+
+@pytest.mark.parametrize(
+    ("token", "finish"),
+    [
+        ("", Finish.NOT_HERE),
+        ("notatoken", Finish.NOT_HERE),
+        ("7", Finish.NOT_HERE),
+        ("-00000001", Finish.NOT_HERE),
+        ("7-00000001-7", Finish.NOT_HERE),
+        ("123456789-00000001", Finish.LOST),
+        ("99999999999999999999-00000001", Finish.NOT_HERE),
+        ("7-0000FFFF", Finish.LOST),
+    ],
+)
+def test_a_token_that_proves_nothing_acknowledges_nothing(make: Make, token: str, finish: Finish) -> None:
+    """Also one that is no number at all, or greater than any."""
+    resource = make()
+    assert resource.commit_prepared(gid(), token) is finish
+    assert resource.one_phase_result(token) is OnePhaseResult.UNKNOWN
+
+
+@pytest.fixture
+def tenants(server: Server, url: str) -> Iterator[sa.URL]:
+    """A login that is nobody by itself, and takes a tenant's role for its work."""
+    at = sa.make_url(url)
+    for statement in (
+        "CREATE ROLE app LOGIN PASSWORD 'app'",
+        'CREATE ROLE "the tenant"',
+        'GRANT "the tenant" TO app',
+        'GRANT ALL ON TABLE row TO "the tenant"',
+    ):
+        server.execute(statement, at.database or "")
+    yield at.set(username="app", password="app")
+    server.execute('DROP OWNED BY app, "the tenant"', at.database or "")
+    server.execute('DROP ROLE app, "the tenant"')
+
+
+@pytest.mark.parametrize("commit", [True, False], ids=["commit", "roll back"])
+def test_rule_20_a_branch_that_took_another_role_is_finished_under_it(
+    make: Make, driver: str, tenants: sa.URL, commit: bool
+) -> None:
+    """F7: PREPARE makes the role of that moment the owner, and nobody else may end it."""
+    resource, branch = make(driver, at=tenants), gid()
+    work = resource.begin(False)
+    work.connection.execute(sa.text('SET LOCAL ROLE "the tenant"'))
+    insert(work)
+    prepared = resource.prepare(work, branch)
+    assert isinstance(prepared, Prepared)
+    finish = resource.commit_prepared if commit else resource.rollback_prepared
+    assert finish(branch, prepared.token) is Finish.DONE
+    assert finish(branch, prepared.token) is Finish.ALREADY
+    assert resource.in_doubt("default") == []
+    # The next one on the same connection is nobody's but the login's.
+    again, work = gid(), resource.begin(False)
+    work.connection.execute(sa.text('SET LOCAL ROLE "the tenant"'))
+    insert(work, "b")
+    resource.prepare(work, again)
+    assert resource.rollback_prepared(again, "") is Finish.DONE
+
+
+def test_rule_20_a_branch_of_a_role_that_may_not_be_taken_stays_and_says_why(
+    make: Make, server: Server, tenants: sa.URL, url: str
+) -> None:
+    owner, stranger, branch = make(), make(at=tenants), gid()
+    work = owner.begin(False)
+    insert(work)
+    owner.prepare(work, branch)
+    with pytest.raises(DBAPIError) as caught:
+        stranger.commit_prepared(branch, "")
+    reason = stranger.classify(caught.value)
+    assert reason is not None
+    assert "42501" in reason.text
+    assert owner.commit_prepared(branch, "") is Finish.DONE
