@@ -20,6 +20,7 @@
     │   └── InvalidName
     ├── ConfigurationError            your mistake, in configuration: the message says what to change
     ├── Fenced                        a later epoch of this coordinator has opened its log: this one must stop
+    ├── LogBehind                     this coordinator's log has lost decisions: it must stop
     └── BadMessage                    bytes from elsewhere that make no sense
 
 Every error about a transaction carries its `xid` and a `reason`; across gRPC both travel as rich status details
@@ -48,6 +49,7 @@ __all__ = [
     "IllegalState",
     "InvalidName",
     "LimitExceeded",
+    "LogBehind",
     "NoTransaction",
     "OutcomeUnknown",
     "Reason",
@@ -225,6 +227,10 @@ class ConfigurationError(TxrpcError):
 
 class Fenced(TxrpcError):
     """A later epoch of this coordinator node has opened the decision log: this one must stop deciding."""
+
+
+class LogBehind(TxrpcError):
+    """The decision log has lost decisions that a process has heard of: this coordinator must stop deciding."""
 
 
 class BadMessage(TxrpcError, ValueError):

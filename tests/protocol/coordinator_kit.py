@@ -56,7 +56,7 @@ BEGUN = CLOCK // 1000
 """The tick at which every transaction here begins."""
 EARLIER, EPOCH, STRANGE = Epoch.make(1, 7), Epoch.make(2, 7), Epoch.make(2, 8)
 OWNER = Owner("c1", EPOCH)
-LIMITS = Limits(max_timeout_ms=60_000, ack_wait_ms=5_000)
+LIMITS = Limits(max_timeout_ms=60_000, ack_wait_ms=5_000, recovery_wait_ms=0)
 LEFT_MS = 4_000
 """How much time the root has left when it asks."""
 
@@ -162,8 +162,10 @@ class Office:
         pending: tuple[Decision, ...] = (),
         forgotten_ms: int = 0,
         lineage: tuple[Epoch, ...] = (EARLIER,),
+        ends: dict[Epoch, int] | None = None,
     ) -> None:
-        opened = Opened(EPOCH, dict.fromkeys(lineage, 0), pending, forgotten_ms)
+        ends = ends or dict.fromkeys(lineage, 0)
+        opened = Opened(EPOCH, ends, pending, forgotten_ms, position=max(ends.values(), default=0))
         self.core = Coordinator("c1", "bank", opened, limits, T0, CLOCK)
         self.now_ms = T0
         self.all = Output()
@@ -173,11 +175,16 @@ class Office:
     def step(self, event: Event) -> Output:
         out = self.core.step(event, self.now_ms)
         for name in Output.__slots__:
-            getattr(self.all, name).extend(getattr(out, name))
+            if name not in ("behind", "bind"):
+                getattr(self.all, name).extend(getattr(out, name))
         return out
 
     def join(self, session: int, **changes: Any) -> Output:
         return self.step(SessionOpened(session, hello(session, **changes)))
+
+    def step_hello(self, session: int, *resources: ResourceInfo) -> Output:
+        """A process with just these."""
+        return self.join(session, resources=resources)
 
     def leave(self, session: int) -> Output:
         return self.step(SessionClosed(session))

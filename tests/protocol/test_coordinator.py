@@ -360,7 +360,7 @@ def test_rule_15_a_second_greeting_ends_the_session_and_only_that() -> None:
 REFUSED_HELLOS: dict[str, tuple[dict[str, Any], str, bool]] = {
     "protocol": ({"protocol": 99}, "protocol_version", False),
     "group": ({"group": "shop"}, "group", False),
-    "another database": ({"identity": "db-2"}, "resource_conflict", False),
+    "another database": ({"identity": "db-2"}, "resource_conflict", True),
 }
 
 

@@ -122,7 +122,7 @@ def test_abort_is_not_presumed_for_what_began_to_be_decided_while_the_log_was_as
 
 
 def test_a_question_at_the_limit_is_answered() -> None:
-    office = Office(limits=Limits(max_transactions=1))
+    office = Office(limits=Limits(max_transactions=1, recovery_wait_ms=0))
     office.hear(CLIENT, commit_request(TWO, tx=2))
     (lookup,) = office.hear(CLIENT, outcome_request(ONE, epoch=EARLIER)).look
     office.looked(lookup, None)

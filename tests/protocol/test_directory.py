@@ -68,16 +68,3 @@ def test_nothing_is_kept_of_sessions_that_are_gone() -> None:
         real.add(number, hello(number % 4, "accounts", "accounts", "audit"), 0)
         real.remove(number)
     assert (real.sessions, real._by_participant, real._by_resource) == ({}, {}, {})
-
-
-def test_one_name_means_one_database() -> None:
-    real = Directory()
-    real.add(1, hello(0, "accounts", identity="db-1"), 0)
-    real.add(2, hello(1, "audit"), 0)
-    mine = hello(2, "stock", "accounts", identity="db-2").resources
-    conflict = real.conflict(mine)
-    assert conflict is not None
-    assert [info.identity for info in conflict] == ["db-2", "db-1"]
-    assert real.conflict(hello(2, "accounts", identity="db-1").resources) is None
-    assert real.conflict(hello(2, "accounts").resources) is None  # says nothing about which database it is
-    assert real.conflict(hello(2, "audit", identity="db-9").resources) is None

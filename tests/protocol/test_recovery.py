@@ -8,6 +8,7 @@ import pytest
 
 from tests.protocol.coordinator_kit import (
     CLIENT,
+    CLOCK,
     EARLIER,
     EARLY,
     EPOCH,
@@ -31,6 +32,7 @@ from tests.protocol.coordinator_kit import (
 )
 from txrpc.errors import AbortCode
 from txrpc.ids import Gid
+from txrpc.protocol.events import Forgot
 from txrpc.protocol.messages import Commit, Inquiry, Outcome, Rollback, Vote
 from txrpc.protocol.records import Decision
 from txrpc.protocol.recovery import ANSWERS, UP_TO_THE_LOG, Answer, Knowledge, age_of
@@ -116,6 +118,11 @@ def _pending_of_an_earlier_epoch(_: Office) -> list[str]:
     return asked(office, Q, inquiry(1, epoch=EARLIER))
 
 
+def _older_than_the_log(office: Office) -> list[str]:
+    office.step(Forgot(CLOCK))
+    return asked(office, P, inquiry(1, epoch=EARLIER))
+
+
 STORIES: dict[str, tuple[Knowledge, list[str], Callable[[Office], list[str]]]] = {
     "its root may still ask": (Knowledge.AWAITED, [], _awaited),
     "its own process is there to ask": (Knowledge.AWAITED, [], _awaited_by_its_own),
@@ -143,6 +150,7 @@ STORIES: dict[str, tuple[Knowledge, list[str], Callable[[Office], list[str]]]] =
         lambda o: asked(o, P, inquiry(9, epoch=EARLIER), decision()),
     ),
     "of an earlier epoch": (Knowledge.EARLIER, ["11 Rollback 1"], lambda o: asked(o, P, inquiry(1, epoch=EARLIER))),
+    "older than what was forgotten": (Knowledge.FORGOTTEN, [], _older_than_the_log),
     "of a strange epoch": (Knowledge.STRANGE, [], lambda o: asked(o, P, inquiry(1, epoch=STRANGE))),
 }
 

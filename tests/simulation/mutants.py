@@ -169,7 +169,7 @@ def _remembers_nothing_of_what_has_ended() -> Patches:
     return [patch.object(Remembered, "add", lambda self, xid, ended: None)]
 
 
-@_mutant(5, 1, 2, 12)
+@_mutant(5, 1, 2, 12, 13)
 def _takes_commit_requests_of_earlier_epochs() -> Patches:
     return [patch.object(_C, "_of_this_time", lambda self, request: True)]
 
@@ -251,7 +251,7 @@ def _believes_whoever_answers() -> Patches:
     return [patch.dict(coordinator_table._MESSAGES, dict.fromkeys(answers, mistaken))]
 
 
-@_mutant(3, 1, 5, 6, 12, 13)
+@_mutant(3, 1, 5, 6, 12, 13, 14)
 def _aborts_a_batch_of_which_it_does_not_know_whether_it_was_written() -> Patches:
     write = CoordinatorProcess._write
 
@@ -304,7 +304,7 @@ def _a_restarted_process_votes_for_the_work_of_the_dead_one() -> Patches:
     return [patch.object(SimManager, "__init__", keeps_its_name), _participant(_S.ABSENT, _I.PREPARE, unknown)]
 
 
-@_mutant(4)
+@_mutant(4, 1)
 def _commits_a_prepared_branch_when_nobody_answers() -> Patches:
     def mistaken(self: Any, row: Any, _: object) -> None:
         row.state = _S.COMMITTING
@@ -414,3 +414,19 @@ def _asks_for_the_commit_again_instead_of_the_outcome() -> Patches:
         return None
 
     return [patch.object(ending, "ask_outcome", mistaken)]
+
+
+_LOG_LOST = Options(
+    log_restores=2, read_only=0, gives_up=0, transactions=3, database_crashes=2, freezes=2, stray=0.1, loss=0.05
+)
+"""Databases that are away while the decision is made, so that branches ask after the log has lost it."""
+
+
+@_mutant(18, 1, 2, 6, 12, 13, 14, world=_LOG_LOST)
+def _takes_a_log_that_has_lost_decisions_for_a_good_one() -> Patches:
+    return [patch.object(coordinator_table, "is_behind", lambda *_: "")]
+
+
+@_mutant(18, 1, 2, 6, 12, 13, 14, world=_LOG_LOST)
+def _presumes_aborts_before_those_who_know_better_have_come_back() -> Patches:
+    return [patch.object(Coordinator, "_hold", lambda *_: False)]

@@ -11,11 +11,14 @@ import pytest
 import sqlalchemy as sa
 from sqlalchemy.exc import DBAPIError
 
+import txrpc
 import txrpc.sql
 from tests.postgres import Server
+from tests.runtime.conftest import NoSession
 from tests.sql.kit import Make, gid, insert
 from txrpc.protocol.messages import Finish, OnePhaseResult
 from txrpc.resource import Prepared
+from txrpc.runtime.manager import Manager
 from txrpc.testing.postgres import PostgresServer
 
 
@@ -100,6 +103,28 @@ def test_a_token_that_proves_nothing_acknowledges_nothing(make: Make, token: str
     resource = make()
     assert resource.commit_prepared(gid(), token) is finish
     assert resource.one_phase_result(token) is OnePhaseResult.UNKNOWN
+
+
+def test_rule_17_two_names_of_one_database_are_refused_in_one_process(make: Make) -> None:
+    """G6: a transaction that updates a row through both waits for itself until its deadline."""
+    one = make()
+    other = txrpc.sql.ResourceManager("shelf", one.engine)
+    with pytest.raises(txrpc.ConfigurationError, match=r"resources 'bank' and 'shelf' are one database \(\d+/\d+\)"):
+        Manager("default", [one, other]).start(NoSession())
+    other.close()
+
+
+def test_without_the_right_to_read_it_there_is_no_identity_rather_than_a_false_one(
+    make: Make, server: Server, tenants: sa.URL, caplog: pytest.LogCaptureFixture
+) -> None:
+    """F15: it was the time at which the server had started, so that after a restart new replicas were refused."""
+    server.execute("REVOKE EXECUTE ON FUNCTION pg_control_system() FROM PUBLIC", tenants.database or "")
+    try:
+        assert make(at=tenants).start().identity == ""
+        assert "GRANT EXECUTE ON FUNCTION pg_control_system()" in caplog.text
+    finally:
+        server.execute("GRANT EXECUTE ON FUNCTION pg_control_system() TO PUBLIC", tenants.database or "")
+    assert make(at=tenants).start().identity == make().start().identity != ""
 
 
 @pytest.fixture

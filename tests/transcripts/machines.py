@@ -54,7 +54,7 @@ from txrpc.protocol.records import Decision, Incident, Opened
 
 __all__ = ["MACHINES", "Machine"]
 
-_LIMITS = Limits(max_timeout_ms=30_000, tick_ms=1_000_000_000, max_branches=3, max_transactions=3)
+_LIMITS = Limits(max_timeout_ms=30_000, recovery_wait_ms=0, tick_ms=1_000_000_000, max_branches=3, max_transactions=3)
 Options = dict[str, str]
 
 

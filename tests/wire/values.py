@@ -20,6 +20,7 @@ texts = st.text(max_size=60)
 tokens = st.integers(0, 2**63).map(str) | st.just("")
 reasons = st.builds(Reason, st.sampled_from(AbortCode), texts)
 uint32 = st.integers(0, 2**32 - 1)
+positions = st.integers(0, 2**63 - 1)
 gids = st.builds(Gid, names, names, epochs, xids, branch_ids, participants, names)
 votes = st.sampled_from(m.Vote)
 results = st.sampled_from(m.OnePhaseResult)
@@ -38,6 +39,7 @@ to_coordinator: st.SearchStrategy[Any] = st.one_of(
         texts,
         st.lists(resources, max_size=3, unique_by=lambda r: r.name).map(tuple),
         st.none() | owners,
+        positions,
     ),
     st.builds(m.CommitRequest, xids, epochs, uint32, ref_lists, uint32, st.sampled_from(m.Wait)),
     st.builds(m.RollbackRequest, xids, epochs, uint32, ref_lists, reasons),
@@ -52,11 +54,11 @@ to_coordinator: st.SearchStrategy[Any] = st.one_of(
 )
 
 from_coordinator: st.SearchStrategy[Any] = st.one_of(
-    st.builds(m.Welcome, owners, uint32, uint32, uint32, uint32),
-    st.builds(m.Tick, uint32),
+    st.builds(m.Welcome, owners, uint32, uint32, uint32, uint32, positions),
+    st.builds(m.Tick, uint32, positions),
     st.builds(m.Prepare, xids, branch_ids, uint32),
     st.builds(m.CommitOnePhase, xids, branch_ids, uint32),
-    st.builds(m.Commit, gids, tokens),
+    st.builds(m.Commit, gids, tokens, positions),
     st.builds(m.Rollback, gids, reasons, tokens),
     st.builds(m.Resolve, xids, branch_ids, names, tokens),
     st.builds(
@@ -66,6 +68,7 @@ from_coordinator: st.SearchStrategy[Any] = st.one_of(
         st.none() | reasons,
         st.lists(texts, max_size=3).map(tuple),
         texts,
+        positions,
     ),
     st.builds(m.GoAway, texts, texts, st.booleans()),
 )

@@ -1,4 +1,6 @@
-"""The command line: ``txrpc coordinator``, ``txrpc status``, ``txrpc close``, ``txrpc version``."""
+"""The command line: ``txrpc coordinator``, ``txrpc status``, ``txrpc close``, ``txrpc rebind``,
+``txrpc version``.
+"""
 
 from __future__ import annotations
 
@@ -33,6 +35,7 @@ def coordinator(file: str | None, **given: Any) -> None:
       0  told to stop        3  the decision log cannot be opened
       1  an error in txrpc   4  fenced: a later coordinator has opened the log
       2  bad configuration   5  cannot listen
+                             6  the log has lost decisions
     """
     from txrpc.coordinator import logs
     from txrpc.coordinator.config import load
@@ -111,6 +114,27 @@ def close(transaction: str, branch: str, address: str | None) -> None:
         sys.exit(1)
     click.echo(f"{closed} closed" if closed else f"no incident of transaction {transaction} is open")
     sys.exit(0 if closed else 1)
+
+
+@main.command()
+@click.argument("name", metavar="RESOURCE")
+@click.argument("identity", metavar="[IDENTITY]", default="")
+@click.option("--coordinator", "address", metavar="HOST:PORT", help="Default: TXRPC_COORDINATOR, or 127.0.0.1:7400.")
+def rebind(name: str, identity: str, address: str | None) -> None:
+    """Let the name of a RESOURCE mean another database, e.g. after it was moved with dump and restore.
+
+    IDENTITY is what the refusal of the new one names; without it the next database that is announced is taken.
+    Do this only when nothing of the old database is in doubt any more.  Exit code 1 if the coordinator does not answer.
+    """
+    from txrpc.cli import overview
+
+    address = address or os.environ.get("TXRPC_COORDINATOR") or "127.0.0.1:7400"
+    try:
+        before = overview.rebind(address, name, identity, 5.0)
+    except overview.NoAnswer as error:
+        click.echo(f"txrpc: {error}", err=True)
+        sys.exit(1)
+    click.echo(f"{name} meant {before or 'no database yet'}, and means {identity or 'the next one that comes'} now")
 
 
 @main.command()

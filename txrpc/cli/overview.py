@@ -14,7 +14,7 @@ from rich.text import Text
 from txrpc.ids import Epoch
 from txrpc.wire.v1 import admin_pb2, admin_pb2_grpc
 
-__all__ = ["NoAnswer", "as_dict", "ask", "close", "show"]
+__all__ = ["NoAnswer", "as_dict", "ask", "close", "rebind", "show"]
 
 
 # protobuf 5.26 gave the option another name.
@@ -58,6 +58,16 @@ def as_dict(reply: admin_pb2.StatusReply) -> dict[str, Any]:
     return shown
 
 
+def rebind(address: str, name: str, identity: str, timeout_s: float) -> str:
+    """Let *name* mean the database *identity*, or the next that comes (""); what it meant.  Raises `NoAnswer`."""
+    with grpc.insecure_channel(address) as channel:
+        try:
+            request = admin_pb2.RebindRequest(name=name, identity=identity)
+            return admin_pb2_grpc.AdminStub(channel).Rebind(request, timeout=timeout_s).before
+        except grpc.RpcError as error:
+            raise NoAnswer(f"no answer from a coordinator at {address}: {error.details()}") from None
+
+
 _NUMBERS = (
     "uptime_ms",
     "committed",
@@ -68,6 +78,7 @@ _NUMBERS = (
     "in_doubt",
     "log_batches",
     "log_decisions",
+    "position",
 )
 
 
@@ -90,7 +101,7 @@ def show(reply: admin_pb2.StatusReply, address: str) -> None:
         "coordinator", f"{reply.owner.node} at {address}, group {reply.group}, epoch {Epoch(reply.owner.epoch)}"
     )
     facts.add_row("version, up for", f"{reply.version}, {_age(reply.uptime_ms)}")
-    facts.add_row("decision log", Text.assemble(reply.log, "  ", log))
+    facts.add_row("decision log", Text.assemble(reply.log, "  ", log, f", at position {reply.position:,}"))
     ended = f"{reply.committed:,} committed, {reply.aborted:,} rolled back, {reply.heuristic:,} heuristic, {reply.lost:,} lost"
     facts.add_row("since it started", ended)
     in_doubt = Text(f"{reply.in_doubt:,} in doubt", "bold yellow" if reply.in_doubt else "green")

@@ -11,12 +11,13 @@ from txrpc.coordinator.doubts import in_doubt
 from txrpc.coordinator.engine import Engine
 from txrpc.coordinator.service import SessionService
 from txrpc.errors import BadMessage
+from txrpc.ids import RESOURCE_MAX
 from txrpc.protocol.desk import sentence
-from txrpc.protocol.events import Close
+from txrpc.protocol.events import Close, Rebind
 from txrpc.protocol.messages import Vote
 from txrpc.protocol.records import Incident
 from txrpc.protocol.transaction import Branch, State, Transaction
-from txrpc.wire.checks import branch_id, owner_to, text_to, xid_from
+from txrpc.wire.checks import branch_id, name_from, owner_to, text_from, text_to, xid_from
 from txrpc.wire.v1 import admin_pb2, admin_pb2_grpc, session_pb2
 
 __all__ = ["AdminService", "library_version"]
@@ -60,6 +61,8 @@ class AdminService(admin_pb2_grpc.AdminServicer):
             open=len(core.transactions),
             in_doubt=len({doubt.xid for doubt in doubts}),
             lost=core.lost,
+            position=core.position,
+            identities=core.identities,
             doubts=[
                 admin_pb2.Doubt(
                     xid=d.xid, branch=d.branch, resource=d.resource, age_ms=d.age_ms, reason=text_to(d.reason)
@@ -85,6 +88,17 @@ class AdminService(admin_pb2_grpc.AdminServicer):
         before = len(self._engine.core.incidents)
         self._engine.step(Close(xid, branch))
         return admin_pb2.CloseReply(closed=before - len(self._engine.core.incidents))
+
+    async def Rebind(self, request: admin_pb2.RebindRequest, context: Any) -> admin_pb2.RebindReply:
+        """Let a resource name mean another database."""
+        try:
+            name = name_from("resource", request.name, RESOURCE_MAX)
+        except BadMessage as error:
+            await context.abort(grpc.StatusCode.INVALID_ARGUMENT, str(error))
+            raise
+        before = self._engine.core.identities.get(name, "")
+        self._engine.step(Rebind(name, text_from(request.identity)))
+        return admin_pb2.RebindReply(before=before)
 
     def _session(self, entry: Any, now_ms: int) -> admin_pb2.SessionStatus:
         resources = [

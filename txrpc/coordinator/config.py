@@ -39,6 +39,7 @@ class CoordinatorConfig:
     shutdown_grace_s: float = _field(10.0, "seconds for what is being decided when told to stop")
     in_doubt_warn_s: float = _field(10.0, "seconds after which a branch in doubt is logged, with the reason")
     ack_wait_s: float = _field(5.0, "seconds that a commit waits for acknowledgements after the decision")
+    recovery_wait_s: float = _field(2.0, "seconds after the start before anything is presumed about earlier epochs")
     max_timeout_s: float = _field(600.0, "longest timeout of a transaction, in seconds")
     max_transactions: int = _field(10_000, "transactions that may be committing at one time")
     max_branches: int = _field(256, "branches of one transaction")
@@ -77,6 +78,7 @@ class CoordinatorConfig:
             max_timeout_ms=int(self.max_timeout_s * 1000),
             max_remembered=self.max_remembered,
             ack_wait_ms=int(self.ack_wait_s * 1000),
+            recovery_wait_ms=int(self.recovery_wait_s * 1000),
         )
 
 
@@ -86,6 +88,7 @@ _RANGES: dict[str, tuple[float, float]] = {
     "shutdown_grace_s": (0, _DAY_S),
     "in_doubt_warn_s": (0, _DAY_S),
     "ack_wait_s": (0.001, _DAY_S),
+    "recovery_wait_s": (0, _DAY_S),
     "max_timeout_s": (0.001, _DAY_S),
     "keepalive_s": (0.001, _DAY_S),
     "keepalive_timeout_s": (0.001, _DAY_S),

@@ -23,7 +23,7 @@ from typing import Any, Protocol
 
 from txrpc.coordinator.doubts import Doubts
 from txrpc.coordinator.logbook import Logbook
-from txrpc.errors import Fenced
+from txrpc.errors import Fenced, LogBehind
 from txrpc.failpoints import failpoint
 from txrpc.log.base import DecisionLog
 from txrpc.protocol.coordinator import Coordinator
@@ -77,7 +77,7 @@ class Engine:
         self.messages: Counter[str] = Counter()
         """Messages by direction and kind."""
         self.over: asyncio.Future[BaseException] = asyncio.get_running_loop().create_future()
-        """Done when this engine must stop: `Fenced`, or a mistake of its own."""
+        """Done when this engine must stop: `Fenced`, `LogBehind`, or a mistake of its own."""
 
     # ------------------------------------------------------------------------------------------------------ life
 
@@ -176,6 +176,9 @@ class Engine:
                 outbox.put(message)
         for number, farewell in out.close:
             self._close(number, farewell)
+        if out.behind:
+            logger.critical("log behind", extra={"reason": out.behind})
+            self._end(LogBehind(out.behind), GoAway("log_behind", out.behind, retry=True))
         for note in out.notes:
             logger.log(_LEVELS[note.level], note.event, extra=_fields(note.fields))
 

@@ -76,6 +76,7 @@ class Logbook:
         self._work = asyncio.Event()
         self._lookups: deque[Lookup] = deque()
         self._asked = asyncio.Event()
+        self._bind: dict[str, str] = {}
         self._incidents: list[Incident] = []
         self._closed: list[tuple[Xid, BranchId]] = []
         self._done: list[Xid] = []
@@ -95,6 +96,7 @@ class Logbook:
         if out.append:
             self._waiting.extend(out.append)
             self._work.set()
+        self._bind |= out.bind
         self._incidents += out.incidents
         self._closed += out.closed
         self._done += out.done
@@ -136,7 +138,7 @@ class Logbook:
         while True:
             try:
                 failpoint("coordinator.before_record")
-                await self.run(self._log.record, batch)
+                position = await self.run(self._log.record, batch)
                 failpoint("coordinator.after_record")
             except (NotRecorded, RecordUncertain) as error:
                 self._failed(error)
@@ -153,7 +155,7 @@ class Logbook:
                 self.batches += 1
                 self.records += len(batch)
                 self._works()
-                self._reader.step(Logged(xids))
+                self._reader.step(Logged(xids, position))
                 return
 
     # ------------------------------------------------------------------------------------------------------ questions
@@ -201,9 +203,13 @@ class Logbook:
             self._failed(error)
 
     async def _flush(self) -> None:
-        while self._incidents or self._closed or self._done:
+        while self._bind or self._incidents or self._closed or self._done:
+            bind = dict(self._bind)
             incidents, closed, done = self._incidents[:], self._closed[:], self._done[:_DONE_MAX]
             failpoint("coordinator.before_done")
+            if bind:
+                await self.run(self._log.bind, bind)
+                self._bind = {name: identity for name, identity in self._bind.items() if bind.get(name) != identity}
             if incidents:
                 await self.run(self._log.report, incidents)
                 del self._incidents[: len(incidents)]

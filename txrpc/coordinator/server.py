@@ -16,15 +16,15 @@ from txrpc.coordinator.admin import AdminService, library_version
 from txrpc.coordinator.config import CoordinatorConfig
 from txrpc.coordinator.engine import Engine
 from txrpc.coordinator.service import SessionService
-from txrpc.errors import ConfigurationError, Fenced, TxrpcError
+from txrpc.errors import ConfigurationError, Fenced, LogBehind, TxrpcError
 from txrpc.log.base import DecisionLog
 from txrpc.wire.v1 import admin_pb2, admin_pb2_grpc, session_pb2, session_pb2_grpc
 
-__all__ = ["FAILED", "FENCED", "LOG_CLOSED", "MISCONFIGURED", "NO_ADDRESS", "run", "serve"]
+__all__ = ["BEHIND", "FAILED", "FENCED", "LOG_CLOSED", "MISCONFIGURED", "NO_ADDRESS", "run", "serve"]
 
 logger = logging.getLogger("txrpc.coordinator")
 
-FAILED, MISCONFIGURED, LOG_CLOSED, FENCED, NO_ADDRESS = 1, 2, 3, 4, 5
+FAILED, MISCONFIGURED, LOG_CLOSED, FENCED, NO_ADDRESS, BEHIND = 1, 2, 3, 4, 5, 6
 """Exit codes; 0 is an orderly end."""
 
 _HEALTH_S = 0.5
@@ -124,7 +124,8 @@ async def _until_over(engine: Engine, stop: asyncio.Event) -> int:
     stopping.cancel()
     if not engine.over.done():
         return 0
-    return FENCED if isinstance(engine.over.result(), Fenced) else FAILED
+    error = engine.over.result()
+    return FENCED if isinstance(error, Fenced) else BEHIND if isinstance(error, LogBehind) else FAILED
 
 
 async def _watch_health(engine: Engine, service: Any) -> None:

@@ -37,6 +37,7 @@ INSERT: Final[dict[str, Any]] = {"sqlite": sqlite.insert, "postgresql": postgres
 _SQLITE_BUSY_S = 5.0
 _POSTGRESQL_SETTINGS = (
     "synchronous_commit = on",
+    "default_transaction_isolation = 'read committed'",  # what a takeover reads must not be older than its lock
     "idle_in_transaction_session_timeout = '10s'",
     "lock_timeout = '30s'",
 )
@@ -154,8 +155,17 @@ def _postgresql_connect(connection: Any, _record: object) -> None:
 
 def warn_if_careless(connection: Connection, location: str) -> None:
     """Log a warning if the database is set so that it may lose what it has confirmed."""
-    if connection.dialect.name == "postgresql" and connection.scalar(text("SHOW fsync")) == "off":
+    if connection.dialect.name != "postgresql":
+        return
+    if connection.scalar(text("SHOW fsync")) == "off":
         logger.warning("the log's database runs with fsync=off: decisions can be lost", extra={"log": location})
+    standbys = connection.scalar(text("SELECT count(*) FROM pg_stat_replication"))
+    if standbys and not connection.scalar(text("SHOW synchronous_standby_names")):
+        logger.warning(
+            "the log's database has standbys, and none is synchronous: a fail-over loses the last decisions; set "
+            "synchronous_standby_names",
+            extra={"log": location},
+        )
 
 
 def sentence(error: BaseException) -> str:

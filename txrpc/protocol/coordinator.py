@@ -21,7 +21,7 @@ from collections.abc import Callable
 from typing import Any, Final
 
 from txrpc.ids import Xid
-from txrpc.protocol.admission import refuse_hello
+from txrpc.protocol.admission import is_behind, refuse_hello, refuse_number, refuse_resources
 from txrpc.protocol.directory import SessionEntry
 from txrpc.protocol.events import (
     Close,
@@ -34,6 +34,7 @@ from txrpc.protocol.events import (
     Looked,
     NotLogged,
     Output,
+    Rebind,
     Received,
     SessionClosed,
     SessionOpened,
@@ -99,6 +100,8 @@ class Coordinator(Inquiries):
     def next_wakeup_ms(self) -> int | None:
         """When `Woke` is due, in the monotonic time of `step`; None while nobody is connected and nothing is timed."""
         due = [self._timers[0][0]] if self._timers else []
+        if self._held:
+            due.append(self._presumes_from_ms)
         if len(self.directory):
             due.append(self._ticked_ms + self.limits.tick_ms)
         return min(due, default=None)
@@ -113,7 +116,12 @@ class Coordinator(Inquiries):
 
     def _session_opened(self, event: SessionOpened) -> None:
         hello = event.hello
-        refusal = refuse_hello(hello, self.group, self.owner, self.lineage, self.limits, self.directory)
+        refusal = refuse_hello(hello, self.group, self.owner, self.lineage)
+        if refusal is None and (behind := is_behind(hello, self.owner, self._ends)):
+            self._out.behind = behind
+            refusal = GoAway("log_behind", behind, retry=True)
+        refusal = refusal or refuse_resources(hello, self.identities)
+        refusal = refusal or refuse_number(hello, self.limits, self.directory)
         if refusal is not None:
             self._out.close.append((event.session, refusal))
             self._note("warning", "session refused", session=event.session, process=hello.process, reason=refusal.text)
@@ -123,8 +131,13 @@ class Coordinator(Inquiries):
             self._out.close.append((previous.session, GoAway("replaced", "this process connected again", retry=False)))
             self._drop(previous.session)
         entry = self.directory.add(event.session, hello, self._now_ms)
-        limits = self.limits
-        welcome = Welcome(self.owner, self.tick, limits.max_timeout_ms, limits.max_branches, limits.max_message_bytes)
+        for resource in hello.resources:
+            if resource.identity and resource.name not in self.identities:
+                self.identities[resource.name] = self._out.bind[resource.name] = resource.identity
+        limits, longest_ms = self.limits, self.limits.max_timeout_ms
+        welcome = Welcome(
+            self.owner, self.tick, longest_ms, limits.max_branches, limits.max_message_bytes, self.position
+        )
         self._send(event.session, welcome)
         self._found(entry)
 
@@ -137,6 +150,7 @@ class Coordinator(Inquiries):
         _MESSAGES[type(event.message)](self, event.session, event.message)
 
     def _logged(self, event: Logged) -> None:
+        self.position = max(self.position, event.position)
         for xid in event.xids:
             self._enter(xid, Input.LOGGED, None, None)
 
@@ -159,11 +173,15 @@ class Coordinator(Inquiries):
             row = self.transactions.get(xid)
             if row is not None and row.time_up_ms <= self._now_ms:
                 self._enter(xid, Input.TIME_UP, None, None)
+        if self._held and self._now_ms >= self._presumes_from_ms:
+            held, self._held = self._held, []
+            for session, message in held:
+                self._received(Received(session, message))
         self.remembered.advance(self.tick)
         if self._now_ms - self._ticked_ms >= self.limits.tick_ms:
             self._ticked_ms = self._now_ms
             for session in self.directory.sessions:
-                self._send(session, Tick(self.tick))
+                self._send(session, Tick(self.tick, self.position))
 
     def _looked(self, event: Looked) -> None:
         session, message, decision = event.lookup.session, event.lookup.message, event.decision
@@ -174,7 +192,7 @@ class Coordinator(Inquiries):
         elif self.state_of(message.xid) is not State.ABSENT:
             self._client_request(session, message)  # it has begun or ended since then
         elif decision is not None:
-            self._send(session, OutcomeReply(event.lookup.xid, Outcome.COMMITTED))
+            self._send(session, OutcomeReply(event.lookup.xid, Outcome.COMMITTED, position=self.position))
         else:
             self._without_record(session, message)
 
@@ -219,6 +237,19 @@ class Coordinator(Inquiries):
             if row is not None and branch is not None and not branch.acked:
                 self._forgive(row, branch)
                 self._acknowledged(row, branch)
+
+    def _rebind(self, event: Rebind) -> None:
+        """An operator knows better: from now on the name means that database, and whoever means another one must leave."""
+        self.identities.pop(event.name, None)
+        if event.identity:
+            self.identities[event.name] = event.identity
+        self._out.bind[event.name] = event.identity
+        self._note("warning", "resource rebound", resource=event.name, identity=event.identity or "the next that comes")
+        for entry in list(self.directory.sessions.values()):
+            if entry.has(event.name):
+                farewell = GoAway("rebound", f"resource {event.name!r} means another database now", retry=True)
+                self._out.close.append((entry.session, farewell))
+                self._drop(entry.session)
 
     # ---------------------------------------------------------------------------------------------------- messages
 
@@ -352,6 +383,7 @@ _EVENTS: Final[dict[type, Callable[[Any, Any], None]]] = {
     LogHealth: _C._log_health,
     Forgot: _C._forgot,
     Close: _C._close,
+    Rebind: _C._rebind,
     Drain: _C._drain,
     Woke: _C._woke,
 }

@@ -10,7 +10,7 @@ import heapq
 from txrpc.ids import BranchId, Gid, Xid
 from txrpc.protocol.directory import Directory, SessionEntry
 from txrpc.protocol.events import Limits, Note, Output
-from txrpc.protocol.messages import Finish, FromCoordinator, Owner
+from txrpc.protocol.messages import AboutEnd, Finish, FromCoordinator, Inquiry, Owner
 from txrpc.protocol.records import Incident, Opened
 from txrpc.protocol.remembered import Remembered
 from txrpc.protocol.reports import Report, Reports
@@ -30,6 +30,13 @@ class Desk:
         self.group = group
         self.limits = limits
         self.lineage = frozenset(opened.lineage) | {owner.epoch}
+        self.identities = dict(opened.identities)
+        """Which database each resource name means, as far as one has told (rule 17)."""
+        self.position = opened.position
+        self._ends = dict(opened.lineage)
+        self._presumes_from_ms = now_ms + (limits.recovery_wait_ms if opened.lineage else 0)
+        self._held: list[tuple[int, AboutEnd | Inquiry]] = []
+        """Questions about earlier epochs that came before that."""
         self.directory = Directory()
         self.transactions: dict[Xid, Transaction] = {}
         self.committed = self.aborted = self.heuristic = 0
@@ -93,6 +100,13 @@ class Desk:
     def _await_resource(self, row: Transaction, branch: Branch) -> None:
         """The next session with the resource of *branch* brings SESSION_FOUND."""
         self._homeless.setdefault(branch.ref.resource, set()).add((row.xid, branch.ref.branch))
+
+    def _hold(self, session: int, message: AboutEnd | Inquiry) -> bool:
+        """Whether it is too early to presume anything about an earlier epoch; *message* is then taken again when it is not."""
+        if self._now_ms >= self._presumes_from_ms:
+            return False
+        self._held.append((session, message))
+        return True
 
     def _wake_at(self, row: Transaction, due_ms: int) -> None:
         row.time_up_ms = due_ms

@@ -5,7 +5,6 @@ Arithmetic on dictionaries only; which message goes where is decided here, when 
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from txrpc.ids import BranchId, ParticipantId, Xid
@@ -80,11 +79,3 @@ class Directory:
     def has(self, resource: str) -> bool:
         """Whether a process with *resource* is connected."""
         return resource in self._by_resource
-
-    def conflict(self, resources: Iterable[ResourceInfo]) -> tuple[ResourceInfo, ResourceInfo] | None:
-        """A resource that is announced under the same name for another database by somebody else: (mine, theirs)."""
-        for mine in resources:
-            for theirs in self._by_resource.get(mine.name, {}).values():
-                if mine.identity and theirs.identity and mine.identity != theirs.identity:
-                    return mine, theirs
-        return None

@@ -28,6 +28,7 @@ __all__ = [
     "NotLogged",
     "Note",
     "Output",
+    "Rebind",
     "Received",
     "SessionClosed",
     "SessionOpened",
@@ -54,11 +55,15 @@ class Limits:
     """How long a client's commit waits for acknowledgements after the decision before it returns without them."""
     tick_ms: int = 5_000
     """How often sessions are told the coordinator's clock."""
+    recovery_wait_ms: int = 2_000
+    """How long after its start a coordinator presumes nothing about earlier epochs: until processes have connected again, one of
+    which may know that this log has lost decisions (rule 18)."""
 
     def __post_init__(self) -> None:
         for name in self.__slots__:
-            if getattr(self, name) < 1:
-                raise ConfigurationError(f"limit {name} is {getattr(self, name)}; it must be at least 1")
+            least = 0 if name == "recovery_wait_ms" else 1
+            if getattr(self, name) < least:
+                raise ConfigurationError(f"limit {name} is {getattr(self, name)}; it must be at least {least}")
 
 
 # ---------------------------------------------------------------------------------------------------------- inputs
@@ -89,9 +94,10 @@ class SessionClosed:
 
 @dataclass(frozen=True, slots=True)
 class Logged:
-    """These decisions, appended earlier, are durable."""
+    """These decisions, appended earlier, are durable, and the log has come to *position*."""
 
     xids: tuple[Xid, ...]
+    position: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,6 +140,14 @@ class Close:
 
 
 @dataclass(frozen=True, slots=True)
+class Rebind:
+    """An operator says that a resource name means another database: *identity*, or the next one that comes ("")."""
+
+    name: str
+    identity: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class Drain:
     """Shutting down: take no new commit request, finish what is being decided."""
 
@@ -170,6 +184,10 @@ class Output:
 
     append: list[Decision] = field(default_factory=list)
     send: list[tuple[int, FromCoordinator]] = field(default_factory=list)
+    behind: str = ""
+    """Why this coordinator must stop: its log has lost decisions."""
+    bind: dict[str, str] = field(default_factory=dict)
+    """Names of resources and the databases that they mean from now on; to be recorded before any later decision."""
     incidents: list[Incident] = field(default_factory=list)
     """To be recorded before the same transactions are marked done."""
     closed: list[tuple[Xid, BranchId]] = field(default_factory=list)
@@ -181,5 +199,16 @@ class Output:
 
 
 Event = (
-    SessionOpened | Received | SessionClosed | Logged | NotLogged | Looked | LogHealth | Forgot | Close | Drain | Woke
+    SessionOpened
+    | Received
+    | SessionClosed
+    | Logged
+    | NotLogged
+    | Looked
+    | LogHealth
+    | Forgot
+    | Close
+    | Rebind
+    | Drain
+    | Woke
 )

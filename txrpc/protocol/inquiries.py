@@ -16,13 +16,24 @@ from txrpc.protocol.transaction import State
 
 __all__ = ["Inquiries"]
 
+_REFUSED = {
+    Knowledge.STRANGE: (
+        "branch of a strange epoch",
+        "this log has never had epoch {}: it was restored from a copy, or is another one",
+    ),
+    Knowledge.FORGOTTEN: (
+        "branch older than the log",
+        "prepared for longer than this log remembers: see how its transaction ended elsewhere, and end the branch by hand",
+    ),
+}
+
 _TELLS = frozenset({Answer.COMMIT, Answer.ROLL_BACK, Answer.PRESUME})
 _PREPARED = {
     Answer.COMMIT: "prepared, told to commit, and asks again",
     Answer.ROLL_BACK: "prepared, told to roll back, and asks again",
     Answer.PRESUME: "prepared, told to roll back, and asks again",
     Answer.WAIT: "prepared; its root may still ask for the commit",
-    Answer.REFUSE: "prepared under an epoch that this log has never had: it is another log's, and nothing is done about it here",
+    Answer.REFUSE: "prepared, and this log cannot know its decision: nothing is done about it here",
 }
 
 
@@ -52,6 +63,8 @@ class Inquiries(Requests):
             prepared = {p.branch: p.token for p in decision.branches} if decision else {}
             knowledge = Knowledge.COMMITTED if gid.branch in prepared else Knowledge.NOT_IN_RECORD
             token = prepared.get(gid.branch, "")
+        if knowledge is Knowledge.EARLIER and self._hold(session, message):
+            knowledge = Knowledge.AWAITED
         self._answer(session, message, knowledge, token)
 
     def _knowledge(self, session: int, message: Inquiry) -> Knowledge:
@@ -65,6 +78,8 @@ class Inquiries(Requests):
         if gid.xid in self.remembered:
             return Knowledge.COMMITTED if self.remembered[gid.xid] is None else Knowledge.ABORTED
         age = age_of(gid.epoch, self.owner.epoch, self.lineage)
+        if age is not Knowledge.STRANGE and self._now_ms + self._offset_ms - message.since_ms <= self._forgotten_ms:
+            return Knowledge.FORGOTTEN
         if age is not Knowledge.OVERDUE:
             return age
         owner = self.directory.owner(gid.participant)
@@ -80,16 +95,16 @@ class Inquiries(Requests):
             if row is not None:
                 self._tell_commit(row, row.branches[gid.branch], self.directory.sessions[session])
             else:
-                self._send(session, Commit(gid, token))
+                self._send(session, Commit(gid, token, self.position))
         elif answer is Answer.PRESUME or answer is Answer.ROLL_BACK:
             if answer is Answer.PRESUME:
                 self.remembered.add(gid.xid, PRESUMED)
             ended = gid.xid in self.remembered and self.remembered[gid.xid]
             self._send(session, Rollback(gid, ended or PRESUMED, token))
         elif answer is Answer.REFUSE:
-            text = f"this log has never had epoch {gid.epoch}: it was restored from a copy, or is another one"
             fields = {"xid": gid.xid, "branch": gid.branch, "resource": gid.resource}
-            self._note("error", "branch of a strange epoch", **fields, reason=text)
+            event, reason = _REFUSED[knowledge]
+            self._note("error", event, **fields, reason=reason.format(gid.epoch))
 
     def _trouble(self, session: int, message: Trouble) -> None:
         """What keeps a process from ending a branch: shown with its transaction, or by itself if that has no row (any more)."""

@@ -157,7 +157,11 @@ class ResourceInfo:
 
 @dataclass(frozen=True, slots=True)
 class Hello:
-    """First message of a session.  `seen` is the owner (node, epoch) that this process last had a session with, if any."""
+    """First message of a session.
+
+    `seen` is the owner (node, epoch) that this process last had a session with, if any; `position` the greatest position of its
+    log that this process has heard of (rule 18).
+    """
 
     protocol: int
     group: str
@@ -165,6 +169,7 @@ class Hello:
     process: str
     resources: tuple[ResourceInfo, ...] = ()
     seen: Owner | None = None
+    position: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -283,20 +288,22 @@ class Resolved:
 
 @dataclass(frozen=True, slots=True)
 class Welcome:
-    """Answer to Hello: who the coordinator is and what it allows."""
+    """Answer to Hello: who the coordinator is, how far its log has come, and what it allows."""
 
     owner: Owner
     tick: int
     max_timeout_ms: int
     max_branches: int
     max_message_bytes: int
+    position: int = 0
 
 
 @dataclass(frozen=True, slots=True)
 class Tick:
-    """The coordinator's own coarse clock (see `txrpc.protocol.coordinator`), sent when it advances."""
+    """The coordinator's own coarse clock (see `txrpc.protocol.coordinator`), and how far its log has come."""
 
     tick: int
+    position: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -323,6 +330,7 @@ class Commit:
 
     gid: Gid
     token: str = ""
+    position: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -357,6 +365,7 @@ class OutcomeReply:
     reason: Reason | None = None
     pending: tuple[str, ...] = ()
     heuristic: str = ""
+    position: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -24,6 +24,7 @@ class Knowledge(enum.Enum):
     AWAITED = "begun under this epoch, and its root may still ask for the commit"
     OVERDUE = "begun under this epoch, no record, and its root has no time left or its owner asks no more"
     EARLIER = "begun under an earlier epoch of this log, and the log has no record"
+    FORGOTTEN = "prepared before the last record was deleted, so that the absence of its record proves nothing"
     STRANGE = "begun under an epoch that this log has never had"
 
 
@@ -46,11 +47,12 @@ ANSWERS: dict[Knowledge, Answer] = {
     Knowledge.OVERDUE: Answer.PRESUME,
     # No need to remember it: commit requests that name an earlier epoch are refused.
     Knowledge.EARLIER: Answer.ROLL_BACK,
-    # A restored or copied log: here absence proves nothing.
+    # Here absence proves nothing: the record may be gone, or be in another log.
+    Knowledge.FORGOTTEN: Answer.REFUSE,
     Knowledge.STRANGE: Answer.REFUSE,
 }
 
-UP_TO_THE_LOG = frozenset({Knowledge.COMMITTED, Knowledge.EARLIER, Knowledge.OVERDUE})
+UP_TO_THE_LOG = frozenset({Knowledge.COMMITTED, Knowledge.EARLIER, Knowledge.OVERDUE, Knowledge.FORGOTTEN})
 """What memory alone does not prove of a transaction that has no row: the log is asked before anything is said."""
 
 

@@ -82,7 +82,7 @@ class Requests(Rounds):
     def _reply_ended(self, row: None, session: int, request: AboutEnd) -> None:
         reason = self.remembered[request.xid]
         outcome = Outcome.COMMITTED if reason is None else Outcome.ABORTED
-        self._send(session, OutcomeReply(request.xid, outcome, reason))
+        self._send(session, OutcomeReply(request.xid, outcome, reason, position=self.position))
 
     def _give_up(self, row: None, session: int, request: RollbackRequest) -> None:
         """Roll back what is not known; what may have been committed and forgotten here is looked up first (rule 12)."""
@@ -119,6 +119,8 @@ class Requests(Rounds):
     def _without_record(self, session: int, request: AboutEnd) -> None:
         """Answer for a transaction of an earlier time or epoch that the log has no record of: is absence a proof?"""
         xid = request.xid
+        if request.epoch != self.owner.epoch and request.epoch in self.lineage and self._hold(session, request):
+            return
         if request.epoch not in self.lineage:
             reason = Reason(
                 AbortCode.UNSPECIFIED, f"it began under epoch {request.epoch}, which this log has never had"

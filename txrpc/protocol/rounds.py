@@ -193,7 +193,7 @@ class Rounds(Desk):
         self._abort(row, reason)
 
     def _tell_commit(self, row: Transaction, branch: Branch, entry: SessionEntry | None) -> None:
-        commit = Commit(row.gid(self.group, self.owner, branch), branch.token)
+        commit = Commit(row.gid(self.group, self.owner, branch), branch.token, self.position)
         if entry is None:
             self._wait_for_resource(row, branch)
         elif branch.acked:
@@ -301,7 +301,7 @@ class Rounds(Desk):
         self._send(session, OutcomeReply(xid, Outcome.ABORTED, reason))
 
     def _committed_reply(self, row: Transaction) -> OutcomeReply:
-        return OutcomeReply(row.xid, Outcome.COMMITTED, None, row.unfinished(), row.heuristic)
+        return OutcomeReply(row.xid, Outcome.COMMITTED, None, row.unfinished(), row.heuristic, self.position)
 
     # ---------------------------------------------------------------------------------------- sessions come and go
 

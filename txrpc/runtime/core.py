@@ -111,7 +111,8 @@ class ManagerCore(Branches, Asking):
 
     def hello(self) -> Hello:
         """What this process says first, on every connect."""
-        return Hello(PROTOCOL_VERSION, self.group, self.participant_id, self.process, self._infos, self._seen)
+        me = self.participant_id
+        return Hello(PROTOCOL_VERSION, self.group, me, self.process, self._infos, self._seen, self._position)
 
     def on_welcome(self, welcome: Welcome) -> None:
         """A session has begun."""
@@ -119,7 +120,10 @@ class ManagerCore(Branches, Asking):
             if self._seen is not None and self._seen != welcome.owner:
                 fields = {"node": welcome.owner.node, "epoch": str(welcome.owner.epoch)}
                 logger.info("the coordinator has restarted", extra=fields)
+            if self._seen is None or self._seen.node != welcome.owner.node:
+                self._position = 0
             self.welcome, self._seen, self._tick = welcome, welcome.owner, welcome.tick
+            self._position = max(self._position, welcome.position)
             self._honour(self._table.connected(self.now_ms()))
             self._honour(self._table.coordinator_is(welcome.owner, self.now_ms()))
             self._sweep_at = dict.fromkeys(self.resources, self.now_ms())
@@ -137,6 +141,8 @@ class ManagerCore(Branches, Asking):
     def on_message(self, message: FromCoordinator) -> None:
         """Take a message of the coordinator's."""
         with self._lock:
+            if isinstance(message, OutcomeReply | Tick | Commit):
+                self._position = max(self._position, message.position)
             if isinstance(message, OutcomeReply):
                 for future in self._asking.pop(message.xid, ()):
                     self._settle(future, message)

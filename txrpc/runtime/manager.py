@@ -155,7 +155,7 @@ class Manager(ManagerCore):
 
     def start(self, session: Any) -> None:
         """Check the resources and open the session; raises what `Resource.start` raises."""
-        self._infos = tuple(resource.start() for resource in self.resources.values())
+        self._announce(resource.start() for resource in self.resources.values())
         self._session = session
         self._clock_thread.start()
         session.start()

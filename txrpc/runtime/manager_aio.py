@@ -148,7 +148,7 @@ class AioManager(ManagerCore):
     async def start(self, session: Any) -> None:
         """Check the resources and open the session; raises what `Resource.start` raises."""
         self._loop = asyncio.get_running_loop()
-        self._infos = tuple([await resource.start() for resource in self.resources.values()])
+        self._announce([await resource.start() for resource in self.resources.values()])
         self._session = session
         await session.start()
 

@@ -71,6 +71,8 @@ class ManagerState:
         self._infos: tuple[ResourceInfo, ...] = ()
         self._session: SessionPort | None = None
         self._seen: Owner | None = None
+        self._position = 0
+        """The greatest position of that coordinator's log that was heard of (rule 18)."""
         self._tick = 0
         self._pid = os.getpid()
         self._lock = threading.RLock()
@@ -109,6 +111,18 @@ class ManagerState:
     def unix_ms(self) -> int:
         """The machine's clock, in milliseconds since 1970: for people, no rule depends on it."""
         return time.time_ns() // 1_000_000
+
+    def _announce(self, infos: Iterable[ResourceInfo]) -> None:
+        """What the resources are, as they have said at their start; raises `ConfigurationError` if two are one database."""
+        self._infos = tuple(infos)
+        names: dict[str, str] = {}
+        for info in self._infos:
+            other = names.setdefault(info.identity, info.name) if info.identity else info.name
+            if other != info.name:
+                raise ConfigurationError(
+                    f"resources {other!r} and {info.name!r} are one database ({info.identity}): give connect one of them, or a "
+                    "transaction that uses both waits for itself"
+                )
 
     def _session_or_raise(self) -> Any:
         if self._session is None:

@@ -303,16 +303,22 @@ def preflight(connection: Connection, resource: str, capacity: int | None) -> tu
         )
     if fsync == "off":
         warnings.append("fsync is off: prepared transactions can be lost in a crash")
-    return f"{_system(connection)}/{oid}", warnings
+    system = _system(connection)
+    if not system:
+        warnings.append(
+            "its identity is not known, so that nobody notices another database under its name: GRANT EXECUTE ON FUNCTION "
+            "pg_control_system() TO the role of the engine"
+        )
+    return f"{system}/{oid}" if system else "", warnings
 
 
 def _system(connection: Connection) -> str:
-    """The cluster's own identifier, which is the same however it is reached."""
+    """The cluster's own identifier, which is the same however it is reached; "" without the right to read it."""
     try:
         with connection.begin_nested() if connection.in_transaction() else connection.begin():
             return str(connection.exec_driver_sql("SELECT system_identifier FROM pg_control_system()").scalar())
     except DBAPIError:
-        return str(connection.exec_driver_sql("SELECT pg_postmaster_start_time()::text").scalar())
+        return ""
 
 
 # ----------------------------------------------------------------------------------------------------------- errors

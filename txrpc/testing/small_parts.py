@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 __all__ = ["GAVE_UP", "LIMITS", "LONGEST_MS", "REFUSED", "TIMEOUT_MS", "XID", "Client", "Database", "Link", "Service"]
 
 XID = Xid.make(1_000, b"0123456789")
-LIMITS = Limits(max_timeout_ms=60_000)
+LIMITS = Limits(max_timeout_ms=60_000, recovery_wait_ms=0)
 TIMEOUT_MS = 5_000
 LONGEST_MS = 300_000
 """By then all must have ended: the deadline, and some rounds of the slowest question."""

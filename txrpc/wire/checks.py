@@ -26,6 +26,7 @@ __all__ = [
     "owner_from",
     "owner_to",
     "participant_id",
+    "position_from",
     "reason_from",
     "reason_to",
     "text_from",
@@ -72,6 +73,13 @@ def epoch_from(value: int) -> Epoch:
     if value >= 1 << 63:
         raise BadMessage("epoch: out of range")
     return Epoch(value)
+
+
+def position_from(value: int) -> int:
+    """Where a log has come to; one that no log can have is a mistake."""
+    if value >= 1 << 63:
+        raise BadMessage("position: out of range")
+    return value
 
 
 def name_from(kind: str, value: str, longest: int) -> str:

@@ -77,6 +77,7 @@ def _hello_to(x: m.Hello) -> pb.Hello:
         process=c.text_to(x.process),
         resources=resources,
         seen=seen,
+        position=x.position,
     )
 
 
@@ -91,7 +92,8 @@ def _hello_from(x: pb.Hello) -> m.Hello:
         raise BadMessage("resources: one is named twice")
     seen = c.owner_from(x.seen) if x.HasField("seen") else None
     group = c.name_from("group", x.group, GROUP_MAX)
-    return m.Hello(x.protocol, group, c.participant_id(x.participant), c.text_from(x.process), resources, seen)
+    participant, position = c.participant_id(x.participant), c.position_from(x.position)
+    return m.Hello(x.protocol, group, participant, c.text_from(x.process), resources, seen, position)
 
 
 def _commit_request_to(x: m.CommitRequest) -> pb.CommitRequest:
@@ -205,19 +207,21 @@ def _welcome_to(x: m.Welcome) -> pb.Welcome:
         max_timeout_ms=x.max_timeout_ms,
         max_branches=x.max_branches,
         max_message_bytes=x.max_message_bytes,
+        position=x.position,
     )
 
 
 def _welcome_from(x: pb.Welcome) -> m.Welcome:
-    return m.Welcome(c.owner_from(x.owner), x.tick, x.max_timeout_ms, x.max_branches, x.max_message_bytes)
+    position = c.position_from(x.position)
+    return m.Welcome(c.owner_from(x.owner), x.tick, x.max_timeout_ms, x.max_branches, x.max_message_bytes, position)
 
 
 def _tick_to(x: m.Tick) -> pb.Tick:
-    return pb.Tick(tick=x.tick)
+    return pb.Tick(tick=x.tick, position=x.position)
 
 
 def _tick_from(x: pb.Tick) -> m.Tick:
-    return m.Tick(x.tick)
+    return m.Tick(x.tick, c.position_from(x.position))
 
 
 def _prepare_to(x: m.Prepare) -> pb.Prepare:
@@ -237,11 +241,11 @@ def _one_phase_from(x: pb.CommitOnePhase) -> m.CommitOnePhase:
 
 
 def _commit_to(x: m.Commit) -> pb.Commit:
-    return pb.Commit(gid=c.gid_to(x.gid), token=x.token)
+    return pb.Commit(gid=c.gid_to(x.gid), token=x.token, position=x.position)
 
 
 def _commit_from(x: pb.Commit) -> m.Commit:
-    return m.Commit(c.gid_from(x.gid), c.token_from(x.token))
+    return m.Commit(c.gid_from(x.gid), c.token_from(x.token), c.position_from(x.position))
 
 
 def _rollback_to(x: m.Rollback) -> pb.Rollback:
@@ -268,15 +272,15 @@ def _outcome_reply_to(x: m.OutcomeReply) -> pb.OutcomeReply:
         reason=c.reason_to(x.reason),
         pending=map(c.text_to, x.pending),
         heuristic=c.text_to(x.heuristic),
+        position=x.position,
     )
 
 
 def _outcome_reply_from(x: pb.OutcomeReply) -> m.OutcomeReply:
     outcome = c.member(m.Outcome, "outcome", x.outcome)
     reason: Reason | None = c.optional_reason(x)
-    return m.OutcomeReply(
-        c.xid_from(x.xid), outcome, reason, tuple(map(c.text_from, x.pending)), c.text_from(x.heuristic)
-    )
+    pending, heuristic = tuple(map(c.text_from, x.pending)), c.text_from(x.heuristic)
+    return m.OutcomeReply(c.xid_from(x.xid), outcome, reason, pending, heuristic, c.position_from(x.position))
 
 
 def _go_away_to(x: m.GoAway) -> pb.GoAway:

@@ -47,6 +47,7 @@ CODES: Final[dict[type[e.TxrpcError], grpc.StatusCode]] = {
     e.UsageError: grpc.StatusCode.FAILED_PRECONDITION,
     e.ConfigurationError: grpc.StatusCode.FAILED_PRECONDITION,
     e.Fenced: grpc.StatusCode.FAILED_PRECONDITION,
+    e.LogBehind: grpc.StatusCode.FAILED_PRECONDITION,
     e.BadMessage: grpc.StatusCode.INVALID_ARGUMENT,
     e.TxrpcError: grpc.StatusCode.UNKNOWN,
 }

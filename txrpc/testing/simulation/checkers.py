@@ -173,6 +173,9 @@ class NoEarlyForgetting:
         self.done(now_ms, xid)
         self._records.discard(xid)
 
+    def lost(self, _now_ms: int, xids: Iterable[Any]) -> None:
+        self._records.difference_update(xids)
+
     def rest(self, _now_ms: int) -> None:
         if self._records:
             raise Violation(6, f"records that nobody ever deletes: {self._records}")
@@ -341,6 +344,10 @@ class NothingInTheDark:
 
     def undone(self, _now_ms: int, _xid: Any, branch: Any, _was_prepared: bool) -> None:
         self._prepared.discard(branch)
+
+    def lost(self, _now_ms: int, xids: Iterable[Any]) -> None:
+        gone = set(xids)
+        self._open = {branch: xid for branch, xid in self._open.items() if xid not in gone}
 
     def doubted(self, _now_ms: int, shown: set[tuple[Any, Any]]) -> None:
         for branch, xid in self._open.items():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass
+from typing import Any
 
 from txrpc.errors import AbortCode, OutcomeUnknown, Reason, TransactionAborted, TxrpcError
 from txrpc.flows import ending
@@ -70,7 +71,8 @@ class Cluster:
         self.outcomes: Counter[str] = Counter()
         self.faults: Counter[str] = Counter()
         self.wall_ms = 1_700_000_000_000
-        self._disk = Disk()
+        self.disk = Disk()
+        self.right_log: dict[str, Any] | None = None
         self._coordinators = 0
         self.old: list[CoordinatorProcess] = []
         names = [f"db-{n}" for n in range(options.databases)]
@@ -104,7 +106,17 @@ class Cluster:
         self._coordinators += 1
         wall_ms = self.wall_ms + self.scheduler.now_ms
         name = f"coordinator-{self._coordinators}"
-        self.coordinator = CoordinatorProcess(self.scheduler, name, self._disk, self.options, self.history, wall_ms)
+        self.coordinator = CoordinatorProcess(self.scheduler, name, self.disk, self.options, self.history, wall_ms)
+        self.coordinator.on_behind = lambda: self.scheduler.after(self._dice.randint(50, 2_000), self._bring_log_back)
+
+    def _bring_log_back(self) -> None:
+        """An operator has found the right log after all."""
+        if self.right_log is not None:
+            self.disk.add(self.right_log)
+            self.right_log = None
+            self.note_fault("log brought back", self.coordinator.name, "is given the right log")
+        if not self.coordinator.up:
+            self.start_coordinator()
 
     def _dial(self, process: Process) -> Stream | None:
         coordinator = self.coordinator
@@ -186,7 +198,7 @@ class Cluster:
 
     def _ask_again(self, client: Process, part: Part) -> Flow[None]:
         """An application that wants to know asks until it does."""
-        until_ms = client.manager.now_ms() + RETENTION_MS // 4
+        until_ms = client.manager.now_ms() + RETENTION_MS // (2 if self.options.log_restores else 4)
         while client.manager.now_ms() < until_ms:
             outcome = yield from client.ask(part.xid, client.manager.now_ms() + 5_000)
             if outcome is not Outcome.UNKNOWN:

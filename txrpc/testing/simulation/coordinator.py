@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import copy
 from collections import deque
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 from txrpc.coordinator.doubts import in_doubt
 from txrpc.errors import AbortCode, Fenced, Reason
-from txrpc.ids import Xid
+from txrpc.ids import Epoch, Xid
 from txrpc.log.memory import MemoryLog, MemoryStore
 from txrpc.protocol.coordinator import Coordinator
 from txrpc.protocol.events import (
@@ -35,7 +37,9 @@ from txrpc.testing.simulation.scheduler import Node, Scheduler
 
 __all__ = ["LIMITS", "NODE", "RETENTION_MS", "CoordinatorProcess", "Disk"]
 
-LIMITS = Limits(max_timeout_ms=10_000, ack_wait_ms=500, tick_ms=5_000)
+LIMITS = Limits(max_timeout_ms=10_000, ack_wait_ms=500, tick_ms=5_000, recovery_wait_ms=1_500)
+LONG_WAIT = replace(LIMITS, recovery_wait_ms=20_000)
+"""Where logs are restored: longer than a process that knows can be cut off."""
 NODE = "c1"
 RETENTION_MS = 120_000
 _HOUSEKEEPING_MS = 500
@@ -49,6 +53,29 @@ class Disk(MemoryStore):
     def __init__(self) -> None:
         super().__init__()
         self.unforced: list[Xid] = []
+
+    def picture(self) -> dict[str, Any]:
+        """A backup."""
+        return copy.deepcopy(vars(self.nodes[NODE]))
+
+    def restore(self, picture: dict[str, Any]) -> list[Xid]:
+        """Be as in that backup again; returns the decisions that are lost."""
+        lost = set(self.nodes[NODE].decisions) - set(picture["decisions"])
+        vars(self.nodes[NODE]).update(copy.deepcopy(picture))
+        self.unforced.clear()
+        return sorted(lost)
+
+    def add(self, picture: dict[str, Any]) -> None:
+        """An operator brings together what was decided on two logs that were one."""
+        here = vars(self.nodes[NODE])
+        for name in ("decisions", "done_ms", "incidents"):
+            here[name] = {**picture[name], **here[name]}
+        ends: dict[Epoch, int] = {}
+        for epochs in (picture["epochs"], here["epochs"]):
+            ends |= {epoch: max(end, ends.get(epoch, 0)) for epoch, end in epochs.items()}
+        here["epochs"] = ends
+        here["position"] = max(here["position"], picture["position"])
+        here["forgotten_ms"] = max(here["forgotten_ms"], picture["forgotten_ms"])
 
     def forced(self) -> None:
         """A forced write: everything before it is safe as well."""
@@ -77,12 +104,16 @@ class CoordinatorProcess(Node):
         now_ms = scheduler.now_ms
         clock_ms = max(wall_ms, opened.clock_ms + 1)
         self._offset_ms = clock_ms - now_ms
-        self.core = Coordinator(NODE, GROUP, opened, LIMITS, now_ms, clock_ms)
+        limits = LONG_WAIT if options.log_restores else LIMITS
+        self.core = Coordinator(NODE, GROUP, opened, limits, now_ms, clock_ms)
+        self.on_behind: Callable[[], None] = lambda: None
+        """What an operator does about a log that has lost decisions."""
         self._streams: dict[int, Stream] = {}
         self._last_session = 0
         self._waiting: deque[Decision] = deque()
         self._writing: list[Decision] = []
         self._done: list[Xid] = []
+        self._position = 0
         self._woken_at: int | None = None
         self._forget_at_ms = now_ms + _FORGET_MS
         self._schedule()
@@ -139,6 +170,12 @@ class CoordinatorProcess(Node):
         self._schedule()
 
     def _honour(self, out: Output) -> None:
+        if out.behind:
+            self._history.line(self.name, self.name, lambda: f"stops: {out.behind}")
+            self._stop()
+            self.on_behind()
+            return
+        self._keep_aside(out)
         if out.append:
             self._waiting.extend(out.append)
             self._write_soon()
@@ -156,6 +193,16 @@ class CoordinatorProcess(Node):
                 stream.send(self.name, farewell)
                 stream.close(self.name)
                 self._step(SessionClosed(session))
+
+    def _keep_aside(self, out: Output) -> None:
+        """What the engine writes with the marks of done, here at once."""
+        try:
+            if out.bind or out.incidents or out.closed:
+                self._log.bind(out.bind)
+                self._log.report(out.incidents)
+                self._log.close_incidents(out.closed, self.scheduler.now_ms)
+        except Fenced:
+            self._stop()
 
     def _observe(self, message: Any) -> None:
         if isinstance(message, Commit | Rollback):
@@ -197,7 +244,7 @@ class CoordinatorProcess(Node):
         elif self._keep(self._writing):
             if self.core.log_trouble:
                 self._step(LogHealth(True))
-            self.soon(self._ended_write, Logged)
+            self.soon(self._ended_write, lambda xids: Logged(xids, self._position))
 
     def _ended_write(self, event: Callable[[tuple[Xid, ...]], Any]) -> None:
         batch, self._writing = self._writing, []
@@ -209,7 +256,7 @@ class CoordinatorProcess(Node):
         """Make *batch* durable, unless somebody else has opened the log."""
         new = [decision for decision in batch if self._log.outcome(decision.xid) is None]
         try:
-            self._log.record(batch)
+            self._position = self._log.record(batch)
         except Fenced:
             self._history.line(self.name, self.name, lambda: "is fenced")
             self._stop()

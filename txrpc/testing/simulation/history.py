@@ -26,6 +26,7 @@ FACTS: Final = {
     "durable": "a decision is durable: xid, epoch, branches",
     "done": "a decision is marked done: xid",
     "deleted": "a decision's record is deleted: xid",
+    "lost": "the log comes back without these decisions: xids",
     "doubted": "what the coordinator in office says is in doubt: set of (xid, branch)",
     "rest": "all is repaired and quiet; nothing",
 }

@@ -71,6 +71,8 @@ class Options:
     """How likely a crash takes writes with it that were not forced."""
     torn_writes: float = 0.0
     """How likely a crash leaves a part of the batch that was being written."""
+    log_restores: int = 0
+    """The log comes back as it was some seconds before, in the same epoch (rule 18)."""
     cut_prepares: float = 0.0
     """How likely the connection breaks under a PREPARE, which the database carries out later all the same."""
     patience_s: int = 10
@@ -102,6 +104,10 @@ class Options:
             if dice.random() < used:
                 chosen[name] = dice.randint(1, most) if isinstance(most, int) else dice.random() * most
         chosen["patience_s"] = dice.choice((10, 10, 1))
+        if "log_restores" in chosen:
+            # What nobody alive has heard of cannot be missed.
+            for name in ("crashes", "client_deaths"):
+                chosen.pop(name, None)
         return cls(**chosen)
 
     def without(self, *names: str) -> Options:
@@ -131,6 +137,7 @@ _HARDEST: dict[str, int | float] = {
     "log_errors": 0.3,
     "lost_writes": 1.0,
     "torn_writes": 1.0,
+    "log_restores": 2,
     "cut_prepares": 0.2,
     "forgeries": 20,
 }

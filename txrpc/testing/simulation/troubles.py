@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
@@ -18,8 +19,9 @@ from txrpc.protocol.messages import (
     Vote,
     Voted,
 )
-from txrpc.testing.simulation.coordinator import RETENTION_MS, CoordinatorProcess
+from txrpc.testing.simulation.coordinator import RETENTION_MS, CoordinatorProcess, Disk
 from txrpc.testing.simulation.database import Database
+from txrpc.testing.simulation.history import History
 from txrpc.testing.simulation.network import Network
 from txrpc.testing.simulation.options import Options
 from txrpc.testing.simulation.process import Process
@@ -38,8 +40,13 @@ class Troubled(Protocol):
     clients: list[Process]
     processes: list[Process]
     coordinator: CoordinatorProcess
+    disk: Disk
     old: list[CoordinatorProcess]
     wall_ms: int
+    faults: Counter[str]
+    history: History
+    right_log: dict[str, Any] | None
+    """What an operator will find, if the log is one that has been restored."""
 
     def start_coordinator(self) -> None:
         """The next epoch, on the same log."""
@@ -59,6 +66,7 @@ def troubles(cluster: Troubled) -> Sequence[Callable[[], None]]:
         *[made.client_dies] * options.client_deaths,
         *[made.crash_coordinator] * options.coordinator_crashes,
         *[made.take_over] * options.takeovers,
+        *[made.restore_log] * options.log_restores,
         *[made.crash_database] * options.database_crashes,
         *[made.freeze] * options.freezes,
         *[made.jump] * options.clock_jumps,
@@ -161,6 +169,20 @@ class _Troubles:
         old.freeze(self._dice.randint(1, 6_000))
         self._cluster.old.append(old)
         self._cluster.start_coordinator()
+
+    def restore_log(self) -> None:
+        """A backup is made now, and is all that is left a while later."""
+        self._later(4_000, self._lose_log, self._cluster.disk.picture())
+
+    def _lose_log(self, backup: dict[str, Any]) -> None:
+        cluster = self._cluster
+        if not cluster.coordinator.up or cluster.right_log or cluster.coordinator.owner.epoch != max(backup["epochs"]):
+            return  # whoever has seen a later epoch would take it for another coordinator's
+        cluster.note_fault("log restore", cluster.coordinator.name, "loses its log, which is restored from a backup")
+        cluster.coordinator.crash()
+        cluster.right_log = cluster.disk.picture()
+        cluster.history.note("lost", cluster.disk.restore(backup))
+        cluster.start_coordinator()
 
     def crash_database(self) -> None:
         database = self._dice.choice(self._cluster.databases)

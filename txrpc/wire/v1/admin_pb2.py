@@ -15,7 +15,7 @@ from txrpc.wire.v1 import context_pb2 as txrpc_dot_v1_dot_context__pb2
 from txrpc.wire.v1 import session_pb2 as txrpc_dot_v1_dot_session__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x14txrpc/v1/admin.proto\x12\x08txrpc.v1\x1a\x16txrpc/v1/context.proto\x1a\x16txrpc/v1/session.proto\"\x1e\n\rStatusRequest\x12\r\n\x05limit\x18\x01 \x01(\r\"\xa7\x04\n\x0bStatusReply\x12\x1e\n\x05owner\x18\x01 \x01(\x0b\x32\x0f.txrpc.v1.Owner\x12\r\n\x05group\x18\x02 \x01(\t\x12\x0f\n\x07version\x18\x03 \x01(\t\x12\x0b\n\x03log\x18\x04 \x01(\t\x12\x13\n\x0blog_healthy\x18\x05 \x01(\x08\x12\x11\n\tuptime_ms\x18\x06 \x01(\x04\x12\x11\n\tcommitted\x18\x07 \x01(\x04\x12\x0f\n\x07\x61\x62orted\x18\x08 \x01(\x04\x12\x11\n\theuristic\x18\t \x01(\x04\x12\x0c\n\x04open\x18\n \x01(\x04\x12\x10\n\x08in_doubt\x18\x0b \x01(\x04\x12)\n\x08sessions\x18\x0c \x03(\x0b\x32\x17.txrpc.v1.SessionStatus\x12\x31\n\x0ctransactions\x18\r \x03(\x0b\x32\x1b.txrpc.v1.TransactionStatus\x12\x35\n\x08messages\x18\x0e \x03(\x0b\x32#.txrpc.v1.StatusReply.MessagesEntry\x12\x13\n\x0blog_batches\x18\x0f \x01(\x04\x12\x15\n\rlog_decisions\x18\x10 \x01(\x04\x12\x0c\n\x04lost\x18\x11 \x01(\x04\x12\x1f\n\x06\x64oubts\x18\x12 \x03(\x0b\x32\x0f.txrpc.v1.Doubt\x12+\n\tincidents\x18\x13 \x03(\x0b\x32\x18.txrpc.v1.IncidentStatus\x1a/\n\rMessagesEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x04:\x02\x38\x01\"V\n\x05\x44oubt\x12\x0b\n\x03xid\x18\x01 \x01(\x0c\x12\x0e\n\x06\x62ranch\x18\x02 \x01(\x0c\x12\x10\n\x08resource\x18\x03 \x01(\t\x12\x0e\n\x06\x61ge_ms\x18\x04 \x01(\x04\x12\x0e\n\x06reason\x18\x05 \x01(\t\"~\n\x0eIncidentStatus\x12\x0b\n\x03xid\x18\x01 \x01(\x0c\x12\x0e\n\x06\x62ranch\x18\x02 \x01(\x0c\x12\x10\n\x08resource\x18\x03 \x01(\t\x12 \n\x06\x66inish\x18\x04 \x01(\x0e\x32\x10.txrpc.v1.Finish\x12\r\n\x05\x61t_ms\x18\x05 \x01(\x04\x12\x0c\n\x04text\x18\x06 \x01(\t\"+\n\x0c\x43loseRequest\x12\x0b\n\x03xid\x18\x01 \x01(\x0c\x12\x0e\n\x06\x62ranch\x18\x02 \x01(\x0c\"\x1c\n\nCloseReply\x12\x0e\n\x06\x63losed\x18\x01 \x01(\r\"~\n\rSessionStatus\x12\x13\n\x0bparticipant\x18\x01 \x01(\x0c\x12\x0f\n\x07process\x18\x02 \x01(\t\x12\x0c\n\x04peer\x18\x03 \x01(\t\x12\x0e\n\x06\x61ge_ms\x18\x04 \x01(\x04\x12)\n\tresources\x18\x05 \x03(\x0b\x32\x16.txrpc.v1.ResourceInfo\"i\n\x11TransactionStatus\x12\x0b\n\x03xid\x18\x01 \x01(\x0c\x12\r\n\x05state\x18\x02 \x01(\t\x12\x0e\n\x06\x61ge_ms\x18\x03 \x01(\x04\x12(\n\x08\x62ranches\x18\x04 \x03(\x0b\x32\x16.txrpc.v1.BranchStatus\"d\n\x0c\x42ranchStatus\x12\x0e\n\x06\x62ranch\x18\x01 \x01(\x0c\x12\x13\n\x0bparticipant\x18\x02 \x01(\x0c\x12\x10\n\x08resource\x18\x03 \x01(\t\x12\r\n\x05state\x18\x04 \x01(\t\x12\x0e\n\x06reason\x18\x05 \x01(\t2x\n\x05\x41\x64min\x12\x38\n\x06Status\x12\x17.txrpc.v1.StatusRequest\x1a\x15.txrpc.v1.StatusReply\x12\x35\n\x05\x43lose\x12\x16.txrpc.v1.CloseRequest\x1a\x14.txrpc.v1.CloseReplyb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x14txrpc/v1/admin.proto\x12\x08txrpc.v1\x1a\x16txrpc/v1/context.proto\x1a\x16txrpc/v1/session.proto\"\x1e\n\rStatusRequest\x12\r\n\x05limit\x18\x01 \x01(\r\"\xa7\x05\n\x0bStatusReply\x12\x1e\n\x05owner\x18\x01 \x01(\x0b\x32\x0f.txrpc.v1.Owner\x12\r\n\x05group\x18\x02 \x01(\t\x12\x0f\n\x07version\x18\x03 \x01(\t\x12\x0b\n\x03log\x18\x04 \x01(\t\x12\x13\n\x0blog_healthy\x18\x05 \x01(\x08\x12\x11\n\tuptime_ms\x18\x06 \x01(\x04\x12\x11\n\tcommitted\x18\x07 \x01(\x04\x12\x0f\n\x07\x61\x62orted\x18\x08 \x01(\x04\x12\x11\n\theuristic\x18\t \x01(\x04\x12\x0c\n\x04open\x18\n \x01(\x04\x12\x10\n\x08in_doubt\x18\x0b \x01(\x04\x12)\n\x08sessions\x18\x0c \x03(\x0b\x32\x17.txrpc.v1.SessionStatus\x12\x31\n\x0ctransactions\x18\r \x03(\x0b\x32\x1b.txrpc.v1.TransactionStatus\x12\x35\n\x08messages\x18\x0e \x03(\x0b\x32#.txrpc.v1.StatusReply.MessagesEntry\x12\x13\n\x0blog_batches\x18\x0f \x01(\x04\x12\x15\n\rlog_decisions\x18\x10 \x01(\x04\x12\x0c\n\x04lost\x18\x11 \x01(\x04\x12\x1f\n\x06\x64oubts\x18\x12 \x03(\x0b\x32\x0f.txrpc.v1.Doubt\x12+\n\tincidents\x18\x13 \x03(\x0b\x32\x18.txrpc.v1.IncidentStatus\x12\x10\n\x08position\x18\x14 \x01(\x04\x12\x39\n\nidentities\x18\x15 \x03(\x0b\x32%.txrpc.v1.StatusReply.IdentitiesEntry\x1a/\n\rMessagesEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x04:\x02\x38\x01\x1a\x31\n\x0fIdentitiesEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"V\n\x05\x44oubt\x12\x0b\n\x03xid\x18\x01 \x01(\x0c\x12\x0e\n\x06\x62ranch\x18\x02 \x01(\x0c\x12\x10\n\x08resource\x18\x03 \x01(\t\x12\x0e\n\x06\x61ge_ms\x18\x04 \x01(\x04\x12\x0e\n\x06reason\x18\x05 \x01(\t\"~\n\x0eIncidentStatus\x12\x0b\n\x03xid\x18\x01 \x01(\x0c\x12\x0e\n\x06\x62ranch\x18\x02 \x01(\x0c\x12\x10\n\x08resource\x18\x03 \x01(\t\x12 \n\x06\x66inish\x18\x04 \x01(\x0e\x32\x10.txrpc.v1.Finish\x12\r\n\x05\x61t_ms\x18\x05 \x01(\x04\x12\x0c\n\x04text\x18\x06 \x01(\t\"+\n\x0c\x43loseRequest\x12\x0b\n\x03xid\x18\x01 \x01(\x0c\x12\x0e\n\x06\x62ranch\x18\x02 \x01(\x0c\"\x1c\n\nCloseReply\x12\x0e\n\x06\x63losed\x18\x01 \x01(\r\"/\n\rRebindRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x10\n\x08identity\x18\x02 \x01(\t\"\x1d\n\x0bRebindReply\x12\x0e\n\x06\x62\x65\x66ore\x18\x01 \x01(\t\"~\n\rSessionStatus\x12\x13\n\x0bparticipant\x18\x01 \x01(\x0c\x12\x0f\n\x07process\x18\x02 \x01(\t\x12\x0c\n\x04peer\x18\x03 \x01(\t\x12\x0e\n\x06\x61ge_ms\x18\x04 \x01(\x04\x12)\n\tresources\x18\x05 \x03(\x0b\x32\x16.txrpc.v1.ResourceInfo\"i\n\x11TransactionStatus\x12\x0b\n\x03xid\x18\x01 \x01(\x0c\x12\r\n\x05state\x18\x02 \x01(\t\x12\x0e\n\x06\x61ge_ms\x18\x03 \x01(\x04\x12(\n\x08\x62ranches\x18\x04 \x03(\x0b\x32\x16.txrpc.v1.BranchStatus\"d\n\x0c\x42ranchStatus\x12\x0e\n\x06\x62ranch\x18\x01 \x01(\x0c\x12\x13\n\x0bparticipant\x18\x02 \x01(\x0c\x12\x10\n\x08resource\x18\x03 \x01(\t\x12\r\n\x05state\x18\x04 \x01(\t\x12\x0e\n\x06reason\x18\x05 \x01(\t2\xb2\x01\n\x05\x41\x64min\x12\x38\n\x06Status\x12\x17.txrpc.v1.StatusRequest\x1a\x15.txrpc.v1.StatusReply\x12\x35\n\x05\x43lose\x12\x16.txrpc.v1.CloseRequest\x1a\x14.txrpc.v1.CloseReply\x12\x38\n\x06Rebind\x12\x17.txrpc.v1.RebindRequest\x1a\x15.txrpc.v1.RebindReplyb\x06proto3')
 
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, globals())
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'txrpc.v1.admin_pb2', globals())
@@ -24,26 +24,34 @@ if _descriptor._USE_C_DESCRIPTORS == False:
   DESCRIPTOR._options = None
   _STATUSREPLY_MESSAGESENTRY._options = None
   _STATUSREPLY_MESSAGESENTRY._serialized_options = b'8\001'
+  _STATUSREPLY_IDENTITIESENTRY._options = None
+  _STATUSREPLY_IDENTITIESENTRY._serialized_options = b'8\001'
   _STATUSREQUEST._serialized_start=82
   _STATUSREQUEST._serialized_end=112
   _STATUSREPLY._serialized_start=115
-  _STATUSREPLY._serialized_end=666
-  _STATUSREPLY_MESSAGESENTRY._serialized_start=619
-  _STATUSREPLY_MESSAGESENTRY._serialized_end=666
-  _DOUBT._serialized_start=668
-  _DOUBT._serialized_end=754
-  _INCIDENTSTATUS._serialized_start=756
-  _INCIDENTSTATUS._serialized_end=882
-  _CLOSEREQUEST._serialized_start=884
-  _CLOSEREQUEST._serialized_end=927
-  _CLOSEREPLY._serialized_start=929
-  _CLOSEREPLY._serialized_end=957
-  _SESSIONSTATUS._serialized_start=959
-  _SESSIONSTATUS._serialized_end=1085
-  _TRANSACTIONSTATUS._serialized_start=1087
-  _TRANSACTIONSTATUS._serialized_end=1192
-  _BRANCHSTATUS._serialized_start=1194
-  _BRANCHSTATUS._serialized_end=1294
-  _ADMIN._serialized_start=1296
-  _ADMIN._serialized_end=1416
+  _STATUSREPLY._serialized_end=794
+  _STATUSREPLY_MESSAGESENTRY._serialized_start=696
+  _STATUSREPLY_MESSAGESENTRY._serialized_end=743
+  _STATUSREPLY_IDENTITIESENTRY._serialized_start=745
+  _STATUSREPLY_IDENTITIESENTRY._serialized_end=794
+  _DOUBT._serialized_start=796
+  _DOUBT._serialized_end=882
+  _INCIDENTSTATUS._serialized_start=884
+  _INCIDENTSTATUS._serialized_end=1010
+  _CLOSEREQUEST._serialized_start=1012
+  _CLOSEREQUEST._serialized_end=1055
+  _CLOSEREPLY._serialized_start=1057
+  _CLOSEREPLY._serialized_end=1085
+  _REBINDREQUEST._serialized_start=1087
+  _REBINDREQUEST._serialized_end=1134
+  _REBINDREPLY._serialized_start=1136
+  _REBINDREPLY._serialized_end=1165
+  _SESSIONSTATUS._serialized_start=1167
+  _SESSIONSTATUS._serialized_end=1293
+  _TRANSACTIONSTATUS._serialized_start=1295
+  _TRANSACTIONSTATUS._serialized_end=1400
+  _BRANCHSTATUS._serialized_start=1402
+  _BRANCHSTATUS._serialized_end=1502
+  _ADMIN._serialized_start=1505
+  _ADMIN._serialized_end=1683
 # @@protoc_insertion_point(module_scope)

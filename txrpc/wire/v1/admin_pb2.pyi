@@ -64,6 +64,26 @@ class StatusReply(_message.Message):
         def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
         def WhichOneof(self, oneof_group: _Never) -> None: ...
 
+    @_typing.final
+    class IdentitiesEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.str
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.str = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
     OWNER_FIELD_NUMBER: _builtins.int
     GROUP_FIELD_NUMBER: _builtins.int
     VERSION_FIELD_NUMBER: _builtins.int
@@ -83,6 +103,8 @@ class StatusReply(_message.Message):
     LOST_FIELD_NUMBER: _builtins.int
     DOUBTS_FIELD_NUMBER: _builtins.int
     INCIDENTS_FIELD_NUMBER: _builtins.int
+    POSITION_FIELD_NUMBER: _builtins.int
+    IDENTITIES_FIELD_NUMBER: _builtins.int
     group: _builtins.str
     version: _builtins.str
     log: _builtins.str
@@ -98,6 +120,8 @@ class StatusReply(_message.Message):
     """Batches written to the log, and decisions in them."""
     log_decisions: _builtins.int
     lost: _builtins.int
+    position: _builtins.int
+    """How far the log has come."""
     @_builtins.property
     def owner(self) -> _context_pb2.Owner: ...
     @_builtins.property
@@ -114,6 +138,10 @@ class StatusReply(_message.Message):
 
     @_builtins.property
     def incidents(self) -> _containers.RepeatedCompositeFieldContainer[Global___IncidentStatus]: ...
+    @_builtins.property
+    def identities(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
+        """Which database each resource name means."""
+
     def __init__(
         self,
         *,
@@ -136,10 +164,12 @@ class StatusReply(_message.Message):
         lost: _builtins.int = ...,
         doubts: _abc.Iterable[Global___Doubt] | None = ...,
         incidents: _abc.Iterable[Global___IncidentStatus] | None = ...,
+        position: _builtins.int = ...,
+        identities: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["owner", b"owner"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["aborted", b"aborted", "committed", b"committed", "doubts", b"doubts", "group", b"group", "heuristic", b"heuristic", "in_doubt", b"in_doubt", "incidents", b"incidents", "log", b"log", "log_batches", b"log_batches", "log_decisions", b"log_decisions", "log_healthy", b"log_healthy", "lost", b"lost", "messages", b"messages", "open", b"open", "owner", b"owner", "sessions", b"sessions", "transactions", b"transactions", "uptime_ms", b"uptime_ms", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["aborted", b"aborted", "committed", b"committed", "doubts", b"doubts", "group", b"group", "heuristic", b"heuristic", "identities", b"identities", "in_doubt", b"in_doubt", "incidents", b"incidents", "log", b"log", "log_batches", b"log_batches", "log_decisions", b"log_decisions", "log_healthy", b"log_healthy", "lost", b"lost", "messages", b"messages", "open", b"open", "owner", b"owner", "position", b"position", "sessions", b"sessions", "transactions", b"transactions", "uptime_ms", b"uptime_ms", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -256,6 +286,49 @@ class CloseReply(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___CloseReply: _TypeAlias = CloseReply  # noqa: Y015
+
+@_typing.final
+class RebindRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    IDENTITY_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    identity: _builtins.str
+    """Empty: the next one that a process announces."""
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        identity: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["identity", b"identity", "name", b"name"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RebindRequest: _TypeAlias = RebindRequest  # noqa: Y015
+
+@_typing.final
+class RebindReply(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    BEFORE_FIELD_NUMBER: _builtins.int
+    before: _builtins.str
+    """What it meant until now."""
+    def __init__(
+        self,
+        *,
+        before: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["before", b"before"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RebindReply: _TypeAlias = RebindReply  # noqa: Y015
 
 @_typing.final
 class SessionStatus(_message.Message):

@@ -24,6 +24,11 @@ class AdminStub(object):
                 request_serializer=txrpc_dot_v1_dot_admin__pb2.CloseRequest.SerializeToString,
                 response_deserializer=txrpc_dot_v1_dot_admin__pb2.CloseReply.FromString,
                 )
+        self.Rebind = channel.unary_unary(
+                '/txrpc.v1.Admin/Rebind',
+                request_serializer=txrpc_dot_v1_dot_admin__pb2.RebindRequest.SerializeToString,
+                response_deserializer=txrpc_dot_v1_dot_admin__pb2.RebindReply.FromString,
+                )
 
 
 class AdminServicer(object):
@@ -42,6 +47,13 @@ class AdminServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Rebind(self, request, context):
+        """A resource name means another database from now on.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_AdminServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -54,6 +66,11 @@ def add_AdminServicer_to_server(servicer, server):
                     servicer.Close,
                     request_deserializer=txrpc_dot_v1_dot_admin__pb2.CloseRequest.FromString,
                     response_serializer=txrpc_dot_v1_dot_admin__pb2.CloseReply.SerializeToString,
+            ),
+            'Rebind': grpc.unary_unary_rpc_method_handler(
+                    servicer.Rebind,
+                    request_deserializer=txrpc_dot_v1_dot_admin__pb2.RebindRequest.FromString,
+                    response_serializer=txrpc_dot_v1_dot_admin__pb2.RebindReply.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -96,5 +113,22 @@ class Admin(object):
         return grpc.experimental.unary_unary(request, target, '/txrpc.v1.Admin/Close',
             txrpc_dot_v1_dot_admin__pb2.CloseRequest.SerializeToString,
             txrpc_dot_v1_dot_admin__pb2.CloseReply.FromString,
+            options, channel_credentials,
+            insecure, call_credentials, compression, wait_for_ready, timeout, metadata)
+
+    @staticmethod
+    def Rebind(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(request, target, '/txrpc.v1.Admin/Rebind',
+            txrpc_dot_v1_dot_admin__pb2.RebindRequest.SerializeToString,
+            txrpc_dot_v1_dot_admin__pb2.RebindReply.FromString,
             options, channel_credentials,
             insecure, call_credentials, compression, wait_for_ready, timeout, metadata)

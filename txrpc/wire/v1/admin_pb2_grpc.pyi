@@ -34,6 +34,8 @@ class AdminStub:
     Status: _grpc.UnaryUnaryMultiCallable[_admin_pb2.StatusRequest, _admin_pb2.StatusReply]
     Close: _grpc.UnaryUnaryMultiCallable[_admin_pb2.CloseRequest, _admin_pb2.CloseReply]
     """Close what an operator has seen to: incidents of one transaction."""
+    Rebind: _grpc.UnaryUnaryMultiCallable[_admin_pb2.RebindRequest, _admin_pb2.RebindReply]
+    """A resource name means another database from now on."""
 
 @_typing.type_check_only
 class AdminAsyncStub(AdminStub):
@@ -41,6 +43,8 @@ class AdminAsyncStub(AdminStub):
     Status: _aio.UnaryUnaryMultiCallable[_admin_pb2.StatusRequest, _admin_pb2.StatusReply]  # type: ignore[assignment]
     Close: _aio.UnaryUnaryMultiCallable[_admin_pb2.CloseRequest, _admin_pb2.CloseReply]  # type: ignore[assignment]
     """Close what an operator has seen to: incidents of one transaction."""
+    Rebind: _aio.UnaryUnaryMultiCallable[_admin_pb2.RebindRequest, _admin_pb2.RebindReply]  # type: ignore[assignment]
+    """A resource name means another database from now on."""
 
 class AdminServicer(metaclass=_abc_1.ABCMeta):
     @_abc_1.abstractmethod
@@ -57,5 +61,13 @@ class AdminServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_admin_pb2.CloseReply, _abc.Awaitable[_admin_pb2.CloseReply]]:
         """Close what an operator has seen to: incidents of one transaction."""
+
+    @_abc_1.abstractmethod
+    def Rebind(
+        self,
+        request: _admin_pb2.RebindRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_admin_pb2.RebindReply, _abc.Awaitable[_admin_pb2.RebindReply]]:
+        """A resource name means another database from now on."""
 
 def add_AdminServicer_to_server(servicer: AdminServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -326,10 +326,13 @@ class Hello(_message.Message):
     PROCESS_FIELD_NUMBER: _builtins.int
     RESOURCES_FIELD_NUMBER: _builtins.int
     SEEN_FIELD_NUMBER: _builtins.int
+    POSITION_FIELD_NUMBER: _builtins.int
     protocol: _builtins.int
     group: _builtins.str
     participant: _builtins.bytes
     process: _builtins.str
+    position: _builtins.int
+    """The greatest position of its log that the process has heard of."""
     @_builtins.property
     def resources(self) -> _containers.RepeatedCompositeFieldContainer[Global___ResourceInfo]: ...
     @_builtins.property
@@ -343,10 +346,11 @@ class Hello(_message.Message):
         process: _builtins.str = ...,
         resources: _abc.Iterable[Global___ResourceInfo] | None = ...,
         seen: _context_pb2.Owner | None = ...,
+        position: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["seen", b"seen"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["group", b"group", "participant", b"participant", "process", b"process", "protocol", b"protocol", "resources", b"resources", "seen", b"seen"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["group", b"group", "participant", b"participant", "position", b"position", "process", b"process", "protocol", b"protocol", "resources", b"resources", "seen", b"seen"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -649,10 +653,12 @@ class Welcome(_message.Message):
     MAX_TIMEOUT_MS_FIELD_NUMBER: _builtins.int
     MAX_BRANCHES_FIELD_NUMBER: _builtins.int
     MAX_MESSAGE_BYTES_FIELD_NUMBER: _builtins.int
+    POSITION_FIELD_NUMBER: _builtins.int
     tick: _builtins.int
     max_timeout_ms: _builtins.int
     max_branches: _builtins.int
     max_message_bytes: _builtins.int
+    position: _builtins.int
     @_builtins.property
     def owner(self) -> _context_pb2.Owner: ...
     def __init__(
@@ -663,10 +669,11 @@ class Welcome(_message.Message):
         max_timeout_ms: _builtins.int = ...,
         max_branches: _builtins.int = ...,
         max_message_bytes: _builtins.int = ...,
+        position: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["owner", b"owner"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["max_branches", b"max_branches", "max_message_bytes", b"max_message_bytes", "max_timeout_ms", b"max_timeout_ms", "owner", b"owner", "tick", b"tick"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["max_branches", b"max_branches", "max_message_bytes", b"max_message_bytes", "max_timeout_ms", b"max_timeout_ms", "owner", b"owner", "position", b"position", "tick", b"tick"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -677,15 +684,18 @@ class Tick(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     TICK_FIELD_NUMBER: _builtins.int
+    POSITION_FIELD_NUMBER: _builtins.int
     tick: _builtins.int
+    position: _builtins.int
     def __init__(
         self,
         *,
         tick: _builtins.int = ...,
+        position: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["tick", b"tick"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["position", b"position", "tick", b"tick"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -747,7 +757,9 @@ class Commit(_message.Message):
 
     GID_FIELD_NUMBER: _builtins.int
     TOKEN_FIELD_NUMBER: _builtins.int
+    POSITION_FIELD_NUMBER: _builtins.int
     token: _builtins.str
+    position: _builtins.int
     @_builtins.property
     def gid(self) -> Global___Gid: ...
     def __init__(
@@ -755,10 +767,11 @@ class Commit(_message.Message):
         *,
         gid: Global___Gid | None = ...,
         token: _builtins.str = ...,
+        position: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["gid", b"gid"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["gid", b"gid", "token", b"token"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["gid", b"gid", "position", b"position", "token", b"token"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -828,9 +841,11 @@ class OutcomeReply(_message.Message):
     REASON_FIELD_NUMBER: _builtins.int
     PENDING_FIELD_NUMBER: _builtins.int
     HEURISTIC_FIELD_NUMBER: _builtins.int
+    POSITION_FIELD_NUMBER: _builtins.int
     xid: _builtins.bytes
     outcome: Global___Outcome.ValueType
     heuristic: _builtins.str
+    position: _builtins.int
     @_builtins.property
     def reason(self) -> _context_pb2.Reason: ...
     @_builtins.property
@@ -843,10 +858,11 @@ class OutcomeReply(_message.Message):
         reason: _context_pb2.Reason | None = ...,
         pending: _abc.Iterable[_builtins.str] | None = ...,
         heuristic: _builtins.str = ...,
+        position: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["reason", b"reason"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["heuristic", b"heuristic", "outcome", b"outcome", "pending", b"pending", "reason", b"reason", "xid", b"xid"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["heuristic", b"heuristic", "outcome", b"outcome", "pending", b"pending", "position", b"position", "reason", b"reason", "xid", b"xid"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

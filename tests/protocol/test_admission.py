@@ -1,0 +1,167 @@
+"""Rules 17 and 18 at the door: one name is one database, and a log that has lost decisions decides nothing."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.protocol.coordinator_kit import (
+    CLIENT,
+    CLOCK,
+    EARLIER,
+    EARLY,
+    EPOCH,
+    OWNER,
+    STRANGE,
+    TWO,
+    Office,
+    P,
+    Q,
+    R,
+    commit_request,
+    decision,
+    hello,
+    inquiry,
+    outcome_request,
+)
+from txrpc.ids import Epoch
+from txrpc.protocol.admission import is_behind, refuse_resources
+from txrpc.protocol.events import Limits, Logged, Rebind
+from txrpc.protocol.messages import Commit, Hello, Outcome, OutcomeReply, Owner, ResourceInfo, Rollback, Tick, Welcome
+
+
+def announcing(*resources: tuple[str, str]) -> Hello:
+    return hello(CLIENT, resources=tuple(ResourceInfo(name, "test", identity) for name, identity in resources))
+
+
+@pytest.mark.parametrize(
+    ("resources", "says"),
+    [
+        ((("accounts", "db-1"),), ""),
+        ((("accounts", ""),), ""),
+        ((("stock", "db-9"),), ""),
+        ((("stock", ""), ("shelf", "")), ""),
+        ((("accounts", "db-2"),), "resource 'accounts' is database db-2 in process process 1, and was db-1 until now"),
+        ((("stock", "db-1"),), "resource 'stock' of process process 1 is database db-1, which is known as 'accounts'"),
+        (
+            (("stock", "db-9"), ("shelf", "db-9")),
+            "'shelf' of process process 1 is database db-9, which is known as 'stock'",
+        ),
+    ],
+)
+def test_rule_17_one_name_means_one_database_and_one_database_has_one_name(
+    resources: tuple[tuple[str, str], ...], says: str
+) -> None:
+    """F6, G6.  What has no identity cannot be told apart, and is let in (F15)."""
+    refusal = refuse_resources(announcing(*resources), {"accounts": "db-1"})
+    assert (refusal is not None) == bool(says)
+    if refusal is not None:
+        assert refusal.text.startswith(says) or says in refusal.text
+        assert refusal.retry
+
+
+def test_rule_17_a_name_is_bound_when_it_is_first_seen_and_stays_bound_when_its_process_has_gone() -> None:
+    office = Office(CLIENT)
+    assert office.join(P, identity="db-1").close != []  # two names of one database
+    out = office.step_hello(R, ResourceInfo("stock", "test", "db-7"))
+    assert out.bind == {"stock": "db-7"}
+    assert office.step_hello(R + 100, ResourceInfo("stock", "test", "db-7")).bind == {}
+    office.leave(R)
+    office.leave(R + 100)
+    (refused,) = office.step_hello(Q, ResourceInfo("stock", "test", "db-8")).close
+    assert refused[1].code == "resource_conflict"
+    assert "txrpc rebind stock db-8" in refused[1].text
+
+
+def test_rule_17_an_operator_rebinds_and_whoever_means_the_old_one_leaves() -> None:
+    office = Office(CLIENT)
+    office.step_hello(R, ResourceInfo("stock", "test", "db-7"))
+    out = office.step(Rebind("stock", "db-8"))
+    assert out.bind == {"stock": "db-8"}
+    assert [(session, farewell.code) for session, farewell in out.close] == [(R, "rebound")]
+    assert office.step_hello(R + 100, ResourceInfo("stock", "test", "db-7")).close != []
+    assert office.step_hello(Q, ResourceInfo("stock", "test", "db-8")).close == []
+    assert office.step(Rebind("stock")).bind == {"stock": ""}
+    assert office.step_hello(R + 200, ResourceInfo("stock", "test", "db-7")).bind == {"stock": "db-7"}
+
+
+# ------------------------------------------------------------------------------------------------------ rule 18
+
+
+@pytest.mark.parametrize(
+    ("seen", "position", "behind"),
+    [
+        (None, 0, False),
+        (None, 99, False),
+        (Owner("c1", EARLIER), 40, False),
+        (Owner("c1", EARLIER), 41, True),
+        (Owner("c2", EARLIER), 41, False),  # another node's log
+        (OWNER, 99, False),  # the epoch of now: such a process is mistaken, and ends nobody's coordinator
+        (Owner("c1", STRANGE), 99, False),  # refused as a stranger
+    ],
+)
+def test_rule_18_a_process_that_has_seen_more_than_the_log_proves_it_behind(
+    seen: Owner | None, position: int, behind: bool
+) -> None:
+    assert bool(is_behind(hello(CLIENT, seen=seen, position=position), OWNER, {EARLIER: 40})) == behind
+
+
+def test_rule_18_a_log_that_is_behind_welcomes_nobody_who_knows_and_says_so() -> None:
+    office = Office(CLIENT, ends={EARLIER: 40})
+    out = office.join(P, seen=Owner("c1", EARLIER), position=41)
+    assert "has seen position 41" in out.behind
+    assert [farewell.code for _, farewell in out.close] == ["log_behind"]
+    assert out.send == []
+
+
+def test_rule_18_whoever_is_spoken_to_hears_the_position() -> None:
+    office = Office(CLIENT, P, ends={EARLIER: 40})
+    assert {m.position for _, m in office.all.send if isinstance(m, Welcome)} == {40}
+    office.hear(CLIENT, commit_request(EARLY))
+    out = office.step(Logged((commit_request(EARLY).xid,), 43))
+    assert {m.position for _, m in out.send if isinstance(m, Commit)} == {43}
+    office.sleep(10_000)
+    assert {m.position for _, m in office.all.send if isinstance(m, Tick)} == {43}
+    office.hear(CLIENT, outcome_request())
+    assert {m.position for _, m in office.all.send if isinstance(m, OutcomeReply)} == {43}
+
+
+WAITS = Limits(max_timeout_ms=60_000, ack_wait_ms=5_000, recovery_wait_ms=2_000)
+
+
+def test_rule_18_nothing_is_presumed_about_an_earlier_epoch_until_others_could_have_objected() -> None:
+    """F2: a restored log has no record, and the process that knows of it may connect after the one that asks."""
+    office = Office(CLIENT, P, limits=WAITS)
+    (look,) = office.hear(P, inquiry(1, epoch=EARLIER)).look
+    assert office.looked(look, None).send == []
+    (asked,) = office.hear(CLIENT, outcome_request(TWO, epoch=EARLIER)).look
+    assert office.looked(asked, None).send == []
+    assert office.sleep(1_999) == []
+    assert office.all.look == [look, asked]
+    office.sleep(1)
+    for again in office.all.look[2:]:
+        office.looked(again, None)
+    kinds = [type(message) for _, message in office.all.send if isinstance(message, Rollback | OutcomeReply)]
+    assert sorted(kind.__name__ for kind in kinds) == ["OutcomeReply", "Rollback", "Rollback", "Rollback"]
+
+
+def test_what_is_on_record_is_told_at_once() -> None:
+    office = Office(CLIENT, P, limits=WAITS)
+    (asked,) = office.hear(CLIENT, outcome_request(TWO, epoch=EARLIER)).look
+    office.looked(asked, decision())
+    assert office.outcomes() == [Outcome.COMMITTED]
+
+
+@pytest.mark.parametrize("epoch", [EARLIER, EPOCH])
+def test_a_branch_that_was_prepared_before_the_last_record_was_deleted_is_left_alone(epoch: Epoch) -> None:
+    """Its database was restored, perhaps: its siblings may have committed long ago, and their record may be gone."""
+    office = Office(CLIENT, P, forgotten_ms=CLOCK - 500)
+    (look,) = office.hear(P, inquiry(1, epoch=epoch)).look  # prepared for 1,000 ms
+    out = office.looked(look, None)
+    assert out.send == []
+    assert [note.event for note in out.notes] == ["branch older than the log"]
+    assert [report.text for report in office.core.reports.shown(office.now_ms)] == [
+        "prepared, and this log cannot know its decision: nothing is done about it here"
+    ]
+    younger = Office(CLIENT, P, forgotten_ms=CLOCK - 1_001)
+    (look,) = younger.hear(P, inquiry(1, epoch=epoch)).look
+    assert [type(message) for _, message in younger.looked(look, None).send] == [Rollback]
