@@ -107,8 +107,8 @@ EXPECTED: dict[str, dict[str, str]] = {
         "session found": "one phase; 112 Welcome; close 12 replaced",
         "session replaced": "one phase; 111 Welcome; 111 Resolve 1; close 11 replaced",
         "hello again": "one phase; close 11 protocol; violation",
-        "later": "one phase; 1 reply UNKNOWN UNSPECIFIED",
-        "much later": "absent; 1 reply UNKNOWN UNSPECIFIED",
+        "later": "one phase; 1 reply UNKNOWN RESOURCE_UNAVAILABLE",
+        "much later": "absent; 1 reply UNKNOWN RESOURCE_UNAVAILABLE",
     },
     "one phase, token": {
         "commit request": "noted",
@@ -137,8 +137,8 @@ EXPECTED: dict[str, dict[str, str]] = {
         "session found": "one phase; 112 Welcome; close 12 replaced",
         "session replaced": "one phase; 12 Resolve 1; 111 Welcome; 111 Resolve 1; close 11 replaced",
         "hello again": "one phase; 12 Resolve 1; close 11 protocol; violation",
-        "later": "one phase; 1 reply UNKNOWN UNSPECIFIED",
-        "much later": "absent; 1 reply UNKNOWN UNSPECIFIED",
+        "later": "one phase; 1 reply UNKNOWN RESOURCE_UNAVAILABLE",
+        "much later": "absent; 1 reply UNKNOWN RESOURCE_UNAVAILABLE",
     },
     "one phase, homeless": {
         "commit request": "noted",
@@ -174,8 +174,8 @@ EXPECTED: dict[str, dict[str, str]] = {
         "session of another lost": "noted",
         "session found": "one phase; 11 Welcome; 11 Resolve 1",
         "session replaced": "one phase; 111 Welcome; 111 Resolve 1",
-        "later": "one phase; 1 reply UNKNOWN UNSPECIFIED",
-        "much later": "absent; 1 reply UNKNOWN UNSPECIFIED",
+        "later": "one phase; 1 reply UNKNOWN RESOURCE_UNAVAILABLE",
+        "much later": "absent; 1 reply UNKNOWN RESOURCE_UNAVAILABLE",
     },
     "one phase, unknown": {
         "commit request": "one phase; 11 Resolve 1",

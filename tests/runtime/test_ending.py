@@ -111,4 +111,4 @@ def test_closing_while_work_is_due_leaves_no_thread_with_an_error() -> None:
         manager.close()
         manager._clock_thread.join(5)
         assert not manager._clock_thread.is_alive()
-        manager._submit(manager._workers, lambda: None)
+        manager._submit(manager._workers["first"], lambda: None)

@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -78,8 +77,8 @@ class Ending(Protocol):
     def runs(self, branch: BranchId) -> bool:
         """Whether a branch of this process has not ended."""
 
-    def ask(self, verb: Callable[..., Any], *arguments: Any) -> Any:
-        """Call a verb of a resource in the background; a future of its result."""
+    def ask(self, resource: Any, token: str) -> Any:
+        """Ask *resource* in the background how the transaction *token* of its database ended; a future of the answer."""
 
     def wait(self, future: Any, timeout_s: float) -> Any:
         """The result of *future*; raises `TimeoutError`."""
@@ -274,7 +273,7 @@ def outcome_here(manager: Ending, commit: LocalCommit, until_ms: int) -> Flow[Ou
 def _ask_database(manager: Ending, commit: LocalCommit, until_ms: int) -> Flow[OnePhaseResult | None]:
     """None while it is out of reach or still at it."""
     try:
-        future = manager.ask(commit.resource.one_phase_result, commit.token)
+        future = manager.ask(commit.resource, commit.token)
         result: OnePhaseResult | None = yield manager.wait, (future, max(0, until_ms - manager.now_ms()) / 1000)
         return result
     except Exception as error:

@@ -31,6 +31,7 @@ from txrpc.log.database import INSERT, checked_url, had_no_room, make_engine, se
 from txrpc.log.schema import decisions, epochs, incidents, nodes, pack, prepare_schema, resources, unpack
 from txrpc.protocol.messages import Finish
 from txrpc.protocol.records import Incident
+from txrpc.replication import watch_replication
 
 __all__ = ["SqlLog"]
 
@@ -119,7 +120,10 @@ class SqlLog:
                     connection.execute(self._insert(decisions).on_conflict_do_nothing(), rows)
                     self._check_same(connection, rows)
                 sent = True
-                connection.commit()
+                with watch_replication(connection.connection.driver_connection) as cancelled:
+                    connection.commit()
+                if cancelled:
+                    raise SQLAlchemyError(cancelled[0])
         except (SQLAlchemyError, OSError) as error:
             if sent and not had_no_room(error):
                 self._uncertain |= xids

@@ -176,6 +176,9 @@ class Finishing(Ledger):
         row.state = BranchState.ROLLING_BACK
         if row.users:
             self._break_off(row, None)
+            # Whoever waits may be the very thread that uses it; it can end in one way only by now.
+            self._tell_local(row, OnePhaseResult.ABORTED)
+            row.local = False
         else:
             self._do(Operation.ROLLBACK, row)
 

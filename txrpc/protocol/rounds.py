@@ -95,7 +95,12 @@ class Rounds(Desk):
             for branch in row.branches.values():
                 self._forgive(row, branch)
         else:
-            self._one_phase_unknown(row, None)
+            (branch,) = row.branches.values()
+            reason = None
+            if branch.session is not None:
+                text = f"{branch.ref.resource} has not said yet how its commit ended"
+                reason = Reason(AbortCode.RESOURCE_UNAVAILABLE, text)
+            self._one_phase_unknown(row, reason)
 
     def _resolve(self, row: Transaction, branch: Branch) -> None:
         """Learn how a commit in one phase ended: from its own process, or from anybody who can ask the database."""

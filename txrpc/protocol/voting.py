@@ -49,6 +49,9 @@ class Voting(Finishing):
         """Why this branch may not be committed, or None (rule 9)."""
         if row.doom is not None:
             return row.doom
+        if row.users and row.local:
+            text = f"a session() or connection() block of {row.gid.resource} is still running: leave it before the end"
+            return Reason(AbortCode.CALLS_DIFFER, text)
         if row.users or row.running:
             return Reason(AbortCode.CALLS_DIFFER, f"a call of the transaction is still running in {row.gid.resource}")
         if row.calls != calls:

@@ -22,17 +22,19 @@ from txrpc.flows.rule import Kind, Rule
 from txrpc.flows.using import Slot
 from txrpc.ids import Xid
 from txrpc.protocol.branch import Do, Operation
-from txrpc.protocol.messages import CallReport, Outcome, Owner, TransactionContext, Wait
+from txrpc.protocol.messages import CallReport, OnePhaseResult, Outcome, Owner, TransactionContext, Wait
 from txrpc.resource import Resource, Work
 from txrpc.runtime.core import ManagerCore
 from txrpc.runtime.handle import JoinedBase, RootBase, log_callback_error
 from txrpc.runtime.scope import set_default_manager
+from txrpc.runtime.state import FINISHING
 
 __all__ = ["JoinedCall", "Manager", "Transaction"]
 
 logger = logging.getLogger("txrpc.runtime")
 
 _LONGEST_SLEEP_S = 60.0
+_FINISHERS = 4
 
 
 class Turn:
@@ -143,7 +145,9 @@ class Manager(ManagerCore):
 
     def __init__(self, group: str, resources: Iterable[Resource], process: str = "", workers: int = 16) -> None:
         super().__init__(group, resources, process)
-        self._workers = ThreadPoolExecutor(workers, thread_name_prefix="txrpc-worker")
+        # One resource never waits for another, and finishing never behind the PREPAREs that wait for what it would free.
+        self._workers = {name: ThreadPoolExecutor(workers, f"txrpc-{name}") for name in self.resources}
+        self._finishers = {name: ThreadPoolExecutor(_FINISHERS, f"txrpc-finish-{name}") for name in self.resources}
         # An operation that hangs must not keep the one that breaks it off waiting.
         self._breakers = ThreadPoolExecutor(2, thread_name_prefix="txrpc-breaker")
         self._clock = threading.Condition(self._lock)
@@ -171,9 +175,13 @@ class Manager(ManagerCore):
             self._closed = True
             self._clock.notify_all()
         set_default_manager("txrpc", self, on=False)
-        self._workers.shutdown(wait=False)
-        for thread in list(self._workers._threads):
-            thread.join(grace_s)
+        pools = (*self._workers.values(), *self._finishers.values())
+        for pool in pools:
+            pool.shutdown(wait=False)
+        until_s = time.monotonic() + grace_s
+        for pool in pools:
+            for thread in list(pool._threads):
+                thread.join(max(0.0, until_s - time.monotonic()))
         if self._session is not None:
             self._session.close()
         self._breakers.shutdown(wait=False, cancel_futures=True)
@@ -233,9 +241,9 @@ class Manager(ManagerCore):
         """The result of *future*; raises `TimeoutError`."""
         return future.result(timeout_s)
 
-    def ask(self, verb: Callable[..., Any], *arguments: Any) -> Future[Any]:
+    def ask(self, resource: Resource, token: str) -> Future[OnePhaseResult | None]:
         """See `txrpc.flows.ending.Ending`."""
-        return self._workers.submit(verb, *arguments)
+        return self._finishers[resource.name].submit(resource.one_phase_result, token)
 
     def pause(self, seconds: float) -> None:
         """Sleep."""
@@ -250,7 +258,8 @@ class Manager(ManagerCore):
     # -------------------------------------------------------------------------------------------------- this colour's
 
     def _start(self, do: Do, slot: Slot | None) -> None:
-        pool = self._breakers if do.operation is Operation.INTERRUPT else self._workers
+        pools = self._finishers if do.operation in FINISHING else self._workers
+        pool = self._breakers if do.operation is Operation.INTERRUPT else pools[do.gid.resource]
         self._submit(pool, self._operate, do, slot)
 
     def _submit(self, pool: ThreadPoolExecutor, work: Callable[..., None], *arguments: Any) -> None:
@@ -304,7 +313,7 @@ class Manager(ManagerCore):
         while True:
             try:
                 for name in self.woke():
-                    self._submit(self._workers, self._sweep, name)
+                    self._submit(self._finishers[name], self._sweep, name)
             except Exception as error:  # one mistake must not end all deadlines of the process
                 logger.error("deadline or sweep failed", exc_info=error)
             with self._clock:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Callable, Iterable
+from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager
 from typing import Any, Self
 
@@ -19,13 +19,16 @@ from txrpc.flows.rule import Kind, Rule
 from txrpc.flows.using import Slot
 from txrpc.ids import Xid
 from txrpc.protocol.branch import Do, Operation
-from txrpc.protocol.messages import CallReport, Outcome, Owner, TransactionContext, Wait
+from txrpc.protocol.messages import CallReport, OnePhaseResult, Outcome, Owner, TransactionContext, Wait
 from txrpc.resource import AsyncResource, Work
 from txrpc.runtime.core import ManagerCore
 from txrpc.runtime.handle import JoinedBase, RootBase, log_callback_error
 from txrpc.runtime.scope import set_default_manager
+from txrpc.runtime.state import FINISHING
 
 __all__ = ["AioJoinedCall", "AioManager", "AioTransaction"]
+
+_FINISHERS = 4
 
 
 class AioTurn:
@@ -138,7 +141,9 @@ class AioManager(ManagerCore):
         super().__init__(group, resources, process)
         self._loop: asyncio.AbstractEventLoop | None = None
         self._tasks: set[asyncio.Task[None]] = set()
-        self._workers = asyncio.Semaphore(workers)
+        # See `Manager`: per resource, and for finishing apart.
+        self._workers = {name: asyncio.Semaphore(workers) for name in self.resources}
+        self._finishers = {name: asyncio.Semaphore(_FINISHERS) for name in self.resources}
         self._timer: asyncio.TimerHandle | None = None
         self._timer_ms = 0
         self._closed = False
@@ -220,10 +225,9 @@ class AioManager(ManagerCore):
         async with asyncio.timeout(timeout_s):
             return await future
 
-    def ask(self, verb: Callable[..., Any], *arguments: Any) -> asyncio.Future[Any]:
+    def ask(self, resource: AsyncResource, token: str) -> asyncio.Future[OnePhaseResult | None]:
         """See `txrpc.flows.ending.Ending`."""
-        future: asyncio.Future[Any] = asyncio.ensure_future(verb(*arguments))
-        return future
+        return asyncio.ensure_future(resource.one_phase_result(token))
 
     async def pause(self, seconds: float) -> None:
         """Sleep."""
@@ -261,7 +265,8 @@ class AioManager(ManagerCore):
                 self._committing(do, token)
 
             failpoint(f"participant.before_{do.operation.value}")
-            async with self._workers:
+            pools = self._finishers if do.operation in FINISHING else self._workers
+            async with pools[do.gid.resource]:
                 result = await arun(operate(do, resource, work, committing))
             failpoint(f"participant.after_{do.operation.value}")
             self._operated(do, result)
@@ -304,6 +309,8 @@ class AioManager(ManagerCore):
 
     async def _sweep(self, name: str) -> None:
         try:
-            self.swept(name, await self.resources[name].in_doubt(self.group))
+            async with self._finishers[name]:
+                found = await self.resources[name].in_doubt(self.group)
+            self.swept(name, found)
         except Exception as error:
             self.swept(name, error)

@@ -32,7 +32,7 @@ from txrpc.protocol.messages import (
 )
 from txrpc.protocol.participant import Participant
 
-__all__ = ["ManagerState", "SessionPort"]
+__all__ = ["FINISHING", "ManagerState", "SessionPort"]
 
 logger = logging.getLogger("txrpc.runtime")
 
@@ -199,6 +199,11 @@ class ManagerState:
         if message is not None:
             self.tell(message)
 
+
+FINISHING = frozenset(
+    {Operation.ROLLBACK, Operation.COMMIT_PREPARED, Operation.ROLLBACK_PREPARED, Operation.ONE_PHASE_RESULT}
+)
+"""What frees locks or learns the truth: it has workers of its own, of each resource."""
 
 _NEEDS_WORK = frozenset({Operation.ROLLBACK, Operation.INTERRUPT})
 _ENDS_WORK = frozenset({Operation.PREPARE, Operation.COMMIT_ONE_PHASE, Operation.ROLLBACK})

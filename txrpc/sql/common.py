@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import sys
+import threading
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from types import ModuleType
@@ -18,6 +19,7 @@ from txrpc.errors import AbortCode, ConfigurationError, IllegalState, Reason, Re
 from txrpc.ids import RESOURCE_MAX, check_name
 from txrpc.protocol.messages import ResourceInfo
 from txrpc.sql import postgresql
+from txrpc.sql.backend import Backend
 
 __all__ = [
     "SEE_OFF_BACKOFF_S",
@@ -53,17 +55,43 @@ _INFO = "txrpc"
 class BranchWork:
     """The work of one branch: a connection pinned to it, with an open transaction."""
 
-    __slots__ = ("connection", "doom", "notifies", "ours", "pid", "transaction")
+    __slots__ = (
+        "backend",
+        "connection",
+        "doom",
+        "given_back",
+        "interrupted",
+        "lock",
+        "notifies",
+        "ours",
+        "transaction",
+    )
 
     def __init__(self, connection: Any) -> None:
         self.connection = connection
         self.transaction: Any = None
-        self.pid = 0
+        self.backend: Backend | None = None
         self.ours = False
         """Set while txrpc itself ends the transaction."""
+        self.lock = threading.Lock()
+        """Guards the two sides of giving the connection back: an interrupt must not reach whoever has it next."""
+        self.given_back = False
+        self.interrupted = False
+        """Whether its backend is being ended, or has been: the connection is good for nothing more."""
         self.notifies = False
         self.doom: Reason | None = None
         """Why the user's code made it impossible to commit."""
+
+    @property
+    def pid(self) -> int:
+        """The process id of its backend."""
+        return self.backend.pid if self.backend is not None else 0
+
+    def give_back(self) -> bool:
+        """From now on nobody interrupts it; whether its connection may be used again."""
+        with self.lock:
+            self.ours = self.given_back = True
+            return not self.interrupted
 
 
 _LOST = "the connection of a branch in {} was lost, or a statement on it was cancelled, and its work with it"
@@ -96,9 +124,12 @@ def check_whole(work: BranchWork, resource: str) -> None:
 
 
 def interrupt(connection: Connection, dialect: Any, work: BranchWork) -> None:
-    """Break *work* off, unless it has ended meanwhile: its connection may be another branch's by now."""
-    if not work.connection.closed:
-        dialect.interrupt(connection, work.pid)
+    """Break *work* off, unless its connection is being given back: that may be another branch's by now."""
+    with work.lock:
+        if work.backend is None or work.given_back:
+            return
+        work.interrupted = True
+    dialect.interrupt(connection, work.backend)
 
 
 def branch_of(handle: Any, resource: Any, wanted: type) -> Any:

@@ -28,10 +28,13 @@ from sqlalchemy.exc import DataError, DBAPIError, NotSupportedError, Programming
 from txrpc.errors import AbortCode, ConfigurationError, Reason, ResourceUnavailable
 from txrpc.ids import Gid
 from txrpc.protocol.messages import Finish, OnePhaseResult
+from txrpc.replication import watch_replication
+from txrpc.sql.backend import backend_pid, hides_backends, interrupt, is_gone
 
 __all__ = [
     "backend_pid",
     "classify",
+    "commit",
     "connection_lost",
     "current_token",
     "ends_the_transaction",
@@ -116,8 +119,18 @@ def prepare(connection: Connection, gid: Gid, pid: int, always: bool) -> str:
     """
     token = token_to_end(connection, pid, always)
     if token:
-        connection.exec_driver_sql(f"PREPARE TRANSACTION '{gid}'")
+        with watch_replication(connection.connection.driver_connection) as cancelled:
+            connection.exec_driver_sql(f"PREPARE TRANSACTION '{gid}'")
+        if cancelled:
+            raise ResourceUnavailable(cancelled[0])
     return token
+
+
+def commit(transaction: Any, connection: Connection) -> bool:
+    """COMMIT; whether it is as durable as it is configured to be (rule 22)."""
+    with watch_replication(connection.connection.driver_connection) as cancelled:
+        transaction.commit()
+    return not cancelled
 
 
 def finish(connection: Connection, commit: bool, gid: Gid, token: str) -> Finish:
@@ -205,32 +218,6 @@ def in_doubt(connection: Connection, group: str, resource: str) -> list[tuple[Gi
     rows = connection.exec_driver_sql(f"SELECT gid, {age_ms} FROM pg_prepared_xacts WHERE {mine}")  # noqa: S608 - a checked name
     found = [(Gid.parse(text), age) for text, age in rows]
     return [(gid, max(0, age)) for gid, age in found if gid is not None and gid.resource == resource]
-
-
-def interrupt(connection: Connection, pid: int) -> None:
-    """End the backend *pid*, whatever it is doing: its transaction is rolled back and its locks are free."""
-    connection.exec_driver_sql(f"SELECT pg_terminate_backend({int(pid)})")
-
-
-def is_gone(connection: Connection, pid: int) -> bool:
-    """Whether the backend *pid* has gone."""
-    return not connection.exec_driver_sql(f"SELECT count(*) FROM pg_stat_activity WHERE pid = {int(pid)}").scalar()  # noqa: S608
-
-
-def hides_backends(connection: Connection) -> bool:
-    """Whether something between here and the server (a pooler) tells clients other process ids than the server has."""
-    return bool(connection.exec_driver_sql("SELECT pg_backend_pid()").scalar() != backend_pid(connection))
-
-
-def backend_pid(connection: Connection, ask: bool = False) -> int:
-    """The process id of the server's end of *connection*; costs no round trip, unless the server must be *asked*."""
-    driver: Any = connection.connection.driver_connection
-    for attribute in () if ask else ("get_server_pid", "get_backend_pid"):  # asyncpg, psycopg2
-        if hasattr(driver, attribute):
-            pid: int = getattr(driver, attribute)()
-            return pid
-    told = 0 if ask else int(getattr(getattr(driver, "info", None), "backend_pid", 0))
-    return told or int(connection.exec_driver_sql("SELECT pg_backend_pid()").scalar() or 0)
 
 
 def speaks_behind_the_transaction(statement: str) -> bool:

@@ -19,6 +19,7 @@ from txrpc.flows.driver import run
 from txrpc.ids import Gid
 from txrpc.protocol.messages import Finish, OnePhaseResult, ResourceInfo
 from txrpc.resource import Prepared, ReadOnly
+from txrpc.sql.backend import Backend
 from txrpc.sql.common import (
     BranchWork,
     Guard,
@@ -134,7 +135,7 @@ class ResourceManager:
                 self._guard.watch(connection, work)
                 if read_only:
                     self._dialect.set_read_only(connection)
-                work.pid = self._dialect.backend_pid(connection, self._asks_for_pid)
+                work.backend = Backend(self._dialect.backend_pid(connection, self._asks_for_pid), time.monotonic())
             except BaseException:
                 self._let_go(work)
                 raise
@@ -156,24 +157,24 @@ class ResourceManager:
         if token:
             committing(token)
         try:
-            work.transaction.commit()
+            durable = self._dialect.commit(work.transaction, work.connection)
         except Exception as error:
             if self._dialect.refused(error):
                 raise
             return self._how_it_ended(work, token)
         self._let_go(work)
-        return OnePhaseResult.COMMITTED
+        return OnePhaseResult.COMMITTED if durable else OnePhaseResult.UNKNOWN
 
     def rollback(self, work: BranchWork) -> None:
         """See `txrpc.resource.Resource.rollback`."""
         is_broken = broken(work)
         self._let_go(work)
         if is_broken:
-            self._see_off(work.pid)
+            self._see_off(work.backend)
 
     def interrupt(self, work: BranchWork) -> None:
         """See `txrpc.resource.Resource.interrupt`."""
-        if work is not None and work.pid:
+        if work is not None and work.backend is not None:
             self._aside(interrupt, self._dialect, work)
 
     def commit_prepared(self, gid: Gid, token: str) -> Finish:
@@ -209,9 +210,9 @@ class ResourceManager:
 
     def _let_go(self, work: BranchWork, spoiled: bool = False) -> None:
         """Return the connection to its pool, which rolls back whatever is still open on it.  Never raises."""
-        work.ours = True
+        clean = work.give_back()
         with suppress(Exception):
-            if spoiled or work.doom is not None:
+            if spoiled or not clean or work.doom is not None:
                 # Doomed: its user has ended SQLAlchemy's transaction, which now would return the connection as it is.
                 work.connection.invalidate()
             self._guard.release(work.connection)
@@ -222,19 +223,19 @@ class ResourceManager:
         """The connection broke during COMMIT."""
         self._let_go(work, spoiled=True)
         if not token:
-            self._see_off(work.pid)
+            self._see_off(work.backend)
             return OnePhaseResult.COMMITTED
-        return run(learn(self.one_phase_result, self._break_off, time.sleep, token, work.pid))
+        return run(learn(self.one_phase_result, self._break_off, time.sleep, token, work.backend))
 
-    def _break_off(self, pid: int) -> None:
-        self._aside(self._dialect.interrupt, pid)
+    def _break_off(self, backend: Backend) -> None:
+        self._aside(self._dialect.interrupt, backend)
 
-    def _gone(self, pid: int) -> bool:
-        gone: bool = self._aside(self._dialect.is_gone, pid)
+    def _gone(self, backend: Backend) -> bool:
+        gone: bool = self._aside(self._dialect.is_gone, backend)
         return gone
 
-    def _see_off(self, pid: int) -> None:
-        run(see_off(self._break_off, self._gone, time.sleep, pid))
+    def _see_off(self, backend: Backend | None) -> None:
+        run(see_off(self._break_off, self._gone, time.sleep, backend))
 
     def _aside(self, verb: Callable[..., Any], *arguments: Any) -> Any:
         """Run *verb* on a connection of its own, in AUTOCOMMIT."""

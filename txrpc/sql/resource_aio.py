@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
 from typing import Any
 
 from sqlalchemy import event
+from sqlalchemy.engine import Connection
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, AsyncSession
@@ -18,6 +20,7 @@ from txrpc.flows.driver import arun
 from txrpc.ids import Gid
 from txrpc.protocol.messages import Finish, OnePhaseResult, ResourceInfo
 from txrpc.resource import Prepared, ReadOnly
+from txrpc.sql.backend import Backend
 from txrpc.sql.common import (
     BranchWork,
     Guard,
@@ -124,7 +127,8 @@ class AsyncResourceManager:
                 await connection.run_sync(self._guard.watch, work)
                 if read_only:
                     await connection.run_sync(self._dialect.set_read_only)
-                work.pid = await connection.run_sync(self._dialect.backend_pid, self._asks_for_pid)
+                pid = await connection.run_sync(self._dialect.backend_pid, self._asks_for_pid)
+                work.backend = Backend(pid, time.monotonic())
             except BaseException:
                 await self._let_go(work)
                 raise
@@ -146,24 +150,28 @@ class AsyncResourceManager:
         if token:
             await committing(token)
         try:
-            await work.transaction.commit()
+            durable: bool = await work.connection.run_sync(self._commit, work)
         except Exception as error:
             if self._dialect.refused(error):
                 raise
             return await self._how_it_ended(work, token)
         await self._let_go(work)
-        return OnePhaseResult.COMMITTED
+        return OnePhaseResult.COMMITTED if durable else OnePhaseResult.UNKNOWN
+
+    def _commit(self, connection: Connection, work: BranchWork) -> bool:
+        durable: bool = self._dialect.commit(work.transaction.sync_transaction, connection)
+        return durable
 
     async def rollback(self, work: BranchWork) -> None:
         """See `txrpc.resource.Resource.rollback`."""
         is_broken = broken(work)
         await self._let_go(work)
         if is_broken:
-            await self._see_off(work.pid)
+            await self._see_off(work.backend)
 
     async def interrupt(self, work: BranchWork) -> None:
         """See `txrpc.resource.Resource.interrupt`."""
-        if work is not None and work.pid:
+        if work is not None and work.backend is not None:
             await self._aside(interrupt, self._dialect, work)
 
     async def commit_prepared(self, gid: Gid, token: str) -> Finish:
@@ -199,9 +207,9 @@ class AsyncResourceManager:
 
     async def _let_go(self, work: BranchWork, spoiled: bool = False) -> None:
         """Return the connection to its pool, which rolls back whatever is still open on it.  Never raises."""
-        work.ours = True
+        clean = work.give_back()
         with suppress(Exception):
-            if spoiled or work.doom is not None:
+            if spoiled or not clean or work.doom is not None:
                 # Doomed: its user has ended SQLAlchemy's transaction, which now would return the connection as it is.
                 await work.connection.invalidate()
             await work.connection.run_sync(self._guard.release)
@@ -212,19 +220,19 @@ class AsyncResourceManager:
         """The connection broke during COMMIT."""
         await self._let_go(work, spoiled=True)
         if not token:
-            await self._see_off(work.pid)
+            await self._see_off(work.backend)
             return OnePhaseResult.COMMITTED
-        return await arun(learn(self.one_phase_result, self._break_off, asyncio.sleep, token, work.pid))
+        return await arun(learn(self.one_phase_result, self._break_off, asyncio.sleep, token, work.backend))
 
-    async def _break_off(self, pid: int) -> None:
-        await self._aside(self._dialect.interrupt, pid)
+    async def _break_off(self, backend: Backend) -> None:
+        await self._aside(self._dialect.interrupt, backend)
 
-    async def _gone(self, pid: int) -> bool:
-        gone: bool = await self._aside(self._dialect.is_gone, pid)
+    async def _gone(self, backend: Backend) -> bool:
+        gone: bool = await self._aside(self._dialect.is_gone, backend)
         return gone
 
-    async def _see_off(self, pid: int) -> None:
-        await arun(see_off(self._break_off, self._gone, asyncio.sleep, pid))
+    async def _see_off(self, backend: Backend | None) -> None:
+        await arun(see_off(self._break_off, self._gone, asyncio.sleep, backend))
 
     async def _aside(self, verb: Callable[..., Any], *arguments: Any) -> Any:
         """Run *verb* on a connection of its own, in AUTOCOMMIT."""

@@ -7,24 +7,29 @@ from typing import Any
 
 from txrpc.flows.driver import Flow
 from txrpc.protocol.messages import OnePhaseResult
+from txrpc.sql.backend import Backend
 from txrpc.sql.common import SEE_OFF_BACKOFF_S, TRUTH_BACKOFF_S
 
 __all__ = ["learn", "see_off"]
 
 
 def learn(
-    ask: Callable[[str], Any], break_off: Callable[[int], Any], sleep: Callable[[float], Any], token: str, pid: int
+    ask: Callable[[str], Any],
+    break_off: Callable[[Backend], Any],
+    sleep: Callable[[float], Any],
+    token: str,
+    backend: Backend | None,
 ) -> Flow[OnePhaseResult]:
     """Ask for *token* until there is an answer; UNKNOWN after half a minute without the database.
 
-    A transaction that is still in progress may never have heard of its COMMIT, nor that its client is gone: its backend *pid* is
-    broken off, which settles it one way or the other.  (In progress, its backend lives, so *pid* is nobody else's.)
+    A transaction that is still in progress may never have heard of its COMMIT, nor that its client is gone: its *backend* is broken
+    off, which settles it one way or the other, unless it waits for a synchronous standby (rule 22).
     """
     for pause_s in TRUTH_BACKOFF_S:
         try:
             result: OnePhaseResult | None = yield ask, (token,)
-            if result is None:
-                yield break_off, (pid,)
+            if result is None and backend is not None:
+                yield break_off, (backend,)
         except Exception:
             result = None  # the database is not back yet
         if result is not None:
@@ -34,19 +39,22 @@ def learn(
 
 
 def see_off(
-    break_off: Callable[[int], Any], gone: Callable[[int], Any], sleep: Callable[[float], Any], pid: int
+    break_off: Callable[[Backend], Any],
+    gone: Callable[[Backend], Any],
+    sleep: Callable[[float], Any],
+    backend: Backend | None,
 ) -> Flow[None]:
-    """End the backend *pid* of a lost connection: it may still execute what it was told last, or wait and hold its locks.
+    """End the *backend* of a lost connection: it may still execute what it was told last, or wait and hold its locks.
 
     Whatever broke the connection may break the first tries as well.  After three of them the database itself is taken for lost,
     and its backends with it; should one have lived and prepared its branch, the sweep for branches in doubt finds that.
     """
     failures = 0
-    for pause_s in SEE_OFF_BACKOFF_S if pid else ():
+    for pause_s in SEE_OFF_BACKOFF_S if backend is not None else ():
         yield sleep, (pause_s,)
         try:
-            yield break_off, (pid,)
-            if (yield gone, (pid,)):
+            yield break_off, (backend,)
+            if (yield gone, (backend,)):
                 return
         except Exception:
             failures += 1

@@ -153,8 +153,8 @@ class SimManager(ManagerCore):
         self._process.alarm(int(timeout_s * 1000), promise.break_, TimeoutError())
         return promise
 
-    def ask(self, verb: Callable[..., Promise], *arguments: Any) -> Promise:
-        return verb(*arguments)
+    def ask(self, resource: SimResource, token: str) -> Promise:
+        return resource.one_phase_result(token)
 
     def pause(self, seconds: float) -> Promise:
         promise = Promise()

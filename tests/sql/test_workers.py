@@ -1,0 +1,157 @@
+"""Who waits for whom in one process: finishing never for work, one resource never for another, nobody for himself (F9, G2, G3)."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import suppress
+from typing import Any
+
+import pytest
+import sqlalchemy as sa
+from sqlalchemy.ext.asyncio import create_async_engine
+
+import txrpc
+import txrpc.aio
+import txrpc.sql
+from tests.postgres import Server
+from tests.runtime.conftest import NoSession
+from tests.sql.kit import Make, gid, insert
+from tests.waiting import aeventually, eventually, until_a_backend_waits_for
+from txrpc.protocol.messages import Commit, Prepare
+from txrpc.resource import Prepared
+from txrpc.runtime.manager import Manager
+from txrpc.runtime.manager_aio import AioManager
+from txrpc.runtime.scope import set_default_manager
+
+UNIQUE = "ALTER TABLE row ADD CONSTRAINT one_value UNIQUE (value) DEFERRABLE INITIALLY DEFERRED"
+INSERT = sa.text("INSERT INTO row VALUES (:name, 1)")
+
+
+def _prepared(resource: txrpc.sql.ResourceManager) -> Commit:
+    """A prepared branch that holds value 1, and the order to commit it."""
+    work, branch = resource.begin(False), gid()
+    insert(work)
+    prepared = resource.prepare(work, branch)
+    assert isinstance(prepared, Prepared)
+    return Commit(branch, prepared.token)
+
+
+def _ends(server: Server, url: str, order: Commit) -> object:
+    return not server.execute(f"SELECT 1 FROM pg_prepared_xacts WHERE gid = '{order.gid}'")
+
+
+def test_f9_commit_prepared_never_queues_behind_the_prepares_that_wait_for_it(
+    make: Make, url: str, server: Server
+) -> None:
+    """It did, until their deadline and five seconds: one worker here stood for sixteen."""
+    database = sa.make_url(url).database or ""
+    server.execute(UNIQUE, database)
+    resource = make()
+    order = _prepared(resource)
+    manager = Manager("default", [resource], workers=1)
+    manager.start(NoSession())
+    tx = manager.begin(60)
+    with resource.connection() as connection:
+        connection.execute(INSERT, {"name": "b"})
+    (ref,) = tx._part.refs
+    manager.on_message(Prepare(tx.xid, ref.branch, ref.calls))
+    until_a_backend_waits_for(server, database, "transactionid")
+    manager.on_message(order)
+    eventually(lambda: _ends(server, url, order))
+    tx.rollback()
+    manager.close()
+
+
+async def test_f9_commit_prepared_never_queues_behind_the_prepares_that_wait_for_it_aio(
+    make: Make, url: str, server: Server
+) -> None:
+    database = sa.make_url(url).database or ""
+    server.execute(UNIQUE, database)
+    order = _prepared(make())
+    engine = create_async_engine(sa.make_url(url).set(drivername="postgresql+asyncpg"))
+    resource = txrpc.sql.AsyncResourceManager("bank", engine)
+    manager = AioManager("default", [resource], workers=1)
+    await manager.start(_AioNoSession())
+    tx = manager.begin(60)
+    async with resource.connection() as connection:
+        await connection.execute(INSERT, {"name": "b"})
+    (ref,) = tx._part.refs
+    manager.on_message(Prepare(tx.xid, ref.branch, ref.calls))
+    waits = f"SELECT 1 FROM pg_stat_activity WHERE datname = '{database}' AND wait_event = 'transactionid'"
+    await aeventually(lambda: server.execute(waits))
+    manager.on_message(order)
+    await aeventually(lambda: _ends(server, url, order))
+    await tx.rollback()
+    await manager.close()
+    await engine.dispose()
+
+
+class _AioNoSession(NoSession):
+    async def start(self) -> None:  # type: ignore[override]
+        """There is no coordinator."""
+
+    async def close(self) -> None:  # type: ignore[override]
+        """Nothing to close."""
+
+
+@pytest.fixture
+def alone(make: Make) -> Iterator[txrpc.sql.ResourceManager]:
+    """A resource with one connection, and a manager with all the patience in the world."""
+    resource = make(pool_size=1, max_overflow=0)
+    manager = Manager("default", [resource])
+    manager.patience_ms = 600_000
+    manager.start(NoSession())
+    set_default_manager("txrpc", manager, on=True)
+    yield resource
+    manager.close()
+
+
+@pytest.mark.parametrize("end", ["commit", "rollback"])
+def test_g3_ending_inside_an_open_block_is_answered_at_once_and_hits_nobody_else(
+    alone: txrpc.sql.ResourceManager, end: str
+) -> None:
+    """It hung for half a minute; and G2: the interrupt reached whoever had the connection next."""
+    for number in range(20):
+        tx = txrpc.begin(timeout=300)
+        began = time.monotonic()
+        # Whether the rest of the block notices depends on who is faster; that nothing of it stays does not.
+        with suppress(txrpc.TransactionAborted), alone.session() as session:
+            session.execute(INSERT, {"name": str(number)})
+            if end == "rollback":
+                tx.rollback()
+            else:
+                with pytest.raises(txrpc.TransactionAborted, match="still running: leave it before the end"):
+                    tx.commit()
+            session.execute(INSERT, {"name": "too late"})
+        assert time.monotonic() - began < 60
+        with txrpc.transaction(), alone.connection() as connection:
+            assert connection.scalar(sa.text("SELECT count(*) FROM row")) == 0
+
+
+def test_g2_a_connection_that_is_being_broken_off_never_goes_back_to_the_pool(make: Make, driver: str) -> None:
+    """The server's answer to the interrupt comes some time after it was sent; by then another branch may have the connection."""
+    resource = make(driver, **({} if "async" in driver else {"pool_size": 1, "max_overflow": 0}))
+    for number in range(20):
+        work = resource.begin(False)
+        insert(work, str(number))
+        resource.interrupt(work)
+        resource.rollback(work)
+        innocent = resource.begin(False)
+        resource.interrupt(work)  # too late: its connection is not its own any more
+        insert(innocent, str(number))
+        resource.rollback(innocent)
+
+
+def test_g2_another_backend_with_the_same_process_id_is_not_ended(make: Make) -> None:
+    """Process ids are used again, at once in a container that restarts."""
+    resource = make()
+    work: Any = resource.begin(False)
+    insert(work)
+    old = type(work.backend)(work.pid, work.backend.seen_s - 86_400)  # seen a day before this backend was started
+    resource._break_off(old)
+    assert not resource._gone(work.backend)
+    assert resource._gone(old)
+    resource._break_off(work.backend)
+    eventually(lambda: resource._gone(work.backend))
+    resource.rollback(work)
