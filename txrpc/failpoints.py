@@ -42,7 +42,7 @@ __all__ = [
     "program",
 ]
 
-_TO_BRANCHES = ("Prepare", "CommitOnePhase", "Commit", "Rollback", "Resolve")
+_TO_BRANCHES = ("Prepare", "CommitOnePhase", "Commit", "Rollback", "Abandon", "Resolve")
 MESSAGES: dict[str, tuple[str, ...]] = {
     "client": ("CommitRequest", "RollbackRequest", "OutcomeRequest"),
     "participant": ("Hello", "Voted", "Committing", "OnePhaseDone", "Acked", "Inquiry", "Resolved", "Trouble"),

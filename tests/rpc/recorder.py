@@ -49,7 +49,7 @@ class Out:
         if self.end is None:
             self.end, self.failure = "lost", reason
 
-    def settle_with(self, poll: Callable[[], Any]) -> None:
+    def settle_with(self, poll: Callable[[], Any], cancel: Callable[[], Any]) -> None:
         self.poll = poll
 
     @property

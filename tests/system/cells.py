@@ -24,6 +24,7 @@ class Deed:
 
 TRANSFER = Deed("transfer")
 GIVE_UP = Deed("give up")
+STRAY = Deed("ends with a call in flight")
 REFUSED = Deed("refused elsewhere")
 ONE = Deed("one branch")
 CONNECT = Deed("a client connects")
@@ -43,6 +44,7 @@ DEEDS = {
         "commit_one_phase": ONE,
         "commit": TRANSFER,
         "rollback": GIVE_UP,
+        "abandon": STRAY,
         "resolve": LOST_ONE_THERE,
         "outcome_reply": TRANSFER,
         "go_away": SHUTDOWN,

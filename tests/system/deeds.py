@@ -36,6 +36,9 @@ def carry_out(deed: str, victim: str, banks: Sequence[str], timeout_s: float) ->
                     here.Deposit(_amount("0000"))
                 case "one slow branch":
                     here.Deposit(_amount(SLOW))
+                case "ends with a call in flight":
+                    here.Withdraw(_amount("0000"))
+                    other.Deposit.future(_amount("0000"))
                 case "refused elsewhere":
                     here.Withdraw(_amount("0000"))
                     other.Deposit(_amount(REFUSED))
@@ -47,7 +50,7 @@ def carry_out(deed: str, victim: str, banks: Sequence[str], timeout_s: float) ->
         return xid, "committed"
     except txrpc.OutcomeUnknown:
         return xid, "unknown"
-    except (txrpc.TransactionAborted, txrpc.Unavailable, grpc.RpcError, FailpointError, _GiveUp):
+    except (txrpc.TransactionAborted, txrpc.CallsInFlight, txrpc.Unavailable, grpc.RpcError, FailpointError, _GiveUp):
         return xid, "aborted"
     finally:
         teller.close()

@@ -19,9 +19,13 @@ import pytest
 import txrpc
 import txrpc.aio
 from tests.runtime.notebook import AioNotebook, Notebook
+from tests.waiting import aeventually, eventually
 from txrpc.testing.processes import CoordinatorProcess
+from txrpc.wire.metadata import CONTEXT_KEY, encode_context
 
 PATIENCE_S = 60
+LONG_S = 300
+"""Longer than any test is patient: what is free before did not wait for its deadline."""
 
 
 @pytest.fixture
@@ -48,12 +52,15 @@ class Service:
             "write": grpc.unary_unary_rpc_method_handler(self._write),
             "wait": grpc.unary_unary_rpc_method_handler(self._wait),
             "stream": grpc.unary_stream_rpc_method_handler(self._stream),
+            "fan": grpc.unary_unary_rpc_method_handler(self._fan),
         }
         server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler("t.S", handlers),))
         port = server.add_insecure_port("127.0.0.1:0")
         server.start()
         self.ends.callback(lambda: server.stop(0).wait(PATIENCE_S))
         channel = self.ends.enter_context(grpc.insecure_channel(f"127.0.0.1:{port}"))
+        self.plain: Any = channel
+        self.left: Any = None
         self.channel: Any = grpc.intercept_channel(channel, *txrpc.client_interceptors())
         self.ends.callback(self.go_on.set)
 
@@ -74,6 +81,19 @@ class Service:
     def _stream(self, request: bytes, context: Any) -> Iterator[bytes]:
         yield b"first"
         yield self._wait(request, context)
+
+    def _fan(self, request: bytes, _context: Any) -> bytes:
+        """Two calls at a time, of which one fails at once."""
+        other = self.method("wait").future(request)
+        assert self.busy.wait(PATIENCE_S)
+        try:
+            raise _NoSuchHotel
+        finally:
+            self.left = other  # held, or gRPC would cancel it by itself
+
+
+class _NoSuchHotel(Exception):
+    """What one half of a fan-out raises."""
 
 
 @pytest.fixture
@@ -103,20 +123,44 @@ def _thread(service: Service) -> Any:
 def test_rule_9_a_call_that_still_runs_rolls_everything_back(service: Service, begin: Callable[[Service], Any]) -> None:
     """Left alone it would write after the commit, or its branch would be missing from it."""
     with pytest.raises(txrpc.CallsInFlight, match="1 call of the transaction had not returned") as caught:
-        with txrpc.transaction(timeout=30, manager=service.client) as tx:
+        with txrpc.transaction(timeout=LONG_S, manager=service.client) as tx:
             call = begin(service)
             assert service.busy.wait(PATIENCE_S)
             service.own.write("mine")
     assert str(tx.xid) in str(caught.value)
     assert tx.status is txrpc.Status.ROLLED_BACK
+    assert service.notebook.rolled_back.wait(PATIENCE_S)  # while the call still runs, and holds what it has locked
     service.go_on.set()
-    with suppress(Exception):  # how the call itself ends is not what this is about
+    with suppress(Exception, grpc.FutureCancelledError):  # how the call itself ends is not what this is about
         list(call) if begin is _stream else call.result(PATIENCE_S)
     assert (service.own.lines, service.notebook.lines, service.notebook.prepared) == ([], [], {})
 
 
+def test_rule_19_a_fan_out_in_a_service_frees_what_its_other_half_holds(service: Service) -> None:
+    """B2: the caller was told "rolled back" at once, and the row stayed locked for the whole timeout."""
+    with pytest.raises(txrpc.TransactionAborted), txrpc.transaction(timeout=LONG_S, manager=service.client):
+        service.method("fan")(b"x")
+    assert service.notebook.rolled_back.wait(PATIENCE_S)
+    assert not service.go_on.is_set()
+
+
+def test_rule_19_a_call_that_comes_after_the_end_is_refused_though_it_never_had_a_branch_there(
+    service: Service,
+) -> None:
+    """It was on its way when its transaction ended."""
+    with pytest.raises(txrpc.CallsInFlight), txrpc.transaction(timeout=LONG_S, manager=service.client) as tx:
+        late = tx.outgoing()
+    refused = [(CONTEXT_KEY, encode_context(late.context))]
+    stub = service.plain.unary_unary("/t.S/write")
+    eventually(lambda: service.manager._table.closed(tx.xid))
+    with pytest.raises(grpc.RpcError) as caught:
+        stub(b"late", metadata=refused)
+    assert caught.value.code() is grpc.StatusCode.ABORTED
+    assert service.notebook.lines == []
+
+
 def test_rule_9_two_calls_to_one_branch_commit(service: Service) -> None:
-    with txrpc.transaction(timeout=30, manager=service.client):
+    with txrpc.transaction(timeout=LONG_S, manager=service.client):
         for line in (b"one", b"two"):
             assert service.method("write")(line) == b"written"
         service.own.write("mine")
@@ -147,6 +191,7 @@ class AioService:
             "write": grpc.unary_unary_rpc_method_handler(self._write),
             "wait": grpc.unary_unary_rpc_method_handler(self._wait),
             "stream": grpc.unary_stream_rpc_method_handler(self._stream),
+            "fan": grpc.unary_unary_rpc_method_handler(self._fan),
         }
         self.server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler("t.S", handlers),))
         port = self.server.add_insecure_port("127.0.0.1:0")
@@ -177,6 +222,19 @@ class AioService:
     async def _stream(self, request: bytes, context: Any) -> AsyncIterator[bytes]:
         yield b"first"
         yield await self._wait(request, context)
+
+    async def _fan(self, request: bytes, _context: Any) -> bytes:
+        """Two calls at a time, of which one fails at once."""
+
+        async def fails() -> None:
+            await asyncio.wait_for(self.busy.wait(), PATIENCE_S)
+            raise _NoSuchHotel
+
+        async def waits() -> None:
+            await self.method("wait")(request)
+
+        await asyncio.gather(waits(), fails())
+        return b"never"
 
 
 @pytest.fixture
@@ -211,20 +269,45 @@ async def test_rule_9_a_call_that_still_runs_rolls_everything_back_in_asyncio(
 ) -> None:
     service = aio_service
     with pytest.raises(txrpc.CallsInFlight, match="1 call of the transaction had not returned"):
-        async with txrpc.aio.transaction(timeout=30, manager=service.client) as tx:
+        async with txrpc.aio.transaction(timeout=LONG_S, manager=service.client) as tx:
             call = await begin(service)
             await asyncio.wait_for(service.busy.wait(), PATIENCE_S)
             await service.own.note("mine")
     assert tx.status is txrpc.Status.ROLLED_BACK
+    await aeventually(service.notebook.rolled_back.is_set)
     service.go_on.set()
-    with suppress(Exception):  # how the call itself ends is not what this is about
+    with suppress(Exception, asyncio.CancelledError):  # how the call itself ends is not what this is about
         [part async for part in call] if begin is _aio_stream else await call
     assert (service.own.lines, service.notebook.lines, service.notebook.prepared) == ([], [], {})
 
 
+@pytest.mark.parametrize("where", ["root", "service"])
+async def test_rule_19_a_gather_of_which_one_fails_frees_what_the_other_holds(
+    aio_service: AioService, where: str
+) -> None:
+    """B2: `asyncio.gather` leaves the other one running."""
+    service = aio_service
+
+    async def fails() -> None:
+        await asyncio.wait_for(service.busy.wait(), PATIENCE_S)
+        raise _NoSuchHotel
+
+    async def waits() -> None:
+        await service.method("wait")(b"x")
+
+    with pytest.raises((_NoSuchHotel, txrpc.TransactionAborted)):
+        async with txrpc.aio.transaction(timeout=LONG_S, manager=service.client):
+            if where == "root":
+                await asyncio.gather(waits(), fails())
+            else:
+                await service.method("fan")(b"x")
+    await aeventually(service.notebook.rolled_back.is_set)
+    assert not service.go_on.is_set()
+
+
 async def test_rule_9_two_calls_to_one_branch_commit_in_asyncio(aio_service: AioService) -> None:
     service = aio_service
-    async with txrpc.aio.transaction(timeout=30, manager=service.client):
+    async with txrpc.aio.transaction(timeout=LONG_S, manager=service.client):
         await asyncio.gather(*(service.method("write")(line) for line in (b"one", b"two")))
         await service.own.note("mine")
     assert service.own.lines == ["mine"]

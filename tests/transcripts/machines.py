@@ -26,6 +26,7 @@ from txrpc.protocol.events import (
     Woke,
 )
 from txrpc.protocol.messages import (
+    Abandon,
     Acked,
     Commit,
     CommitOnePhase,
@@ -90,6 +91,7 @@ def _is_option(word: str) -> bool:
         "from",
         "seen",
         "resource",
+        "everywhere",
         "begun",
         "deadline",
     )
@@ -189,9 +191,9 @@ class CoordinatorMachine(Machine):
         self._step(Received(session, request))
 
     def do_rollback(self, words: list[str], options: Options) -> None:
-        """rollback tx1 a1 b1: the root gives up."""
+        """rollback tx1 a1 b1 [everywhere=yes]: the root gives up; perhaps with calls that still run."""
         session, key, of, refs, begun = self._root(words, options)
-        self._step(Received(session, RollbackRequest(key, of, begun, refs, REASON)))
+        self._step(Received(session, RollbackRequest(key, of, begun, refs, REASON, "everywhere" in options)))
 
     def do_outcome(self, words: list[str], options: Options) -> None:
         """outcome tx1 [a1] [epoch=1]: somebody asks how it ended."""
@@ -337,6 +339,10 @@ class ParticipantMachine(Machine):
     def do_rollback(self, words: list[str], _options: Options) -> None:
         """rollback a1 tx1."""
         self._hear(Rollback(gid(words[0], words[1], 2), REASON))
+
+    def do_abandon(self, words: list[str], _options: Options) -> None:
+        """abandon tx1: it is aborted, whatever there is of it here."""
+        self._honour(self.table.abandon(Abandon(xid(words[0]), REASON), ("db-a", "db-b"), 30_000, self.now_ms))
 
     def do_resolve(self, words: list[str], _options: Options) -> None:
         """resolve a1 tx1: how did its commit in one phase end?  (b1: of another process.)"""

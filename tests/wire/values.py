@@ -42,7 +42,7 @@ to_coordinator: st.SearchStrategy[Any] = st.one_of(
         positions,
     ),
     st.builds(m.CommitRequest, xids, epochs, uint32, ref_lists, uint32, st.sampled_from(m.Wait)),
-    st.builds(m.RollbackRequest, xids, epochs, uint32, ref_lists, reasons),
+    st.builds(m.RollbackRequest, xids, epochs, uint32, ref_lists, reasons, st.booleans()),
     st.builds(m.OutcomeRequest, xids, epochs, uint32, ref_lists),
     st.builds(m.Voted, xids, branch_ids, votes, st.none() | reasons, tokens),
     st.builds(m.Committing, xids, branch_ids, tokens),
@@ -60,6 +60,7 @@ from_coordinator: st.SearchStrategy[Any] = st.one_of(
     st.builds(m.CommitOnePhase, xids, branch_ids, uint32),
     st.builds(m.Commit, gids, tokens, positions),
     st.builds(m.Rollback, gids, reasons, tokens),
+    st.builds(m.Abandon, xids, reasons),
     st.builds(m.Resolve, xids, branch_ids, names, tokens),
     st.builds(
         m.OutcomeReply,

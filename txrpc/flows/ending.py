@@ -46,7 +46,17 @@ from txrpc.protocol.messages import (
     Wait,
 )
 
-__all__ = ["Ending", "LocalCommit", "ask_outcome", "commit", "only_here", "outcome_here", "rollback", "settle"]
+__all__ = [
+    "Ending",
+    "LocalCommit",
+    "ask_outcome",
+    "cancel_calls",
+    "commit",
+    "only_here",
+    "outcome_here",
+    "rollback",
+    "settle",
+]
 
 logger = logging.getLogger("txrpc.runtime")
 
@@ -112,6 +122,12 @@ def settle(part: Part) -> Flow[None]:
             yield call.poll, ()
 
 
+def cancel_calls(part: Part) -> None:
+    """Nobody will take the replies of the calls that are still out."""
+    for call in part.calls_out:
+        call.cancel()
+
+
 def commit(manager: Ending, part: Part, wait: Wait) -> Flow[None]:
     """Commit, or raise what says that it did not."""
     yield from settle(part)
@@ -169,9 +185,11 @@ def rollback(manager: Ending, part: Part, reason: Reason) -> Flow[None]:
 def _undo(manager: Ending, part: Part, refs: tuple[BranchRef, ...], reason: Reason) -> Flow[None]:
     own = [ref for ref in refs if ref.participant == manager.participant_id]
     futures = [manager.end_here(ref, reason) for ref in own]
-    if len(own) < len(refs) and part.owner is not None:
+    cancel_calls(part)
+    if part.owner is not None and (len(own) < len(refs) or part.in_flight):
         others = tuple(ref for ref in refs if ref.participant != manager.participant_id)
-        manager.tell(RollbackRequest(part.xid, part.owner.epoch, part.begun_tick, others, reason))
+        everywhere = bool(part.in_flight)
+        manager.tell(RollbackRequest(part.xid, part.owner.epoch, part.begun_tick, others, reason, everywhere))
     for future in futures:
         # If the database does not answer: the branch is unprepared and can only end one way.
         with contextlib.suppress(TimeoutError):

@@ -38,7 +38,7 @@ class Status(enum.Enum):
 class CallOut:
     """One call to another service, until its end is known.  See `txrpc.rpc.ports.OutgoingCall`."""
 
-    __slots__ = ("_part", "_rule", "context", "poll", "time_left_s")
+    __slots__ = ("_cancel", "_part", "_rule", "context", "poll", "time_left_s")
 
     def __init__(self, part: Part, rule: Rule, context: TransactionContext) -> None:
         self._part = part
@@ -46,6 +46,7 @@ class CallOut:
         self.context = context
         self.time_left_s = context.time_left_ms / 1000
         self.poll: Callable[[], Any] | None = None
+        self._cancel: Callable[[], Any] | None = None
 
     def replied(self, report: CallReport | None, failure: Reason | None = None, kinds: tuple[object, ...] = ()) -> None:
         """The end is known."""
@@ -56,9 +57,14 @@ class CallOut:
         """The end is not known."""
         self._part.call_ended(self, None, reason)
 
-    def settle_with(self, poll: Callable[[], Any]) -> None:
-        """How to learn of an end that nobody has told us."""
-        self.poll = poll
+    def settle_with(self, poll: Callable[[], Any], cancel: Callable[[], Any]) -> None:
+        """How to learn of an end that nobody has told us, and how to bring one about."""
+        self.poll, self._cancel = poll, cancel
+
+    def cancel(self) -> None:
+        """Nobody wants its reply any more.  (A blocking call of another thread cannot be cancelled.)"""
+        if self._cancel is not None:
+            self._cancel()
 
 
 class Part:
@@ -82,6 +88,8 @@ class Part:
         """A sentence if a branch was found ended against the decision."""
         self.callbacks: list[Callable[[Any], Any]] = []
         self._lock = threading.Lock()
+        self.in_flight = 0
+        """Calls whose end was not known when the part was closed: each may have opened branches that nobody has told us of."""
         self._out: set[CallOut] = set()
         self._refs: dict[BranchId, BranchRef] = {}
         self._own: set[BranchId] = set()
@@ -162,15 +170,15 @@ class Part:
             if self.status is not Status.ACTIVE:
                 raise IllegalState(f"transaction {self.xid} has ended already: {self.status.value}")
             self.status = status
-            if self._out:
-                count = len(self._out)
+            self.in_flight = count = len(self._out)
+            if count:
                 text = f"{count} call{'s' if count > 1 else ''} of the transaction had not returned when it was to end"
                 self._doom(Reason(AbortCode.CALL_END_UNKNOWN, text))
             return self.doom
 
     def error(self, reason: Reason) -> Exception:
         """What to raise for a commit that was refused because of *reason*."""
-        if self._out and reason.code is AbortCode.CALL_END_UNKNOWN:
+        if self.in_flight and reason.code is AbortCode.CALL_END_UNKNOWN:
             return CallsInFlight(f"transaction {self.xid} was rolled back: {reason.text}")
         return aborted(self.xid, reason)
 

@@ -265,6 +265,10 @@ class Coordinator(Inquiries):
                 return
             if branch.session != session:
                 return  # said before, or not by the process that was asked last
+            speaker = self.directory.sessions[session].hello.participant
+            if isinstance(message, Voted | Committing | OnePhaseDone) and speaker != branch.ref.participant:
+                self._violation(session, message, "speaks of a branch that is another process's")
+                return
         self._enter(message.xid, _INPUTS[type(message)], session, message)
 
     def _second_hello(self, session: int, message: Hello) -> None:

@@ -7,6 +7,7 @@ Plumbing only.  What a row does when something happens is in `voting` and `finis
 from __future__ import annotations
 
 import heapq
+from collections import deque
 from collections.abc import Callable
 
 from txrpc.ids import BranchId, Gid, Xid
@@ -33,6 +34,8 @@ class Ledger:
         self.rows: dict[BranchId, BranchRow] = {}
         self._by_use: dict[tuple[Xid, str], BranchId] = {}
         self._closed: dict[Xid, int] = {}
+        self._abandoned: deque[tuple[int, Xid]] = deque()
+        """Transactions that were closed without a row whose tombstone would open them again, and until when."""
         self._timers: list[tuple[int, BranchId]] = []
         self._jitter = jitter
         self._now_ms = 0

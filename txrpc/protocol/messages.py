@@ -14,6 +14,7 @@ from txrpc.ids import BranchId, Epoch, Gid, ParticipantId, Xid
 
 __all__ = [
     "PROTOCOL_VERSION",
+    "Abandon",
     "AboutEnd",
     "Acked",
     "BranchRef",
@@ -189,6 +190,7 @@ class RollbackRequest:
     """The root gives up: every branch that it knows of is rolled back now instead of at its deadline.
 
     *epoch* and *begun_tick* as for `CommitRequest`: what may have been decided and forgotten is looked up first.
+    *everywhere*: calls are still running, so that there may be branches that it does not know of (rule 19).
     """
 
     xid: Xid
@@ -196,6 +198,7 @@ class RollbackRequest:
     begun_tick: int
     branches: tuple[BranchRef, ...]
     reason: Reason
+    everywhere: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -343,6 +346,14 @@ class Rollback:
 
 
 @dataclass(frozen=True, slots=True)
+class Abandon:
+    """The transaction is aborted, and nobody knows all of its branches: whatever there is of it is rolled back, and none begun."""
+
+    xid: Xid
+    reason: Reason
+
+
+@dataclass(frozen=True, slots=True)
 class Resolve:
     """The process that was committing this branch in one phase is gone: ask the database how transaction *token* ended."""
 
@@ -380,17 +391,7 @@ class GoAway:
 AboutEnd = CommitRequest | RollbackRequest | OutcomeRequest
 """What roots say about the end of a transaction."""
 
-ToCoordinator = (
-    Hello
-    | CommitRequest
-    | RollbackRequest
-    | OutcomeRequest
-    | Voted
-    | Committing
-    | OnePhaseDone
-    | Acked
-    | Inquiry
-    | Resolved
-    | Trouble
+ToCoordinator = Hello | AboutEnd | Voted | Committing | OnePhaseDone | Acked | Inquiry | Resolved | Trouble
+FromCoordinator = (
+    Welcome | Tick | Prepare | CommitOnePhase | Commit | Rollback | Abandon | Resolve | OutcomeReply | GoAway
 )
-FromCoordinator = Welcome | Tick | Prepare | CommitOnePhase | Commit | Rollback | Resolve | OutcomeReply | GoAway

@@ -24,13 +24,15 @@ Where things are
 from __future__ import annotations
 
 import heapq
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, Final
 
 from txrpc.errors import AbortCode, Reason
 from txrpc.ids import BranchId, Gid
 from txrpc.protocol.branch import BranchInput, BranchRow, BranchState, Effects, Operation
+from txrpc.protocol.ledger import TOMBSTONE_MS
 from txrpc.protocol.messages import (
+    Abandon,
     Commit,
     CommitOnePhase,
     Inquiry,
@@ -126,6 +128,22 @@ class Participant(Voting):
             gone = row.gid.node == owner.node and row.gid.epoch != owner.epoch
             if gone and row.state is BranchState.ACTIVE and (row.calls or row.running):
                 self._enter(BranchInput.ROLLBACK, row.branch, Rollback(row.gid, reason))
+        return self._out
+
+    def abandon(self, message: Abandon, resources: Iterable[str], longest_ms: int, now_ms: int) -> Effects:
+        """Roll back what there is of an aborted transaction in *resources*, and let none of its calls in for *longest_ms*."""
+        self._begin(now_ms)
+        while self._abandoned and self._abandoned[0][0] <= self._now_ms:
+            _until, xid = self._abandoned.popleft()
+            if self._closed.get(xid, 0) <= self._now_ms:
+                self._closed.pop(xid, None)
+        until_ms = self._now_ms + longest_ms + TOMBSTONE_MS
+        self._closed[message.xid] = max(until_ms, self._closed.get(message.xid, 0))
+        self._abandoned.append((until_ms, message.xid))
+        for resource in resources:
+            row = self.find(message.xid, resource)
+            if row is not None and row.state is BranchState.ACTIVE:
+                self._enter(BranchInput.ROLLBACK, row.branch, Rollback(row.gid, message.reason))
         return self._out
 
     def in_doubt(self, gid: Gid, since_ms: int, now_ms: int) -> Effects:

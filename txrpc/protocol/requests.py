@@ -10,6 +10,7 @@ from txrpc.errors import AbortCode, Reason
 from txrpc.protocol.admission import check_branches
 from txrpc.protocol.events import Lookup
 from txrpc.protocol.messages import (
+    Abandon,
     AboutEnd,
     CommitRequest,
     Outcome,
@@ -81,6 +82,8 @@ class Requests(Rounds):
 
     def _reply_ended(self, row: None, session: int, request: AboutEnd) -> None:
         reason = self.remembered[request.xid]
+        if reason is not None:
+            self._abandon(request)
         outcome = Outcome.COMMITTED if reason is None else Outcome.ABORTED
         self._send(session, OutcomeReply(request.xid, outcome, reason, position=self.position))
 
@@ -90,10 +93,19 @@ class Requests(Rounds):
             self._ask_log(session, request)
             return
         self._abort_unknown(session, request.xid, request.epoch, request.branches, request.reason)
+        self._abandon(request)
 
     def _give_up_early(self, row: Transaction, session: int, request: RollbackRequest) -> None:
         row.waiters[session] = Wait.ACKNOWLEDGED
         self._abort(row, request.reason)
+        self._abandon(request)
+
+    def _abandon(self, request: AboutEnd) -> None:
+        """Tell everybody who may have a branch of an aborted transaction of which its root does not know (rule 19)."""
+        if isinstance(request, RollbackRequest) and request.everywhere:
+            for entry in self.directory.sessions.values():
+                if entry.hello.resources:
+                    self._send(entry.session, Abandon(request.xid, request.reason))
 
     def _presume(self, row: None, session: int, request: OutcomeRequest) -> None:
         if not self._of_this_time(request):
@@ -136,6 +148,7 @@ class Requests(Rounds):
             self._ask_only_branch(session, request)
         else:
             self._abort_unknown(session, xid, request.epoch, request.branches, self._too_late(request), count=False)
+            self._abandon(request)
 
     def _too_late(self, request: AboutEnd) -> Reason:
         if isinstance(request, RollbackRequest):

@@ -44,7 +44,7 @@ class _Open:
         self._told = mapped is not None
         self._mapped = mapped
         if not self._told:
-            out.settle_with(self.poll)
+            out.settle_with(self.poll, call.cancel)
         if not call.done():
             # Weakly, and not by `add_done_callback`, which holds the call: gRPC cancels a call that nobody holds any more.
             call.add_callback(functools.partial(_noticed, weakref.ref(self)))

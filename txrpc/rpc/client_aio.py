@@ -28,7 +28,7 @@ class _Open:
         self._call = call
         self._out = out
         self._method = method
-        out.settle_with(self.poll)
+        out.settle_with(self.poll, call.cancel)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._call, name)

@@ -34,11 +34,11 @@ class OutgoingCall(Protocol):
     def lost(self, reason: Reason) -> None:
         """The call's end is not known (deadline, cancel, lost connection): the transaction can only roll back."""
 
-    def settle_with(self, poll: Callable[[], Any]) -> None:
+    def settle_with(self, poll: Callable[[], Any], cancel: Callable[[], Any]) -> None:
         """Register how to learn the end of a call that the caller may have finished without our noticing (a future, a stream).
 
-        *poll* is called before commit and before a reply; it calls `replied` or `lost` if the call is done, else nothing.
-        In an asyncio program it returns an awaitable.
+        *cancel* brings it about, when the transaction has ended.  *poll* is called before commit and before a reply; it calls
+        `replied` or `lost` if the call is done, else nothing.  In an asyncio program it returns an awaitable.
         """
 
 

@@ -32,6 +32,7 @@ from txrpc.flows.part import Part
 from txrpc.ids import Gid, Xid
 from txrpc.protocol.messages import (
     PROTOCOL_VERSION,
+    Abandon,
     Commit,
     FromCoordinator,
     Hello,
@@ -153,6 +154,10 @@ class ManagerCore(Branches, Asking):
 
     def _about_branch(self, message: Any) -> None:
         now_ms = self.now_ms()
+        if isinstance(message, Abandon):
+            longest_ms = self.welcome.max_timeout_ms if self.welcome is not None else 0
+            self._honour(self._table.abandon(message, self.resources, longest_ms, now_ms))
+            return
         if isinstance(message, Resolve) and self._is_foreign(message):
             self._honour(self._table.resolve_foreign(self._gid(message), message.token, now_ms))
             return

@@ -12,10 +12,11 @@ from collections.abc import Callable
 from typing import Any, Self
 
 from txrpc.errors import AbortCode, CoordinatorUnavailable, Reason, TxrpcError, UsageError
+from txrpc.flows.ending import cancel_calls
 from txrpc.flows.part import CallOut, Part, Status
 from txrpc.flows.rule import Rule, kinds_of
 from txrpc.ids import Xid
-from txrpc.protocol.messages import CallReport, Outcome
+from txrpc.protocol.messages import CallReport, Outcome, RollbackRequest
 from txrpc.runtime.asking import reason_for
 from txrpc.runtime.core import ManagerCore
 
@@ -128,7 +129,19 @@ class JoinedBase(BaseHandle):
             self._part.close(Status.COMMITTING)
             self._manager.left(self._part)
             self._report = self._part.report()
+            if self._part.in_flight:
+                self._abandon()
         return self._report
+
+    def _abandon(self) -> None:
+        """Calls of this handler are still running: its transaction can only roll back, and nobody will know their branches."""
+        part = self._part
+        cancel_calls(part)
+        if part.owner is not None and part.doom is not None:
+            request = RollbackRequest(
+                part.xid, part.owner.epoch, part.begun_tick, part.refs, part.doom, everywhere=True
+            )
+            self._manager.tell(request)
 
 
 class RootBase(BaseHandle):

@@ -168,7 +168,7 @@ class PostgresServer:
 
     # -------------------------------------------------------------------------------------------------------- life
 
-    def start(self, timeout_s: float = 30.0) -> None:
+    def start(self, timeout_s: float = 90.0) -> None:
         """Start the server and wait until it takes connections; on another port if its first one is taken."""
         atexit.register(self.stop)
         until = time.monotonic() + timeout_s

@@ -121,13 +121,19 @@ def _commit_request_from(x: pb.CommitRequest) -> m.CommitRequest:
 def _rollback_request_to(x: m.RollbackRequest) -> pb.RollbackRequest:
     branches = map(c.branch_to, x.branches)
     return pb.RollbackRequest(
-        xid=x.xid, epoch=x.epoch, begun_tick=x.begun_tick, branches=branches, reason=c.reason_to(x.reason)
+        xid=x.xid,
+        epoch=x.epoch,
+        begun_tick=x.begun_tick,
+        branches=branches,
+        reason=c.reason_to(x.reason),
+        everywhere=x.everywhere,
     )
 
 
 def _rollback_request_from(x: pb.RollbackRequest) -> m.RollbackRequest:
     branches = c.branches_from(x.branches)
-    return m.RollbackRequest(c.xid_from(x.xid), c.epoch_from(x.epoch), x.begun_tick, branches, c.reason_from(x.reason))
+    xid, epoch, reason = c.xid_from(x.xid), c.epoch_from(x.epoch), c.reason_from(x.reason)
+    return m.RollbackRequest(xid, epoch, x.begun_tick, branches, reason, x.everywhere)
 
 
 def _outcome_request_to(x: m.OutcomeRequest) -> pb.OutcomeRequest:
@@ -256,6 +262,14 @@ def _rollback_from(x: pb.Rollback) -> m.Rollback:
     return m.Rollback(c.gid_from(x.gid), c.reason_from(x.reason), c.token_from(x.token))
 
 
+def _abandon_to(x: m.Abandon) -> pb.Abandon:
+    return pb.Abandon(xid=x.xid, reason=c.reason_to(x.reason))
+
+
+def _abandon_from(x: pb.Abandon) -> m.Abandon:
+    return m.Abandon(c.xid_from(x.xid), c.reason_from(x.reason))
+
+
 def _resolve_to(x: m.Resolve) -> pb.Resolve:
     return pb.Resolve(xid=x.xid, branch=x.branch, resource=x.resource, token=x.token)
 
@@ -317,6 +331,7 @@ _FROM: Final[dict[type, tuple[str, Callable[[Any], Any]]]] = {
     m.CommitOnePhase: ("commit_one_phase", _one_phase_to),
     m.Commit: ("commit", _commit_to),
     m.Rollback: ("rollback", _rollback_to),
+    m.Abandon: ("abandon", _abandon_to),
     m.Resolve: ("resolve", _resolve_to),
     m.OutcomeReply: ("outcome_reply", _outcome_reply_to),
     m.GoAway: ("go_away", _go_away_to),
@@ -343,6 +358,7 @@ _DECODE_FROM: Final[dict[str, Callable[[Any], Any]]] = {
     "commit_one_phase": _one_phase_from,
     "commit": _commit_from,
     "rollback": _rollback_from,
+    "abandon": _abandon_from,
     "resolve": _resolve_from,
     "outcome_reply": _outcome_reply_from,
     "go_away": _go_away_from,

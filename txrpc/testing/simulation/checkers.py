@@ -282,6 +282,11 @@ class OneAnswer:
     def wrote(self, _now_ms: int, xid: Any, _branch: Any, _call: Any, _process: Any) -> None:
         self._wrote.add(xid)
 
+    def lost(self, _now_ms: int, xids: Iterable[Any]) -> None:
+        """What was said about these has been heard, or nobody alive knows of it: `Truth` sees the difference."""
+        for xid in xids:
+            self._answers.pop(xid, None)
+
     def replied(self, _now_ms: int, xid: Any, outcome: Outcome) -> None:
         if outcome is _UNKNOWN or self._answers.setdefault(xid, outcome) is outcome:
             return

@@ -211,6 +211,7 @@ class CoordinatorItem(_message.Message):
     RESOLVE_FIELD_NUMBER: _builtins.int
     OUTCOME_REPLY_FIELD_NUMBER: _builtins.int
     GO_AWAY_FIELD_NUMBER: _builtins.int
+    ABANDON_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def welcome(self) -> Global___Welcome: ...
     @_builtins.property
@@ -229,6 +230,8 @@ class CoordinatorItem(_message.Message):
     def outcome_reply(self) -> Global___OutcomeReply: ...
     @_builtins.property
     def go_away(self) -> Global___GoAway: ...
+    @_builtins.property
+    def abandon(self) -> Global___Abandon: ...
     def __init__(
         self,
         *,
@@ -241,12 +244,13 @@ class CoordinatorItem(_message.Message):
         resolve: Global___Resolve | None = ...,
         outcome_reply: Global___OutcomeReply | None = ...,
         go_away: Global___GoAway | None = ...,
+        abandon: Global___Abandon | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["commit", b"commit", "commit_one_phase", b"commit_one_phase", "go_away", b"go_away", "item", b"item", "outcome_reply", b"outcome_reply", "prepare", b"prepare", "resolve", b"resolve", "rollback", b"rollback", "tick", b"tick", "welcome", b"welcome"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["abandon", b"abandon", "commit", b"commit", "commit_one_phase", b"commit_one_phase", "go_away", b"go_away", "item", b"item", "outcome_reply", b"outcome_reply", "prepare", b"prepare", "resolve", b"resolve", "rollback", b"rollback", "tick", b"tick", "welcome", b"welcome"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["commit", b"commit", "commit_one_phase", b"commit_one_phase", "go_away", b"go_away", "item", b"item", "outcome_reply", b"outcome_reply", "prepare", b"prepare", "resolve", b"resolve", "rollback", b"rollback", "tick", b"tick", "welcome", b"welcome"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["abandon", b"abandon", "commit", b"commit", "commit_one_phase", b"commit_one_phase", "go_away", b"go_away", "item", b"item", "outcome_reply", b"outcome_reply", "prepare", b"prepare", "resolve", b"resolve", "rollback", b"rollback", "tick", b"tick", "welcome", b"welcome"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_item: _TypeAlias = _typing.Literal["welcome", "tick", "prepare", "commit_one_phase", "commit", "rollback", "resolve", "outcome_reply", "go_away"]  # noqa: Y015
+    _WhichOneofReturnType_item: _TypeAlias = _typing.Literal["welcome", "tick", "prepare", "commit_one_phase", "commit", "rollback", "resolve", "outcome_reply", "go_away", "abandon"]  # noqa: Y015
     _WhichOneofArgType_item: _TypeAlias = _typing.Literal["item", b"item"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_item) -> _WhichOneofReturnType_item | None: ...
 
@@ -400,9 +404,12 @@ class RollbackRequest(_message.Message):
     BRANCHES_FIELD_NUMBER: _builtins.int
     REASON_FIELD_NUMBER: _builtins.int
     BEGUN_TICK_FIELD_NUMBER: _builtins.int
+    EVERYWHERE_FIELD_NUMBER: _builtins.int
     xid: _builtins.bytes
     epoch: _builtins.int
     begun_tick: _builtins.int
+    everywhere: _builtins.bool
+    """There may be branches that the root does not know of."""
     @_builtins.property
     def branches(self) -> _containers.RepeatedCompositeFieldContainer[_context_pb2.BranchRef]: ...
     @_builtins.property
@@ -415,10 +422,11 @@ class RollbackRequest(_message.Message):
         branches: _abc.Iterable[_context_pb2.BranchRef] | None = ...,
         reason: _context_pb2.Reason | None = ...,
         begun_tick: _builtins.int = ...,
+        everywhere: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["reason", b"reason"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["begun_tick", b"begun_tick", "branches", b"branches", "epoch", b"epoch", "reason", b"reason", "xid", b"xid"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["begun_tick", b"begun_tick", "branches", b"branches", "epoch", b"epoch", "everywhere", b"everywhere", "reason", b"reason", "xid", b"xid"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -803,6 +811,29 @@ class Rollback(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Rollback: _TypeAlias = Rollback  # noqa: Y015
+
+@_typing.final
+class Abandon(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    XID_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    xid: _builtins.bytes
+    @_builtins.property
+    def reason(self) -> _context_pb2.Reason: ...
+    def __init__(
+        self,
+        *,
+        xid: _builtins.bytes = ...,
+        reason: _context_pb2.Reason | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["reason", b"reason"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["reason", b"reason", "xid", b"xid"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Abandon: _TypeAlias = Abandon  # noqa: Y015
 
 @_typing.final
 class Resolve(_message.Message):
