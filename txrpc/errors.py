@@ -16,6 +16,7 @@
     │   ├── NoTransaction             MANDATORY without a transaction, ...
     │   ├── TransactionExists         NEVER inside a transaction
     │   ├── CallsInFlight             commit while a call of the transaction is still running
+    │   ├── NotJoined                 a call was answered by a server that takes no part in its transaction
     │   ├── ForkedError               a manager was used in a forked child of the process that made it
     │   └── InvalidName
     ├── ConfigurationError            your mistake, in configuration: the message says what to change
@@ -51,6 +52,7 @@ __all__ = [
     "LimitExceeded",
     "LogBehind",
     "NoTransaction",
+    "NotJoined",
     "OutcomeUnknown",
     "Reason",
     "ResourceUnavailable",
@@ -88,6 +90,7 @@ class AbortCode(NamedIntEnum):
     PRESUMED = 18  # no decision on record
     PROTOCOL_VIOLATION = 19
     SHUTTING_DOWN = 20
+    NOT_JOINED = 21  # rule 19: a call did not take the transaction along, or nobody can see whether it did
 
 
 _RETRYABLE = frozenset(
@@ -211,6 +214,10 @@ class TransactionExists(UsageError):
 
 class CallsInFlight(UsageError):
     """Commit was asked for while calls of the transaction were still running; it was rolled back."""
+
+
+class NotJoined(UsageError):
+    """A call of a transaction was answered by a server that takes no part in it (rule 19); the transaction can only roll back."""
 
 
 class ForkedError(UsageError):

@@ -87,13 +87,20 @@ def current_transaction() -> Transaction | JoinedCall | None:
     return handle
 
 
-def client_interceptors() -> list[Any]:
-    """For `grpc.intercept_channel`: calls made inside a transaction take it along."""
-    return [ClientInterceptor()]
+def client_interceptors(outside: Iterable[str] = ()) -> list[Any]:
+    """For `grpc.intercept_channel`: calls made inside a transaction take it along.
+
+    outside: methods that are meant to be called outside of it: ``"/package.Service/Method"``, or ``"/package.Service/*"``.
+
+    A call inside a transaction that a server answers without taking part raises `NotJoined`, and the transaction rolls back.
+    """
+    return [ClientInterceptor(outside)]
 
 
 def server_interceptors(manager: Manager | None = None) -> list[Any]:
     """For `grpc.server`: calls that come with a transaction join it, through *manager* or that of the last `connect`."""
+    if manager is not None:
+        manager.serves = True
     return [ServerInterceptor(manager or _DefaultJoiner())]
 
 

@@ -77,13 +77,15 @@ def current_transaction() -> AioTransaction | AioJoinedCall | None:
     return handle
 
 
-def client_interceptors() -> list[Any]:
-    """For `grpc.aio.insecure_channel` and `grpc.aio.secure_channel`: calls made inside a transaction take it along."""
-    return aio_client_interceptors()
+def client_interceptors(outside: Iterable[str] = ()) -> list[Any]:
+    """For `grpc.aio.insecure_channel` and `grpc.aio.secure_channel`; see `txrpc.client_interceptors`."""
+    return aio_client_interceptors(outside)
 
 
 def server_interceptors(manager: AioManager | None = None) -> list[Any]:
     """For `grpc.aio.server`: calls that come with a transaction join it, through *manager* or that of the last `connect`."""
+    if manager is not None:
+        manager.serves = True
     return [AioServerInterceptor(manager or _DefaultJoiner())]
 
 

@@ -54,6 +54,7 @@ class Accounts(bank_pb2_grpc.AccountsServicer):
     def Deposit(self, request: bank_pb2.Amount, context: grpc.ServicerContext) -> bank_pb2.Balance:
         return self._add(request.account, request.cents, context)
 
+    @txrpc.transactional(read_only=True)
     def Total(self, request: bank_pb2.TotalRequest, context: grpc.ServicerContext) -> bank_pb2.Balance:
         with self.database.session() as session:
             return bank_pb2.Balance(cents=int(session.scalar(select(func.sum(Account.cents))) or 0))

@@ -63,9 +63,9 @@ class AioWorld:
         self.ends.push_async_callback(server.stop, None)
         return f"127.0.0.1:{port}"
 
-    async def dial(self, address: str, before: Any = (), after: Any = ()) -> AioStub:
+    async def dial(self, address: str, before: Any = (), after: Any = (), outside: Any = ()) -> AioStub:
         """Methods of the server, called through the client interceptors."""
-        interceptors = [*before, *aio_client_interceptors(), *after]
+        interceptors = [*before, *aio_client_interceptors(outside), *after]
         channel = grpc.aio.insecure_channel(address, interceptors=interceptors)
         return AioStub(await self.ends.enter_async_context(channel))
 

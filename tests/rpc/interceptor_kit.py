@@ -51,10 +51,10 @@ class World:
         self.ends.callback(lambda: server.stop(None).wait())
         return f"127.0.0.1:{port}"
 
-    def dial(self, address: str, before: Any = (), after: Any = ()) -> Stub:
+    def dial(self, address: str, before: Any = (), after: Any = (), outside: Any = ()) -> Stub:
         """Methods of the server, called through the client interceptor."""
         plain = self.ends.enter_context(grpc.insecure_channel(address))
-        return Stub(grpc.intercept_channel(plain, *before, ClientInterceptor(), *after))
+        return Stub(grpc.intercept_channel(plain, *before, ClientInterceptor(outside), *after))
 
     def raw(self, address: str) -> Stub:
         """Methods of the server, called without it."""

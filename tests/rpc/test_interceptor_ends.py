@@ -9,9 +9,7 @@ import grpc
 import pytest
 
 from txrpc.context import bind
-from txrpc.errors import (
-    AbortCode,
-)
+from txrpc.errors import AbortCode, ConfigurationError, NotJoined
 from txrpc.rpc.client import ClientInterceptor
 from txrpc.wire.metadata import BRANCHES_KEY, CONTEXT_KEY
 
@@ -72,9 +70,30 @@ def test_a_callee_that_takes_no_part(world: World, shape: str) -> None:
 
     root = Handle()
     stub = world.dial(world.serve(None, **{shape: behaviour(shape, work)}))
+    with bind(root), pytest.raises(NotJoined, match=rf"outside=\['/t.T/{shape}'\]"):
+        stub.call(shape)
+    assert root.call.end == "lost"
+    assert root.call.failure is not None
+    assert root.call.failure.code is AbortCode.NOT_JOINED
+    assert not root.call.failure.retryable
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("outside", [["/t.T/{}"], ["/t.T/*"], "/t.T/{}"])
+def test_rule_19_a_call_that_is_meant_to_be_outside(world: World, shape: str, outside: Any) -> None:
+    root = Handle()
+    named = outside.format(shape) if isinstance(outside, str) else [each.format(shape) for each in outside]
+    address = world.serve(None, **{shape: behaviour(shape, lambda request, _: request)})
+    stub = world.dial(address, outside=named)
     with bind(root):
         assert stub.call(shape) == answer_of(shape, b"ab")
-    assert (root.call.end, root.call.report, root.call.failure) == ("replied", None, None)
+    assert root.calls == []
+
+
+@pytest.mark.parametrize("wrong", [["Method"], [7], "t.T/x", ["/t.T/"], ["/t.T/x/y"]])
+def test_what_is_no_method_is_refused(wrong: Any) -> None:
+    with pytest.raises(ConfigurationError, match=r"outside= takes methods as '/package\.Service/Method', not"):
+        ClientInterceptor(wrong)
 
 
 def test_a_failing_callee_that_takes_no_part(world: World) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
 import grpc
@@ -16,7 +16,7 @@ import grpc
 from txrpc.context import current
 from txrpc.errors import TxrpcError
 from txrpc.rpc.ports import OutgoingCall
-from txrpc.rpc.shared import REPLACED, bound, conclude, lost_reason, outgoing_fields
+from txrpc.rpc.shared import Outside, bound, conclude, lost_reason, outgoing_fields, replaced
 
 __all__ = ["ClientInterceptor"]
 
@@ -89,7 +89,9 @@ class _Future(_Open):
             if mapped is None:
                 raise
             raise mapped from error
-        self.ended()
+        mapped = self.ended()
+        if mapped is not None:
+            raise mapped
         return response
 
     def exception(self, timeout: float | None = None) -> Any:
@@ -109,7 +111,9 @@ class _Stream(_Open):
         try:
             return next(self._call)
         except StopIteration:
-            self.ended()
+            mapped = self.ended()
+            if mapped is not None:
+                raise mapped from None
             raise
         except grpc.RpcError as error:
             mapped = self.ended()
@@ -124,43 +128,48 @@ class ClientInterceptor(
     grpc.StreamUnaryClientInterceptor,  # type: ignore[type-arg]
     grpc.StreamStreamClientInterceptor,  # type: ignore[type-arg]
 ):
-    """For `grpc.intercept_channel`.  Has no state: one object serves any number of channels and threads.
+    """For `grpc.intercept_channel`: one object serves any number of channels and threads.
 
     Give it last, next to the network: an interceptor between it and the call could hide how the call ended.
     """
 
+    def __init__(self, outside: Iterable[str] = ()) -> None:
+        """*outside*: see `Outside`."""
+        self._outside = Outside(outside)
+
     def intercept_unary_unary(self, continuation: Any, client_call_details: Any, request: Any) -> Any:
         """See `grpc.UnaryUnaryClientInterceptor`."""
-        return _intercept(continuation, client_call_details, request, _Future)
+        return _intercept(self._outside, continuation, client_call_details, request, _Future)
 
     def intercept_stream_unary(self, continuation: Any, client_call_details: Any, request_iterator: Any) -> Any:
         """See `grpc.StreamUnaryClientInterceptor`."""
-        return _intercept(continuation, client_call_details, _carried(request_iterator), _Future)
+        return _intercept(self._outside, continuation, client_call_details, _carried(request_iterator), _Future)
 
     def intercept_unary_stream(self, continuation: Any, client_call_details: Any, request: Any) -> Any:
         """See `grpc.UnaryStreamClientInterceptor`."""
-        return _intercept(continuation, client_call_details, request, _Stream)
+        return _intercept(self._outside, continuation, client_call_details, request, _Stream)
 
     def intercept_stream_stream(self, continuation: Any, client_call_details: Any, request_iterator: Any) -> Any:
         """See `grpc.StreamStreamClientInterceptor`."""
-        return _intercept(continuation, client_call_details, _carried(request_iterator), _Stream)
+        return _intercept(self._outside, continuation, client_call_details, _carried(request_iterator), _Stream)
 
 
-def _intercept(continuation: Callable[..., Any], details: Any, request: Any, wrap: type[_Open]) -> Any:
+def _intercept(
+    outside: Outside, continuation: Callable[..., Any], details: Any, request: Any, wrap: type[_Open]
+) -> Any:
     handle = current()
-    if handle is None:
+    if handle is None or (method := _text(details.method)) in outside:
         return continuation(details, request)
     out: OutgoingCall = handle.outgoing()
     timeout, metadata = outgoing_fields(out, details.timeout, details.metadata)
     more = [getattr(details, name, None) for name in ("credentials", "wait_for_ready", "compression")]
-    method = _text(details.method)
     try:
         call = continuation(_CallDetails(details.method, timeout, metadata, *more), request)
     except BaseException as error:
         out.lost(lost_reason(method, error))
         raise
     if not hasattr(call, "trailing_metadata"):
-        out.lost(lost_reason(method, REPLACED))
+        out.lost(replaced(method))
         return call
     if wrap is _Stream or not call.done():
         return wrap(call, out, method)

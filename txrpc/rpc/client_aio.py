@@ -8,7 +8,7 @@ Nothing is awaited in the interceptor itself, because a call whose requests are 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Generator
+from collections.abc import AsyncIterator, Callable, Generator, Iterable
 from typing import Any
 
 import grpc
@@ -16,7 +16,7 @@ import grpc
 from txrpc.context import current
 from txrpc.errors import TxrpcError
 from txrpc.rpc.ports import OutgoingCall
-from txrpc.rpc.shared import REPLACED, conclude, lost_reason, outgoing_fields
+from txrpc.rpc.shared import Outside, conclude, lost_reason, outgoing_fields, replaced
 
 __all__ = ["aio_client_interceptors"]
 
@@ -106,7 +106,9 @@ class _UnaryResponse(_Open):
         except BaseException as error:
             self.given_up(error)
             raise
-        await self.ended()
+        refused = await self.ended()
+        if refused is not None:
+            raise refused
         return response
 
 
@@ -123,7 +125,9 @@ class _StreamResponse(_Open):
             if instead is error:
                 raise
             raise instead from error
-        await self.ended()
+        refused = await self.ended()
+        if refused is not None:
+            raise refused
 
     async def read(self) -> Any:
         try:
@@ -137,7 +141,9 @@ class _StreamResponse(_Open):
                 raise
             raise instead from error
         if response is grpc.aio.EOF:  # type: ignore[attr-defined]
-            await self.ended()
+            refused = await self.ended()
+            if refused is not None:
+                raise refused
         return response
 
 
@@ -165,53 +171,61 @@ class _StreamStream(_Writes, _StreamResponse, grpc.aio.StreamStreamCall):  # typ
     pass
 
 
-class UnaryUnaryInterceptor(grpc.aio.UnaryUnaryClientInterceptor):  # type: ignore[type-arg]
+class _Interceptor:
+    def __init__(self, outside: Outside) -> None:
+        self._outside = outside
+
+
+class UnaryUnaryInterceptor(_Interceptor, grpc.aio.UnaryUnaryClientInterceptor):  # type: ignore[type-arg]
     """Unary requests, unary responses."""
 
     async def intercept_unary_unary(self, continuation: Any, client_call_details: Any, request: Any) -> Any:
         """See `grpc.aio.UnaryUnaryClientInterceptor`."""
-        return await _intercept(continuation, client_call_details, request, _UnaryUnary)
+        return await _intercept(self._outside, continuation, client_call_details, request, _UnaryUnary)
 
 
-class UnaryStreamInterceptor(grpc.aio.UnaryStreamClientInterceptor):  # type: ignore[type-arg]
+class UnaryStreamInterceptor(_Interceptor, grpc.aio.UnaryStreamClientInterceptor):  # type: ignore[type-arg]
     """Unary requests, streams of responses."""
 
     async def intercept_unary_stream(self, continuation: Any, client_call_details: Any, request: Any) -> Any:
         """See `grpc.aio.UnaryStreamClientInterceptor`."""
-        return await _intercept(continuation, client_call_details, request, _UnaryStream)
+        return await _intercept(self._outside, continuation, client_call_details, request, _UnaryStream)
 
 
-class StreamUnaryInterceptor(grpc.aio.StreamUnaryClientInterceptor):  # type: ignore[type-arg]
+class StreamUnaryInterceptor(_Interceptor, grpc.aio.StreamUnaryClientInterceptor):  # type: ignore[type-arg]
     """Streams of requests, unary responses."""
 
     async def intercept_stream_unary(self, continuation: Any, client_call_details: Any, request_iterator: Any) -> Any:
         """See `grpc.aio.StreamUnaryClientInterceptor`."""
-        return await _intercept(continuation, client_call_details, request_iterator, _StreamUnary)
+        return await _intercept(self._outside, continuation, client_call_details, request_iterator, _StreamUnary)
 
 
-class StreamStreamInterceptor(grpc.aio.StreamStreamClientInterceptor):  # type: ignore[type-arg]
+class StreamStreamInterceptor(_Interceptor, grpc.aio.StreamStreamClientInterceptor):  # type: ignore[type-arg]
     """Streams both ways."""
 
     async def intercept_stream_stream(self, continuation: Any, client_call_details: Any, request_iterator: Any) -> Any:
         """See `grpc.aio.StreamStreamClientInterceptor`."""
-        return await _intercept(continuation, client_call_details, request_iterator, _StreamStream)
+        return await _intercept(self._outside, continuation, client_call_details, request_iterator, _StreamStream)
 
 
-def aio_client_interceptors() -> list[Any]:
-    """One interceptor a call shape, for `grpc.aio.insecure_channel` and `grpc.aio.secure_channel`.
+def aio_client_interceptors(outside: Iterable[str] = ()) -> list[Any]:
+    """One interceptor a call shape, for `grpc.aio.insecure_channel` and `grpc.aio.secure_channel`; *outside*: see `Outside`.
 
     Give them last, next to the network: an interceptor between them and the call could hide how the call ended.
     """
-    return [UnaryUnaryInterceptor(), UnaryStreamInterceptor(), StreamUnaryInterceptor(), StreamStreamInterceptor()]
+    methods = Outside(outside)
+    kinds = (UnaryUnaryInterceptor, UnaryStreamInterceptor, StreamUnaryInterceptor, StreamStreamInterceptor)
+    return [kind(methods) for kind in kinds]
 
 
-async def _intercept(continuation: Callable[..., Any], details: Any, request: Any, wrap: Callable[..., _Open]) -> Any:
+async def _intercept(
+    outside: Outside, continuation: Callable[..., Any], details: Any, request: Any, wrap: Callable[..., _Open]
+) -> Any:
     handle = current()
-    if handle is None:
+    if handle is None or (method := _text(details.method)) in outside:
         return await continuation(details, request)
     out: OutgoingCall = handle.outgoing()
     timeout, metadata = outgoing_fields(out, details.timeout, details.metadata)
-    method = details.method.decode() if isinstance(details.method, bytes) else str(details.method)
     ours = grpc.aio.ClientCallDetails(
         details.method, timeout, grpc.aio.Metadata(*metadata), details.credentials, details.wait_for_ready
     )
@@ -221,6 +235,10 @@ async def _intercept(continuation: Callable[..., Any], details: Any, request: An
         out.lost(lost_reason(method, error))
         raise
     if not hasattr(call, "trailing_metadata"):
-        out.lost(lost_reason(method, REPLACED))
+        out.lost(replaced(method))
         return call
     return wrap(call, out, method)
+
+
+def _text(method: Any) -> str:
+    return method.decode() if isinstance(method, bytes) else str(method)

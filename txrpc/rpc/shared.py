@@ -3,13 +3,23 @@
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 
 import grpc
 
 from txrpc.context import bind
-from txrpc.errors import AbortCode, BadMessage, LimitExceeded, Reason, TxrpcError, aborted
+from txrpc.errors import (
+    AbortCode,
+    BadMessage,
+    ConfigurationError,
+    LimitExceeded,
+    NotJoined,
+    Reason,
+    TxrpcError,
+    aborted,
+)
 from txrpc.failpoints import failpoint
 from txrpc.protocol.messages import CallReport
 from txrpc.rpc.ports import Handle, OutgoingCall
@@ -17,8 +27,10 @@ from txrpc.wire.metadata import BRANCHES_KEY, CONTEXT_KEY, encode_context, encod
 from txrpc.wire.status import code_of, details_of, end_is_known, from_trailing, to_trailing
 
 __all__ = [
+    "NO_PART",
     "REPLACED",
     "Ending",
+    "Outside",
     "bound",
     "check_sent",
     "conclude",
@@ -27,11 +39,17 @@ __all__ = [
     "outgoing_fields",
     "reason_of",
     "refusal_of",
+    "replaced",
     "trailing_of",
 ]
 
 logger = logging.getLogger("txrpc.rpc")
 
+NO_PART = (
+    "the server that answered takes no part in transactions, or something on the way took its answer's trailing metadata, and "
+    "what it did stays: build it with txrpc.server_interceptors(); or say that the call is meant to be outside, with "
+    "client_interceptors(outside=[{!r}]) or in a block of transaction(propagation='not_supported')"
+)
 REPLACED = "an interceptor put something else in place of the call: give txrpc's interceptors last, next to the network"
 
 
@@ -47,6 +65,25 @@ def bound(handle: Handle, iterator: Iterator[Any]) -> Iterator[Any]:
 
 
 # ------------------------------------------------------------------------------------------------------- client side
+
+
+class Outside:
+    """Which methods are called outside of any transaction: ``/package.Service/Method``, or ``/package.Service/*``."""
+
+    def __init__(self, methods: Iterable[str]) -> None:
+        """Raises `ConfigurationError` for what is no method."""
+        given = [methods] if isinstance(methods, str) else list(methods)
+        for method in given:
+            if not isinstance(method, str) or not _METHOD.fullmatch(method):
+                raise ConfigurationError(f"outside= takes methods as '/package.Service/Method', not {method!r}")
+        self._methods = frozenset(method for method in given if not method.endswith("*"))
+        self._services = tuple(method[:-1] for method in given if method.endswith("*"))
+
+    def __contains__(self, method: str) -> bool:
+        return method in self._methods or (bool(self._services) and method.startswith(self._services))
+
+
+_METHOD = re.compile(r"/[\w.]+/(?:\w+|\*)")
 
 
 def outgoing_fields(
@@ -74,11 +111,14 @@ def conclude(
         out.lost(Reason(AbortCode.PROTOCOL_VIOLATION, f"{method}: {bad}"[:_TEXT_MAX]))
         return None
     if code is grpc.StatusCode.OK:
-        if trailing is None:  # a real call has trailing metadata, if only empty
-            out.lost(lost_reason(method, REPLACED))
-        else:
+        if report is not None:
             out.replied(report)
-        return None
+            return None
+        # A real call has trailing metadata, if only empty; and who joins always reports.
+        no_part = Reason(AbortCode.NOT_JOINED, f"{method}: {NO_PART.format(method)}")
+        reason = replaced(method) if trailing is None else no_part
+        out.lost(reason)
+        return NotJoined(reason.text)
     text = f"{method}: {code.name if code is not None else 'no status'}: {details or ''}"[:_TEXT_MAX]
     if not end_is_known(trailing):
         out.lost(Reason(AbortCode.CALL_END_UNKNOWN, text))
@@ -89,9 +129,14 @@ def conclude(
     return mapped
 
 
-def lost_reason(method: str, error: BaseException | str) -> Reason:
+def replaced(method: str) -> Reason:
+    """Something that is no call of gRPC's came back for one: a mistake in how the channel was set up."""
+    return Reason(AbortCode.NOT_JOINED, f"{method}: {REPLACED}")
+
+
+def lost_reason(method: str, error: BaseException) -> Reason:
     """Why nobody can know how a call ended."""
-    text = error if isinstance(error, str) else f"{type(error).__name__}: {error}".removesuffix(": ")
+    text = f"{type(error).__name__}: {error}".removesuffix(": ")
     return Reason(AbortCode.CALL_END_UNKNOWN, f"{method}: {text}"[:_TEXT_MAX])
 
 
@@ -164,11 +209,11 @@ def refusal_of(error: TxrpcError) -> Ending:
 def check_sent(context: Any) -> None:
     """After a joined call has ended: complain if its report did not go out.
 
-    The caller cannot tell such a reply from that of a service that takes no part, and would commit without its branches.
+    The caller cannot tell such a reply from that of a service that takes no part, and rolls back.
     """
     failpoint("participant.after_reply")
     if all(key != BRANCHES_KEY for key, _ in context.trailing_metadata() or ()):
         logger.error(
             "an interceptor replaced the trailing metadata of a call that belongs to a transaction, so its caller does not "
-            "learn of the branches and commits without them: give txrpc's server interceptors first"
+            "learn of the branches and rolls back: give txrpc's server interceptors first"
         )

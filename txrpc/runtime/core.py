@@ -79,6 +79,7 @@ class ManagerCore(Branches, Asking):
     def join_part(self, context: TransactionContext) -> Part:
         """The part of an incoming call.  See `txrpc.rpc.ports.Joiner.join` for what is raised."""
         self._check_fork()
+        self.serves = True
         if context.group != self.group:
             raise ConfigurationError(
                 f"the caller belongs to coordinator group {context.group!r}, this service to {self.group!r}"

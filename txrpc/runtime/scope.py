@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import enum
+import inspect
 import random
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -11,6 +12,7 @@ from typing import Any
 from txrpc.context import current, set_current
 from txrpc.errors import (
     ConfigurationError,
+    NotJoined,
     NoTransaction,
     Reason,
     TransactionAborted,
@@ -22,8 +24,18 @@ from txrpc.flows.part import Status
 from txrpc.flows.rule import ALWAYS, Kind, Rule, kinds_of
 from txrpc.protocol.messages import Wait
 from txrpc.runtime.asking import reason_for
+from txrpc.wire.metadata import CONTEXT_KEY
 
-__all__ = ["BaseScope", "Plan", "Propagation", "Retry", "Settings", "default_manager", "set_default_manager"]
+__all__ = [
+    "BaseScope",
+    "Plan",
+    "Propagation",
+    "Retry",
+    "Settings",
+    "default_manager",
+    "refuse_unjoined",
+    "set_default_manager",
+]
 
 
 class Propagation(enum.Enum):
@@ -207,6 +219,21 @@ class BaseScope:
 
 
 _connected: dict[str, list[Any]] = {"txrpc": [], "txrpc.aio": []}
+
+
+def refuse_unjoined(args: Iterable[Any]) -> None:
+    """Raise `NotJoined` if these are the arguments of a service method that was called with a transaction which nobody joined."""
+    if current() is not None:
+        return
+    for argument in args:
+        # By its looks: grpc.aio's contexts are of no public class, and tests have contexts of their own.
+        ask = getattr(argument, "invocation_metadata", None)
+        metadata = ask() if callable(ask) and not inspect.iscoroutinefunction(ask) else None
+        if isinstance(metadata, tuple | list) and any(entry[0] == CONTEXT_KEY for entry in metadata):
+            raise NotJoined(
+                "the call came with a transaction, and this server was built without txrpc's interceptors: "
+                "grpc.server(..., interceptors=txrpc.server_interceptors())"
+            )
 
 
 def default_manager(colour: str) -> Any:

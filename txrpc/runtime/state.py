@@ -52,6 +52,8 @@ class ManagerState:
     """The table, the slots, the futures and the session; and how the table's effects are honoured."""
 
     patience_ms = 30_000
+    serves = False
+    """Whether calls join transactions through this manager: then its resources are not used outside of them (rule 19)."""
     entropy: Callable[[int], bytes] = staticmethod(os.urandom)
     """As many random bytes: what identifiers are made of."""
     jitter: Callable[[], float] = staticmethod(random.random)
@@ -67,6 +69,8 @@ class ManagerState:
             if resource.name in self.resources:
                 raise ConfigurationError(f"two resources are named {resource.name!r}: each needs a name of its own")
             self.resources[resource.name] = resource
+            if hasattr(resource, "user"):
+                resource.user = self
         self.welcome: Welcome | None = None
         self._infos: tuple[ResourceInfo, ...] = ()
         self._session: SessionPort | None = None

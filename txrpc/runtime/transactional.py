@@ -12,7 +12,7 @@ from txrpc.context import bind, set_current
 from txrpc.errors import UsageError
 from txrpc.flows.rule import Kind
 from txrpc.protocol.messages import Wait
-from txrpc.runtime.scope import BaseScope, Propagation, Retry, Settings
+from txrpc.runtime.scope import BaseScope, Propagation, Retry, Settings, refuse_unjoined
 
 __all__ = ["transaction", "transactional"]
 
@@ -124,6 +124,7 @@ def _decorate(settings: Settings, fn: Any) -> Any:
 def _function(settings: Settings, fn: Any) -> Any:
     @functools.wraps(fn)
     def call(*args: Any, **kwargs: Any) -> Any:
+        refuse_unjoined(args)
         attempt = 1
         while True:
             scope = Scope(settings)
@@ -143,6 +144,7 @@ def _function(settings: Settings, fn: Any) -> Any:
 def _generator(settings: Settings, fn: Any) -> Any:
     @functools.wraps(fn)
     def call(*args: Any, **kwargs: Any) -> Generator[Any, Any, Any]:
+        refuse_unjoined(args)
         scope = Scope(settings)
         scope.open()
         generator = fn(*args, **kwargs)

@@ -12,7 +12,7 @@ from txrpc.context import bind, set_current
 from txrpc.errors import UsageError
 from txrpc.flows.rule import Kind
 from txrpc.protocol.messages import Wait
-from txrpc.runtime.scope import BaseScope, Propagation, Retry, Settings
+from txrpc.runtime.scope import BaseScope, Propagation, Retry, Settings, refuse_unjoined
 
 __all__ = ["transaction", "transactional"]
 
@@ -107,6 +107,7 @@ def _decorate(settings: Settings, fn: Any) -> Any:
 def _function(settings: Settings, fn: Any) -> Any:
     @functools.wraps(fn)
     async def call(*args: Any, **kwargs: Any) -> Any:
+        refuse_unjoined(args)
         attempt = 1
         while True:
             scope = AioScope(settings)
@@ -126,6 +127,7 @@ def _function(settings: Settings, fn: Any) -> Any:
 def _generator(settings: Settings, fn: Any) -> Any:
     @functools.wraps(fn)
     async def call(*args: Any, **kwargs: Any) -> AsyncIterator[Any]:
+        refuse_unjoined(args)
         scope = AioScope(settings)
         scope.open()
         generator = fn(*args, **kwargs)

@@ -15,7 +15,7 @@ from sqlalchemy.engine import Connection, Engine
 from sqlalchemy.orm import Session
 from sqlalchemy.pool import QueuePool
 
-from txrpc.errors import AbortCode, ConfigurationError, IllegalState, Reason, ResourceUnavailable
+from txrpc.errors import AbortCode, ConfigurationError, IllegalState, NoTransaction, Reason, ResourceUnavailable
 from txrpc.ids import RESOURCE_MAX, check_name
 from txrpc.protocol.messages import ResourceInfo
 from txrpc.sql import postgresql
@@ -31,6 +31,7 @@ __all__ = [
     "capacity_of",
     "check_engine",
     "check_options",
+    "check_outside",
     "check_whole",
     "dialect_of",
     "exhausted",
@@ -38,6 +39,7 @@ __all__ = [
     "interrupt",
     "lost",
     "refuse_commit",
+    "refuse_outside",
     "side_engine",
 ]
 
@@ -141,6 +143,25 @@ def branch_of(handle: Any, resource: Any, wanted: type) -> Any:
             text = "belongs to an asyncio program: use txrpc.sql.AsyncResourceManager in it"
         raise IllegalState(f"resource {resource.name!r} is of the other colour: transaction {handle.xid} {text}")
     return block
+
+
+def refuse_outside(resource: Any, outside: str | None) -> None:
+    """Raise `NoTransaction` if *resource* is not to be used outside a transaction: there it would commit by itself (rule 19)."""
+    serves = getattr(resource.user, "serves", False)
+    if outside == "local" or (outside is None and not serves):
+        return
+    raise NoTransaction(
+        f"resource {resource.name!r} is used outside a transaction, where what it writes stays even if its caller rolls back: use "
+        "txrpc.transactional, take the transaction along into threads with txrpc.carry, or say that this is meant with "
+        "ResourceManager(..., outside='local')"
+    )
+
+
+def check_outside(name: str, outside: str | None) -> str | None:
+    """*outside*, if it is one of the words that there are."""
+    if outside not in (None, "local", "refuse"):
+        raise ConfigurationError(f"resource {name!r}: outside is 'local' or 'refuse', not {outside!r}")
+    return outside
 
 
 def dialect_of(engine: Engine) -> Any:

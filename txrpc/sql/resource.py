@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, suppress
-from typing import Any
+from typing import Any, Literal
 
 from sqlalchemy import event
 from sqlalchemy.engine import Connection, Engine
@@ -28,6 +28,7 @@ from txrpc.sql.common import (
     capacity_of,
     check_engine,
     check_options,
+    check_outside,
     check_whole,
     dialect_of,
     exhausted,
@@ -35,6 +36,7 @@ from txrpc.sql.common import (
     interrupt,
     lost,
     refuse_commit,
+    refuse_outside,
     side_engine,
 )
 from txrpc.sql.truth import learn, see_off
@@ -51,6 +53,8 @@ class ResourceManager:
         another class than `sqlalchemy.orm.Session`.
     always_prepare: prepare also branches that seem to have written nothing.  NOTIFY in a function or a trigger is not seen, and
         would be lost in silence; with this it is refused.
+    outside: what ``session()`` and ``connection()`` do where there is no transaction: begin and commit one of the database's own
+        ("local"), or raise `NoTransaction` ("refuse").  By default they refuse in a process with server interceptors.
 
     Safe to use from any number of threads.  Give it to `txrpc.connect`.
     """
@@ -62,6 +66,7 @@ class ResourceManager:
         *,
         session_class: type[Session] = Session,
         always_prepare: bool = False,
+        outside: Literal["local", "refuse"] | None = None,
         **session_options: Any,
     ) -> None:
         self.name = check_engine(name, engine, Engine, "a ResourceManager takes a SQLAlchemy Engine")
@@ -70,6 +75,9 @@ class ResourceManager:
         self.kind: str = engine.dialect.name
         self._session_class = session_class
         self._always_prepare = always_prepare
+        self._outside = check_outside(name, outside)
+        self.user: Any = None
+        """The manager that was connected with it."""
         self._session_options = check_options(name, session_options)
         self._side = side_engine(engine)
         self._guard = Guard(engine, self._dialect)
@@ -81,9 +89,11 @@ class ResourceManager:
     def session(self) -> Iterator[Session]:
         """A `Session` in the current transaction's branch: flushed at the end of the block, committed with the transaction.
 
-        Outside a transaction: an ordinary one that commits at the end of the block and rolls back on an exception.
+        Outside a transaction, where that is allowed (see *outside*): an ordinary one that commits at the end of the block and
+        rolls back on an exception.
         """
         if current() is None:
+            refuse_outside(self, self._outside)
             with self._session_class(self.engine, **self._session_options) as session, session.begin():
                 yield session
             return
@@ -99,6 +109,7 @@ class ResourceManager:
         """A `Connection` in the current transaction's branch; the rest is as for `session`."""
         handle = current()
         if handle is None:
+            refuse_outside(self, self._outside)
             with self.engine.begin() as connection:
                 yield connection
             return

@@ -6,7 +6,7 @@ import asyncio
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
-from typing import Any
+from typing import Any, Literal
 
 from sqlalchemy import event
 from sqlalchemy.engine import Connection
@@ -29,6 +29,7 @@ from txrpc.sql.common import (
     capacity_of,
     check_engine,
     check_options,
+    check_outside,
     check_whole,
     dialect_of,
     exhausted,
@@ -36,6 +37,7 @@ from txrpc.sql.common import (
     interrupt,
     lost,
     refuse_commit,
+    refuse_outside,
     side_engine,
 )
 from txrpc.sql.truth import learn, see_off
@@ -53,6 +55,7 @@ class AsyncResourceManager:
         *,
         session_class: type[AsyncSession] = AsyncSession,
         always_prepare: bool = False,
+        outside: Literal["local", "refuse"] | None = None,
         **session_options: Any,
     ) -> None:
         self.name = check_engine(name, engine, AsyncEngine, "an AsyncResourceManager takes a SQLAlchemy AsyncEngine")
@@ -61,6 +64,9 @@ class AsyncResourceManager:
         self.kind: str = engine.dialect.name
         self._session_class = session_class
         self._always_prepare = always_prepare
+        self._outside = check_outside(name, outside)
+        self.user: Any = None
+        """The manager that was connected with it."""
         self._session_options = check_options(name, session_options)
         self._side = AsyncEngine(side_engine(engine.sync_engine))
         self._guard = Guard(engine.sync_engine, self._dialect)
@@ -75,6 +81,7 @@ class AsyncResourceManager:
         Outside a transaction: an ordinary one that commits at the end of the block and rolls back on an exception.
         """
         if current() is None:
+            refuse_outside(self, self._outside)
             async with self._session_class(self.engine, **self._session_options) as session, session.begin():
                 yield session
             return
@@ -90,6 +97,7 @@ class AsyncResourceManager:
         """An `AsyncConnection` in the current transaction's branch; the rest is as for `session`."""
         handle = current()
         if handle is None:
+            refuse_outside(self, self._outside)
             async with self.engine.begin() as connection:
                 yield connection
             return

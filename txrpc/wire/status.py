@@ -41,6 +41,7 @@ CODES: Final[dict[type[e.TxrpcError], grpc.StatusCode]] = {
     e.IllegalState: grpc.StatusCode.FAILED_PRECONDITION,
     e.NoTransaction: grpc.StatusCode.FAILED_PRECONDITION,
     e.TransactionExists: grpc.StatusCode.FAILED_PRECONDITION,
+    e.NotJoined: grpc.StatusCode.FAILED_PRECONDITION,
     e.CallsInFlight: grpc.StatusCode.FAILED_PRECONDITION,
     e.ForkedError: grpc.StatusCode.FAILED_PRECONDITION,
     e.InvalidName: grpc.StatusCode.INVALID_ARGUMENT,
