@@ -253,10 +253,10 @@ async def test_streams_and_many_rows_are_fine(make: AioMake) -> None:
 
 
 async def test_a_script_that_ends_the_transaction_dooms_it(bank: txrpc.sql.AsyncResourceManager, driver: str) -> None:
-    """Psycopg runs several statements at once; asyncpg refuses to."""
+    """Psycopg would run several statements at once."""
     with pytest.raises(TransactionAborted):
         async with transaction():
-            with pytest.raises(IllegalState if driver == "psycopg" else DBAPIError):
+            with pytest.raises(IllegalState):
                 async with bank.connection() as connection:
                     await connection.exec_driver_sql("SELECT 1; COMMIT")
             async with bank.connection() as connection:
@@ -291,3 +291,29 @@ async def test_nor_the_other_way_round(bank: txrpc.sql.AsyncResourceManager, url
     finally:
         manager.close()
         other.engine.dispose()
+
+
+@pytest.mark.parametrize("before", ["a pending object", "a statement"])
+async def test_rollback_of_a_session_dooms_the_transaction_whatever_it_had_done(
+    bank: txrpc.sql.AsyncResourceManager, before: str
+) -> None:
+    """B3, as in `test_sessions`."""
+    with pytest.raises(TransactionAborted, match="rollback"):
+        async with transaction():
+            async with bank.session() as session:
+                if before == "a pending object":
+                    session.add(Row(name="a", value=1))
+                elif before == "a statement":
+                    await session.execute(sa.text("INSERT INTO row VALUES ('a', 1)"))
+                await session.rollback()
+    assert await rows(bank) == []
+
+
+async def test_the_drivers_own_commit_dooms_the_transaction(bank: txrpc.sql.AsyncResourceManager) -> None:
+    """B10."""
+    with pytest.raises(TransactionAborted, match="ended on the driver's own connection"):
+        async with transaction():
+            async with bank.connection() as connection:
+                await connection.execute(sa.text("INSERT INTO row VALUES ('a', 1)"))
+                raw = await connection.get_raw_connection()
+                await connection.run_sync(lambda _: raw.dbapi_connection.commit())  # type: ignore[union-attr]

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
+from typing import Any
+
 import pytest
 import sqlalchemy as sa
 from sqlalchemy.exc import DBAPIError
@@ -11,7 +14,8 @@ from sqlalchemy.orm.exc import StaleDataError
 import txrpc.sql
 from tests.runtime.conftest import NoSession
 from tests.sql.kit import Make, Row, gid, insert, rows
-from txrpc.errors import AbortCode, ConfigurationError, IllegalState, TransactionAborted
+from txrpc.errors import AbortCode, ConfigurationError, IllegalState, ResourceUnavailable, TransactionAborted
+from txrpc.protocol.messages import Finish
 from txrpc.resource import Prepared
 from txrpc.runtime.manager import Manager
 from txrpc.runtime.scope import set_default_manager
@@ -157,19 +161,114 @@ def test_a_lost_update_that_the_orm_notices_undoes_everything(bank: txrpc.sql.Re
 
 
 @pytest.mark.parametrize("driver", ["psycopg", "psycopg2"])
-@pytest.mark.parametrize("script", ["SELECT 1; COMMIT", "SELECT 1; ROLLBACK", "SELECT 1; COMMIT; SELECT 2"])
-def test_a_script_that_ends_the_transaction_dooms_it(make: Make, driver: str, script: str) -> None:
-    """What it committed stays; but nothing after it may pass for the branch."""
+@pytest.mark.parametrize(
+    ("script", "says"),
+    [
+        ("SELECT 1; COMMIT", "COMMIT inside a transaction"),
+        ("SELECT 1; ROLLBACK", "ROLLBACK inside a transaction"),
+        ("SELECT 1; COMMIT; SELECT 2", "COMMIT inside a transaction"),
+        ("SELECT ';'; /* ; */ commit and chain", "COMMIT inside a transaction"),
+        ("INSERT INTO row VALUES ('half', 1); COMMIT; BEGIN; INSERT INTO row VALUES ('more', 1)", "COMMIT inside"),
+        ("DO $$ BEGIN COMMIT; END $$", "invalid transaction termination"),
+    ],
+)
+def test_a_script_that_ends_the_transaction_dooms_it(make: Make, driver: str, script: str, says: str) -> None:
+    """F18: one that began another transaction at once was not noticed, and half of it stayed."""
     resource = make(driver)
     manager = Manager("default", [resource])
     manager.start(NoSession())
     set_default_manager("txrpc", manager, on=True)
     with manager, pytest.raises(TransactionAborted), transaction():
-        with pytest.raises(IllegalState, match="ended the transaction"), resource.connection() as connection:
+        with pytest.raises((IllegalState, DBAPIError), match=says), resource.connection() as connection:
             connection.exec_driver_sql(script)
         with resource.connection() as connection:
             connection.execute(sa.text("INSERT INTO row VALUES ('after', 1)"))
     assert rows(resource) == []
+
+
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "SELECT '; commit'",
+        "SELECT E'\\'; commit'",
+        'SELECT 1 AS "; commit"',
+        "SELECT $x$; commit$x$",
+        "SELECT 1 -- ; commit",
+        "SELECT 1; SELECT 2 /* ; commit */",
+        "SAVEPOINT s; ROLLBACK TO s",
+        "CREATE PROCEDURE p() BEGIN ATOMIC SELECT 1; END",
+        "DO $$ BEGIN PERFORM 1; END $$",
+    ],
+)
+def test_words_that_end_nothing_are_no_end(make: Make, statement: str) -> None:
+    resource = make()
+    work = resource.begin(False)
+    work.connection.exec_driver_sql(statement)
+    assert work.doom is None
+    resource.rollback(work)
+
+
+@pytest.mark.parametrize("driver", ["psycopg", "psycopg2"])  # the others: test_aio
+@pytest.mark.parametrize("verb", ["commit", "rollback"])
+@pytest.mark.parametrize("more", [False, True], ids=["and nothing more", "and goes on"])
+def test_the_drivers_own_commit_and_rollback_doom_the_transaction(
+    make: Make, driver: str, verb: str, more: bool
+) -> None:
+    """B10: SQLAlchemy does not see them, and the next statement begins another transaction, which passes for the branch's."""
+    resource, branch = make(driver), gid()
+    work = resource.begin(False)
+    insert(work)
+    raw: Any = getattr(work.connection, "connection", None)
+    if raw is None or "async" in driver or driver == "asyncpg":
+        pytest.skip(
+            "its own verbs are coroutines: the same guard, by the driver's word for whether a transaction is open"
+        )
+    getattr(raw.dbapi_connection, verb)()
+    if more:
+        with pytest.raises(IllegalState, match="ended on the driver's own connection"):
+            insert(work, "b")
+    with pytest.raises((IllegalState, ResourceUnavailable), match="ended on the driver's own connection"):
+        resource.prepare(work, branch)
+    resource.rollback(work)
+    assert resource.rollback_prepared(branch, "") is Finish.NOT_HERE
+
+
+def test_the_drivers_own_commit_in_a_block_rolls_everything_else_back(bank: txrpc.sql.ResourceManager) -> None:
+    with pytest.raises(TransactionAborted, match="ended on the driver's own connection"), transaction() as tx:
+        with bank.connection() as connection:
+            connection.execute(sa.text("INSERT INTO row VALUES ('a', 1)"))
+            raw: Any = connection.connection.dbapi_connection
+            raw.commit()
+    assert tx.doom is not None
+    assert tx.doom.code is AbortCode.STATEMENT_FAILED
+
+
+@pytest.mark.parametrize("before", ["a pending object", "a statement"])
+def test_rollback_of_a_session_dooms_the_transaction_whatever_it_had_done(
+    bank: txrpc.sql.ResourceManager, before: str
+) -> None:
+    """B3: before its first statement it went unnoticed, and the rest of the transaction committed."""
+    with pytest.raises(TransactionAborted, match="rollback"), transaction() as tx:
+        with bank.session() as session:
+            if before == "a pending object":
+                session.add(Row(name="a", value=1))
+            elif before == "a statement":
+                session.execute(sa.text("INSERT INTO row VALUES ('a', 1)"))
+            session.rollback()
+    assert tx.doom is not None
+    assert tx.doom.code is AbortCode.REQUESTED
+    assert rows(bank) == []
+
+
+def test_rollback_to_a_savepoint_of_a_session_dooms_nothing(bank: txrpc.sql.ResourceManager) -> None:
+    with transaction(), bank.session() as session:
+        session.add(Row(name="a", value=1))
+        with suppress(DBAPIError), session.begin_nested():
+            session.execute(sa.text("INSERT INTO row VALUES ('a', 2)"))
+        nested = session.begin_nested()
+        session.add(Row(name="b", value=1))
+        nested.rollback()
+    assert rows(bank) == ["a"]
 
 
 @pytest.mark.parametrize("driver", ["psycopg", "psycopg2"])

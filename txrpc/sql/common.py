@@ -12,7 +12,7 @@ from typing import Any
 
 from sqlalchemy import event
 from sqlalchemy.engine import Connection, Engine
-from sqlalchemy.orm import Session
+from sqlalchemy.orm import Session, SessionTransaction
 from sqlalchemy.pool import QueuePool
 
 from txrpc.errors import AbortCode, ConfigurationError, IllegalState, NoTransaction, Reason, ResourceUnavailable
@@ -38,9 +38,9 @@ __all__ = [
     "info_of",
     "interrupt",
     "lost",
-    "refuse_commit",
     "refuse_outside",
     "side_engine",
+    "watch_session",
 ]
 
 logger = logging.getLogger("txrpc.sql")
@@ -59,6 +59,7 @@ class BranchWork:
 
     __slots__ = (
         "backend",
+        "began",
         "connection",
         "doom",
         "given_back",
@@ -73,6 +74,8 @@ class BranchWork:
         self.connection = connection
         self.transaction: Any = None
         self.backend: Backend | None = None
+        self.began = False
+        """Whether a statement has been executed, so that the server has a transaction."""
         self.ours = False
         """Set while txrpc itself ends the transaction."""
         self.lock = threading.Lock()
@@ -96,16 +99,21 @@ class BranchWork:
             return not self.interrupted
 
 
+_BEHIND = "the transaction of a branch was ended on the driver's own connection: if that was a commit, what was done until then stays"
 _LOST = "the connection of a branch in {} was lost, or a statement on it was cancelled, and its work with it"
 
 
-def lost(work: BranchWork, resource: str) -> Reason | None:
+def lost(work: BranchWork, resource: str, dialect: Any) -> Reason | None:
     """Why *work* cannot be whole any more, or None.
 
     After a rollback SQLAlchemy would carry on with another transaction, maybe on another connection; without what was done
     before, that is not the branch (rule 8).
     """
     if not work.connection.invalidated and work.transaction.is_active:
+        if work.doom is None and ended_behind(
+            getattr(work.connection, "sync_connection", work.connection), work, dialect
+        ):
+            work.doom = Reason(AbortCode.STATEMENT_FAILED, _BEHIND)
         return work.doom
     return work.doom or Reason(AbortCode.RESOURCE_UNAVAILABLE, _LOST.format(resource))
 
@@ -115,9 +123,14 @@ def broken(work: BranchWork) -> bool:
     return work.connection.invalidated or not (work.ours or work.doom or work.transaction.is_active)
 
 
-def check_whole(work: BranchWork, resource: str) -> None:
+def ended_behind(connection: Connection, work: BranchWork, dialect: Any) -> bool:
+    """Whether the transaction has been ended on the driver's own connection, which SQLAlchemy does not see."""
+    return work.began and not work.ours and not connection.closed and not dialect.in_transaction(connection)
+
+
+def check_whole(work: BranchWork, resource: str, dialect: Any) -> None:
     """Raise `ResourceUnavailable` or `IllegalState` unless *work* is all that its users did."""
-    reason = lost(work, resource)
+    reason = lost(work, resource, dialect)
     if reason is None:
         return
     if reason.code is AbortCode.RESOURCE_UNAVAILABLE:
@@ -284,6 +297,9 @@ class Guard:
         work: BranchWork | None = connection.info.get(_INFO)
         if work is None or work.ours:
             return
+        if ended_behind(connection, work, self._dialect):
+            work.doom = work.doom or Reason(AbortCode.STATEMENT_FAILED, _BEHIND)
+            raise IllegalState(_BEHIND)
         if verb := self._dialect.ends_the_transaction(statement):
             work.doom = work.doom or Reason(AbortCode.STATEMENT_FAILED, f"{verb} was executed on a branch's connection")
             raise IllegalState(
@@ -295,7 +311,10 @@ class Guard:
     def _after_statement(self, connection: Connection, *_: Any) -> None:
         """A script of several statements may have ended the transaction; what follows would be another one."""
         work: BranchWork | None = connection.info.get(_INFO)
-        if work is None or work.ours or self._dialect.in_transaction(connection):
+        if work is None or work.ours:
+            return
+        work.began = True
+        if self._dialect.in_transaction(connection):
             return
         text = "a script that was executed on a branch's connection ended the transaction"
         work.doom = work.doom or Reason(AbortCode.STATEMENT_FAILED, text)
@@ -309,3 +328,21 @@ def refuse_commit(session: Session) -> None:
             "Session.commit() inside a transaction: the session is flushed at the end of its block, and commits with its "
             "transaction; use begin_nested() for a savepoint"
         )
+
+
+def watch_session(session: Session, info: Mapping[Any, Any], dialect: Any) -> None:
+    """*session* is in a branch, whose connection has *info*: it may not commit, and a rollback of it is the transaction's.
+
+    Also one before its first statement, of which the connection hears nothing.
+    """
+    work: BranchWork = info[_INFO]
+
+    def rolled_back(_session: Session, previous: SessionTransaction) -> None:
+        if previous.nested or work.ours or work.connection.invalidated:
+            return
+        error = sys.exception()
+        reason = dialect.classify(error) if error is not None else None
+        work.doom = work.doom or reason or Reason(AbortCode.REQUESTED, "Session.rollback() was called in a transaction")
+
+    event.listen(session, "before_commit", refuse_commit)
+    event.listen(session, "after_soft_rollback", rolled_back)

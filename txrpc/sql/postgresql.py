@@ -64,6 +64,9 @@ _ENDS = re.compile(
     r"(commit|end|abort|rollback(?!\s+(?:(?:work|transaction)\s+)?to\b)|prepare\s+transaction)\b",
     re.IGNORECASE | re.DOTALL,
 )
+_QUOTED = re.compile(
+    r"""(?:\b[eE])'(?:[^'\\]|\\.|'')*'|'(?:[^']|'')*'|"(?:[^"]|"")*"|(\$\w*\$).*?\1|--[^\n]*|/\*.*?\*/""", re.DOTALL
+)
 
 
 # ------------------------------------------------------------------------------------------------------------ verbs
@@ -228,6 +231,11 @@ def speaks_behind_the_transaction(statement: str) -> bool:
 def ends_the_transaction(statement: str) -> str:
     """The verb, if *statement* begins as one that ends a transaction; "" otherwise.  (Savepoints may be rolled back to.)"""
     found = _ENDS.match(statement)
+    if found is None and ";" in statement:
+        # A script: what is in quotes, in a body, or in a comment is not executed as a statement of its own.
+        bare = _QUOTED.sub(" ", statement)
+        if "begin atomic" not in bare.lower():
+            found = next(filter(None, map(_ENDS.match, bare.split(";")[1:])), None)
     return found[1].upper() if found else ""
 
 

@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, suppress
 from typing import Any, Literal
 
-from sqlalchemy import event
 from sqlalchemy.engine import Connection, Engine
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
@@ -35,9 +34,9 @@ from txrpc.sql.common import (
     info_of,
     interrupt,
     lost,
-    refuse_commit,
     refuse_outside,
     side_engine,
+    watch_session,
 )
 from txrpc.sql.truth import learn, see_off
 
@@ -100,7 +99,7 @@ class ResourceManager:
         with self.connection() as connection:
             options = {**self._session_options, "join_transaction_mode": "rollback_only"}
             with self._session_class(connection, **options) as session:
-                event.listen(session, "before_commit", refuse_commit)
+                watch_session(session, connection.info, self._dialect)
                 yield session
                 session.flush()
 
@@ -120,7 +119,7 @@ class ResourceManager:
                 if work.doom is not None:
                     handle.set_rollback_only(work.doom)
                 raise
-            if (reason := lost(work, self.name)) is not None:
+            if (reason := lost(work, self.name, self._dialect)) is not None:
                 handle.set_rollback_only(reason)
 
     # --------------------------------------------------------------------------------- for the manager (the port)
@@ -154,7 +153,7 @@ class ResourceManager:
 
     def prepare(self, work: BranchWork, gid: Gid) -> Prepared | ReadOnly:
         """See `txrpc.resource.Resource.prepare`."""
-        check_whole(work, self.name)
+        check_whole(work, self.name, self._dialect)
         work.ours = True
         token: str = self._dialect.prepare(work.connection, gid, *self._to_end(work))
         self._let_go(work)
@@ -162,7 +161,7 @@ class ResourceManager:
 
     def commit_one_phase(self, work: BranchWork, committing: Callable[[str], None]) -> OnePhaseResult:
         """See `txrpc.resource.Resource.commit_one_phase`."""
-        check_whole(work, self.name)
+        check_whole(work, self.name, self._dialect)
         work.ours = True
         token: str = self._dialect.token_to_end(work.connection, *self._to_end(work))
         if token:

@@ -8,7 +8,6 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
 from typing import Any, Literal
 
-from sqlalchemy import event
 from sqlalchemy.engine import Connection
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
@@ -36,9 +35,9 @@ from txrpc.sql.common import (
     info_of,
     interrupt,
     lost,
-    refuse_commit,
     refuse_outside,
     side_engine,
+    watch_session,
 )
 from txrpc.sql.truth import learn, see_off
 
@@ -88,7 +87,7 @@ class AsyncResourceManager:
         async with self.connection() as connection:
             options = {**self._session_options, "join_transaction_mode": "rollback_only"}
             async with self._session_class(connection, **options) as session:
-                event.listen(session.sync_session, "before_commit", refuse_commit)
+                watch_session(session.sync_session, connection.info, self._dialect)
                 yield session
                 await session.flush()
 
@@ -108,7 +107,7 @@ class AsyncResourceManager:
                 if work.doom is not None:
                     handle.set_rollback_only(work.doom)
                 raise
-            if (reason := lost(work, self.name)) is not None:
+            if (reason := lost(work, self.name, self._dialect)) is not None:
                 handle.set_rollback_only(reason)
 
     # --------------------------------------------------------------------------------- for the manager (the port)
@@ -144,7 +143,7 @@ class AsyncResourceManager:
 
     async def prepare(self, work: BranchWork, gid: Gid) -> Prepared | ReadOnly:
         """See `txrpc.resource.Resource.prepare`."""
-        check_whole(work, self.name)
+        check_whole(work, self.name, self._dialect)
         work.ours = True
         token: str = await work.connection.run_sync(self._dialect.prepare, gid, *self._to_end(work))
         await self._let_go(work)
@@ -152,7 +151,7 @@ class AsyncResourceManager:
 
     async def commit_one_phase(self, work: BranchWork, committing: Callable[[str], Awaitable[None]]) -> OnePhaseResult:
         """See `txrpc.resource.Resource.commit_one_phase`."""
-        check_whole(work, self.name)
+        check_whole(work, self.name, self._dialect)
         work.ours = True
         token: str = await work.connection.run_sync(self._dialect.token_to_end, *self._to_end(work))
         if token:
