@@ -33,7 +33,13 @@ RULES = {
     13: "the truth in errors",
     14: "nothing hangs in the dark",
     15: "bad bytes",
+    16: "proof before done",
+    17: "one name, one database",
+    18: "a log knows its position",
+    19: "no silent half",
+    20: "trouble is reported",
     21: "a local commit is a transaction too",
+    22: "durable means what the database's owner configured",
 }
 
 CELLS_SHOW = {1, 3, 4, 5, 6, 11, 12, 13, 14}
@@ -100,6 +106,8 @@ def _what_ran(proofs: Proofs) -> str:
         seen["explored states"] = f"{_sum(explored, 'states'):,}, {_sum(explored, 'steps'):,} steps: every interleaving"
     if caught := proofs["mutant"]:
         seen["mutants caught by the simulator"] = f"{len(caught):,}"
+    if noticed := proofs["mutant outside"]:
+        seen["mutants outside the machines, noticed by tests"] = f"{len(noticed):,}"
     if caught := proofs["explorer mutant"]:
         seen["mutants caught by the explorer"] = f"{len(caught):,}"
     if scenarios := proofs["transcript"]:

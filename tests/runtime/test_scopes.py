@@ -6,6 +6,7 @@ import os
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 
 import pytest
 
@@ -518,3 +519,12 @@ def test_a_forked_child_gets_a_clear_error() -> None:
     os.close(writer)
     assert text.startswith("ForkedError")
     assert "txrpc.connect()" in text
+
+
+def test_nothing_is_kept_of_the_work_of_branches_that_have_ended(manager: Manager, notebook: Notebook) -> None:
+    with transaction():
+        notebook.write("kept")
+    with suppress(ValueError), transaction():
+        notebook.write("not kept")
+        raise ValueError
+    assert manager._slots == {}

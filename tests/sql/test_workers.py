@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import suppress
@@ -23,6 +24,8 @@ from txrpc.resource import Prepared
 from txrpc.runtime.manager import Manager
 from txrpc.runtime.manager_aio import AioManager
 from txrpc.runtime.scope import set_default_manager
+from txrpc.sql import postgresql
+from txrpc.sql.common import interrupt
 
 UNIQUE = "ALTER TABLE row ADD CONSTRAINT one_value UNIQUE (value) DEFERRABLE INITIALLY DEFERRED"
 INSERT = sa.text("INSERT INTO row VALUES (:name, 1)")
@@ -129,18 +132,42 @@ def test_g3_ending_inside_an_open_block_is_answered_at_once_and_hits_nobody_else
             assert connection.scalar(sa.text("SELECT count(*) FROM row")) == 0
 
 
-def test_g2_a_connection_that_is_being_broken_off_never_goes_back_to_the_pool(make: Make, driver: str) -> None:
-    """The server's answer to the interrupt comes some time after it was sent; by then another branch may have the connection."""
-    resource = make(driver, **({} if "async" in driver else {"pool_size": 1, "max_overflow": 0}))
-    for number in range(20):
+def test_g2_an_interrupt_that_comes_too_late_hits_nobody(make: Make, driver: str) -> None:
+    """The branch has ended, and its connection, the only one of the pool, is another's by now."""
+    resource = make(driver, pool_size=1, max_overflow=0) if "psycopg" in driver else make(driver)
+    for number in range(5):
         work = resource.begin(False)
         insert(work, str(number))
-        resource.interrupt(work)
         resource.rollback(work)
         innocent = resource.begin(False)
-        resource.interrupt(work)  # too late: its connection is not its own any more
+        resource.interrupt(work)
         insert(innocent, str(number))
         resource.rollback(innocent)
+
+
+def test_g2_a_connection_is_not_pooled_while_its_interrupt_is_on_its_way(make: Make) -> None:
+    """The branch ends after the interrupt has begun, and before it has reached the server."""
+    resource = make(pool_size=1, max_overflow=0)
+    work = resource.begin(False)
+    insert(work)
+    begun, may_act = threading.Event(), threading.Event()
+
+    class Slow:
+        @staticmethod
+        def interrupt(connection: Any, backend: Any) -> None:
+            begun.set()
+            assert may_act.wait(60)
+            postgresql.interrupt(connection, backend)
+
+    breaker = threading.Thread(target=resource._aside, args=(interrupt, Slow, work))
+    breaker.start()
+    assert begun.wait(60)
+    resource.rollback(work)
+    innocent = resource.begin(False)
+    may_act.set()
+    breaker.join()
+    insert(innocent)
+    resource.rollback(innocent)
 
 
 def test_g2_another_backend_with_the_same_process_id_is_not_ended(make: Make) -> None:

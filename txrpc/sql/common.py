@@ -99,7 +99,9 @@ class BranchWork:
             return not self.interrupted
 
 
-_BEHIND = "the transaction of a branch was ended on the driver's own connection: if that was a commit, what was done until then stays"
+_BEHIND = (
+    "the transaction of a branch was ended on the driver's own connection: if that was a commit, what it had done stays"
+)
 _LOST = "the connection of a branch in {} was lost, or a statement on it was cancelled, and its work with it"
 
 

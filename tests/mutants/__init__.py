@@ -1,0 +1,1 @@
+"""Mistakes outside of the pure core, on purpose, and the tests that must notice each."""

@@ -1,0 +1,131 @@
+"""One mistake each in sql, log, runtime, flows, rpc and coordinator; and the tests of `make test` that are to notice it."""
+
+from __future__ import annotations
+
+from tests.mutation import Change
+
+__all__ = ["MUTANTS"]
+
+_SQL, _LOG, _RPC = "txrpc.sql.", "txrpc.log.", "txrpc.rpc."
+
+MUTANTS: dict[str, tuple[Change, str]] = {
+    "a vote is taken from whatever backend answers": (
+        Change(_SQL + "postgresql", "if backend != pid or not in_block:", "if False:"),
+        "tests/sql/test_hazards.py -k moved",
+    ),
+    "a transaction id is compared in any history": (
+        Change(_SQL + "postgresql", "if present != timeline:", "if False:"),
+        "tests/sql/test_promises.py -k a_token_that_proves_nothing",
+    ),
+    "an id that the database has not come to proves nothing": (
+        Change(_SQL + "postgresql", "return _AHEAD", 'return ""'),
+        "tests/sql/test_promises.py -k a_token_that_proves_nothing",
+    ),
+    "a branch is finished under one's own role only": (
+        Change(_SQL + "postgresql", 'if sqlstate(error) != "42501" or not', "if True or not"),
+        "tests/sql/test_promises.py -k took_another_role",
+    ),
+    "a cancelled wait for a standby is a vote": (
+        Change(_SQL + "postgresql", "        if cancelled:\n            raise", "        if False:\n            raise"),
+        "tests/sql/test_replication.py -k is_no_vote",
+    ),
+    "a backend is known by its process id alone": (
+        Change(
+            _SQL + "backend",
+            "AND backend_start <= clock_timestamp() - make_interval(secs => {age_s:.3f})",
+            "AND {age_s:.3f} >= 0",
+        ),
+        "tests/sql/test_workers.py -k same_process_id",
+    ),
+    "a connection that is being broken off goes back to the pool": (
+        Change(_SQL + "common", "return not self.interrupted", "return True"),
+        "tests/sql/test_workers.py -k while_its_interrupt",
+    ),
+    "whoever has the connection next is broken off": (
+        Change(_SQL + "common", "if work.backend is None or work.given_back:", "if work.backend is None:"),
+        "tests/sql/test_workers.py -k comes_too_late",
+    ),
+    "the driver's own commit is not seen": (
+        Change(_SQL + "common", "        work.began = True\n", ""),
+        "tests/sql/test_sessions.py -k drivers_own",
+    ),
+    "a session's rollback without a statement is not seen": (
+        Change(_SQL + "common", '    event.listen(session, "after_soft_rollback", rolled_back)\n', ""),
+        "tests/sql/test_sessions.py -k whatever_it_had_done",
+    ),
+    "a resource commits by itself where calls are served": (
+        Change(_SQL + "common", 'if outside == "local" or (outside is None and not serves):', "if True:"),
+        "tests/system/test_no_silent_half.py -k without_the_transaction",
+    ),
+    "the log's fence compares nothing": (
+        Change(_LOG + "sql", "if row is None or row.epoch != self._epoch:", "if row is None:"),
+        "tests/log/test_contract.py -k rule_7",
+    ),
+    "no answer to COMMIT means not recorded": (
+        Change(_LOG + "sql", "if sent and not had_no_room(error):", "if False:"),
+        "tests/log/test_sql.py -k uncertain",
+    ),
+    "the log's position stands still": (
+        Change(_LOG + "sql", "self._fence(connection) + len(rows)", "self._fence(connection)"),
+        "tests/log/test_contract.py -k rule_18",
+    ),
+    "an incident is closed for good": (
+        Change(_LOG + "sql", '("finish", "at_ms", "closed_ms")', '("finish", "at_ms")'),
+        "tests/log/test_contract.py -k comes_back",
+    ),
+    "finishing waits behind PREPARE": (
+        Change(
+            "txrpc.runtime.manager", "self._finishers if do.operation in FINISHING else self._workers", "self._workers"
+        ),
+        "tests/sql/test_workers.py -k f9",
+    ),
+    "the work of ended branches is kept": (
+        Change("txrpc.runtime.state", "self._slots.pop(do.gid.branch, None)", "pass"),
+        "tests/runtime/test_scopes.py",
+    ),
+    "a greater position is forgotten": (
+        Change("txrpc.runtime.core", "self._position = max(self._position, message.position)", "pass"),
+        "tests/system/test_restored_log.py -k rule_18",
+    ),
+    "calls in flight are left to their deadline": (
+        Change("txrpc.flows.ending", "everywhere = bool(part.in_flight)", "everywhere = False"),
+        "tests/system/test_calls_in_flight.py -k rule_9_a_call_that_still_runs",
+    ),
+    "a fan-out in a service is left to its deadline": (
+        Change("txrpc.runtime.handle", "            if self._part.in_flight:\n                self._abandon()\n", ""),
+        "tests/system/test_calls_in_flight.py -k rule_19",
+    ),
+    "a server that takes no part is good enough": (
+        Change(
+            _RPC + "shared",
+            "        if report is not None:\n            out.replied",
+            "        if True:\n            out.replied",
+        ),
+        "tests/rpc/test_interceptor_ends.py -k takes_no_part",
+    ),
+    "a call's end is known whoever said it": (
+        Change(_RPC + "shared", "if not end_is_known(trailing):", "if False:"),
+        "tests/rpc/test_interceptor_ends.py",
+    ),
+    "a call outlives its transaction": (
+        Change(_RPC + "shared", "min(timeout, time_left_s)", "timeout"),
+        "tests/rpc/test_interceptors.py -k other_options",
+    ),
+    "that a repeat was not recorded is believed": (
+        Change(
+            "txrpc.coordinator.logbook",
+            "if attempt == 0 and isinstance(error, NotRecorded):",
+            "if isinstance(error, NotRecorded):",
+        ),
+        "tests/coordinator/test_engine.py",
+    ),
+    "a log that has lost decisions goes on deciding": (
+        Change("txrpc.coordinator.engine", "        if out.behind:\n", "        if False:\n"),
+        "tests/system/test_restored_log.py -k rule_18",
+    ),
+    "what has no open transaction is not shown": (
+        Change("txrpc.coordinator.doubts", "in core.reports.shown(now_ms):", "in ():"),
+        "tests/system/test_trouble.py -k perhaps_prepared",
+    ),
+}
+"""The change, and arguments for pytest."""

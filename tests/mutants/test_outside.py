@@ -1,0 +1,53 @@
+"""Every mistake in `outside` is noticed by tests that contributors run all day."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.mutants.outside import MUTANTS
+from tests.mutation import MUTANT
+from tests.proof import note_proof
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def _marks(tests: str) -> list[pytest.MarkDecorator]:
+    """What starts processes takes its time: in CI."""
+    return [pytest.mark.proof] if tests.startswith("tests/system") else []
+
+
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize("name", [pytest.param(name, marks=_marks(tests)) for name, (_, tests) in MUTANTS.items()])
+def test_the_tests_notice_that(name: str, tmp_path: Path) -> None:
+    change, tests = MUTANTS[name]
+    # pytest rewrites the assertions of packages that have plugins, from what is on the disk: not here.
+    options = ["-q", "-x", "--assert=plain", "-p", "no:cacheprovider", "-p", "no:xdist", "-m", "not proof"]
+    command = [sys.executable, "-m", "pytest", *options]
+    done = subprocess.run(
+        [*command, f"--basetemp={tmp_path / 'tests'}", "--timeout=100", *_split(tests)],
+        cwd=ROOT,
+        env={**os.environ, MUTANT: name, "PYTHONPATH": f"{Path(__file__).parent / 'site'}{os.pathsep}{ROOT}"},
+        capture_output=True,
+        text=True,
+        timeout=280,
+        check=False,
+    )
+    assert done.returncode == 1, f"not noticed: {change}\n{done.stdout[-3000:]}{done.stderr[-1000:]}"
+    assert "does not fit its module any more" not in done.stdout + done.stderr
+    note_proof("mutant outside", name=name, module=change.module)
+
+
+def _split(tests: str) -> list[str]:
+    path, _, words = tests.partition(" -k ")
+    return [path, "-k", words] if words else [path]
+
+
+def test_there_are_mistakes_in_every_package() -> None:
+    packages = {change.module.split(".")[1] for change, _ in MUTANTS.values()}
+    assert packages == {"sql", "log", "runtime", "flows", "rpc", "coordinator"}
+    assert len(MUTANTS) >= 10
