@@ -346,7 +346,7 @@ def _votes_for_what_the_database_refused() -> Patches:
     return [_participant(_S.VOTING, _I.PREPARE_FAILED, mistaken)]
 
 
-@_mutant(6, 14)
+@_mutant(6, 14, 16)
 def _acknowledges_a_commit_that_failed() -> Patches:
     def mistaken(self: Any, row: Any, _: object) -> None:
         self._finished_commit(row, Finish.DONE)

@@ -49,7 +49,7 @@ def test_every_fault_happens_and_every_option_is_drawn() -> None:
         "takeover",
         "freeze",
     }
-    rest = {"database crash", "clock jump", "forgery", "log restore", "log brought back"}
+    rest = {"database crash", "clock jump", "forgery", "log restore", "log brought back", "fail-over", "hand"}
     assert counted | rest == set(tally.faults)
     drawn = {
         name

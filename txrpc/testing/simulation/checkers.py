@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from txrpc.protocol.messages import Outcome, Vote
+from txrpc.testing.simulation.checkers_in_doubt import IN_DOUBT
 from txrpc.testing.simulation.history import Violation
 
 __all__ = ["all_checkers"]
@@ -165,6 +166,10 @@ class NoEarlyForgetting:
         self._committed.add(branch)
         self._open.get(xid, set()).discard(branch)
 
+    def damaged(self, _now_ms: int, xid: Any, branch: Any) -> None:
+        self._committed.add(branch)  # as far as it can
+        self._open.get(xid, set()).discard(branch)
+
     def done(self, _now_ms: int, xid: Any) -> None:
         if self._open.get(xid):
             raise Violation(6, f"{xid} is marked done, and {self._open[xid]} has not committed")
@@ -201,6 +206,7 @@ class WholeWork:
     def __init__(self) -> None:
         self._saw: dict[Any, Counter[Any]] = defaultdict(Counter)
         self._committed: dict[Any, Counter[Any]] = defaultdict(Counter)
+        self._damaged: set[Any] = set()
 
     def saw(self, _now_ms: int, xid: Any, call: Any) -> None:
         self._saw[xid][call] += 1
@@ -211,8 +217,13 @@ class WholeWork:
         if extra:
             raise Violation(9, f"{xid}: branch {branch} commits work that the root did not see: {dict(extra)}")
 
+    def damaged(self, _now_ms: int, xid: Any, _branch: Any) -> None:
+        self._damaged.add(xid)
+
     def rest(self, _now_ms: int) -> None:
         for xid, committed in self._committed.items():
+            if xid in self._damaged:
+                continue
             missing = self._saw[xid] - committed
             if missing:
                 raise Violation(8, f"{xid} has committed without work that the root saw: {dict(missing)}")
@@ -301,6 +312,7 @@ class Truth:
         self._told: dict[Any, Outcome] = {}
         self._listed: dict[Any, tuple[Any, ...]] = {}
         self._wrote: set[Any] = set()
+        self._damaged: set[Any] = set()
         self._committed: set[Any] = set()
 
     def told(self, _now_ms: int, xid: Any, outcome: Outcome) -> None:
@@ -322,51 +334,18 @@ class Truth:
         if self._told.get(xid) is _ABORTED:
             raise Violation(13, f"{xid} commits, and its application was told that it is aborted")
 
+    def damaged(self, _now_ms: int, xid: Any, _branch: Any) -> None:
+        self._damaged.add(xid)
+
     def rest(self, _now_ms: int) -> None:
         for xid, outcome in self._told.items():
-            if outcome is _COMMITTED and xid in self._wrote and xid not in self._committed:
+            if outcome is _COMMITTED and xid in self._wrote - self._damaged and xid not in self._committed:
                 raise Violation(13, f"the application was told that {xid} is committed, and it is not")
             if outcome is _UNKNOWN and len(self._listed.get(xid, ())) != 1:
                 raise Violation(13, f"nobody ever told the application how {xid} ended")
 
 
-class NothingInTheDark:
-    """14: what is decided and not finished is shown by the coordinator in office; in the end nothing is."""
-
-    def __init__(self) -> None:
-        self._open: dict[Any, Any] = {}
-        self._prepared: set[Any] = set()
-
-    def prepared(self, _now_ms: int, _xid: Any, branch: Any) -> None:
-        self._prepared.add(branch)
-
-    def durable(self, _now_ms: int, xid: Any, _epoch: Any, branches: Iterable[Any]) -> None:
-        self._open.update({branch: xid for branch in branches if branch in self._prepared})
-
-    def committed(self, _now_ms: int, _xid: Any, branch: Any, _calls: Any, _was_prepared: bool) -> None:
-        self._open.pop(branch, None)
-        self._prepared.discard(branch)
-
-    def undone(self, _now_ms: int, _xid: Any, branch: Any, _was_prepared: bool) -> None:
-        self._prepared.discard(branch)
-
-    def lost(self, _now_ms: int, xids: Iterable[Any]) -> None:
-        gone = set(xids)
-        self._open = {branch: xid for branch, xid in self._open.items() if xid not in gone}
-
-    def doubted(self, _now_ms: int, shown: set[tuple[Any, Any]]) -> None:
-        for branch, xid in self._open.items():
-            if (xid, branch) not in shown:
-                raise Violation(
-                    14, f"{xid}: branch {branch} is decided and not finished, and the coordinator does not show it"
-                )
-
-    def rest(self, _now_ms: int) -> None:
-        if self._prepared:
-            raise Violation(14, f"still in doubt: {self._prepared}")
-
-
-_CHECKERS = (
+_CHECKERS: tuple[type[Any], ...] = (
     Agreement,
     Validity,
     DurableBeforeTold,
@@ -379,5 +358,5 @@ _CHECKERS = (
     Deadlines,
     OneAnswer,
     Truth,
-    NothingInTheDark,
+    *IN_DOUBT,
 )

@@ -6,7 +6,7 @@ from collections import Counter
 from dataclasses import dataclass
 from typing import Any
 
-from txrpc.errors import AbortCode, OutcomeUnknown, Reason, TransactionAborted, TxrpcError
+from txrpc.errors import AbortCode, HeuristicOutcome, OutcomeUnknown, Reason, TransactionAborted, TxrpcError
 from txrpc.flows import ending
 from txrpc.flows.driver import Flow
 from txrpc.flows.part import Part
@@ -193,6 +193,8 @@ class Cluster:
             client.manager.ended(part)
             self._told(part, Outcome.UNKNOWN)
             yield from self._ask_again(client, part)
+        except HeuristicOutcome:
+            self._told(part, Outcome.COMMITTED)
         else:
             self._told(part, Outcome.COMMITTED)
 
@@ -224,6 +226,8 @@ class Cluster:
             if self.coordinator.up and not self.old:
                 self.coordinator.show_doubts()
         self._repair()
+        for seconds in range(40, 140, 10):
+            scheduler.after(seconds * 1_000, self._close_incidents)
         scheduler.run(scheduler.now_ms + _REPAIRED_MS, self._at_rest)
         if not self._at_rest():
             raise Violation(
@@ -231,6 +235,10 @@ class Cluster:
             )
         scheduler.run(scheduler.now_ms + RETENTION_MS + 15_000)
         self.history.note("rest")
+
+    def _close_incidents(self) -> None:
+        if self.coordinator.up:
+            self.coordinator.close_incidents()
 
     def _at_rest(self) -> bool:
         return not self._restless()

@@ -14,6 +14,7 @@ from txrpc.ids import Epoch, Xid
 from txrpc.log.memory import MemoryLog, MemoryStore
 from txrpc.protocol.coordinator import Coordinator
 from txrpc.protocol.events import (
+    Close,
     Forgot,
     Limits,
     Logged,
@@ -200,6 +201,8 @@ class CoordinatorProcess(Node):
             if out.bind or out.incidents or out.closed:
                 self._log.bind(out.bind)
                 self._log.report(out.incidents)
+                for incident in out.incidents:
+                    self._history.note("incident", incident.xid, incident.branch, incident.finish)
                 self._log.close_incidents(out.closed, self.scheduler.now_ms)
         except Fenced:
             self._stop()
@@ -300,6 +303,11 @@ class CoordinatorProcess(Node):
             self._disk.forced()
             for xid in sorted(held - set(self._disk.nodes[NODE].decisions)):
                 self._history.note("deleted", xid)
+
+    def close_incidents(self) -> None:
+        """An operator has seen to all of them."""
+        for xid in {xid for xid, _ in self.core.incidents}:
+            self._step(Close(xid))
 
     # ------------------------------------------------------------------------------------------------ to be looked at
 

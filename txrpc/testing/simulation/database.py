@@ -42,17 +42,39 @@ class Database(Node):
         self.works: set[Work] = set()
         self.prepared: dict[BranchId, tuple[Gid, Work, int]] = {}
         self.unanswered: list[Promise] = []
+        self.timeline = 1
+        """Which history it is in: a fail-over begins another one."""
         self.ended: dict[str, bool] = {}
         """Whether the work of each token was committed."""
 
     def crash(self) -> None:
         """Lose what is not prepared."""
         self.die()
-        for work in sorted(self.works, key=lambda work: int(work.token)):
-            self._undo(work)
+        self._lose_open_work()
         for promise in self.unanswered:
             promise.break_(ResourceUnavailable(f"the connection to {self.name} broke"))
         self.unanswered.clear()
+
+    def _lose_open_work(self) -> None:
+        for work in sorted(self.works, key=lambda work: int(work.token.partition("-")[0])):
+            self._undo(work)
+
+    def fail_over(self) -> None:
+        """A standby that has all but what is prepared takes its place: another history begins."""
+        for gid, work, _ in self.prepared.values():
+            self._history.note("damaged", gid.xid, gid.branch)
+            self.ended[work.token] = False
+        self.prepared.clear()
+        self.timeline += 1
+
+    def by_hand(self, branch: BranchId, commit: bool) -> None:
+        """An operator ends a prepared branch."""
+        gid, work, _ = self.prepared.pop(branch)
+        self._history.note("damaged", gid.xid, gid.branch)
+        self._history.line(
+            self.name, self.name, lambda: f"{_short(gid)} {'committed' if commit else 'rolled back'} by hand"
+        )
+        self.ended[work.token] = commit
 
     def restart(self) -> None:
         """Be there again."""
@@ -60,14 +82,14 @@ class Database(Node):
 
     def repair(self) -> None:
         """From now on nothing is refused."""
-        self.options = self.options.without("refuses", "cut_prepares")
+        self.options = self.options.without("refuses", "refuses_finish", "cut_prepares")
 
     # ------------------------------------------------------------------------------------------------ what it can do
 
     def begin(self) -> Work:
         """Open a transaction."""
         self._tokens += 1
-        work = Work(str(self._tokens))
+        work = Work(f"{self._tokens}-{self.timeline:08X}")
         self.works.add(work)
         return work
 
@@ -115,6 +137,8 @@ class Database(Node):
 
     def finish(self, commit: bool, gid: Gid, token: str) -> Finish:
         """COMMIT PREPARED or ROLLBACK PREPARED."""
+        if gid.branch in self.prepared and self.scheduler.dice.random() < self.options.refuses_finish:
+            raise Refused("permission denied")
         held = self.prepared.pop(gid.branch, None)
         if held is not None:
             work = held[1]
@@ -125,17 +149,26 @@ class Database(Node):
             return Finish.DONE
         if token and any(work.token == token for work in self.works):
             raise ResourceUnavailable(f"transaction {token} is still at work")
+        if token and self._elsewhere(token):
+            return Finish.LOST
         if token not in self.ended:
             return Finish.NOT_HERE
-        return Finish.ALREADY if self.ended[token] == commit else Finish.HEURISTIC
+        if self.ended[token] != commit:
+            return Finish.HEURISTIC
+        self._history.note("as_decided", gid.branch)
+        return Finish.ALREADY
 
     def result(self, token: str) -> OnePhaseResult | None:
         """How the work of *token* ended; None while it is open."""
         if any(work.token == token for work in self.works):
             return None
-        if token not in self.ended:
+        if token not in self.ended or self._elsewhere(token):
             return OnePhaseResult.UNKNOWN
         return OnePhaseResult.COMMITTED if self.ended[token] else OnePhaseResult.ABORTED
+
+    def _elsewhere(self, token: str) -> bool:
+        """Whether *token* is of another history than this one."""
+        return token.partition("-")[2] != f"{self.timeline:08X}"
 
     def _close(self, work: Work) -> None:
         work.open = False

@@ -27,6 +27,9 @@ FACTS: Final = {
     "done": "a decision is marked done: xid",
     "deleted": "a decision's record is deleted: xid",
     "lost": "the log comes back without these decisions: xids",
+    "damaged": "a branch is not what it was: ended by hand, or lost by its database: xid, branch",
+    "as_decided": "a damaged branch was found to have ended as decided all the same: branch",
+    "incident": "the coordinator keeps it that a branch did not end as decided: xid, branch, finish",
     "doubted": "what the coordinator in office says is in doubt: set of (xid, branch)",
     "rest": "all is repaired and quiet; nothing",
 }

@@ -73,6 +73,12 @@ class Options:
     """How likely a crash leaves a part of the batch that was being written."""
     log_restores: int = 0
     """The log comes back as it was some seconds before, in the same epoch (rule 18)."""
+    hands: int = 0
+    """Operators who end a prepared branch by hand, as they think right."""
+    amnesia: int = 0
+    """Databases that fail over to a standby that has not received what is prepared (rule 16)."""
+    refuses_finish: float = 0.0
+    """How likely a database refuses COMMIT PREPARED and ROLLBACK PREPARED, though it holds the branch (rule 20)."""
     cut_prepares: float = 0.0
     """How likely the connection breaks under a PREPARE, which the database carries out later all the same."""
     patience_s: int = 10
@@ -140,6 +146,9 @@ _HARDEST: dict[str, int | float] = {
     "log_restores": 2,
     "cut_prepares": 0.2,
     "forgeries": 20,
+    "hands": 3,
+    "amnesia": 2,
+    "refuses_finish": 0.5,
 }
 
 CALM = Options()

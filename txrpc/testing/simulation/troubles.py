@@ -68,6 +68,8 @@ def troubles(cluster: Troubled) -> Sequence[Callable[[], None]]:
         *[made.take_over] * options.takeovers,
         *[made.restore_log] * options.log_restores,
         *[made.crash_database] * options.database_crashes,
+        *[made.fail_over] * options.amnesia,
+        *[made.lay_hand_on] * options.hands,
         *[made.freeze] * options.freezes,
         *[made.jump] * options.clock_jumps,
         *[made.forge] * options.forgeries,
@@ -78,6 +80,7 @@ class _Troubles:
     def __init__(self, cluster: Troubled) -> None:
         self._cluster = cluster
         self._dice = cluster.scheduler.dice
+        self._until_ms = cluster.scheduler.now_ms + cluster.options.trouble_ms
         self._away_ms = 0
         """How far the coordinator's wall clock is from the truth."""
 
@@ -190,6 +193,30 @@ class _Troubles:
             self._cluster.note_fault("database crash", database.name, "crashes")
             database.crash()
             self._later(3_000, database.restart)
+
+    def fail_over(self) -> None:
+        database = self._with_prepared(self.fail_over)
+        if database is not None:
+            self._cluster.note_fault("fail-over", database.name, "fails over to a standby that has lagged")
+            database.crash()
+            database.fail_over()
+            self._later(3_000, database.restart)
+
+    def _with_prepared(self, again: Callable[[], None]) -> Database | None:
+        """A database that holds a prepared branch; if there is none, try *again* a little later, for as long as trouble lasts."""
+        held = [database for database in self._cluster.databases if database.up and database.prepared]
+        if held:
+            return self._dice.choice(held)
+        if self._cluster.scheduler.now_ms < self._until_ms:
+            self._later(200, again)
+        return None
+
+    def lay_hand_on(self) -> None:
+        database = self._with_prepared(self.lay_hand_on)
+        if database is not None:
+            branch = self._dice.choice(sorted(database.prepared))
+            self._cluster.note_fault("hand", database.name, "has a prepared branch ended by hand")
+            database.by_hand(branch, self._dice.random() < 0.5)
 
     def jump(self) -> None:
         cluster = self._cluster
