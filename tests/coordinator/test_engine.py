@@ -81,13 +81,13 @@ class RoughLog(MemoryLog):
 class Box:
     """An outbox that votes and acknowledges by itself."""
 
-    def __init__(self, engine: Engine) -> None:
+    def __init__(self, engine: Engine, process: ParticipantId = PROCESS) -> None:
         self.engine = engine
         self.number = engine.attach(self)
         self.messages: list[FromCoordinator] = []
         self.farewell: GoAway | None = None
         self.deaf = False
-        hello = Hello(1, "default", PROCESS, "test", (ResourceInfo("a", "test"), ResourceInfo("b", "test")))
+        hello = Hello(1, "default", process, "test", (ResourceInfo("a", "test"), ResourceInfo("b", "test")))
         engine.step(SessionOpened(self.number, hello))
 
     def put(self, message: FromCoordinator) -> None:
@@ -262,6 +262,20 @@ async def test_a_shutdown_finishes_what_is_being_decided_and_refuses_the_rest(en
     assert (await box.outcome(xid)).outcome is Outcome.COMMITTED
     assert box.farewell is not None
     assert box.farewell.retry
+
+
+async def test_g10_an_idle_session_goes_at_once_while_others_are_still_decided(log: RoughLog, engine: Engine) -> None:
+    """It was kept for the whole grace, though the next coordinator had been there after a second."""
+    busy, idle = Box(engine), Box(engine, ParticipantId(b"idle...."))
+    log.gate.clear()
+    xid = busy.commit(1)
+    await aeventually(lambda: log.writing)
+    draining = asyncio.create_task(engine.drain(60))
+    await aeventually(lambda: idle.farewell is not None)
+    assert busy.farewell is None
+    log.gate.set()
+    assert (await busy.outcome(xid)).outcome is Outcome.COMMITTED
+    await draining
 
 
 async def test_a_restart_takes_up_what_was_not_done(log: RoughLog) -> None:

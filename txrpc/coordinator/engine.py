@@ -107,12 +107,15 @@ class Engine:
         """Take no new commit request and wait, at most *grace_s*, until everything under way is decided."""
         self.step(Drain())
         until_ms = self.now_ms() + int(grace_s * 1000)
+        farewell = GoAway("shutdown", "the coordinator is shutting down", retry=True)
         while self.core.deciding and self.now_ms() < until_ms and not self.over.done():
+            for number in self.core.idle_sessions():  # their next coordinator may be there already
+                self._close(number, farewell)
             await asyncio.sleep(0.02)
         if self.core.deciding:
             logger.warning("shutting down undecided", extra={"transactions": self.core.deciding})
         for number in list(self._outboxes):
-            self._close(number, GoAway("shutdown", "the coordinator is shutting down", retry=True))
+            self._close(number, farewell)
 
     async def stop(self) -> None:
         """End the tasks and close the log."""

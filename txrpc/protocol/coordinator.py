@@ -112,6 +112,13 @@ class Coordinator(Inquiries):
         undecided = (State.PREPARING, State.ONE_PHASE, State.RECORDING)
         return sum(1 for row in self.transactions.values() if row.state in undecided)
 
+    def idle_sessions(self) -> list[int]:
+        """Sessions of which no transaction that is being worked on knows anything."""
+        waited = {session for row in self.transactions.values() for session in row.waiters}
+        at_work = {b.ref.participant for row in self.transactions.values() for b in row.branches.values()}
+        sessions = self.directory.sessions.values()
+        return [e.session for e in sessions if e.session not in waited and e.hello.participant not in at_work]
+
     # ------------------------------------------------------------------------------------------------------ events
 
     def _session_opened(self, event: SessionOpened) -> None:
