@@ -6,6 +6,7 @@ import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 import sqlalchemy as sa
@@ -17,7 +18,7 @@ from tests.postgres import Server
 from tests.runtime.conftest import NoSession
 from tests.sql.kit import Make, gid, insert
 from txrpc.protocol.messages import Finish, OnePhaseResult
-from txrpc.resource import Prepared
+from txrpc.resource import Prepared, ReadOnly
 from txrpc.runtime.manager import Manager
 from txrpc.testing.postgres import PostgresServer
 
@@ -125,6 +126,75 @@ def test_without_the_right_to_read_it_there_is_no_identity_rather_than_a_false_o
     finally:
         server.execute("GRANT EXECUTE ON FUNCTION pg_control_system() TO PUBLIC", tenants.database or "")
     assert make(at=tenants).start().identity == make().start().identity != ""
+
+
+# ---------------------------------------------------------------------------------------------------------- marker rows
+
+
+def _marked(make: Make, driver: str, at: sa.URL | str) -> Any:
+    resource = make(driver, at=at)
+    inner = getattr(resource, "_wrapped", resource)
+    inner._wants_markers = True
+    resource.start()
+    return resource
+
+
+@pytest.mark.parametrize("commit", [True, False], ids=["commit", "roll back"])
+def test_a_marker_row_is_there_if_and_only_if_its_branch_has_committed(
+    make: Make, server: Server, driver: str, url: str, commit: bool
+) -> None:
+    resource, branch, tokens = _marked(make, driver, url), gid(), list[str]()
+    work = resource.begin(False)
+    insert(work)
+    prepared = resource.prepare(work, branch)
+    assert isinstance(prepared, Prepared)
+    finish = resource.commit_prepared if commit else resource.rollback_prepared
+    assert finish(branch, prepared.token) is Finish.DONE
+    assert finish(branch, prepared.token) is Finish.ALREADY
+    alone = resource.begin(False)
+    insert(alone, "alone")
+    assert resource.commit_one_phase(alone, tokens.append) is OnePhaseResult.COMMITTED
+    reader = resource.begin(True)
+    assert isinstance(resource.prepare(reader, gid()), ReadOnly)
+    rows = server.execute("SELECT encode(branch, 'hex') FROM txrpc_branch", sa.make_url(url).database or "")
+    wrote = {tokens[0], prepared.token} if commit else {tokens[0]}
+    assert {number for (number,) in rows} == {token.rpartition("-")[2] for token in wrote}
+
+
+def test_a_marker_row_proves_a_commit_in_another_history_and_its_absence_a_loss(
+    make: Make, server: Server, url: str
+) -> None:
+    """Also where the timeline is the same, and its number is another transaction's: a data folder that was copied back."""
+    resource, tokens, branch = _marked(make, "psycopg", url), list[str](), gid()
+    work = resource.begin(False)
+    insert(work)
+    resource.commit_one_phase(work, tokens.append)
+    number, timeline, marker = tokens[0].split("-")
+    elsewhere, unknown = f"{number}-0000FFFF-{marker}", f"{number}-{timeline}-{'0' * 16}"
+    assert resource.commit_prepared(branch, elsewhere) is Finish.ALREADY
+    assert resource.one_phase_result(elsewhere) is OnePhaseResult.COMMITTED
+    assert resource.commit_prepared(branch, unknown) is Finish.LOST
+    assert resource.one_phase_result(unknown) is OnePhaseResult.UNKNOWN
+    assert resource.commit_prepared(branch, f"{number}-0000FFFF-{'0' * 16}") is Finish.LOST
+    database = sa.make_url(url).database or ""
+    server.execute("UPDATE txrpc_branch SET at = now() - interval '6 days'", database)
+    resource.in_doubt("default")
+    assert server.execute("SELECT count(*) FROM txrpc_branch", database) == [(1,)]
+    server.execute("UPDATE txrpc_branch SET at = now() - interval '8 days'", database)
+    resource.in_doubt("default")
+    assert server.execute("SELECT count(*) FROM txrpc_branch", database) == [(0,)]
+
+
+@pytest.mark.parametrize("there", [False, True], ids=["missing", "not writable"])
+def test_a_table_of_markers_that_cannot_be_had_is_one_sentence(
+    make: Make, server: Server, tenants: sa.URL, there: bool
+) -> None:
+    if there:
+        server.execute("CREATE TABLE txrpc_branch (branch bytea PRIMARY KEY, at timestamptz)", tenants.database or "")
+    with pytest.raises(
+        txrpc.ConfigurationError, match=r"needs the table txrpc_branch, and .*: let its owner CREATE TABLE"
+    ):
+        _marked(make, "psycopg", tenants)
 
 
 @pytest.fixture

@@ -118,7 +118,7 @@ def _item(**fields: Any) -> session_pb2.ProcessBatch:
         (_voted(vote=0), "vote"),
         (_voted(vote=9), "vote"),
         (_voted(token="1'; DROP"), "token"),
-        (_voted(token="7" * 41), "token"),
+        (_voted(token="7" * 65), "token"),
         ({"acked": session_pb2.Acked(xid=bytes(16), branch=bytes(8))}, "finish"),
         ({"hello": session_pb2.Hello(group="it's", participant=bytes(8))}, "group"),
         ({"hello": session_pb2.Hello(group="a" * 25, participant=bytes(8))}, "24"),

@@ -23,17 +23,20 @@ from collections.abc import Sequence
 from typing import Any, Final
 
 from sqlalchemy.engine import Connection
-from sqlalchemy.exc import DataError, DBAPIError, NotSupportedError, ProgrammingError
+from sqlalchemy.exc import DBAPIError
 
-from txrpc.errors import AbortCode, ConfigurationError, Reason, ResourceUnavailable
+from txrpc.errors import ConfigurationError, ResourceUnavailable
 from txrpc.ids import Gid
 from txrpc.protocol.messages import Finish, OnePhaseResult
 from txrpc.replication import watch_replication
 from txrpc.sql.backend import backend_pid, hides_backends, interrupt, is_gone
+from txrpc.sql.markers import Marker, clean, holds, prepare_table
+from txrpc.sql.postgresql_errors import classify, connection_lost, refused, sentence, sqlstate
 
 __all__ = [
     "backend_pid",
     "classify",
+    "clean",
     "commit",
     "connection_lost",
     "current_token",
@@ -47,6 +50,7 @@ __all__ = [
     "one_phase_result",
     "preflight",
     "prepare",
+    "prepare_table",
     "refused",
     "sentence",
     "set_read_only",
@@ -91,11 +95,11 @@ _WORK: Final = (
 )
 """What a vote rests on, in one round trip.  Outside a block a statement is its own transaction, so that its times are one."""
 
-_TOKEN = re.compile(r"(\d{1,20})-([0-9A-F]{8})")
+_TOKEN = re.compile(r"(\d{1,20})-([0-9A-F]{8})(?:-([0-9a-f]{16}))?")
 
 
-def token_to_end(connection: Connection, pid: int, always: bool) -> str:
-    """The branch's transaction, and the timeline that it is of; "" if it is proven that it wrote nothing.
+def token_to_end(connection: Connection, pid: int, always: bool, marker: Marker | None = None) -> str:
+    """The branch's transaction, the timeline that it is of, and its *marker*; "" if it is proven that it wrote nothing.
 
     No identifier is no proof by itself.  The connection may have been moved to another backend than *pid*, by a pooler or a
     proxy, whose transaction is not the branch's.  A foreign data wrapper writes elsewhere, and NOTIFY writes nowhere: where there
@@ -112,15 +116,18 @@ def token_to_end(connection: Connection, pid: int, always: bool) -> str:
         )
     if not number and (always or foreign):
         number = connection.exec_driver_sql("SELECT pg_current_xact_id()::text").scalar()
-    return f"{number}-{timeline}" if number else ""
+    if not number or marker is None:
+        return f"{number}-{timeline}" if number else ""
+    marker.write(connection)
+    return f"{number}-{timeline}-{marker.number}"
 
 
-def prepare(connection: Connection, gid: Gid, pid: int, always: bool) -> str:
+def prepare(connection: Connection, gid: Gid, pid: int, always: bool, marker: Marker | None = None) -> str:
     """Prepare the open transaction under *gid* and return its token; "" if it wrote nothing and there was nothing to prepare.
 
-    For *pid*, *always* and what is raised see `token_to_end`.
+    For *pid*, *always*, *marker* and what is raised see `token_to_end`.
     """
-    token = token_to_end(connection, pid, always)
+    token = token_to_end(connection, pid, always, marker)
     if token:
         with watch_replication(connection.connection.driver_connection) as cancelled:
             connection.exec_driver_sql(f"PREPARE TRANSACTION '{gid}'")
@@ -136,14 +143,17 @@ def commit(transaction: Any, connection: Connection) -> bool:
     return not cancelled
 
 
-def finish(connection: Connection, commit: bool, gid: Gid, token: str) -> Finish:
-    """COMMIT PREPARED or ROLLBACK PREPARED, on a connection in AUTOCOMMIT.  Idempotent; raises if it must be tried again."""
+def finish(connection: Connection, commit: bool, gid: Gid, token: str, markers: str = "") -> Finish:
+    """COMMIT PREPARED or ROLLBACK PREPARED, on a connection in AUTOCOMMIT.  Idempotent; raises if it must be tried again.
+
+    *markers*: the table of marker rows, if there is one.
+    """
     statement = f"{'COMMIT' if commit else 'ROLLBACK'} PREPARED '{gid}'"
     try:
         connection.exec_driver_sql(statement)
     except DBAPIError as error:
         if sqlstate(error) == "42704":
-            return _who_ended_it(connection, commit, gid, token)
+            return _who_ended_it(connection, commit, gid, token, markers)
         if sqlstate(error) != "42501" or not _as_its_owner(connection, gid, statement):
             raise
     return Finish.DONE
@@ -166,9 +176,9 @@ def _as_its_owner(connection: Connection, gid: Gid, statement: str) -> bool:
     return True
 
 
-def _who_ended_it(connection: Connection, commit: bool, gid: Gid, token: str) -> Finish:
+def _who_ended_it(connection: Connection, commit: bool, gid: Gid, token: str, markers: str) -> Finish:
     """There is no such prepared transaction (any more): did it end as it should have (rule 16)?"""
-    status = _status_of(connection, token)
+    status = _status_of(connection, token, markers)
     if status == "in progress":
         # Not prepared and not ended: its PREPARE or its end is being executed at this very moment.
         raise ResourceUnavailable(f"transaction {token} of {gid.resource} is still at work in the database")
@@ -177,16 +187,28 @@ def _who_ended_it(connection: Connection, commit: bool, gid: Gid, token: str) ->
     return Finish.LOST if status in (_AHEAD, _ELSEWHERE) else Finish.NOT_HERE
 
 
-def one_phase_result(connection: Connection, token: str) -> OnePhaseResult | None:
+def one_phase_result(connection: Connection, token: str, markers: str = "") -> OnePhaseResult | None:
     """How the transaction *token* ended; None while it is in progress; UNKNOWN if this database cannot tell."""
-    return _RESULTS.get(_status_of(connection, token), OnePhaseResult.UNKNOWN)
+    return _RESULTS.get(_status_of(connection, token, markers), OnePhaseResult.UNKNOWN)
 
 
 _AHEAD: Final = "in the future"
 _ELSEWHERE: Final = "on another timeline"
 
 
-def _status_of(connection: Connection, token: str) -> str:
+def _status_of(connection: Connection, token: str, markers: str) -> str:
+    """What became of *token*: its marker row tells in any history, else the number in its own."""
+    found = _TOKEN.fullmatch(token)
+    status = _status_of_number(connection, token)
+    if found is None or found[3] is None or not markers or status == "in progress":
+        return status
+    if holds(connection, markers, found[3]):
+        return "committed"
+    # Without its row, a committed transaction of that number is another one's: this is another history, whatever it is called.
+    return status if status == "aborted" else _ELSEWHERE
+
+
+def _status_of_number(connection: Connection, token: str) -> str:
     """What ``pg_xact_status`` says of *token*; "" if it has forgotten, or *token* is not one of PostgreSQL's.
 
     A number means something in its own history only: after a fail-over, or on a restored backup, it may be another transaction's.
@@ -195,7 +217,7 @@ def _status_of(connection: Connection, token: str) -> str:
     found = _TOKEN.fullmatch(token)
     if found is None or int(found[1]) >= 1 << 64:
         return ""
-    number, timeline = found.groups()
+    number, timeline, _ = found.groups()
     try:
         present = connection.exec_driver_sql(_TIMELINE).scalar()
         if present != timeline:
@@ -314,72 +336,3 @@ def _system(connection: Connection) -> str:
             return str(connection.exec_driver_sql("SELECT system_identifier FROM pg_control_system()").scalar())
     except DBAPIError:
         return ""
-
-
-# ----------------------------------------------------------------------------------------------------------- errors
-
-_BY_STATE: Final = {
-    "40001": AbortCode.SERIALIZATION_FAILURE,
-    "40P01": AbortCode.DEADLOCK,
-    "55P03": AbortCode.LOCK_TIMEOUT,
-}
-_DRIVERS_OWN: Final = (ProgrammingError, DataError, NotSupportedError)
-"""Without an SQLSTATE these are the driver's, about the statement or its values; the connection has nothing to do with them."""
-_SAYS_NO_VALUES = ("0A", "25", "40", "53", "55", "57", "58", "08")
-"""Classes whose messages hold no user's data."""
-
-
-def sqlstate(error: BaseException) -> str:
-    """The SQLSTATE of a driver's error, or ""."""
-    origin: Any = getattr(error, "orig", error)
-    return getattr(origin, "sqlstate", None) or getattr(origin, "pgcode", None) or ""
-
-
-def connection_lost(error: BaseException) -> bool:
-    """Whether *error* means that the connection is gone, so that nobody knows what became of the statement."""
-    if not isinstance(error, DBAPIError):
-        return isinstance(error, OSError)
-    state = sqlstate(error)
-    if not state:
-        return error.connection_invalidated or not isinstance(error, _DRIVERS_OWN)
-    return error.connection_invalidated or state[:2] == "08" or state[:3] == "57P"
-
-
-def refused(error: BaseException) -> bool:
-    """Whether the server itself has said no, so that what was asked for has certainly not been done."""
-    return isinstance(error, DBAPIError) and bool(sqlstate(error)) and not connection_lost(error)
-
-
-def classify(error: BaseException) -> Reason | None:
-    """Why *error* ends the branch, or None if it did not come from the database."""
-    if isinstance(error, ResourceUnavailable):
-        return Reason(AbortCode.RESOURCE_UNAVAILABLE, str(error))
-    if not isinstance(error, DBAPIError):
-        return None
-    return Reason(_code_of(error), sentence(error))
-
-
-def _code_of(error: DBAPIError) -> AbortCode:
-    state = sqlstate(error)
-    if state in _BY_STATE:
-        return _BY_STATE[state]
-    if state == "0A000" and (error.statement or "").startswith("PREPARE TRANSACTION"):
-        return AbortCode.CANNOT_PREPARE
-    if state[:2] == "53" or connection_lost(error):  # 53: no room for one more, of whatever there is a limit on
-        return AbortCode.RESOURCE_UNAVAILABLE
-    return AbortCode.STATEMENT_FAILED
-
-
-def sentence(error: BaseException) -> str:
-    """What the database said, without anybody's data in it."""
-    origin: Any = getattr(error, "orig", None) or error
-    state = sqlstate(error)
-    kind = type(origin.__cause__ if type(origin).__name__ == "Error" and origin.__cause__ else origin).__name__
-    if state and state[:2] not in _SAYS_NO_VALUES:
-        constraint = getattr(getattr(origin, "diag", None), "constraint_name", None)
-        return f"{kind} (SQLSTATE {state})" + (f" of constraint {constraint}" if constraint else "")
-    if not state and isinstance(error, _DRIVERS_OWN):
-        return kind
-    lines = str(origin).strip().splitlines()
-    said = re.sub(r"^<class '[\w.]+'>: ", "", lines[0]) if lines else ""
-    return f"{said or kind} (SQLSTATE {state})" if state else (said or kind)[:300]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, suppress
@@ -38,6 +39,7 @@ from txrpc.sql.common import (
     side_engine,
     watch_session,
 )
+from txrpc.sql.markers import Marker
 from txrpc.sql.truth import learn, see_off
 
 __all__ = ["ResourceManager"]
@@ -54,6 +56,8 @@ class ResourceManager:
         would be lost in silence; with this it is refused.
     outside: what ``session()`` and ``connection()`` do where there is no transaction: begin and commit one of the database's own
         ("local"), or raise `NoTransaction` ("refuse").  By default they refuse in a process with server interceptors.
+    markers: each branch that wrote adds a row to the table ``txrpc_branch``, which proves after a fail-over or a restore whether it
+        has committed.  One INSERT a branch.
 
     Safe to use from any number of threads.  Give it to `txrpc.connect`.
     """
@@ -66,6 +70,7 @@ class ResourceManager:
         session_class: type[Session] = Session,
         always_prepare: bool = False,
         outside: Literal["local", "refuse"] | None = None,
+        markers: bool = False,
         **session_options: Any,
     ) -> None:
         self.name = check_engine(name, engine, Engine, "a ResourceManager takes a SQLAlchemy Engine")
@@ -75,6 +80,9 @@ class ResourceManager:
         self._session_class = session_class
         self._always_prepare = always_prepare
         self._outside = check_outside(name, outside)
+        self._wants_markers = markers
+        self._markers = ""
+        """The qualified name of the table of marker rows, if they are wanted."""
         self.user: Any = None
         """The manager that was connected with it."""
         self._session_options = check_options(name, session_options)
@@ -128,6 +136,8 @@ class ResourceManager:
         """See `txrpc.resource.Resource.start`."""
         identity, warnings = self._on(self.engine, self._dialect.preflight, self.name, capacity_of(self.engine))
         self._asks_for_pid = self._on(self.engine, self._dialect.hides_backends)
+        if self._wants_markers:
+            self._markers = self._aside(self._dialect.prepare_table, self.name)
         return info_of(self.name, self.kind, identity, warnings)
 
     def close(self) -> None:
@@ -189,22 +199,24 @@ class ResourceManager:
 
     def commit_prepared(self, gid: Gid, token: str) -> Finish:
         """See `txrpc.resource.Resource.commit_prepared`."""
-        result: Finish = self._aside(self._dialect.finish, True, gid, token)
+        result: Finish = self._aside(self._dialect.finish, True, gid, token, self._markers)
         return result
 
     def rollback_prepared(self, gid: Gid, token: str) -> Finish:
         """See `txrpc.resource.Resource.rollback_prepared`."""
-        result: Finish = self._aside(self._dialect.finish, False, gid, token)
+        result: Finish = self._aside(self._dialect.finish, False, gid, token, self._markers)
         return result
 
     def in_doubt(self, group: str) -> Sequence[tuple[Gid, int]]:
         """See `txrpc.resource.Resource.in_doubt`."""
         found: Sequence[tuple[Gid, int]] = self._aside(self._dialect.in_doubt, group, self.name)
+        if self._markers:
+            self._aside(self._dialect.clean, self._markers)
         return found
 
     def one_phase_result(self, token: str) -> OnePhaseResult | None:
         """See `txrpc.resource.Resource.one_phase_result`."""
-        result: OnePhaseResult | None = self._aside(self._dialect.one_phase_result, token)
+        result: OnePhaseResult | None = self._aside(self._dialect.one_phase_result, token, self._markers)
         return result
 
     def classify(self, error: BaseException) -> Reason | None:
@@ -214,9 +226,10 @@ class ResourceManager:
 
     # --------------------------------------------------------------------------------------------------- under it
 
-    def _to_end(self, work: BranchWork) -> tuple[int, bool]:
-        """What the dialect must know to prove what *work* is."""
-        return work.pid, work.notifies or self._always_prepare
+    def _to_end(self, work: BranchWork) -> tuple[int, bool, Marker | None]:
+        """What the dialect must know to prove what *work* is, and to have it proven later."""
+        marker = Marker(self._markers, os.urandom(8).hex()) if self._markers else None
+        return work.pid, work.notifies or self._always_prepare, marker
 
     def _let_go(self, work: BranchWork, spoiled: bool = False) -> None:
         """Return the connection to its pool, which rolls back whatever is still open on it.  Never raises."""

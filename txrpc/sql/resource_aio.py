@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
@@ -39,6 +40,7 @@ from txrpc.sql.common import (
     side_engine,
     watch_session,
 )
+from txrpc.sql.markers import Marker
 from txrpc.sql.truth import learn, see_off
 
 __all__ = ["AsyncResourceManager"]
@@ -55,6 +57,7 @@ class AsyncResourceManager:
         session_class: type[AsyncSession] = AsyncSession,
         always_prepare: bool = False,
         outside: Literal["local", "refuse"] | None = None,
+        markers: bool = False,
         **session_options: Any,
     ) -> None:
         self.name = check_engine(name, engine, AsyncEngine, "an AsyncResourceManager takes a SQLAlchemy AsyncEngine")
@@ -64,6 +67,9 @@ class AsyncResourceManager:
         self._session_class = session_class
         self._always_prepare = always_prepare
         self._outside = check_outside(name, outside)
+        self._wants_markers = markers
+        self._markers = ""
+        """The qualified name of the table of marker rows, if they are wanted."""
         self.user: Any = None
         """The manager that was connected with it."""
         self._session_options = check_options(name, session_options)
@@ -117,6 +123,8 @@ class AsyncResourceManager:
         capacity = capacity_of(self.engine.sync_engine)
         identity, warnings = await self._on(self.engine, self._dialect.preflight, self.name, capacity)
         self._asks_for_pid = await self._on(self.engine, self._dialect.hides_backends)
+        if self._wants_markers:
+            self._markers = await self._aside(self._dialect.prepare_table, self.name)
         return info_of(self.name, self.kind, identity, warnings)
 
     async def close(self) -> None:
@@ -183,22 +191,24 @@ class AsyncResourceManager:
 
     async def commit_prepared(self, gid: Gid, token: str) -> Finish:
         """See `txrpc.resource.Resource.commit_prepared`."""
-        result: Finish = await self._aside(self._dialect.finish, True, gid, token)
+        result: Finish = await self._aside(self._dialect.finish, True, gid, token, self._markers)
         return result
 
     async def rollback_prepared(self, gid: Gid, token: str) -> Finish:
         """See `txrpc.resource.Resource.rollback_prepared`."""
-        result: Finish = await self._aside(self._dialect.finish, False, gid, token)
+        result: Finish = await self._aside(self._dialect.finish, False, gid, token, self._markers)
         return result
 
     async def in_doubt(self, group: str) -> Sequence[tuple[Gid, int]]:
         """See `txrpc.resource.Resource.in_doubt`."""
         found: Sequence[tuple[Gid, int]] = await self._aside(self._dialect.in_doubt, group, self.name)
+        if self._markers:
+            await self._aside(self._dialect.clean, self._markers)
         return found
 
     async def one_phase_result(self, token: str) -> OnePhaseResult | None:
         """See `txrpc.resource.Resource.one_phase_result`."""
-        result: OnePhaseResult | None = await self._aside(self._dialect.one_phase_result, token)
+        result: OnePhaseResult | None = await self._aside(self._dialect.one_phase_result, token, self._markers)
         return result
 
     def classify(self, error: BaseException) -> Reason | None:
@@ -208,9 +218,10 @@ class AsyncResourceManager:
 
     # --------------------------------------------------------------------------------------------------- under it
 
-    def _to_end(self, work: BranchWork) -> tuple[int, bool]:
-        """What the dialect must know to prove what *work* is."""
-        return work.pid, work.notifies or self._always_prepare
+    def _to_end(self, work: BranchWork) -> tuple[int, bool, Marker | None]:
+        """What the dialect must know to prove what *work* is, and to have it proven later."""
+        marker = Marker(self._markers, os.urandom(8).hex()) if self._markers else None
+        return work.pid, work.notifies or self._always_prepare, marker
 
     async def _let_go(self, work: BranchWork, spoiled: bool = False) -> None:
         """Return the connection to its pool, which rolls back whatever is still open on it.  Never raises."""

@@ -38,7 +38,7 @@ __all__ = [
 TEXT_MAX = 500
 """Longest free text, in characters: anything longer is cut, on both sides."""
 
-_TOKEN_MAX = 40
+_TOKEN_MAX = 64
 _REFS_MAX = 10_000
 
 _E = TypeVar("_E", bound=IntEnum)

@@ -1,0 +1,78 @@
+"""What PostgreSQL's errors, and those of its drivers, mean."""
+
+from __future__ import annotations
+
+import re
+from typing import Any, Final
+
+from sqlalchemy.exc import DataError, DBAPIError, NotSupportedError, ProgrammingError
+
+from txrpc.errors import AbortCode, Reason, ResourceUnavailable
+
+__all__ = ["classify", "connection_lost", "refused", "sentence", "sqlstate"]
+
+_BY_STATE: Final = {
+    "40001": AbortCode.SERIALIZATION_FAILURE,
+    "40P01": AbortCode.DEADLOCK,
+    "55P03": AbortCode.LOCK_TIMEOUT,
+}
+_DRIVERS_OWN: Final = (ProgrammingError, DataError, NotSupportedError)
+"""Without an SQLSTATE these are the driver's, about the statement or its values; the connection has nothing to do with them."""
+_SAYS_NO_VALUES = ("0A", "25", "40", "53", "55", "57", "58", "08")
+"""Classes whose messages hold no user's data."""
+
+
+def sqlstate(error: BaseException) -> str:
+    """The SQLSTATE of a driver's error, or ""."""
+    origin: Any = getattr(error, "orig", error)
+    return getattr(origin, "sqlstate", None) or getattr(origin, "pgcode", None) or ""
+
+
+def connection_lost(error: BaseException) -> bool:
+    """Whether *error* means that the connection is gone, so that nobody knows what became of the statement."""
+    if not isinstance(error, DBAPIError):
+        return isinstance(error, OSError)
+    state = sqlstate(error)
+    if not state:
+        return error.connection_invalidated or not isinstance(error, _DRIVERS_OWN)
+    return error.connection_invalidated or state[:2] == "08" or state[:3] == "57P"
+
+
+def refused(error: BaseException) -> bool:
+    """Whether the server itself has said no, so that what was asked for has certainly not been done."""
+    return isinstance(error, DBAPIError) and bool(sqlstate(error)) and not connection_lost(error)
+
+
+def classify(error: BaseException) -> Reason | None:
+    """Why *error* ends the branch, or None if it did not come from the database."""
+    if isinstance(error, ResourceUnavailable):
+        return Reason(AbortCode.RESOURCE_UNAVAILABLE, str(error))
+    if not isinstance(error, DBAPIError):
+        return None
+    return Reason(_code_of(error), sentence(error))
+
+
+def _code_of(error: DBAPIError) -> AbortCode:
+    state = sqlstate(error)
+    if state in _BY_STATE:
+        return _BY_STATE[state]
+    if state == "0A000" and (error.statement or "").startswith("PREPARE TRANSACTION"):
+        return AbortCode.CANNOT_PREPARE
+    if state[:2] == "53" or connection_lost(error):  # 53: no room for one more, of whatever there is a limit on
+        return AbortCode.RESOURCE_UNAVAILABLE
+    return AbortCode.STATEMENT_FAILED
+
+
+def sentence(error: BaseException) -> str:
+    """What the database said, without anybody's data in it."""
+    origin: Any = getattr(error, "orig", None) or error
+    state = sqlstate(error)
+    kind = type(origin.__cause__ if type(origin).__name__ == "Error" and origin.__cause__ else origin).__name__
+    if state and state[:2] not in _SAYS_NO_VALUES:
+        constraint = getattr(getattr(origin, "diag", None), "constraint_name", None)
+        return f"{kind} (SQLSTATE {state})" + (f" of constraint {constraint}" if constraint else "")
+    if not state and isinstance(error, _DRIVERS_OWN):
+        return kind
+    lines = str(origin).strip().splitlines()
+    said = re.sub(r"^<class '[\w.]+'>: ", "", lines[0]) if lines else ""
+    return f"{said or kind} (SQLSTATE {state})" if state else (said or kind)[:300]
