@@ -50,7 +50,7 @@ class Notebook:
     def close(self) -> None:
         self.verbs.append("close")
 
-    def begin(self, read_only: bool) -> Page:
+    def begin(self, read_only: bool, within_s: float | None = None) -> Page:
         if self.fail_begin is not None:
             raise self.fail_begin
         self.verbs.append("begin")

@@ -182,3 +182,43 @@ def test_g2_another_backend_with_the_same_process_id_is_not_ended(make: Make) ->
     resource._break_off(work.backend)
     eventually(lambda: resource._gone(work.backend))
     resource.rollback(work)
+
+
+@pytest.mark.parametrize("pool", [{"pool_size": 1, "max_overflow": 0}, {"pool_size": 1, "max_overflow": 1}])
+def test_g4_the_deadline_bounds_the_wait_for_a_connection(make: Make, pool: dict[str, int]) -> None:
+    """It was the pool's own time-out, half a minute, whatever the transaction's was; and nothing named the pool."""
+    resource = make(pool_timeout=600, **pool)
+    manager = Manager("default", [resource])
+    manager.start(NoSession())
+    held = [resource.begin(False) for _ in range(sum(pool.values()))]
+    with pytest.raises(txrpc.ResourceUnavailable, match=r"every connection of resource 'bank' is in use .* had left"):
+        with txrpc.transaction(timeout=0.5, manager=manager), resource.connection():
+            pass
+    for work in held:
+        resource.rollback(work)
+        resource.rollback(work)  # a place is given back once
+    for _ in range(3):
+        with txrpc.transaction(manager=manager), resource.connection() as connection:
+            connection.execute(sa.text("SELECT 1"))
+    assert resource._places._value == sum(pool.values())
+    manager.close()
+
+
+async def test_g4_the_deadline_bounds_the_wait_for_a_connection_aio(url: str) -> None:
+    engine = create_async_engine(
+        sa.make_url(url).set(drivername="postgresql+asyncpg"), pool_size=1, max_overflow=0, pool_timeout=600
+    )
+    resource = txrpc.sql.AsyncResourceManager("bank", engine)
+    manager = AioManager("default", [resource])
+    await manager.start(_AioNoSession())
+    held = await resource.begin(False)
+    with pytest.raises(txrpc.ResourceUnavailable, match=r"every connection of resource 'bank' is in use .* had left"):
+        async with txrpc.aio.transaction(timeout=0.5, manager=manager):
+            async with resource.connection():
+                pass
+    await resource.rollback(held)
+    async with txrpc.aio.transaction(manager=manager):
+        async with resource.connection() as connection:
+            await connection.execute(sa.text("SELECT 1"))
+    await manager.close()
+    await engine.dispose()

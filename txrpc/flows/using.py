@@ -79,8 +79,9 @@ def enter(manager: Branches, part: Part, resource: Any, joined: bool) -> Flow[Sl
 
 def _begin(manager: Branches, slot: Slot, part: Part) -> Flow[None]:
     begun = False
+    left_s = max(0.0, (part.deadline_ms - manager.now_ms()) / 1000)
     try:
-        manager.began(slot, (yield slot.resource.begin, (part.read_only,)))
+        manager.began(slot, (yield slot.resource.begin, (part.read_only, left_s)))
         begun = True
     finally:
         if not begun:

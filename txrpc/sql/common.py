@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import sys
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from types import ModuleType
 from typing import Any
@@ -38,6 +38,7 @@ __all__ = [
     "info_of",
     "interrupt",
     "lost",
+    "patience_of",
     "refuse_outside",
     "side_engine",
     "watch_session",
@@ -64,14 +65,17 @@ class BranchWork:
         "doom",
         "given_back",
         "interrupted",
+        "leave",
         "lock",
         "notifies",
         "ours",
         "transaction",
     )
 
-    def __init__(self, connection: Any) -> None:
+    def __init__(self, connection: Any, leave: Callable[[], Any]) -> None:
         self.connection = connection
+        self.leave = leave
+        """Gives back its place among those that may have a connection."""
         self.transaction: Any = None
         self.backend: Backend | None = None
         self.began = False
@@ -93,8 +97,10 @@ class BranchWork:
         return self.backend.pid if self.backend is not None else 0
 
     def give_back(self) -> bool:
-        """From now on nobody interrupts it; whether its connection may be used again."""
+        """From now on nobody interrupts it, and its place is free; whether its connection may be used again."""
         with self.lock:
+            if not self.given_back:
+                self.leave()
             self.ours = self.given_back = True
             return not self.interrupted
 
@@ -222,11 +228,21 @@ def capacity_of(engine: Engine) -> int | None:
     return pool.size() + pool._max_overflow
 
 
-def exhausted(name: str, engine: Engine) -> str:
-    """What to say when the pool has no connection left."""
+def patience_of(engine: Engine, within_s: float | None) -> float | None:
+    """How long to wait for a connection, in seconds: as long as the pool would, and no longer than the transaction has."""
+    pool = engine.pool
+    own_s: float | None = pool._timeout if isinstance(pool, QueuePool) else None
+    return min((limit_s for limit_s in (own_s, within_s) if limit_s is not None), default=None)
+
+
+def exhausted(name: str, engine: Engine, within_s: float | None = None) -> str:
+    """What to say when the pool has no connection left; *within_s*: the transaction's time, if that was up."""
     pool: Any = engine.pool
+    in_time = (
+        "" if within_s is None else f", and none became free in the {within_s:.1f} s that the transaction had left"
+    )
     return (
-        f"every connection of resource {name!r} is in use (pool_size={pool.size()}, max_overflow={pool._max_overflow}): "
+        f"every connection of resource {name!r} is in use (pool_size={pool.size()}, max_overflow={pool._max_overflow}){in_time}: "
         "give create_engine a greater pool_size, or the server fewer worker threads"
     )
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, suppress
@@ -35,6 +36,7 @@ from txrpc.sql.common import (
     info_of,
     interrupt,
     lost,
+    patience_of,
     refuse_outside,
     side_engine,
     watch_session,
@@ -43,6 +45,8 @@ from txrpc.sql.markers import Marker
 from txrpc.sql.truth import learn, see_off
 
 __all__ = ["ResourceManager"]
+
+_UNBOUNDED = 1_000_000_000
 
 
 class ResourceManager:
@@ -87,6 +91,8 @@ class ResourceManager:
         """The manager that was connected with it."""
         self._session_options = check_options(name, session_options)
         self._side = side_engine(engine)
+        self._places = threading.Semaphore(capacity_of(engine) or _UNBOUNDED)
+        """As many as the pool has connections: its own wait for one knows nothing of deadlines."""
         self._guard = Guard(engine, self._dialect)
         self._asks_for_pid = False
 
@@ -145,17 +151,24 @@ class ResourceManager:
         self._guard.remove()
         self._side.dispose()
 
-    def begin(self, read_only: bool) -> BranchWork:
+    def begin(self, read_only: bool, within_s: float | None = None) -> BranchWork:
         """See `txrpc.resource.Resource.begin`."""
+        if not self._places.acquire(timeout=patience_of(self.engine, within_s)):
+            raise ResourceUnavailable(exhausted(self.name, self.engine, within_s))
+        try:
+            with self._errors():
+                work = BranchWork(self.engine.connect(), self._places.release)
+        except BaseException:
+            self._places.release()
+            raise
         with self._errors():
-            connection = self.engine.connect()
-            work = BranchWork(connection)
             try:
-                work.transaction = connection.begin()
-                self._guard.watch(connection, work)
+                work.transaction = work.connection.begin()
+                self._guard.watch(work.connection, work)
                 if read_only:
-                    self._dialect.set_read_only(connection)
-                work.backend = Backend(self._dialect.backend_pid(connection, self._asks_for_pid), time.monotonic())
+                    self._dialect.set_read_only(work.connection)
+                pid = self._dialect.backend_pid(work.connection, self._asks_for_pid)
+                work.backend = Backend(pid, time.monotonic())
             except BaseException:
                 self._let_go(work)
                 raise

@@ -36,6 +36,7 @@ from txrpc.sql.common import (
     info_of,
     interrupt,
     lost,
+    patience_of,
     refuse_outside,
     side_engine,
     watch_session,
@@ -44,6 +45,8 @@ from txrpc.sql.markers import Marker
 from txrpc.sql.truth import learn, see_off
 
 __all__ = ["AsyncResourceManager"]
+
+_UNBOUNDED = 1_000_000_000
 
 
 class AsyncResourceManager:
@@ -74,6 +77,8 @@ class AsyncResourceManager:
         """The manager that was connected with it."""
         self._session_options = check_options(name, session_options)
         self._side = AsyncEngine(side_engine(engine.sync_engine))
+        self._places = asyncio.Semaphore(capacity_of(engine.sync_engine) or _UNBOUNDED)
+        """See `ResourceManager`."""
         self._guard = Guard(engine.sync_engine, self._dialect)
         self._asks_for_pid = False
 
@@ -132,17 +137,27 @@ class AsyncResourceManager:
         self._guard.remove()
         await self._side.dispose()
 
-    async def begin(self, read_only: bool) -> BranchWork:
+    async def begin(self, read_only: bool, within_s: float | None = None) -> BranchWork:
         """See `txrpc.resource.Resource.begin`."""
+        engine = self.engine.sync_engine
+        try:
+            async with asyncio.timeout(patience_of(engine, within_s)):
+                await self._places.acquire()
+        except TimeoutError:
+            raise ResourceUnavailable(exhausted(self.name, engine, within_s)) from None
+        try:
+            async with self._errors():
+                work = BranchWork(await self.engine.connect(), self._places.release)
+        except BaseException:
+            self._places.release()
+            raise
         async with self._errors():
-            connection = await self.engine.connect()
-            work = BranchWork(connection)
             try:
-                work.transaction = await connection.begin()
-                await connection.run_sync(self._guard.watch, work)
+                work.transaction = await work.connection.begin()
+                await work.connection.run_sync(self._guard.watch, work)
                 if read_only:
-                    await connection.run_sync(self._dialect.set_read_only)
-                pid = await connection.run_sync(self._dialect.backend_pid, self._asks_for_pid)
+                    await work.connection.run_sync(self._dialect.set_read_only)
+                pid = await work.connection.run_sync(self._dialect.backend_pid, self._asks_for_pid)
                 work.backend = Backend(pid, time.monotonic())
             except BaseException:
                 await self._let_go(work)

@@ -237,7 +237,7 @@ class SimResource:
 
     # -------------------------------------------------------------------------------------------------------- verbs
 
-    def begin(self, _read_only: bool) -> Promise:
+    def begin(self, _read_only: bool, _within_s: float | None = None) -> Promise:
         """See `Resource.begin`."""
         promise = self._ask(self._database.begin)
         promise.then(lambda kept: self._opened(kept.value))
