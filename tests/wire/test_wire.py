@@ -14,9 +14,9 @@ from hypothesis import strategies as st
 
 from tests.wire import values
 from txrpc import errors as e
-from txrpc.ids import BranchId, Epoch, ParticipantId, Xid
+from txrpc.ids import BranchId, Epoch, Gid, ParticipantId, Xid
 from txrpc.protocol import messages as m
-from txrpc.wire import codec, metadata, status
+from txrpc.wire import checks, codec, metadata, status
 from txrpc.wire.v1 import context_pb2, session_pb2
 
 XID = Xid(bytes(range(16)))
@@ -268,3 +268,14 @@ def test_the_end_of_a_call_is_known_only_by_our_mark() -> None:
     assert not status.end_is_known([("trailer", "x")])
     assert status.end_is_known([(metadata.BRANCHES_KEY, b"")])
     assert status.end_is_known([status.to_trailing(e.CoordinatorUnavailable("no session"))])
+
+
+def test_text_of_strangers_is_cut_and_cannot_command_a_terminal() -> None:
+    gid = Gid("g", "c1", Epoch.make(1, 1), Xid(bytes(16)), BranchId(bytes(8)), ParticipantId(bytes(8)), "bank")
+    hostile = m.Trouble(gid, e.Reason(e.AbortCode.UNSPECIFIED, "\x1b[2J\r\n\x07" + "x" * 1_000_000))
+    (item,) = codec.encode_to_coordinator([hostile]).items
+    item.trouble.reason.text = hostile.reason.text if hostile.reason else ""
+    (heard,) = codec.decode_process_batch(session_pb2.ProcessBatch(items=[item]))
+    assert isinstance(heard, m.Trouble)
+    assert heard.reason is not None
+    assert heard.reason.text == " [2J" + " " * 3 + "x" * (checks.TEXT_MAX - 7)

@@ -92,7 +92,7 @@ def status(address: str | None, as_json: bool, limit: int, timeout: float) -> No
 
 @main.command()
 @click.argument("transaction", metavar="TRANSACTION")
-@click.option("--branch", metavar="BRANCH", default="", help="Only this branch of it; default: all.")
+@click.option("--branch", metavar="BRANCH", default="", help="Only this branch, as status --json shows it.")
 @click.option("--coordinator", "address", metavar="HOST:PORT", help="Default: TXRPC_COORDINATOR, or 127.0.0.1:7400.")
 def close(transaction: str, branch: str, address: str | None) -> None:
     """Close the incidents of a TRANSACTION (as ``txrpc status`` shows it) whose branches did not end as it did.

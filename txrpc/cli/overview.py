@@ -105,7 +105,7 @@ def show(reply: admin_pb2.StatusReply, address: str) -> None:
     ended = f"{reply.committed:,} committed, {reply.aborted:,} rolled back, {reply.heuristic:,} heuristic, {reply.lost:,} lost"
     facts.add_row("since it started", ended)
     in_doubt = Text(f"{reply.in_doubt:,} in doubt", "bold yellow" if reply.in_doubt else "green")
-    incidents = Text(f"{len(reply.incidents):,} incidents", "bold red" if reply.incidents else "green")
+    incidents = Text(_many(len(reply.incidents), "incident"), "bold red" if reply.incidents else "green")
     facts.add_row("now", Text.assemble(f"{reply.open:,} open, ", in_doubt, ", ", incidents))
     console.print(facts)
     console.print()
@@ -124,7 +124,7 @@ def show(reply: admin_pb2.StatusReply, address: str) -> None:
 
 
 def _doubts(doubts: list[admin_pb2.Doubt]) -> Table:
-    title = f"{len(doubts)} branches in doubt, whose transaction is not open here"
+    title = f"in doubt, of transactions that are not open here: {_many(len(doubts), 'branch', 'es')}"
     table = Table("transaction", "age", "resource", "why", title=title, title_justify="left")
     for doubt in doubts:
         table.add_row(doubt.xid.hex(), _age(doubt.age_ms), doubt.resource, doubt.reason)
@@ -132,7 +132,7 @@ def _doubts(doubts: list[admin_pb2.Doubt]) -> Table:
 
 
 def _incidents(reply: admin_pb2.StatusReply) -> Table:
-    title = f"{len(reply.incidents)} incidents: when you have seen to one, txrpc close TRANSACTION"
+    title = f"{_many(len(reply.incidents), 'incident')}: when you have seen to one, txrpc close TRANSACTION"
     table = Table("transaction", "resource", "what happened, and what to do", title=title, title_justify="left")
     for incident in reply.incidents:
         table.add_row(incident.xid.hex(), incident.resource, incident.text)
@@ -141,7 +141,12 @@ def _incidents(reply: admin_pb2.StatusReply) -> Table:
 
 def _sessions(reply: admin_pb2.StatusReply) -> Table:
     table = Table(
-        "process", "resources", "connected for", "peer", title=f"{len(reply.sessions)} sessions", title_justify="left"
+        "process",
+        "resources",
+        "connected for",
+        "peer",
+        title=_many(len(reply.sessions), "session"),
+        title_justify="left",
     )
     for session in reply.sessions:
         names = ", ".join(resource.name for resource in session.resources) or "none"
@@ -158,6 +163,10 @@ def _transactions(reply: admin_pb2.StatusReply) -> Table:
             table.add_row(*first, branch.resource, branch.state, branch.reason)
             first = ["", "", ""]
     return table
+
+
+def _many(count: int, what: str, ending: str = "s") -> str:
+    return f"{count:,} {what}" if count == 1 else f"{count:,} {what}{ending}"
 
 
 def _age(age_ms: int) -> str:

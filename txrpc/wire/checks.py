@@ -91,8 +91,9 @@ def name_from(kind: str, value: str, longest: int) -> str:
 
 
 def text_from(value: str) -> str:
-    """Free text for people."""
-    return value[:TEXT_MAX]
+    """Free text for people: short, and nothing in it that a terminal would obey."""
+    cut = value[:TEXT_MAX]
+    return cut if cut.isprintable() else "".join(sign if sign.isprintable() else " " for sign in cut)
 
 
 def text_to(value: str) -> str:
