@@ -533,6 +533,27 @@ def test_preflight_on_a_setting_that_loses_writes(
         assert says in caplog.text
 
 
+@pytest.mark.parametrize(
+    ("setting", "warns"),
+    [
+        ("idle_in_transaction_session_timeout = '5s'", "idle_in_transaction_session_timeout is 5000 ms"),
+        ("statement_timeout = 29999", "statement_timeout is 29999 ms"),
+        ("statement_timeout = '30s'", ""),
+        ("statement_timeout = 0", ""),
+    ],
+)
+def test_preflight_warns_of_timeouts_that_are_shorter_than_transactions(
+    make: Make, server: Server, url: str, caplog: pytest.LogCaptureFixture, setting: str, warns: str
+) -> None:
+    """G9: what ends a branch from outside shows as a lost connection."""
+    database = sa.make_url(url).database or ""
+    server.execute(f"ALTER DATABASE {database} SET {setting}")
+    make().start()
+    found = [record.getMessage() for record in caplog.records if "_timeout is" in record.getMessage()]
+    assert len(found) == bool(warns)
+    assert all(warns in text for text in found)
+
+
 def test_preflight_warns_of_pools_that_are_too_large(make: Make, caplog: pytest.LogCaptureFixture) -> None:
     make(pool_size=500).start()
     assert "PREPARE will fail under load" in caplog.text

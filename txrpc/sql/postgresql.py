@@ -320,13 +320,34 @@ def preflight(connection: Connection, resource: str, capacity: int | None) -> tu
         )
     if fsync == "off":
         warnings.append("fsync is off: prepared transactions can be lost in a crash")
+    warnings += _short_timeouts(connection)
     system = _system(connection)
     if not system:
-        warnings.append(
-            "its identity is not known, so that nobody notices another database under its name: GRANT EXECUTE ON FUNCTION "
-            "pg_control_system() TO the role of the engine"
-        )
+        warnings.append(_NO_IDENTITY)
     return f"{system}/{oid}" if system else "", warnings
+
+
+_NO_IDENTITY: Final = (
+    "its identity is not known, so that nobody notices another database under its name: GRANT EXECUTE ON FUNCTION "
+    "pg_control_system() TO the role of the engine"
+)
+
+
+def _short_timeouts(connection: Connection) -> list[str]:
+    """A warning about each of the server's own time-outs that is shorter than transactions are by default."""
+    return [
+        f"{name} is {timeout_ms} ms, and a transaction may take {_USUAL_MS // 1000} s by default: a branch that meets it is "
+        "rolled back; raise it for this role, or give transactions a shorter timeout"
+        for name, timeout_ms in connection.exec_driver_sql(_TIMEOUTS)
+    ]
+
+
+_USUAL_MS: Final = 30_000
+"""How long a transaction may take that was given no timeout."""
+_TIMEOUTS: Final = (
+    "SELECT name, setting FROM pg_settings WHERE name IN ('idle_in_transaction_session_timeout', 'transaction_timeout', "
+    "'statement_timeout') AND setting::bigint BETWEEN 1 AND 29999 ORDER BY name"
+)
 
 
 def _system(connection: Connection) -> str:
