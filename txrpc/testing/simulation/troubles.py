@@ -135,7 +135,11 @@ class _Troubles:
         liar = self._dice.choice(cluster.processes)
         gids = {gid for database in cluster.databases for gid, _, _ in database.prepared.values()}
         gids |= {row.gid for process in cluster.processes for row in process.manager._table.rows.values()}
-        known = sorted((gid for gid in gids if gid.participant != liar.manager.participant_id), key=str)
+        # What the liar was itself asked to finish is its own to answer for: nobody can tell that answer from a true one.
+        asked = liar.manager._table.rows
+        known = sorted(
+            (gid for gid in gids if gid.participant != liar.manager.participant_id and gid.branch not in asked), key=str
+        )
         if not known or not liar.up or liar.manager.welcome is None:
             return
         gid = self._dice.choice(known)
