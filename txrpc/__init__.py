@@ -30,7 +30,14 @@ from txrpc.errors import (
     UsageError,
 )
 from txrpc.flows.part import Status
-from txrpc.front import begin, client_interceptors, connect, current_transaction, server_interceptors
+from txrpc.front import (
+    begin,
+    client_interceptors,
+    connect,
+    current_transaction,
+    intercept_channel,
+    server_interceptors,
+)
 from txrpc.ids import Xid
 from txrpc.options import SessionOptions
 from txrpc.protocol.messages import Outcome, Wait
@@ -78,6 +85,7 @@ __all__ = [
     "client_interceptors",
     "connect",
     "current_transaction",
+    "intercept_channel",
     "server_interceptors",
     "transaction",
     "transactional",

@@ -6,6 +6,8 @@ import logging
 from collections.abc import Iterable
 from typing import Any
 
+import grpc
+
 from txrpc.context import current
 from txrpc.environment import coordinator_address
 from txrpc.errors import ConfigurationError, CoordinatorUnavailable
@@ -13,13 +15,14 @@ from txrpc.flows.rule import Kind
 from txrpc.options import SessionOptions
 from txrpc.protocol.messages import TransactionContext
 from txrpc.resource import Resource
+from txrpc.rpc import client
 from txrpc.rpc.client import ClientInterceptor
 from txrpc.rpc.server import ServerInterceptor
 from txrpc.rpc.session import Session
 from txrpc.runtime.manager import JoinedCall, Manager, Transaction
 from txrpc.runtime.scope import default_manager, set_default_manager
 
-__all__ = ["begin", "client_interceptors", "connect", "current_transaction", "server_interceptors"]
+__all__ = ["begin", "client_interceptors", "connect", "current_transaction", "intercept_channel", "server_interceptors"]
 
 logger = logging.getLogger("txrpc")
 
@@ -95,6 +98,16 @@ def client_interceptors(outside: Iterable[str] = ()) -> list[Any]:
     A call inside a transaction that a server answers without taking part raises `NotJoined`, and the transaction rolls back.
     """
     return [ClientInterceptor(outside)]
+
+
+def intercept_channel(channel: grpc.Channel, outside: Iterable[str] = ()) -> grpc.Channel:
+    """*channel* with the client interceptor next to the network, whatever interceptors it has already; it is not changed itself.
+
+    For channels that something else has wrapped as they were made, as OpenTelemetry's ``GrpcInstrumentorClient().instrument()``
+    does: above such a wrapper the end of a response stream cannot be seen, and the call raises `NotJoined`.  Otherwise it is
+    ``grpc.intercept_channel(channel, *client_interceptors(outside))``.
+    """
+    return client.intercept_channel(channel, outside)
 
 
 def server_interceptors(manager: Manager | None = None) -> list[Any]:

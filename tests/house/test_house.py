@@ -163,15 +163,16 @@ def members(value: object) -> dict[str, inspect.Signature]:
     return {"": inspect.signature(value)} if callable(value) else {}
 
 
+SYNC_ONLY = {"intercept_channel"}  # a channel of grpc.aio takes its interceptors when it is made, and never later
 PAIRS = {
-    **{name: (getattr(txrpc, name), getattr(txrpc.aio, name, None)) for name in txrpc.__all__},
+    **{name: (getattr(txrpc, name), getattr(txrpc.aio, name, None)) for name in txrpc.__all__ if name not in SYNC_ONLY},
     "ResourceManager": (txrpc.sql.ResourceManager, txrpc.sql.AsyncResourceManager),
     "Session": (Session, AioSession),
 }
 
 
 def test_both_front_doors_have_the_same_names() -> None:
-    assert txrpc.__all__ == txrpc.aio.__all__
+    assert [name for name in txrpc.__all__ if name not in SYNC_ONLY] == txrpc.aio.__all__
 
 
 @pytest.mark.parametrize("name", PAIRS)

@@ -149,7 +149,7 @@ def test_an_interceptor_that_hides_the_call(world: World) -> None:
         assert stub.call("unary_stream") == b"first ab"
     assert root.call.end == "lost"
     assert root.call.failure is not None
-    assert "txrpc's interceptors last" in root.call.failure.text
+    assert "txrpc's interceptors must be next to the network" in root.call.failure.text
 
 
 # ------------------------------------------------------------------------------------------------------------ bad bytes

@@ -207,7 +207,7 @@ async def test_an_interceptor_that_hides_the_call(aworld: AioWorld) -> None:
     assert (unary.end, bare.end) == ("lost", "lost")
     for call in (unary, bare):
         assert call.failure is not None
-        assert "txrpc's interceptors last" in call.failure.text
+        assert "txrpc's interceptors must be next to the network" in call.failure.text
     assert (stream.end, stream.report) != ("replied", None), "grpc.aio keeps the call beside the responses"
 
 

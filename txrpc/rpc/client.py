@@ -6,6 +6,7 @@ that whoever looks at its end tells the transaction, and the transaction can ask
 
 from __future__ import annotations
 
+import copy
 import functools
 import weakref
 from collections.abc import Callable, Iterable
@@ -18,7 +19,7 @@ from txrpc.errors import TxrpcError
 from txrpc.rpc.ports import OutgoingCall
 from txrpc.rpc.shared import Outside, bound, conclude, lost_reason, outgoing_fields, replaced
 
-__all__ = ["ClientInterceptor"]
+__all__ = ["ClientInterceptor", "intercept_channel"]
 
 
 class _Details(NamedTuple):
@@ -152,6 +153,26 @@ class ClientInterceptor(
     def intercept_stream_stream(self, continuation: Any, client_call_details: Any, request_iterator: Any) -> Any:
         """See `grpc.StreamStreamClientInterceptor`."""
         return _intercept(self._outside, continuation, client_call_details, _carried(request_iterator), _Stream)
+
+
+def intercept_channel(channel: grpc.Channel, outside: Iterable[str] = ()) -> grpc.Channel:
+    """*channel* with the interceptor next to the network, below the interceptors of others that are around it already.
+
+    Instrumentation wraps channels as they are made, and may put a generator in the place of a response stream: there a call's
+    trailing metadata can only be seen below it.  A wrapper is a `grpc.Channel` that holds one other channel in an attribute; the
+    wrappers are copied, so that *channel* itself stays what it was.
+
+    outside: see `Outside`.
+    """
+    below = [
+        (name, value) for name, value in getattr(channel, "__dict__", {}).items() if isinstance(value, grpc.Channel)
+    ]
+    if len(below) != 1:
+        return grpc.intercept_channel(channel, ClientInterceptor(outside))
+    [(name, inner)] = below
+    wrapper = copy.copy(channel)
+    setattr(wrapper, name, intercept_channel(inner, outside))
+    return wrapper
 
 
 def _intercept(

@@ -50,7 +50,10 @@ NO_PART = (
     "what it did stays: build it with txrpc.server_interceptors(); or say that the call is meant to be outside, with "
     "client_interceptors(outside=[{!r}]) or in a block of transaction(propagation='not_supported')"
 )
-REPLACED = "an interceptor put something else in place of the call: give txrpc's interceptors last, next to the network"
+REPLACED = (
+    "an interceptor put something else in place of the call: txrpc's interceptors must be next to the network, below it; "
+    "txrpc.intercept_channel(channel) puts them there, and grpc.aio takes them last in interceptors=[...]"
+)
 
 
 def bound(handle: Handle, iterator: Iterator[Any]) -> Iterator[Any]:
