@@ -24,6 +24,7 @@ TRUE_REASONS = (
     "no atheris",
     "no Python 3.",
     "no postgres_fdw",
+    "no PgBouncer",
     "gRPC before 1.",
     "asyncpg before 0.",
 )

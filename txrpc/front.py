@@ -42,9 +42,10 @@ def connect(
     group: the coordinator group, the same everywhere.
     process: how this process is called in the coordinator's status, for people.
 
-    If the coordinator does not answer within ``options.connect_timeout_s`` a warning is logged and connecting goes on behind.
-    Raises `ConfigurationError` if the coordinator refuses this process, or for what a resource's check finds;
-    `ResourceUnavailable` if a database is out of reach.  Thread-safe.  After a fork call it again, in the child.
+    If the coordinator does not answer within ``options.connect_timeout_s`` a warning is logged and connecting goes on behind.  So
+    does starting a resource whose database is out of reach: until it is ready its use raises `ResourceUnavailable`.
+    Raises `ConfigurationError` if the coordinator refuses this process, or for what a resource's check finds.  Thread-safe.  After
+    a fork call it again, in the child.
     """
     options = options or SessionOptions()
     manager = Manager(group, resources, process)

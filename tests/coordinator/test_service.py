@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import AsyncIterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import grpc
@@ -118,7 +118,7 @@ async def test_rule_15_a_violation_of_the_protocol_is_logged_and_ends_nothing(
 ) -> None:
     """The line's own fields must not break the line: it would end the session, and be told as a mistake of the coordinator."""
     call = house.call()
-    await say(call, HELLO, HELLO)
+    await say(call, HELLO, replace(HELLO, participant=ParticipantId(b"somebody")))
     assert isinstance(await hear(call), Welcome)
     await house.until(lambda: "protocol violation" in caplog.text)
     (line,) = [record for record in caplog.records if record.getMessage() == "protocol violation"]

@@ -19,6 +19,7 @@ from tests.protocol.coordinator_kit import (
     R,
     commit_request,
     decision,
+    effects,
     hello,
     inquiry,
     outcome_request,
@@ -165,3 +166,37 @@ def test_a_branch_that_was_prepared_before_the_last_record_was_deleted_is_left_a
     younger = Office(CLIENT, P, forgotten_ms=CLOCK - 1_001)
     (look,) = younger.hear(P, inquiry(1, epoch=epoch)).look
     assert [type(message) for _, message in younger.looked(look, None).send] == [Rollback]
+
+
+# ----------------------------------------------------------------------------- resources that are not ready yet (G7)
+
+AWAY = (ResourceInfo("accounts", "test", "", "its database is out of reach"), ResourceInfo("audit", "test", "db-2"))
+
+
+def test_rule_14_what_is_decided_waits_for_a_resource_that_is_not_ready_and_goes_to_it_when_it_is() -> None:
+    office = Office(CLIENT, pending=(decision(),))
+    assert effects(office.join(P, resources=AWAY)) == [f"{P} Welcome", f"{P} Commit 2"], "only what it can finish"
+    assert effects(office.hear(P, hello(P, resources=(ResourceInfo("accounts", "test", "db-1"), AWAY[1])))) == [
+        f"{P} Commit 1"
+    ]
+
+
+def test_rule_17_a_resource_that_becomes_ready_is_bound_to_its_database_and_held_against_the_log() -> None:
+    office = Office(CLIENT)
+    office.join(P, resources=AWAY)
+    assert office.core.identities == {"audit": "db-2"}
+    out = office.hear(P, hello(P, resources=(ResourceInfo("accounts", "test", "db-1"), AWAY[1])))
+    assert out.bind == {"accounts": "db-1"}
+    office.join(Q, resources=AWAY[:1])
+    ((session, farewell),) = office.hear(Q, hello(Q, resources=(ResourceInfo("accounts", "test", "db-9"),))).close
+    assert (session, farewell.code, farewell.retry) == (Q, "resource_conflict", True)
+    assert sorted(office.core.directory.sessions) == [CLIENT, P]
+
+
+def test_a_resource_that_is_not_ready_any_more_is_not_given_away_again() -> None:
+    office = Office(CLIENT, pending=(decision(),))
+    office.join(P, resources=AWAY)
+    assert not office.core.directory.has("accounts")
+    assert office.core.directory.has("audit")
+    office.leave(P)
+    assert not office.core.directory.has("audit")

@@ -349,9 +349,9 @@ def test_rule_15_what_somebody_else_says_does_not_end_a_transaction(name: str) -
     assert office.outcomes() == [Outcome.COMMITTED]
 
 
-def test_rule_15_a_second_greeting_ends_the_session_and_only_that() -> None:
+def test_rule_15_a_second_greeting_of_somebody_else_ends_the_session_and_only_that() -> None:
     office = Office(CLIENT, P, Q)
-    out = office.hear(Q, hello(Q))
+    out = office.hear(Q, hello(P))
     assert [(session, farewell.code) for session, farewell in out.close] == [(Q, "protocol")]
     assert sorted(office.core.directory.sessions) == [CLIENT, P]
     assert effects(office.hear(Q, voted(1))) == []

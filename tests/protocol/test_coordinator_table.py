@@ -219,6 +219,7 @@ INPUTS: dict[str, Callable[[Office], Output]] = {
     "session found": lambda o: o.join(P),
     "session replaced": _replaced,
     "hello again": lambda o: o.hear(P, hello(P)),
+    "hello as another": lambda o: o.hear(P, hello(Q)),
     "time up": _later(LEFT_MS),
     "later": _later(LEFT_MS + LIMITS.ack_wait_ms),
     "much later": _later(20 * LIMITS.max_timeout_ms),

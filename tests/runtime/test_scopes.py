@@ -10,6 +10,7 @@ from contextlib import suppress
 
 import pytest
 
+from tests.runtime.conftest import NoSession
 from tests.runtime.notebook import Notebook, NotebookError
 from tests.waiting import eventually
 from txrpc.context import carry, current, set_current
@@ -209,6 +210,7 @@ def test_propagation_inside_a_transaction(propagation: Propagation) -> None:
 def test_a_requires_new_inside_is_independent(notebook: Notebook) -> None:
     second = Notebook("second")
     with Manager("default", [notebook, second]) as manager:
+        manager.start(NoSession())
         with pytest.raises(KeyError), transaction(manager=manager):
             notebook.write("outer")
             with transaction(propagation="requires new", manager=manager):
@@ -405,7 +407,7 @@ def test_commit_while_another_thread_uses_the_work_rolls_back(notebook: Notebook
         threading.Timer(0.2, go.set).start()
     thread.join()
     assert notebook.lines == []
-    assert notebook.verbs == ["begin", "interrupt", "rollback"]
+    eventually(lambda: notebook.verbs == ["begin", "interrupt", "rollback"])
 
 
 # -------------------------------------------------------------------------------------------- rule 11: deadlines

@@ -186,7 +186,7 @@ def _takes_a_vote_against_for_a_vote_for() -> Patches:
     return [_coordinator(State.PREPARING, Input.VOTED, mistaken)]
 
 
-@_mutant(2, 1, 8)
+@_mutant(2, 1, 8, 13)
 def _counts_a_lost_voter_as_read_only() -> Patches:
     def mistaken(self: Any, row: Any, session: int, branch: Any) -> None:
         row.branches[branch].vote = Vote.READ_ONLY
@@ -304,7 +304,7 @@ def _a_restarted_process_votes_for_the_work_of_the_dead_one() -> Patches:
     return [patch.object(SimManager, "__init__", keeps_its_name), _participant(_S.ABSENT, _I.PREPARE, unknown)]
 
 
-@_mutant(4, 1)
+@_mutant(4, 1, 2)
 def _commits_a_prepared_branch_when_nobody_answers() -> Patches:
     def mistaken(self: Any, row: Any, _: object) -> None:
         row.state = _S.COMMITTING
@@ -430,3 +430,8 @@ def _takes_a_log_that_has_lost_decisions_for_a_good_one() -> Patches:
 @_mutant(18, 1, 2, 6, 12, 13, 14, world=_LOG_LOST)
 def _presumes_aborts_before_those_who_know_better_have_come_back() -> Patches:
     return [patch.object(Coordinator, "_hold", lambda *_: False)]
+
+
+@_mutant(14, 6, 13)
+def _does_not_say_that_a_resource_has_become_ready() -> Patches:
+    return [patch.object(ManagerCore, "_announce", lambda _: None)]

@@ -66,7 +66,7 @@ def test_rule_16_a_branch_ended_by_hand_is_an_incident_until_an_operator_closes_
     assert "ended by hand" in incident["text"]
     shown = _cli(world, "status").stdout
     assert str(tx.xid)[:12] in shown
-    assert "incidents" in shown
+    assert "1 incident" in shown
     assert json.loads(_cli(world, "status", "--json").stdout)["incidents"] == status["incidents"]
     closed = _cli(world, "close", str(tx.xid))
     assert (closed.returncode, closed.stdout) == (0, "1 closed\n")

@@ -149,8 +149,9 @@ def _sessions(reply: admin_pb2.StatusReply) -> Table:
         title_justify="left",
     )
     for session in reply.sessions:
-        names = ", ".join(resource.name for resource in session.resources) or "none"
-        table.add_row(session.process, names, _age(session.age_ms), session.peer)
+        names = ", ".join(resource.name for resource in session.resources if not resource.trouble)
+        waits = [f"{each.name} is not ready: {each.trouble}" for each in session.resources if each.trouble]
+        table.add_row(session.process, "\n".join([names, *waits]).strip() or "none", _age(session.age_ms), session.peer)
     return table
 
 

@@ -102,7 +102,8 @@ class AdminService(admin_pb2_grpc.AdminServicer):
 
     def _session(self, entry: Any, now_ms: int) -> admin_pb2.SessionStatus:
         resources = [
-            session_pb2.ResourceInfo(name=r.name, kind=r.kind, identity=r.identity) for r in entry.hello.resources
+            session_pb2.ResourceInfo(name=r.name, kind=r.kind, identity=r.identity, trouble=text_to(r.trouble))
+            for r in entry.hello.resources
         ]
         return admin_pb2.SessionStatus(
             participant=entry.hello.participant,

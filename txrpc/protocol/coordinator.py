@@ -45,7 +45,6 @@ from txrpc.protocol.messages import (
     Acked,
     CommitRequest,
     Committing,
-    Finish,
     GoAway,
     Hello,
     Inquiry,
@@ -138,9 +137,7 @@ class Coordinator(Inquiries):
             self._out.close.append((previous.session, GoAway("replaced", "this process connected again", retry=False)))
             self._drop(previous.session)
         entry = self.directory.add(event.session, hello, self._now_ms)
-        for resource in hello.resources:
-            if resource.identity and resource.name not in self.identities:
-                self.identities[resource.name] = self._out.bind[resource.name] = resource.identity
+        self._bind(hello)
         limits, longest_ms = self.limits, self.limits.max_timeout_ms
         welcome = Welcome(
             self.owner, self.tick, longest_ms, limits.max_branches, limits.max_message_bytes, self.position
@@ -214,6 +211,8 @@ class Coordinator(Inquiries):
     def _found(self, entry: SessionEntry) -> None:
         """A session came: whatever waited for its process or for one of its resources goes to it."""
         for resource in entry.hello.resources:
+            if resource.trouble:
+                continue
             self.reports.found(resource.name, self._now_ms)
             for xid, branch in sorted(self._homeless.pop(resource.name, ())):
                 self._enter(xid, Input.SESSION_FOUND, entry.session, branch)
@@ -226,24 +225,6 @@ class Coordinator(Inquiries):
             incident = self.incidents.get((row.xid, branch.ref.branch))
             if incident is not None:
                 self._keep_open(row, branch, incident)
-
-    def _late_ack(self, row: None, session: int, message: Acked) -> None:
-        """An acknowledgement that nobody waits for; worth a word only if a branch was ended by hand against the decision."""
-        self.reports.drop(message.xid, message.branch)
-        if message.finish is Finish.HEURISTIC:
-            self._incident(message.xid, message.branch, message.resource, message.finish)
-
-    def _close(self, event: Close) -> None:
-        """An operator has seen to it: what never was acknowledged counts as if it had been."""
-        for xid, branch_id in [key for key in self.incidents if key[0] == event.xid]:
-            if event.branch is not None and branch_id != event.branch:
-                continue
-            self._end_incident(xid, branch_id, "an operator")
-            row = self.transactions.get(xid)
-            branch = row.branches.get(branch_id) if row is not None else None
-            if row is not None and branch is not None and not branch.acked:
-                self._forgive(row, branch)
-                self._acknowledged(row, branch)
 
     def _rebind(self, event: Rebind) -> None:
         """An operator knows better: from now on the name means that database, and whoever means another one must leave."""
@@ -278,11 +259,21 @@ class Coordinator(Inquiries):
                 return
         self._enter(message.xid, _INPUTS[type(message)], session, message)
 
-    def _second_hello(self, session: int, message: Hello) -> None:
-        text = "said Hello twice on one session"
-        self._out.close.append((session, GoAway("protocol", text, retry=True)))
-        self._violation(session, message, text)
-        self._drop(session)
+    def _hello_again(self, session: int, message: Hello) -> None:
+        """The resources of a process have changed: one that was out of reach is ready, or says something else."""
+        first = self.directory.sessions[session].hello
+        if (message.participant, message.group, message.protocol) != (first.participant, first.group, first.protocol):
+            refusal: GoAway | None = GoAway("protocol", "said Hello again as somebody else", retry=True)
+            self._violation(session, message, "said Hello again as somebody else")
+        elif (refusal := refuse_resources(message, self.identities)) is not None:
+            self._note("warning", "session refused", session=session, process=first.process, reason=refusal.text)
+        if refusal is not None:
+            self._out.close.append((session, refusal))
+            self._drop(session)
+            return
+        entry = self.directory.renew(session, message)
+        self._bind(message)
+        self._found(entry)
 
     def _enter(self, xid: Xid, kind: Input, session: int | None, message: object) -> None:
         state = self.state_of(xid)
@@ -381,7 +372,7 @@ _MESSAGES: Final[dict[type, Callable[[Any, int, Any], None]]] = {
     Acked: _C._branch_answer,
     Inquiry: _C._inquiry,
     Trouble: _C._trouble,
-    Hello: _C._second_hello,
+    Hello: _C._hello_again,
 }
 
 _EVENTS: Final[dict[type, Callable[[Any, Any], None]]] = {

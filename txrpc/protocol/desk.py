@@ -10,7 +10,7 @@ import heapq
 from txrpc.ids import BranchId, Gid, Xid
 from txrpc.protocol.directory import Directory, SessionEntry
 from txrpc.protocol.events import Limits, Note, Output
-from txrpc.protocol.messages import AboutEnd, Finish, FromCoordinator, Inquiry, Owner
+from txrpc.protocol.messages import AboutEnd, Finish, FromCoordinator, Hello, Inquiry, Owner
 from txrpc.protocol.records import Incident, Opened
 from txrpc.protocol.remembered import Remembered
 from txrpc.protocol.reports import Report, Reports
@@ -100,6 +100,12 @@ class Desk:
     def _await_resource(self, row: Transaction, branch: Branch) -> None:
         """The next session with the resource of *branch* brings SESSION_FOUND."""
         self._homeless.setdefault(branch.ref.resource, set()).add((row.xid, branch.ref.branch))
+
+    def _bind(self, hello: Hello) -> None:
+        """Names that were not known mean from now on what this process says (rule 17)."""
+        for resource in hello.resources:
+            if resource.identity and resource.name not in self.identities:
+                self.identities[resource.name] = self._out.bind[resource.name] = resource.identity
 
     def _hold(self, session: int, message: AboutEnd | Inquiry) -> bool:
         """Whether it is too early to presume anything about an earlier epoch; *message* is then taken again when it is not."""

@@ -25,8 +25,8 @@ class SessionEntry:
     owes: set[Debt] = field(default_factory=set)
 
     def has(self, resource: str) -> bool:
-        """Whether the process behind it has announced *resource*."""
-        return any(info.name == resource for info in self.hello.resources)
+        """Whether the process behind it can use *resource*."""
+        return any(info.name == resource and not info.trouble for info in self.hello.resources)
 
 
 class Directory:
@@ -45,8 +45,15 @@ class Directory:
         entry = SessionEntry(session, hello, now_ms)
         self.sessions[session] = entry
         self._by_participant[hello.participant] = session
-        for resource in hello.resources:
-            self._by_resource.setdefault(resource.name, {})[session] = resource
+        self._index(entry)
+        return entry
+
+    def renew(self, session: int, hello: Hello) -> SessionEntry:
+        """The process of a session says anew what its resources are."""
+        entry = self.sessions[session]
+        self._unindex(entry)
+        entry.hello = hello
+        self._index(entry)
         return entry
 
     def remove(self, session: int) -> SessionEntry | None:
@@ -56,12 +63,21 @@ class Directory:
             return None
         if self._by_participant.get(entry.hello.participant) == session:
             del self._by_participant[entry.hello.participant]
+        self._unindex(entry)
+        return entry
+
+    def _index(self, entry: SessionEntry) -> None:
+        """What a process cannot use yet, it is not asked about."""
+        for resource in entry.hello.resources:
+            if not resource.trouble:
+                self._by_resource.setdefault(resource.name, {})[entry.session] = resource
+
+    def _unindex(self, entry: SessionEntry) -> None:
         for resource in entry.hello.resources:
             of_name = self._by_resource.get(resource.name, {})
-            of_name.pop(session, None)
+            of_name.pop(entry.session, None)
             if not of_name:
                 self._by_resource.pop(resource.name, None)
-        return entry
 
     def owner(self, participant: ParticipantId) -> SessionEntry | None:
         """The session of that process incarnation."""

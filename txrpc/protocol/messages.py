@@ -75,9 +75,7 @@ class Finish(NamedIntEnum):
     DONE = 1  # it ended now, as told
     ALREADY = 2  # the database proves that it ended so before
     NOT_HERE = 3  # there is no such branch, and no proof of how it ended: a wrong database, or one that has forgotten
-    LOST = (
-        4  # the database proves that it is older than its promise, or has another history: a lagging standby, a backup
-    )
+    LOST = 4  # it proves that it is older than its promise, or has another history: a lagging standby, a backup
     HEURISTIC = 5  # the database proves that it ended the other way: it was done by hand
 
     @property
@@ -146,11 +144,16 @@ class CallReport:
 
 @dataclass(frozen=True, slots=True)
 class ResourceInfo:
-    """A resource as a session announces it.  `identity` names the database behind it, however it is reached."""
+    """A resource as a session announces it.
+
+    `identity` names the database behind it, however it is reached.  `trouble`: why the process cannot use it yet; it is given
+    nothing about that resource until it says Hello again without.
+    """
 
     name: str
     kind: str
     identity: str = ""
+    trouble: str = ""
 
 
 # ------------------------------------------------------------------------------------------ process -> coordinator
@@ -158,7 +161,7 @@ class ResourceInfo:
 
 @dataclass(frozen=True, slots=True)
 class Hello:
-    """First message of a session.
+    """First message of a session; said again on it when the process's resources have changed, and then changes nothing else.
 
     `seen` is the owner (node, epoch) that this process last had a session with, if any; `position` the greatest position of its
     log that this process has heard of (rule 18).

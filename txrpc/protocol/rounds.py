@@ -16,6 +16,7 @@ from txrpc.errors import AbortCode, Reason
 from txrpc.ids import BranchId, Epoch, Xid
 from txrpc.protocol.desk import MARGIN_MS, Desk, sentence
 from txrpc.protocol.directory import SessionEntry
+from txrpc.protocol.events import Close
 from txrpc.protocol.messages import (
     AboutEnd,
     Acked,
@@ -232,6 +233,24 @@ class Rounds(Desk):
         branch.trouble = sentence(incident)
         if incident.finish is Finish.LOST:
             row.heuristic = f"{branch.ref.resource} has lost its branch although the decision was to commit"
+
+    def _late_ack(self, row: None, session: int, message: Acked) -> None:
+        """An acknowledgement that nobody waits for; worth a word only if a branch was ended by hand against the decision."""
+        self.reports.drop(message.xid, message.branch)
+        if message.finish is Finish.HEURISTIC:
+            self._incident(message.xid, message.branch, message.resource, message.finish)
+
+    def _close(self, event: Close) -> None:
+        """An operator has seen to it: what never was acknowledged counts as if it had been."""
+        for xid, branch_id in [key for key in self.incidents if key[0] == event.xid]:
+            if event.branch is not None and branch_id != event.branch:
+                continue
+            self._end_incident(xid, branch_id, "an operator")
+            row = self.transactions.get(xid)
+            branch = row.branches.get(branch_id) if row is not None else None
+            if row is not None and branch is not None and not branch.acked:
+                self._forgive(row, branch)
+                self._acknowledged(row, branch)
 
     def _acknowledged(self, row: Transaction, branch: Branch) -> None:
         branch.acked = True

@@ -10,6 +10,7 @@ from txrpc.errors import (
     CoordinatorUnavailable,
     LimitExceeded,
     Reason,
+    ResourceUnavailable,
     aborted,
 )
 from txrpc.flows.part import Part
@@ -40,6 +41,8 @@ class Branches(ManagerState):
             raise ConfigurationError(
                 f"resource {name!r} is not one that this manager was connected with: connect(resources=[...])"
             )
+        if trouble := self._starting.trouble(name):
+            raise ResourceUnavailable(f"resource {name!r} of this process is not ready: {trouble}")
         with self._lock:
             row = self._table.find(part.xid, resource.name)
             if row is not None:

@@ -10,6 +10,8 @@ How to think of it
 
 Recovery is three small things here: on every welcome the table asks about what is in doubt, the databases are swept for
 prepared branches that no live process of this resource knows, and the sweep is repeated at a slow, jittered pace.
+
+A resource whose database is out of reach when the process starts is started later; until then it can be neither used nor swept.
 """
 
 from __future__ import annotations
@@ -53,6 +55,7 @@ logger = logging.getLogger("txrpc.runtime")
 DEFAULT_TIMEOUT_S = 30.0
 _SWEEP_MS = 30_000
 _SWEEP_RETRY_MS = 2_000
+_START_RETRY_MS = 2_000
 
 
 class ManagerCore(Branches, Asking):
@@ -113,8 +116,9 @@ class ManagerCore(Branches, Asking):
 
     def hello(self) -> Hello:
         """What this process says first, on every connect."""
-        me = self.participant_id
-        return Hello(PROTOCOL_VERSION, self.group, me, self.process, self._infos, self._seen, self._position)
+        me, self._announced = self.participant_id, self._starting.version
+        infos = self._starting.infos
+        return Hello(PROTOCOL_VERSION, self.group, me, self.process, infos, self._seen, self._position)
 
     def on_welcome(self, welcome: Welcome) -> None:
         """A session has begun."""
@@ -126,9 +130,10 @@ class ManagerCore(Branches, Asking):
                 self._position = 0
             self.welcome, self._seen, self._tick = welcome, welcome.owner, welcome.tick
             self._position = max(self._position, welcome.position)
+            self._announce()
             self._honour(self._table.connected(self.now_ms()))
             self._honour(self._table.coordinator_is(welcome.owner, self.now_ms()))
-            self._sweep_at = dict.fromkeys(self.resources, self.now_ms())
+            self._sweep_at = {name: self.now_ms() for name in self.resources if not self._starting.trouble(name)}
             self._wake()
 
     def on_lost(self, text: str) -> None:
@@ -179,24 +184,50 @@ class ManagerCore(Branches, Asking):
             self.group, owner.node, owner.epoch, message.xid, message.branch, self.participant_id, message.resource
         )
 
+    # ------------------------------------------------------------------------------------------------------ resources
+
+    def started(self, name: str, found: Any) -> None:
+        """What `Resource.start` of *name* returned or raised; what was raised is tried again after a while."""
+        with self._lock:
+            news, now_ms = self._starting.took(name, found), self.now_ms()
+            trouble = self._starting.trouble(name)
+            if trouble:
+                self._start_at[name] = now_ms + int(_START_RETRY_MS * (0.5 + self.jitter()))
+            else:
+                self._sweep_at[name] = now_ms
+            if news and self._session is not None:
+                logger.log(
+                    logging.WARNING if trouble else logging.INFO, "resource %r: %s", name, trouble or "it is ready"
+                )
+                self._announce()
+            self._wake()
+
+    def _announce(self) -> None:
+        """Say Hello again if the resources have changed since."""
+        if self.welcome is not None and self._announced != self._starting.version:
+            self.tell(self.hello())
+
     # ----------------------------------------------------------------------------------------------------- the clock
 
     def woke(self) -> list[str]:
-        """Let time pass; returns the resources whose databases are to be swept now."""
+        """Let time pass; returns the resources to look after now: to start, or, if they are ready, to sweep their databases."""
         with self._lock:
             now_ms = self.now_ms()
             self._honour(self._table.woke(now_ms))
+            to_start = [name for name, at_ms in self._start_at.items() if at_ms <= now_ms]
+            for name in to_start:
+                del self._start_at[name]
             if self.welcome is None:
-                return []
+                return to_start
             due = [name for name, at_ms in self._sweep_at.items() if at_ms <= now_ms]
             for name in due:
                 self._sweep_at[name] = now_ms + int(_SWEEP_MS * (0.5 + self.jitter()))
-            return due
+            return [*to_start, *due]
 
     def next_wakeup_ms(self) -> int | None:
         """When `woke` is due."""
         with self._lock:
-            due = list(self._sweep_at.values()) if self.welcome is not None else []
+            due = [*self._start_at.values(), *(self._sweep_at.values() if self.welcome is not None else ())]
             next_ms = self._table.next_wakeup_ms()
             return min([*due, next_ms] if next_ms is not None else due, default=None)
 

@@ -158,8 +158,19 @@ class Manager(ManagerCore):
     # ------------------------------------------------------------------------------------------------------ life
 
     def start(self, session: Any) -> None:
-        """Check the resources and open the session; raises what `Resource.start` raises."""
-        self._announce(resource.start() for resource in self.resources.values())
+        """Check the resources and open the session.
+
+        A database that is out of reach is tried again in the background; raises what `Resource.start` raises otherwise.
+        """
+        # Threads that nobody waits for when the program ends: a database that does not answer must not keep it.
+        starts = [threading.Thread(target=self._start_resource, args=(name,), daemon=True) for name in self.resources]
+        for thread in starts:
+            thread.start()
+        until_s = time.monotonic() + self.start_patience_s
+        for thread in starts:
+            thread.join(max(0.0, until_s - time.monotonic()))
+        with self._lock:
+            self._starting.check()
         self._session = session
         self._clock_thread.start()
         session.start()
@@ -313,7 +324,7 @@ class Manager(ManagerCore):
         while True:
             try:
                 for name in self.woke():
-                    self._submit(self._finishers[name], self._sweep, name)
+                    self._submit(self._finishers[name], self._look_after, name)
             except Exception as error:  # one mistake must not end all deadlines of the process
                 logger.error("deadline or sweep failed", exc_info=error)
             with self._clock:
@@ -325,6 +336,18 @@ class Manager(ManagerCore):
                 if self._sleeps_until_ms > now_ms:
                     self._clock.wait((self._sleeps_until_ms - now_ms) / 1000)
                 self._sleeps_until_ms = 0
+
+    def _look_after(self, name: str) -> None:
+        if self._starting.trouble(name):
+            self._start_resource(name)
+        else:
+            self._sweep(name)
+
+    def _start_resource(self, name: str) -> None:
+        try:
+            self.started(name, self.resources[name].start())
+        except Exception as error:
+            self.started(name, error)
 
     def _sweep(self, name: str) -> None:
         try:

@@ -151,9 +151,13 @@ class AioManager(ManagerCore):
     # ------------------------------------------------------------------------------------------------------ life
 
     async def start(self, session: Any) -> None:
-        """Check the resources and open the session; raises what `Resource.start` raises."""
+        """Check the resources and open the session.  See `txrpc.Manager.start`."""
         self._loop = asyncio.get_running_loop()
-        self._announce([await resource.start() for resource in self.resources.values()])
+        for name in self.resources:
+            self._spawn(self._start_resource(name))
+        if self._tasks:
+            await asyncio.wait(self._tasks, timeout=self.start_patience_s)
+        self._starting.check()
         self._session = session
         await session.start()
 
@@ -304,8 +308,20 @@ class AioManager(ManagerCore):
     def _tick_tock(self) -> None:
         self._timer = None
         for name in self.woke():
-            self._spawn(self._sweep(name))
+            self._spawn(self._look_after(name))
         self._wake()
+
+    async def _look_after(self, name: str) -> None:
+        if self._starting.trouble(name):
+            await self._start_resource(name)
+        else:
+            await self._sweep(name)
+
+    async def _start_resource(self, name: str) -> None:
+        try:
+            self.started(name, await self.resources[name].start())
+        except Exception as error:
+            self.started(name, error)
 
     async def _sweep(self, name: str) -> None:
         try:

@@ -25,12 +25,12 @@ from txrpc.protocol.messages import (
     OnePhaseResult,
     OutcomeRequest,
     Owner,
-    ResourceInfo,
     ToCoordinator,
     Trouble,
     Welcome,
 )
 from txrpc.protocol.participant import Participant
+from txrpc.runtime.starting import Starting
 
 __all__ = ["FINISHING", "ManagerState", "SessionPort"]
 
@@ -52,6 +52,8 @@ class ManagerState:
     """The table, the slots, the futures and the session; and how the table's effects are honoured."""
 
     patience_ms = 30_000
+    start_patience_s = 10.0
+    """For how long `start` waits for the databases; who has not answered by then is waited for in the background."""
     serves = False
     """Whether calls join transactions through this manager: then its resources are not used outside of them (rule 19)."""
     entropy: Callable[[int], bytes] = staticmethod(os.urandom)
@@ -72,7 +74,10 @@ class ManagerState:
             if hasattr(resource, "user"):
                 resource.user = self
         self.welcome: Welcome | None = None
-        self._infos: tuple[ResourceInfo, ...] = ()
+        self._starting = Starting(self.resources)
+        self._announced = -1
+        """The version of it that the coordinator was told."""
+        self._start_at: dict[str, int] = {}
         self._session: SessionPort | None = None
         self._seen: Owner | None = None
         self._position = 0
@@ -115,18 +120,6 @@ class ManagerState:
     def unix_ms(self) -> int:
         """The machine's clock, in milliseconds since 1970: for people, no rule depends on it."""
         return time.time_ns() // 1_000_000
-
-    def _announce(self, infos: Iterable[ResourceInfo]) -> None:
-        """What the resources are, as they have said at their start; raises `ConfigurationError` if two are one database."""
-        self._infos = tuple(infos)
-        names: dict[str, str] = {}
-        for info in self._infos:
-            other = names.setdefault(info.identity, info.name) if info.identity else info.name
-            if other != info.name:
-                raise ConfigurationError(
-                    f"resources {other!r} and {info.name!r} are one database ({info.identity}): give connect one of them, or a "
-                    "transaction that uses both waits for itself"
-                )
 
     def _session_or_raise(self) -> Any:
         if self._session is None:

@@ -31,10 +31,12 @@ from txrpc.protocol.messages import Finish, OnePhaseResult
 from txrpc.replication import watch_replication
 from txrpc.sql.backend import backend_pid, hides_backends, interrupt, is_gone
 from txrpc.sql.markers import Marker, clean, holds, prepare_table
-from txrpc.sql.postgresql_errors import classify, connection_lost, refused, sentence, sqlstate
+from txrpc.sql.pooling import check_pooler, starting
+from txrpc.sql.postgresql_errors import classify, connection_lost, no_connection, refused, sentence, sqlstate
 
 __all__ = [
     "backend_pid",
+    "check_pooler",
     "classify",
     "clean",
     "commit",
@@ -47,6 +49,7 @@ __all__ = [
     "in_transaction",
     "interrupt",
     "is_gone",
+    "no_connection",
     "one_phase_result",
     "preflight",
     "prepare",
@@ -56,6 +59,7 @@ __all__ = [
     "set_read_only",
     "speaks_behind_the_transaction",
     "sqlstate",
+    "starting",
     "token_to_end",
 ]
 

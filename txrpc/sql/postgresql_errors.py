@@ -9,7 +9,7 @@ from sqlalchemy.exc import DataError, DBAPIError, NotSupportedError, Programming
 
 from txrpc.errors import AbortCode, Reason, ResourceUnavailable
 
-__all__ = ["classify", "connection_lost", "refused", "sentence", "sqlstate"]
+__all__ = ["classify", "connection_lost", "no_connection", "refused", "sentence", "sqlstate"]
 
 _BY_STATE: Final = {
     "40001": AbortCode.SERIALIZATION_FAILURE,
@@ -18,7 +18,7 @@ _BY_STATE: Final = {
 }
 _DRIVERS_OWN: Final = (ProgrammingError, DataError, NotSupportedError)
 """Without an SQLSTATE these are the driver's, about the statement or its values; the connection has nothing to do with them."""
-_SAYS_NO_VALUES = ("0A", "25", "40", "53", "55", "57", "58", "08")
+_SAYS_NO_VALUES = ("0A", "25", "28", "3D", "40", "53", "55", "57", "58", "08")
 """Classes whose messages hold no user's data."""
 
 
@@ -36,6 +36,13 @@ def connection_lost(error: BaseException) -> bool:
     if not state:
         return error.connection_invalidated or not isinstance(error, _DRIVERS_OWN)
     return error.connection_invalidated or state[:2] == "08" or state[:3] == "57P"
+
+
+def no_connection(error: BaseException) -> bool:
+    """Whether *error*, which came without a statement, means that the server could not be reached or did not let us in."""
+    if isinstance(error, DBAPIError) and error.connection_invalidated:
+        return False
+    return connection_lost(error) or sqlstate(error)[:2] in ("28", "3D", "53")
 
 
 def refused(error: BaseException) -> bool:

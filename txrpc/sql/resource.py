@@ -140,10 +140,13 @@ class ResourceManager:
 
     def start(self) -> ResourceInfo:
         """See `txrpc.resource.Resource.start`."""
-        identity, warnings = self._on(self.engine, self._dialect.preflight, self.name, capacity_of(self.engine))
-        self._asks_for_pid = self._on(self.engine, self._dialect.hides_backends)
-        if self._wants_markers:
-            self._markers = self._aside(self._dialect.prepare_table, self.name)
+        with self._dialect.starting(self.name):
+            self._asks_for_pid = self._aside(self._dialect.hides_backends)
+            if self._asks_for_pid:
+                self._aside(self._dialect.check_pooler, self.engine, self.name)
+            identity, warnings = self._on(self.engine, self._dialect.preflight, self.name, capacity_of(self.engine))
+            if self._wants_markers:
+                self._markers = self._aside(self._dialect.prepare_table, self.name)
         return info_of(self.name, self.kind, identity, warnings)
 
     def close(self) -> None:
@@ -296,7 +299,7 @@ class ResourceManager:
         except PoolTimeout:
             raise ResourceUnavailable(exhausted(self.name, self.engine)) from None
         except DBAPIError as error:
-            if error.statement is None and not error.connection_invalidated and self._dialect.connection_lost(error):
+            if error.statement is None and self._dialect.no_connection(error):
                 text = f"the database of resource {self.name!r} is out of reach: {self._dialect.sentence(error)}"
                 raise ResourceUnavailable(text) from error
             raise

@@ -126,10 +126,13 @@ class AsyncResourceManager:
     async def start(self) -> ResourceInfo:
         """See `txrpc.resource.Resource.start`."""
         capacity = capacity_of(self.engine.sync_engine)
-        identity, warnings = await self._on(self.engine, self._dialect.preflight, self.name, capacity)
-        self._asks_for_pid = await self._on(self.engine, self._dialect.hides_backends)
-        if self._wants_markers:
-            self._markers = await self._aside(self._dialect.prepare_table, self.name)
+        with self._dialect.starting(self.name):
+            self._asks_for_pid = await self._aside(self._dialect.hides_backends)
+            if self._asks_for_pid:
+                await self._aside(self._dialect.check_pooler, self.engine.sync_engine, self.name)
+            identity, warnings = await self._on(self.engine, self._dialect.preflight, self.name, capacity)
+            if self._wants_markers:
+                self._markers = await self._aside(self._dialect.prepare_table, self.name)
         return info_of(self.name, self.kind, identity, warnings)
 
     async def close(self) -> None:
@@ -290,9 +293,7 @@ class AsyncResourceManager:
         except PoolTimeout:
             raise ResourceUnavailable(exhausted(self.name, self.engine.sync_engine)) from None
         except (DBAPIError, OSError) as error:
-            statement = getattr(error, "statement", None)
-            invalidated = getattr(error, "connection_invalidated", False)
-            if statement is None and not invalidated and self._dialect.connection_lost(error):
+            if getattr(error, "statement", None) is None and self._dialect.no_connection(error):
                 text = f"the database of resource {self.name!r} is out of reach: {self._dialect.sentence(error)}"
                 raise ResourceUnavailable(text) from error
             raise

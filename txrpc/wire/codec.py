@@ -67,7 +67,10 @@ def _decode(items: Any, table: dict[str, Callable[[Any], Any]]) -> list[Any]:
 
 def _hello_to(x: m.Hello) -> pb.Hello:
     resources = [
-        pb.ResourceInfo(name=r.name, kind=c.text_to(r.kind), identity=c.text_to(r.identity)) for r in x.resources
+        pb.ResourceInfo(
+            name=r.name, kind=c.text_to(r.kind), identity=c.text_to(r.identity), trouble=c.text_to(r.trouble)
+        )
+        for r in x.resources
     ]
     seen = c.owner_to(x.seen) if x.seen is not None else None
     return pb.Hello(
@@ -85,7 +88,12 @@ def _hello_from(x: pb.Hello) -> m.Hello:
     if len(x.resources) > _RESOURCES_MAX:
         raise BadMessage(f"resources: {len(x.resources)} are more than {_RESOURCES_MAX}")
     resources = tuple(
-        m.ResourceInfo(c.name_from("resource", r.name, RESOURCE_MAX), c.text_from(r.kind), c.text_from(r.identity))
+        m.ResourceInfo(
+            c.name_from("resource", r.name, RESOURCE_MAX),
+            c.text_from(r.kind),
+            c.text_from(r.identity),
+            c.text_from(r.trouble),
+        )
         for r in x.resources
     )
     if len({r.name for r in resources}) != len(resources):

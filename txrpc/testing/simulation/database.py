@@ -7,7 +7,7 @@ from typing import Any
 
 from txrpc.errors import AbortCode, Reason, ResourceUnavailable, TxrpcError
 from txrpc.ids import BranchId, Gid, Xid
-from txrpc.protocol.messages import Finish, OnePhaseResult
+from txrpc.protocol.messages import Finish, OnePhaseResult, ResourceInfo
 from txrpc.resource import Prepared, ReadOnly
 from txrpc.testing.simulation.history import History
 from txrpc.testing.simulation.options import Options
@@ -236,6 +236,10 @@ class SimResource:
         return promise
 
     # -------------------------------------------------------------------------------------------------------- verbs
+
+    def start(self) -> Promise:
+        """See `Resource.start`."""
+        return self._ask(lambda: ResourceInfo(self.name, self.kind, self.name))
 
     def begin(self, _read_only: bool, _within_s: float | None = None) -> Promise:
         """See `Resource.begin`."""

@@ -20,7 +20,6 @@ from txrpc.protocol.messages import (
     CallReport,
     GoAway,
     Outcome,
-    ResourceInfo,
     TransactionContext,
     Voted,
     Welcome,
@@ -95,8 +94,9 @@ class SimManager(ManagerCore):
         self._woken_at: int | None = None
         self._connected: list[Promise] = []
         super().__init__(GROUP, resources, process.name)
-        self._infos = tuple(ResourceInfo(r.name, r.kind, r.name) for r in resources)
         self._session = process  # type: ignore[assignment]
+        for name in self.resources:
+            self._look_after(name)
 
     # -------------------------------------------------------------------------------------------------- this colour's
 
@@ -129,9 +129,15 @@ class SimManager(ManagerCore):
             return
         self._woken_at = None
         for name in self.woke():
-            promise = self.resources[name].in_doubt(self.group)
-            promise.then(lambda kept, name=name: self._process.soon(self.swept, name, kept.error or kept.value))
+            self._look_after(name)
         self._wake()
+
+    def _look_after(self, name: str) -> None:
+        """The session is opened meanwhile: a resource may come up before it, or after."""
+        resource: SimResource = self.resources[name]
+        starts = bool(self._starting.trouble(name))
+        promise, told = (resource.start(), self.started) if starts else (resource.in_doubt(self.group), self.swept)
+        promise.then(lambda kept: self._process.soon(told, name, kept.error or kept.value))
 
     def _future(self) -> Promise:
         return Promise()
