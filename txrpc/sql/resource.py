@@ -141,7 +141,7 @@ class ResourceManager:
     def start(self) -> ResourceInfo:
         """See `txrpc.resource.Resource.start`."""
         with self._dialect.starting(self.name):
-            self._asks_for_pid = self._aside(self._dialect.hides_backends)
+            self._asks_for_pid = self._on(self.engine, self._dialect.hides_backends)
             if self._asks_for_pid:
                 self._aside(self._dialect.check_pooler, self.engine, self.name)
             identity, warnings = self._on(self.engine, self._dialect.preflight, self.name, capacity_of(self.engine))

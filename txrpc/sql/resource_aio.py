@@ -127,7 +127,7 @@ class AsyncResourceManager:
         """See `txrpc.resource.Resource.start`."""
         capacity = capacity_of(self.engine.sync_engine)
         with self._dialect.starting(self.name):
-            self._asks_for_pid = await self._aside(self._dialect.hides_backends)
+            self._asks_for_pid = await self._on(self.engine, self._dialect.hides_backends)
             if self._asks_for_pid:
                 await self._aside(self._dialect.check_pooler, self.engine.sync_engine, self.name)
             identity, warnings = await self._on(self.engine, self._dialect.preflight, self.name, capacity)
