@@ -238,6 +238,24 @@ def test_behind_a_pooler_that_hides_backends_a_branch_can_still_be_broken_off(
         resource.rollback(work)
 
 
+def test_why_the_server_closed_a_connection_is_named_alike_with_every_driver(
+    make: Make, driver: str, server: Server
+) -> None:
+    """G9: asyncpg said "connection is closed" and no more; it and psycopg2 do not keep the server's last words."""
+    resource = make(driver)
+    work = resource.begin(False)
+    work.connection.execute(sa.text("SET idle_in_transaction_session_timeout = 50"))
+    eventually(lambda: server.execute(f"SELECT count(*) FROM pg_stat_activity WHERE pid = {work.pid}") == [(0,)])
+    with pytest.raises(DBAPIError) as caught:
+        insert(work)
+    reason = resource.classify(caught.value)
+    assert reason is not None
+    assert reason.code is AbortCode.RESOURCE_UNAVAILABLE
+    assert reason.retryable
+    assert "25P03" in reason.text or "idle_in_transaction_session_timeout" in reason.text
+    resource.rollback(work)
+
+
 def test_interrupting_a_branch_that_has_ended_hurts_nobody(make: Make, driver: str) -> None:
     """Its connection may be another branch's by now."""
     resource = make(driver, pool_size=1, max_overflow=0)

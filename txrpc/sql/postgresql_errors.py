@@ -18,6 +18,10 @@ _BY_STATE: Final = {
 }
 _DRIVERS_OWN: Final = (ProgrammingError, DataError, NotSupportedError)
 """Without an SQLSTATE these are the driver's, about the statement or its values; the connection has nothing to do with them."""
+_GONE: Final = (
+    "the connection broke, and its driver does not say why: a restart, an administrator, or a time-out of the server's own "
+    "(idle_in_transaction_session_timeout)"
+)
 _SAYS_NO_VALUES = ("0A", "25", "28", "3D", "40", "53", "55", "57", "58", "08")
 """Classes whose messages hold no user's data."""
 
@@ -82,4 +86,6 @@ def sentence(error: BaseException) -> str:
         return kind
     lines = str(origin).strip().splitlines()
     said = re.sub(r"^<class '[\w.]+'>: ", "", lines[0]) if lines else ""
+    if not state and getattr(error, "statement", None) and connection_lost(error):
+        return f"{_GONE} ({(said or kind)[:100]})"
     return f"{said or kind} (SQLSTATE {state})" if state else (said or kind)[:300]
