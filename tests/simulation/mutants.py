@@ -18,6 +18,7 @@ from txrpc.protocol import inquiries, recovery
 from txrpc.protocol import participant as participant_table
 from txrpc.protocol.branch import BranchInput, BranchState, Operation
 from txrpc.protocol.coordinator import Coordinator
+from txrpc.protocol.events import Forgot
 from txrpc.protocol.ledger import Ledger
 from txrpc.protocol.messages import (
     Acked,
@@ -133,7 +134,7 @@ def _marks_the_record_done_at_the_decision() -> Patches:
     return [_coordinator(State.RECORDING, Input.LOGGED, mistaken)]
 
 
-@_mutant(6, 14)
+@_mutant(6, 14, 16)
 def _forgets_at_the_first_acknowledgement() -> Patches:
     acked = _C._acked
 
@@ -245,7 +246,9 @@ def _believes_whoever_answers() -> Patches:
     inputs = coordinator_table._INPUTS
 
     def mistaken(self: Any, session: int, message: Any) -> None:
-        self._enter(message.xid, inputs[type(message)], session, message)
+        row = self.transactions.get(message.xid)
+        if row is None or message.branch in row.branches:
+            self._enter(message.xid, inputs[type(message)], session, message)
 
     answers = (Voted, Acked, OnePhaseDone, Resolved, Committing)
     return [patch.dict(coordinator_table._MESSAGES, dict.fromkeys(answers, mistaken))]
@@ -435,3 +438,31 @@ def _presumes_aborts_before_those_who_know_better_have_come_back() -> Patches:
 @_mutant(14, 6, 13)
 def _does_not_say_that_a_resource_has_become_ready() -> Patches:
     return [patch.object(ManagerCore, "_announce", lambda _: None)]
+
+
+_LATE = Options(late_requests=20, transactions=3, read_only=0.0, gives_up=0.0)
+
+
+@_mutant(12, 5, 13, world=_LATE)
+def _takes_the_absence_of_a_memory_for_a_proof_however_old_the_question() -> Patches:
+    return [patch.object(Coordinator, "_of_this_time", lambda *_: True)]
+
+
+@_mutant(12, 5, 13, world=_LATE)
+def _presumes_aborts_where_records_have_been_deleted() -> Patches:
+    return [patch.dict(coordinator_table._EVENTS, {Forgot: lambda *_: None})]
+
+
+@_mutant(
+    17,
+    1,
+    2,
+    4,
+    6,
+    12,
+    13,
+    14,
+    world=Options(misnames=4, databases=3, services=3, transactions=5, read_only=0.0, calls=4),
+)
+def _takes_any_database_under_a_name() -> Patches:
+    return [patch.object(coordinator_table, "refuse_resources", lambda *_: None)]

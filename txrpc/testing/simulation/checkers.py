@@ -314,6 +314,14 @@ class Truth:
         self._wrote: set[Any] = set()
         self._damaged: set[Any] = set()
         self._committed: set[Any] = set()
+        self._denied: set[Any] = set()
+
+    def replied(self, _now_ms: int, xid: Any, outcome: Outcome) -> None:
+        """Whoever asks, and however late: what is answered is what happened."""
+        if outcome is _ABORTED:
+            self._denied.add(xid)
+            if xid in self._committed - self._damaged:
+                raise Violation(13, f"somebody is told that {xid} is aborted, and it has committed")
 
     def told(self, _now_ms: int, xid: Any, outcome: Outcome) -> None:
         known = self._told.get(xid, _UNKNOWN)
@@ -331,6 +339,8 @@ class Truth:
 
     def committed(self, _now_ms: int, xid: Any, _branch: Any, _calls: Any, _was_prepared: bool) -> None:
         self._committed.add(xid)
+        if xid in self._denied - self._damaged:
+            raise Violation(13, f"{xid} commits, and somebody was told that it is aborted")
         if self._told.get(xid) is _ABORTED:
             raise Violation(13, f"{xid} commits, and its application was told that it is aborted")
 

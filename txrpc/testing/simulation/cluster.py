@@ -275,6 +275,9 @@ class Cluster:
         for process in self.processes:
             process.slow = 1
             process.thaw()
+            if process.misnamed:
+                process.crash()
+                process.misnamed = {}
             if not process.up:
                 process.start()
 

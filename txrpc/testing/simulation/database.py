@@ -239,7 +239,7 @@ class SimResource:
 
     def start(self) -> Promise:
         """See `Resource.start`."""
-        return self._ask(lambda: ResourceInfo(self.name, self.kind, self.name))
+        return self._ask(lambda: ResourceInfo(self.name, self.kind, self._database.name))
 
     def begin(self, _read_only: bool, _within_s: float | None = None) -> Promise:
         """See `Resource.begin`."""

@@ -83,6 +83,10 @@ class Options:
     """How likely the connection breaks under a PREPARE, which the database carries out later all the same."""
     patience_s: int = 10
     """How long a resource asks how a commit ended whose connection broke; a database may be away for longer."""
+    late_requests: int = 0
+    """Requests of roots that come a second time, from beyond every horizon: a client that asks after its transaction much later."""
+    misnames: int = 0
+    """Processes that are started with another database under a resource's name, for a while (rule 17)."""
     forgeries: int = 0
     """Messages of a session that lies about other processes' branches."""
 
@@ -146,6 +150,8 @@ _HARDEST: dict[str, int | float] = {
     "log_restores": 2,
     "cut_prepares": 0.2,
     "forgeries": 20,
+    "late_requests": 20,
+    "misnames": 2,
     "hands": 3,
     "amnesia": 2,
     "refuses_finish": 0.5,

@@ -17,9 +17,13 @@ from txrpc.flows.using import Slot
 from txrpc.ids import Xid
 from txrpc.protocol.branch import Do, Operation
 from txrpc.protocol.messages import (
+    AboutEnd,
     CallReport,
+    CommitRequest,
     GoAway,
     Outcome,
+    OutcomeRequest,
+    RollbackRequest,
     TransactionContext,
     Voted,
     Welcome,
@@ -204,6 +208,10 @@ class Process(Node):
         """Open a stream to whoever is the coordinator now."""
         self.peers: dict[str, Process] = {}
         self.wall_offset_ms = 1_700_000_000_000
+        self.misnamed: dict[str, Database] = {}
+        """Databases that this process reaches under a name that is another's: a mistake in its configuration."""
+        self.requests: list[AboutEnd] = []
+        """All that its roots have ever asked."""
         self.manager: SimManager
         self._stream: Stream | None = None
         self._resources: list[SimResource] = []
@@ -220,7 +228,8 @@ class Process(Node):
         self.up = True
         self.history.line(self.name, self.name, lambda: "starts")
         self._stream = None
-        self._resources = [SimResource(name, database, self) for name, database in self._databases.items()]
+        databases = self._databases | self.misnamed
+        self._resources = [SimResource(name, database, self) for name, database in databases.items()]
         self.manager = SimManager(self, self._resources)
         self.soon(self._connect)
 
@@ -273,6 +282,8 @@ class Process(Node):
         """See `SessionPort`."""
         for message in messages:
             self.say(message)
+            if isinstance(message, CommitRequest | RollbackRequest | OutcomeRequest):
+                self.requests.append(message)
             if isinstance(message, Voted):
                 self.history.note("voted", message.xid, message.branch, message.vote)
 

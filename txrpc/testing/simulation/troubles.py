@@ -73,6 +73,8 @@ def troubles(cluster: Troubled) -> Sequence[Callable[[], None]]:
         *[made.freeze] * options.freezes,
         *[made.jump] * options.clock_jumps,
         *[made.forge] * options.forgeries,
+        *[made.misname] * options.misnames,
+        *[made.ask_late] * options.late_requests,
     ]
 
 
@@ -117,6 +119,38 @@ class _Troubles:
     def _restart(self, process: Process) -> None:
         if not process.up:
             process.start()
+
+    def misname(self) -> None:
+        """A process comes back with another database under one of its names, and is corrected later."""
+        cluster = self._cluster
+        process, wrong = self._dice.choice(cluster.processes), self._dice.choice(cluster.databases)
+        name = self._dice.choice(sorted(process.manager.resources))
+        known = cluster.coordinator.core.identities
+        if not process.up or name == wrong.name or known.get(name) != name:
+            return  # whoever is the first to bind a name is right
+        cluster.note_fault("misname", process.name, f"takes {wrong.name} for {name}")
+        process.crash()
+        process.misnamed = {name: wrong}
+        process.start()
+        self._later(6_000, self._correct, process)
+
+    def _correct(self, process: Process) -> None:
+        if process.misnamed:
+            process.crash()
+            process.misnamed = {}
+            process.start()
+
+    def ask_late(self) -> None:
+        """A root's request comes again, long after everything has been repaired and, perhaps, forgotten."""
+        self._cluster.scheduler.after(self._dice.randint(20_000, RETENTION_MS), self._ask_again)
+
+    def _ask_again(self) -> None:
+        cluster = self._cluster
+        asker = self._dice.choice(cluster.processes)
+        asked = [request for process in cluster.processes for request in process.requests]
+        if asked and asker.up and asker.manager.welcome is not None:
+            cluster.note_fault("late request", asker.name, "repeats what a root has asked long ago")
+            asker.say(self._dice.choice(asked))
 
     def client_dies(self) -> None:
         client = self._dice.choice(self._cluster.clients)
