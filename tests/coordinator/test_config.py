@@ -96,4 +96,4 @@ def test_every_number_has_a_range_and_its_ends_are_allowed() -> None:
         limits = config.limits()
         sizes = (limits.max_timeout_ms, limits.max_branches, limits.max_message_bytes)
         welcome = Welcome(Owner("c1", Epoch.make(1, 1)), 1, *sizes)
-        assert decode_coordinator_batch(encode_from_coordinator([welcome])) == [welcome]
+        assert decode_coordinator_batch(encode_from_coordinator("c1", [welcome])) == [("c1", welcome)]

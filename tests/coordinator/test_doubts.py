@@ -60,7 +60,7 @@ def test_it_is_said_again_whenever_the_age_has_doubled(caplog: pytest.LogCapture
 def test_what_has_been_acknowledged_is_not_said_any_more(caplog: pytest.LogCaptureFixture) -> None:
     watch, restarted = Doubts(after_ms=100), core()
     restarted.step(SessionOpened(1, Hello(1, "default", PROCESS, "t", (ResourceInfo("a", "t"),))), 10)
-    restarted.step(Received(1, Acked(Xid.make(1, bytes(10)), branch(0, "a"), Finish.DONE)), 20)
+    restarted.step(Received(1, restarted.owner.node, Acked(Xid.make(1, bytes(10)), branch(0, "a"), Finish.DONE)), 20)
     watch.warn(restarted, 200)
     assert [resource for _, resource, _ in said(caplog)] == ["b"]
     assert [doubt.resource for doubt in in_doubt(restarted, 200)] == ["b"]

@@ -99,7 +99,7 @@ class Box:
             loop.call_soon(self.say, Acked(message.gid.xid, message.gid.branch, Finish.DONE))
 
     def say(self, message: Voted | Acked | CommitRequest | OutcomeRequest) -> None:
-        self.engine.step(Received(self.number, message))
+        self.engine.step(Received(self.number, self.engine.core.owner.node, message))
 
     def close(self, farewell: GoAway) -> None:
         self.farewell = farewell

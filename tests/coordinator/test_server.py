@@ -37,6 +37,8 @@ from txrpc.testing.processes import Child, CoordinatorProcess
 from txrpc.wire.codec import decode_coordinator_batch, encode_to_coordinator
 from txrpc.wire.v1 import session_pb2, session_pb2_grpc
 
+NODE = "c1"
+
 
 @pytest.fixture
 def coordinator(tmp_path: Path) -> Iterator[CoordinatorProcess]:
@@ -71,12 +73,12 @@ class Talk:
             time.sleep(0.02)
 
     def say(self, message: ToCoordinator) -> None:
-        self._batches.append(encode_to_coordinator([message]))
+        self._batches.append(encode_to_coordinator(NODE, [message]))
 
     def read(self) -> Any:
         """The next message that is no tick."""
         for batch in self.call:
-            for message in decode_coordinator_batch(batch):
+            for _, message in decode_coordinator_batch(batch):
                 if not isinstance(message, Tick):
                     return message
         return None
@@ -92,7 +94,7 @@ def talk(coordinator: CoordinatorProcess) -> Iterator[Any]:
     talks: list[Talk] = []
 
     def begin(*batches: Any) -> Talk:
-        encoded = [b if isinstance(b, session_pb2.ProcessBatch) else encode_to_coordinator([b]) for b in batches]
+        encoded = [b if isinstance(b, session_pb2.ProcessBatch) else encode_to_coordinator(NODE, [b]) for b in batches]
         talks.append(Talk(coordinator.address, *encoded))
         return talks[-1]
 
@@ -114,7 +116,7 @@ def test_hello_is_answered_with_welcome(talk: Any) -> None:
         (hello(group="other"), False, "group"),
         (hello(protocol=99), False, "99"),
         (hello(seen=Owner("c1", Epoch.make(7, 7))), True, "restored"),
-        (encode_to_coordinator([]), True, "Hello"),
+        (encode_to_coordinator(NODE, []), True, "Hello"),
         (
             session_pb2.ProcessBatch(items=[session_pb2.ProcessItem(hello=session_pb2.Hello(group="a'b"))]),
             True,
@@ -141,7 +143,7 @@ def test_rule_15_garbage_ends_its_own_session_and_no_other(talk: Any, coordinato
     with grpc.insecure_channel(coordinator.address) as channel:
         method: Any = channel.stream_stream("/txrpc.v1.Coordinator/Session", None, None)
         (batch,) = method(iter([b"\xff\xff\xff\xff"]), timeout=10)
-        (farewell,) = decode_coordinator_batch(session_pb2.CoordinatorBatch.FromString(batch))
+        ((_, farewell),) = decode_coordinator_batch(session_pb2.CoordinatorBatch.FromString(batch))
         assert isinstance(farewell, GoAway)
         assert farewell.code == "protocol"
     big = talk(hello(3, process="x" * 400, resources=tuple(ResourceInfo(f"r{i}", "t", "i" * 90) for i in range(300))))

@@ -76,7 +76,7 @@ async def house() -> AsyncIterator[House]:
 
 
 async def say(call: Any, *messages: ToCoordinator) -> None:
-    await call.write(encode_to_coordinator(list(messages)))
+    await call.write(encode_to_coordinator("c1", list(messages)))
 
 
 async def listen(call: Any) -> AsyncIterator[Any]:
@@ -84,7 +84,7 @@ async def listen(call: Any) -> AsyncIterator[Any]:
     while (batch := await call.read()) is not grpc.aio.EOF:  # type: ignore[attr-defined]
         if isinstance(batch, bytes):
             batch = session_pb2.CoordinatorBatch.FromString(batch)
-        for message in decode_coordinator_batch(batch):
+        for _, message in decode_coordinator_batch(batch):
             if not isinstance(message, Tick):
                 yield message
 
@@ -100,7 +100,7 @@ async def test_rule_15_bytes_that_are_no_protobuf_are_the_senders_mistake(
 ) -> None:
     call = house.raw()
     if greeted:
-        await call.write(encode_to_coordinator([HELLO]).SerializeToString())
+        await call.write(encode_to_coordinator("c1", [HELLO]).SerializeToString())
         assert isinstance(await hear(call), Welcome)
     await call.write(b"\xff\xff\xff\xff")
     farewell = await hear(call)

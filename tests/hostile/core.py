@@ -140,7 +140,13 @@ class _Stage:
 
     def speak(self) -> None:
         if self.open:
-            self.step(Received(self.dice.of(self.open), self._message()))
+            self.step(
+                Received(
+                    self.dice.of(self.open),
+                    self.dice.of((_OWNER.node, _OWNER.node, _OWNER.node, "c2")),
+                    self._message(),
+                )
+            )
 
     def answer(self) -> None:
         """The log, or the shell, does one of the things that it was asked for."""

@@ -31,8 +31,9 @@ def process_batch(data: bytes) -> None:
         messages = decode_process_batch(session_pb2.ProcessBatch.FromString(data))
     except (BadMessage, DecodeError):
         return
-    again = encode_to_coordinator(messages).SerializeToString()
-    assert decode_process_batch(session_pb2.ProcessBatch.FromString(again)) == messages
+    for item in messages:
+        again = encode_to_coordinator(item[0], [item[1]]).SerializeToString()
+        assert decode_process_batch(session_pb2.ProcessBatch.FromString(again)) == [item]
 
 
 def coordinator_batch(data: bytes) -> None:
@@ -41,8 +42,9 @@ def coordinator_batch(data: bytes) -> None:
         messages = decode_coordinator_batch(session_pb2.CoordinatorBatch.FromString(data))
     except (BadMessage, DecodeError):
         return
-    again = encode_from_coordinator(messages).SerializeToString()
-    assert decode_coordinator_batch(session_pb2.CoordinatorBatch.FromString(again)) == messages
+    for node, message in messages:
+        again = encode_from_coordinator(node, [message]).SerializeToString()
+        assert decode_coordinator_batch(session_pb2.CoordinatorBatch.FromString(again)) == [(node, message)]
 
 
 def context(data: bytes) -> None:

@@ -29,6 +29,7 @@ from txrpc.testing.processes import CoordinatorProcess
 from txrpc.wire.codec import decode_coordinator_batch, encode_to_coordinator
 from txrpc.wire.v1 import session_pb2
 
+NODE = "c1"
 METHOD = "/txrpc.v1.Coordinator/Session"
 
 
@@ -50,7 +51,7 @@ class Stranger:
                 time.sleep(0.002)
 
     def say(self, *messages: Any) -> None:
-        self._going.append(encode_to_coordinator(messages).SerializeToString())
+        self._going.append(encode_to_coordinator(NODE, messages).SerializeToString())
 
     def spit(self, data: bytes) -> None:
         self._going.append(data)
@@ -59,7 +60,7 @@ class Stranger:
         """The next message of *kind*; None if the session ends before."""
         try:
             for data in self._call:
-                for message in decode_coordinator_batch(session_pb2.CoordinatorBatch.FromString(data)):
+                for _, message in decode_coordinator_batch(session_pb2.CoordinatorBatch.FromString(data)):
                     if isinstance(message, kind):
                         return message
         except grpc.RpcError:
@@ -209,8 +210,8 @@ async def test_a_thousand_sessions_at_once(coordinator: CoordinatorProcess, byst
 
     async def session(number: int) -> Any:
         call = channels[number % len(channels)].stream_stream(METHOD, None, None)()
-        await call.write(encode_to_coordinator([hello(10_000 + number)]).SerializeToString())
-        (welcome,) = decode_coordinator_batch(session_pb2.CoordinatorBatch.FromString(await call.read()))
+        await call.write(encode_to_coordinator(NODE, [hello(10_000 + number)]).SerializeToString())
+        ((_, welcome),) = decode_coordinator_batch(session_pb2.CoordinatorBatch.FromString(await call.read()))
         assert isinstance(welcome, Welcome)
         return call
 

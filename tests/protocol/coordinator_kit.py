@@ -190,7 +190,7 @@ class Office:
         return self.step(SessionClosed(session))
 
     def hear(self, session: int, message: Any) -> Output:
-        return self.step(Received(session, message))
+        return self.step(Received(session, "c1", message))
 
     def logged(self, tx: int = 1) -> Output:
         return self.step(Logged((xid(tx),)))

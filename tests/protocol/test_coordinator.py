@@ -41,7 +41,7 @@ from tests.protocol.coordinator_kit import (
     voted,
     xid,
 )
-from txrpc.protocol.events import Forgot, NotLogged
+from txrpc.protocol.events import Forgot, NotLogged, Received
 from txrpc.protocol.messages import (
     Commit,
     Finish,
@@ -355,6 +355,19 @@ def test_rule_15_a_second_greeting_of_somebody_else_ends_the_session_and_only_th
     assert [(session, farewell.code) for session, farewell in out.close] == [(Q, "protocol")]
     assert sorted(office.core.directory.sessions) == [CLIENT, P]
     assert effects(office.hear(Q, voted(1))) == []
+
+
+def test_rule_15_what_is_for_another_coordinator_changes_nothing_and_a_root_is_told() -> None:
+    """An item names its node: an XID of another coordinator's must not be presumed aborted here."""
+    office = Office(CLIENT, P)
+    out = office.step(Received(CLIENT, "c2", commit_request(TWO)))
+    assert sent(out) == [f"{CLIENT} reply UNKNOWN UNSPECIFIED"]
+    assert [note.event for note in out.notes] == ["protocol violation"]
+    assert effects(office.step(Received(P, "c2", inquiry(1)))) == ["violation"]
+    assert not office.core.transactions
+    assert effects(office.hear(CLIENT, commit_request(TWO))) == [f"{P} Prepare 1", f"{P} Prepare 2"]
+    assert effects(office.step(Received(P, "c2", voted(1)))) == ["violation"]
+    assert all(branch.vote is None for branch in office.core.transactions[xid()].branches.values())
 
 
 REFUSED_HELLOS: dict[str, tuple[dict[str, Any], str, bool]] = {

@@ -40,7 +40,9 @@ class Talk:
     def batches(self) -> Iterator[list[m.ToCoordinator]]:
         """What the process says, until it ends the stream."""
         for data in self._raw:
-            messages = decode_process_batch(session_pb2.ProcessBatch.FromString(data))
+            items = decode_process_batch(session_pb2.ProcessBatch.FromString(data))
+            assert {node for node, message in items if not isinstance(message, m.Hello)} <= {OWNER.node}
+            messages = [message for _, message in items]
             self.sizes.append(len(data))
             self.counts.append(len(messages))
             yield messages
@@ -83,7 +85,7 @@ class ScriptedCoordinator:
         self.hellos.append(first[0])
         self.received.extend(first[1:])
         for said in script(talk):
-            yield said if isinstance(said, bytes) else encode_from_coordinator((said,)).SerializeToString()
+            yield said if isinstance(said, bytes) else encode_from_coordinator(OWNER.node, (said,)).SerializeToString()
 
 
 def welcome(max_message_bytes: int = 4 << 20) -> m.Welcome:
@@ -103,7 +105,7 @@ def listen(talk: Talk) -> Iterator[Said]:
     yield welcome()
     for batch in talk.batches():
         answers = [m.OutcomeReply(x.xid, m.Outcome.COMMITTED) for x in batch if isinstance(x, m.OutcomeRequest)]
-        yield encode_from_coordinator(answers).SerializeToString()
+        yield encode_from_coordinator(OWNER.node, answers).SerializeToString()
 
 
 def say(*said: Said) -> Script:
@@ -142,7 +144,8 @@ class Notes:
     def on_welcome(self, said: m.Welcome) -> None:
         self._note("welcome", lambda: self.welcomes.append(said))
 
-    def on_message(self, message: m.FromCoordinator) -> None:
+    def on_message(self, node: str, message: m.FromCoordinator) -> None:
+        assert node == self.welcomes[-1].owner.node
         self._note("message", lambda: self.messages.append(message))
 
     def on_lost(self, text: str) -> None:
@@ -204,7 +207,8 @@ class Face:
         self._do("start")
 
     def send(self, *messages: m.ToCoordinator) -> None:
-        self._do("send", *messages)
+        node = self.notes.welcomes[-1].owner.node if self.notes.welcomes else OWNER.node
+        self._do("send", node, *messages)
 
     def wait_connected(self, timeout_s: float = 5.0) -> m.Welcome:
         found: m.Welcome = self._do("wait_connected", timeout_s)

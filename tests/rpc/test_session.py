@@ -126,7 +126,7 @@ def long_request(number: int, branches: int = 40) -> m.OutcomeRequest:
 
 
 def len_of(message: m.ToCoordinator) -> int:
-    return len(link.Waiting(QUICK).encode((message,))[0])
+    return len(link.Waiting(QUICK).encode("c1", (message,))[0])
 
 
 def test_tick_is_a_message_like_any_other(connect: Make, notes: Notes) -> None:
@@ -138,7 +138,9 @@ def test_tick_is_a_message_like_any_other(connect: Make, notes: Notes) -> None:
 
 
 def test_messages_in_the_batch_of_the_welcome_are_taken(connect: Make, notes: Notes) -> None:
-    both = b"".join(encode_from_coordinator((x,)).SerializeToString() for x in (welcome(), m.Tick(2)))
+    both = b"".join(
+        encode_from_coordinator(scripted.OWNER.node, (x,)).SerializeToString() for x in (welcome(), m.Tick(2))
+    )
     with ScriptedCoordinator(say_and_stay(both)) as coordinator:
         connect(coordinator.address)
         notes.wait(lambda: notes.messages == [m.Tick(2)])
@@ -330,7 +332,9 @@ def test_nonsense_drops_the_session_and_not_the_process(
 
 def test_too_large_a_batch_drops_the_session(connect: Make, notes: Notes) -> None:
     options = SessionOptions(backoff_initial_s=0.02, backoff_max_s=0.1, max_message_bytes=4096)
-    large = b"".join(encode_from_coordinator((m.Tick(1000),)).SerializeToString() for _ in range(2_000))
+    large = b"".join(
+        encode_from_coordinator(scripted.OWNER.node, (m.Tick(1000),)).SerializeToString() for _ in range(2_000)
+    )
     with ScriptedCoordinator(say_and_stay(welcome(), large), listen) as coordinator:
         connect(coordinator.address, options=options)
         notes.wait(lambda: len(notes.welcomes) == 2)

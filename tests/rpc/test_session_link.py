@@ -48,13 +48,13 @@ def test_only_a_session_that_lasted_resets_the_waits(monkeypatch: pytest.MonkeyP
 def batch(waiting: Waiting) -> list[int]:
     data = waiting.take()
     assert len(data) <= waiting.max_bytes
-    return [number_of(x) for x in decode_process_batch(session_pb2.ProcessBatch.FromString(data))]
+    return [number_of(x) for _, x in decode_process_batch(session_pb2.ProcessBatch.FromString(data))]
 
 
 def test_a_join_of_what_waits_is_a_batch_of_all_of_it() -> None:
     waiting = Waiting(OPTIONS)
     assert not waiting
-    waiting.add(waiting.encode(map(request, range(25))))
+    waiting.add(waiting.encode("c1", map(request, range(25))))
     assert [batch(waiting) for _ in range(3)] == [list(range(10)), list(range(10, 20)), list(range(20, 25))]
     assert not waiting
 
@@ -62,7 +62,7 @@ def test_a_join_of_what_waits_is_a_batch_of_all_of_it() -> None:
 @pytest.mark.parametrize("messages", [1, 2, 3])
 def test_a_batch_fills_the_bytes_to_the_last_one(messages: int) -> None:
     waiting = Waiting(OPTIONS)
-    encoded = waiting.encode(map(request, range(1, 8)))
+    encoded = waiting.encode("c1", map(request, range(1, 8)))
     [size] = {len(x) for x in encoded}
     for spare, expected in ((-1, max(1, messages - 1)), (0, messages), (1, messages)):
         waiting = Waiting(OPTIONS)
@@ -73,12 +73,12 @@ def test_a_batch_fills_the_bytes_to_the_last_one(messages: int) -> None:
 
 def test_a_message_of_exactly_the_limit_is_sent() -> None:
     waiting = Waiting(OPTIONS)
-    [data] = waiting.encode([request(1)])
+    [data] = waiting.encode("c1", [request(1)])
     waiting.max_bytes = len(data)
-    waiting.encode([request(1)])
+    waiting.encode("c1", [request(1)])
     waiting.max_bytes -= 1
     with pytest.raises(LimitExceeded):
-        waiting.encode([request(1)])
+        waiting.encode("c1", [request(1)])
 
 
 def test_random_bytes_are_a_bad_message_or_a_batch() -> None:
@@ -114,4 +114,4 @@ def test_options_that_cannot_work_are_named(field: str, value: Any) -> None:
 
 def test_a_goodbye_behind_other_messages_lets_them_be_delivered_first() -> None:
     said: list[m.FromCoordinator] = [m.Tick(1), m.GoAway("a", "b", retry=True)]
-    assert parse(encode_from_coordinator(said).SerializeToString()) == said
+    assert parse(encode_from_coordinator("c1", said).SerializeToString()) == [("c1", message) for message in said]

@@ -55,7 +55,7 @@ def test_every_send_is_answered_or_followed_by_on_lost(notes: Notes) -> None:
     outcomes = {"answered or lost": 0, "not sent": 0}
 
     class Answers(Notes):
-        def on_message(self, message: m.FromCoordinator) -> None:
+        def on_message(self, node: str, message: m.FromCoordinator) -> None:
             waiting[number_of(message)].set()
 
         def on_lost(self, text: str) -> None:
@@ -114,9 +114,9 @@ def test_a_callback_may_close_the_session(notes: Notes) -> None:
         face = Face("sync", coordinator.address, notes)
         notes_on_message = notes.on_message
 
-        def close_it(message: m.FromCoordinator) -> None:
+        def close_it(node: str, message: m.FromCoordinator) -> None:
             face.session.close()
-            notes_on_message(message)
+            notes_on_message(node, message)
 
         face.session._on_message = close_it
         face.start()
@@ -176,7 +176,7 @@ def test_a_forked_child_is_told_what_to_do_and_the_parent_s_session_is_unharmed(
         def check() -> bool:
             session = face.session
             refusals = [
-                refused(lambda: session.send(request(1))),
+                refused(lambda: session.send("c1", request(1))),
                 refused(lambda: session.wait_connected(1)),
                 refused(session.start),
             ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import pytest
@@ -16,7 +17,7 @@ from txrpc.errors import (
     TransactionAborted,
 )
 from txrpc.ids import Epoch
-from txrpc.protocol.messages import CommitRequest, Owner, Welcome
+from txrpc.protocol.messages import CommitRequest, Inquiry, Owner, Prepare, Welcome
 from txrpc.runtime.manager import Manager
 from txrpc.runtime.transactional import transaction
 
@@ -40,7 +41,7 @@ class Session:
         self.waits += 1
         raise self.wait_error
 
-    def send(self, *messages: Any) -> None:
+    def send(self, _node: str, *messages: Any) -> None:
         if self.send_error is not None and isinstance(messages[0], CommitRequest):
             raise self.send_error
         self.sent += messages
@@ -112,3 +113,21 @@ def test_closing_while_work_is_due_leaves_no_thread_with_an_error() -> None:
         manager._clock_thread.join(5)
         assert not manager._clock_thread.is_alive()
         manager._submit(manager._workers["first"], lambda: None)
+
+
+def test_rule_15_a_coordinator_gives_no_orders_about_a_branch_of_another_one(caplog: pytest.LogCaptureFixture) -> None:
+    session = Session()
+    manager, scope = two_branches(session)
+    (ref, _) = scope.handle._part.refs
+    session.sent.clear()
+    other = Prepare(scope.handle.xid, ref.branch, ref.calls)
+    manager.on_message("c2", other)
+    assert "coordinator c2 said Prepare on another one's session" in caplog.text
+    manager.on_welcome(dataclasses.replace(WELCOME, owner=Owner("c2", Epoch.make(1, 1))))
+    manager.on_message("c2", other)
+    assert "coordinator c2 gives orders about a branch of another one's" in caplog.text
+    assert not [message for message in session.sent if not isinstance(message, Inquiry)]
+    manager.on_lost("gone")
+    with pytest.raises(TransactionAborted):
+        scope.__exit__(None, None, None)
+    manager.close()

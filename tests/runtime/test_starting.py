@@ -59,7 +59,7 @@ class Recorded(NoSession):
     def __init__(self) -> None:
         self.sent: list[Any] = []
 
-    def send(self, *messages: Any) -> None:
+    def send(self, _node: str, *messages: Any) -> None:
         self.sent += messages
 
     def hellos(self) -> list[dict[str, str]]:

@@ -387,7 +387,8 @@ def _does_not_ask_the_database_how_a_commit_in_one_phase_ended() -> Patches:
 def _lets_the_coordinator_presume_how_a_local_commit_ended() -> Patches:
     def mistaken(self: Any, part: Any) -> None:
         if part.status is Status.UNKNOWN and part.owner is not None:
-            self._unknown[part.xid] = OutcomeRequest(part.xid, part.owner.epoch, part.begun_tick, part.refs)
+            request = OutcomeRequest(part.xid, part.owner.epoch, part.begun_tick, part.refs)
+            self._unknown[part.xid] = (part.owner.node, request)
 
     return [
         patch.object(Asking, "ended", mistaken),
@@ -397,7 +398,7 @@ def _lets_the_coordinator_presume_how_a_local_commit_ended() -> Patches:
 
 @_mutant(13)
 def _takes_a_lost_answer_for_an_abort() -> Patches:
-    def mistaken(manager: Any, request: Any, until_ms: int) -> Any:
+    def mistaken(manager: Any, node: str, request: Any, until_ms: int) -> Any:
         yield manager.pause, (0.0,)
         return OutcomeReply(request.xid, Outcome.ABORTED, Reason(AbortCode.COORDINATOR_UNAVAILABLE))
 
@@ -406,12 +407,12 @@ def _takes_a_lost_answer_for_an_abort() -> Patches:
 
 @_mutant(5, 12, 13)
 def _asks_for_the_commit_again_instead_of_the_outcome() -> Patches:
-    def mistaken(manager: Any, request: Any, until_ms: int) -> Any:
+    def mistaken(manager: Any, node: str, request: Any, until_ms: int) -> Any:
         while manager.now_ms() < until_ms:
             try:
                 live = yield manager.reconnect, ((until_ms - manager.now_ms()) / 1000,)
                 again = CommitRequest(request.xid, live.epoch, manager._tick, request.branches, 5_000)
-                return (yield manager.wait, (manager.post(again), 5.0))
+                return (yield manager.wait, (manager.post(live.node, again), 5.0))
             except (CoordinatorUnavailable, TimeoutError):
                 yield manager.pause, (0.05,)
         return None

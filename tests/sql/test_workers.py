@@ -19,7 +19,7 @@ from tests.postgres import Server
 from tests.runtime.conftest import NoSession
 from tests.sql.kit import Make, gid, insert
 from tests.waiting import aeventually, eventually, until_a_backend_waits_for
-from txrpc.protocol.messages import Commit, Prepare
+from txrpc.protocol.messages import Commit, Owner, Prepare, Welcome
 from txrpc.resource import Prepared
 from txrpc.runtime.manager import Manager
 from txrpc.runtime.manager_aio import AioManager
@@ -29,6 +29,16 @@ from txrpc.sql.common import interrupt
 
 UNIQUE = "ALTER TABLE row ADD CONSTRAINT one_value UNIQUE (value) DEFERRABLE INITIALLY DEFERRED"
 INSERT = sa.text("INSERT INTO row VALUES (:name, 1)")
+
+
+class _Silent(NoSession):
+    """Nobody hears what is said."""
+
+    def send(self, _node: str, *_messages: object) -> None: ...
+
+
+def _welcome(order: Commit) -> Welcome:
+    return Welcome(Owner(order.gid.node, order.gid.epoch), 5, 60_000, 100, 100_000)
 
 
 def _prepared(resource: txrpc.sql.ResourceManager) -> Commit:
@@ -53,14 +63,15 @@ def test_f9_commit_prepared_never_queues_behind_the_prepares_that_wait_for_it(
     resource = make()
     order = _prepared(resource)
     manager = Manager("default", [resource], workers=1)
-    manager.start(NoSession())
+    manager.start(_Silent())
+    manager.on_welcome(_welcome(order))
     tx = manager.begin(60)
     with resource.connection() as connection:
         connection.execute(INSERT, {"name": "b"})
     (ref,) = tx._part.refs
-    manager.on_message(Prepare(tx.xid, ref.branch, ref.calls))
+    manager.on_message(order.gid.node, Prepare(tx.xid, ref.branch, ref.calls))
     until_a_backend_waits_for(server, database, "transactionid")
-    manager.on_message(order)
+    manager.on_message(order.gid.node, order)
     eventually(lambda: _ends(server, url, order))
     tx.rollback()
     manager.close()
@@ -76,21 +87,22 @@ async def test_f9_commit_prepared_never_queues_behind_the_prepares_that_wait_for
     resource = txrpc.sql.AsyncResourceManager("bank", engine)
     manager = AioManager("default", [resource], workers=1)
     await manager.start(_AioNoSession())
+    manager.on_welcome(_welcome(order))
     tx = manager.begin(60)
     async with resource.connection() as connection:
         await connection.execute(INSERT, {"name": "b"})
     (ref,) = tx._part.refs
-    manager.on_message(Prepare(tx.xid, ref.branch, ref.calls))
+    manager.on_message(order.gid.node, Prepare(tx.xid, ref.branch, ref.calls))
     waits = f"SELECT 1 FROM pg_stat_activity WHERE datname = '{database}' AND wait_event = 'transactionid'"
     await aeventually(lambda: server.execute(waits))
-    manager.on_message(order)
+    manager.on_message(order.gid.node, order)
     await aeventually(lambda: _ends(server, url, order))
     await tx.rollback()
     await manager.close()
     await engine.dispose()
 
 
-class _AioNoSession(NoSession):
+class _AioNoSession(_Silent):
     async def start(self) -> None:  # type: ignore[override]
         """There is no coordinator."""
 

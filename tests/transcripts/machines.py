@@ -55,6 +55,7 @@ from txrpc.protocol.records import Decision, Incident, Opened
 
 __all__ = ["MACHINES", "Machine"]
 
+NODE = "c1"
 _LIMITS = Limits(max_timeout_ms=30_000, recovery_wait_ms=0, tick_ms=1_000_000_000, max_branches=3, max_transactions=3)
 Options = dict[str, str]
 
@@ -123,7 +124,7 @@ class CoordinatorMachine(Machine):
         lineage = {epoch(number): 0 for number in range(1, self.number)}
         incidents = tuple(self.incidents.values())
         opened = Opened(epoch(self.number), lineage, pending, self.forgotten_ms, incidents=incidents)
-        self.core = Coordinator("c1", "default", opened, _LIMITS, self.now_ms, 1_000_000 + self.now_ms)
+        self.core = Coordinator(NODE, "default", opened, _LIMITS, self.now_ms, 1_000_000 + self.now_ms)
 
     def _step(self, event: Any) -> None:
         output: Output = self.core.step(event, self.now_ms)
@@ -159,7 +160,7 @@ class CoordinatorMachine(Machine):
     def _said(self, words: list[str], options: Options, made: Any) -> None:
         """By the process of the branch, or by whom the options say."""
         name = options.get("from", words[0][0])
-        self._step(Received(self.sessions[name], made))
+        self._step(Received(self.sessions[name], NODE, made))
 
     # -------------------------------------------------------------------------------------------------- the commands
 
@@ -170,7 +171,7 @@ class CoordinatorMachine(Machine):
         self.names[number] = name
         resource = options.get("resource", f"db-{name[0]}" if name != "root" else "none")
         resources = () if resource == "none" else (ResourceInfo(resource, "test"),)
-        seen = Owner("c1", epoch(int(options["seen"]))) if "seen" in options else None
+        seen = Owner(NODE, epoch(int(options["seen"]))) if "seen" in options else None
         self._step(SessionOpened(number, Hello(1, "default", participant(name), name, resources, seen)))
 
     def do_bye(self, words: list[str], _options: Options) -> None:
@@ -188,17 +189,17 @@ class CoordinatorMachine(Machine):
         request = CommitRequest(
             key, of, begun, refs, _ms(options.get("left", "5s")), Wait[options.get("wait", "ACKNOWLEDGED")]
         )
-        self._step(Received(session, request))
+        self._step(Received(session, NODE, request))
 
     def do_rollback(self, words: list[str], options: Options) -> None:
         """rollback tx1 a1 b1 [everywhere=yes]: the root gives up; perhaps with calls that still run."""
         session, key, of, refs, begun = self._root(words, options)
-        self._step(Received(session, RollbackRequest(key, of, begun, refs, REASON, "everywhere" in options)))
+        self._step(Received(session, NODE, RollbackRequest(key, of, begun, refs, REASON, "everywhere" in options)))
 
     def do_outcome(self, words: list[str], options: Options) -> None:
         """outcome tx1 [a1] [epoch=1]: somebody asks how it ended."""
         session, key, of, refs, begun = self._root(words, options)
-        self._step(Received(session, OutcomeRequest(key, of, begun, refs)))
+        self._step(Received(session, NODE, OutcomeRequest(key, of, begun, refs)))
 
     def do_vote(self, words: list[str], options: Options) -> None:
         """vote a1 tx1 PREPARED."""
@@ -389,7 +390,7 @@ class ParticipantMachine(Machine):
 
     def do_coordinator_is(self, words: list[str], _options: Options) -> None:
         """coordinator-is 3: in that epoch."""
-        self._honour(self.table.coordinator_is(Owner("c1", epoch(int(words[0]))), self.now_ms))
+        self._honour(self.table.coordinator_is(Owner(NODE, epoch(int(words[0]))), self.now_ms))
 
     def do_found(self, words: list[str], _options: Options) -> None:
         """found a1 tx1: the database holds it prepared."""

@@ -24,14 +24,16 @@ XID = Xid(bytes(range(16)))
 
 @given(st.lists(values.to_coordinator, max_size=5))
 def test_what_a_process_says_survives_the_wire(messages: list[Any]) -> None:
-    data = codec.encode_to_coordinator(messages).SerializeToString()
-    assert codec.decode_process_batch(session_pb2.ProcessBatch.FromString(data)) == messages
+    data = codec.encode_to_coordinator("c1", messages).SerializeToString()
+    named = [("c1", message) for message in messages]
+    assert codec.decode_process_batch(session_pb2.ProcessBatch.FromString(data)) == named
 
 
 @given(st.lists(values.from_coordinator, max_size=5))
 def test_what_a_coordinator_says_survives_the_wire(messages: list[Any]) -> None:
-    data = codec.encode_from_coordinator(messages).SerializeToString()
-    assert codec.decode_coordinator_batch(session_pb2.CoordinatorBatch.FromString(data)) == messages
+    data = codec.encode_from_coordinator("c1", messages).SerializeToString()
+    named = [("c1", message) for message in messages]
+    assert codec.decode_coordinator_batch(session_pb2.CoordinatorBatch.FromString(data)) == named
 
 
 def test_the_tables_know_every_message() -> None:
@@ -65,7 +67,7 @@ def test_random_bytes_are_refused_and_never_crash(data: bytes) -> None:
 def test_damaged_messages_are_refused_or_something_else_but_never_crash(
     messages: list[Any], data: st.DataObject
 ) -> None:
-    raw = bytearray(codec.encode_to_coordinator(messages).SerializeToString())
+    raw = bytearray(codec.encode_to_coordinator("c1", messages).SerializeToString())
     at = data.draw(st.integers(0, len(raw) - 1))
     raw[at] ^= data.draw(st.integers(1, 255))
     with contextlib.suppress(DecodeError, e.BadMessage):
@@ -84,7 +86,7 @@ ROUGH = "caf\udce9 " * 200
     ],
 )
 def test_any_text_a_process_sends_is_cut_and_made_fit(message: m.ToCoordinator) -> None:
-    (back,) = codec.decode_process_batch(codec.encode_to_coordinator([message]))
+    ((_, back),) = codec.decode_process_batch(codec.encode_to_coordinator("c1", [message]))
     assert ("caf? " * 200)[:500] in repr(back)
 
 
@@ -93,7 +95,7 @@ def test_any_text_a_process_sends_is_cut_and_made_fit(message: m.ToCoordinator) 
     [m.OutcomeReply(XID, m.Outcome.COMMITTED, None, (ROUGH,), ROUGH), m.GoAway(ROUGH, ROUGH, retry=True)],
 )
 def test_any_text_a_coordinator_sends_is_cut_and_made_fit(message: m.FromCoordinator) -> None:
-    (back,) = codec.decode_coordinator_batch(codec.encode_from_coordinator([message]))
+    ((_, back),) = codec.decode_coordinator_batch(codec.encode_from_coordinator("c1", [message]))
     assert ("caf? " * 200)[:500] in repr(back)
 
 
@@ -270,12 +272,21 @@ def test_the_end_of_a_call_is_known_only_by_our_mark() -> None:
     assert status.end_is_known([status.to_trailing(e.CoordinatorUnavailable("no session"))])
 
 
+def test_every_item_names_its_node_but_the_first_hello() -> None:
+    hello = m.Hello(1, "g", ParticipantId(bytes(8)), "p")
+    assert codec.decode_process_batch(codec.encode_to_coordinator("", [hello])) == [("", hello)]
+    with pytest.raises(e.BadMessage, match="node"):
+        codec.decode_process_batch(codec.encode_to_coordinator("", [m.OutcomeRequest(XID, Epoch.make(1, 1), 0)]))
+    with pytest.raises(e.BadMessage, match="node"):
+        codec.decode_coordinator_batch(codec.encode_from_coordinator("", [m.Tick(1)]))
+
+
 def test_text_of_strangers_is_cut_and_cannot_command_a_terminal() -> None:
     gid = Gid("g", "c1", Epoch.make(1, 1), Xid(bytes(16)), BranchId(bytes(8)), ParticipantId(bytes(8)), "bank")
     hostile = m.Trouble(gid, e.Reason(e.AbortCode.UNSPECIFIED, "\x1b[2J\r\n\x07" + "x" * 1_000_000))
-    (item,) = codec.encode_to_coordinator([hostile]).items
+    (item,) = codec.encode_to_coordinator("c1", [hostile]).items
     item.trouble.reason.text = hostile.reason.text if hostile.reason else ""
-    (heard,) = codec.decode_process_batch(session_pb2.ProcessBatch(items=[item]))
+    ((_, heard),) = codec.decode_process_batch(session_pb2.ProcessBatch(items=[item]))
     assert isinstance(heard, m.Trouble)
     assert heard.reason is not None
     assert heard.reason.text == " [2J" + " " * 3 + "x" * (checks.TEXT_MAX - 7)

@@ -36,7 +36,8 @@ _BREATH_S = 0.02
 class _Mailbox:
     """The messages that wait for one session's writer."""
 
-    def __init__(self) -> None:
+    def __init__(self, node: str) -> None:
+        self._node = node
         self._queue: deque[FromCoordinator] = deque()
         self._ready = asyncio.Event()
         self._closing = False
@@ -71,7 +72,7 @@ class _Mailbox:
                 messages = [self._queue.popleft() for _ in range(min(len(self._queue), _BATCH_MAX))]
                 if active():
                     passing("before", messages)
-                yield encode_from_coordinator(messages)
+                yield encode_from_coordinator(self._node, messages)
                 if active():
                     passing("after", messages)
             if self._closing:
@@ -105,7 +106,7 @@ class SessionService(session_pb2_grpc.CoordinatorServicer):
 
     async def _serve(self, context: Any) -> bool:
         """The session as the engine sees it; returns whether everything could be written."""
-        mailbox = _Mailbox()
+        mailbox = _Mailbox(self._engine.core.owner.node)
         number = self._engine.attach(mailbox)
         self.peers[number] = context.peer()
         reader = asyncio.get_running_loop().create_task(self._read(number, context, mailbox))
@@ -144,14 +145,14 @@ class SessionService(session_pb2_grpc.CoordinatorServicer):
         first = await asyncio.wait_for(context.read(), _HELLO_S)
         if first is _EOF:
             return
-        messages = decode_process_batch(first)
-        if not messages or not isinstance(messages[0], Hello):
+        items = decode_process_batch(first)
+        if not items or not isinstance(items[0][1], Hello):
             raise BadMessage("the first message of a session is Hello")
-        self._engine.step(SessionOpened(number, messages[0]))
-        rest = messages[1:]
+        self._engine.step(SessionOpened(number, items[0][1]))
+        rest = items[1:]
         while True:
-            for message in rest:
-                self._engine.step(Received(number, message))
+            for node, message in rest:
+                self._engine.step(Received(number, node, message))
             while self._engine.book.questions[number] > _QUESTIONS_MAX:
                 await asyncio.sleep(_BREATH_S)  # not read meanwhile: gRPC's flow control holds the process back
             batch = await context.read()

@@ -72,14 +72,14 @@ class Ending(Protocol):
     def now_ms(self) -> int:
         """Monotonic."""
 
-    def post(self, message: Any) -> Any:
-        """Send a request and return a future of its `OutcomeReply`, which fails with `CoordinatorUnavailable` if the session ends.
+    def post(self, node: str, message: Any) -> Any:
+        """Send coordinator *node* a request and return a future of its `OutcomeReply`.
 
-        Raises `CoordinatorUnavailable` when there is no session: nothing was sent.
+        The future fails with `CoordinatorUnavailable` if the session ends.  Raises the same when there is none: nothing was sent.
         """
 
-    def tell(self, message: Any) -> None:
-        """Send a message that needs no answer; without a session it is dropped."""
+    def tell(self, node: str, message: Any) -> None:
+        """Send coordinator *node* a message that needs no answer; without a session it is dropped."""
 
     def end_here(self, ref: BranchRef, reason: Reason | None) -> Any:
         """Commit a branch of this process in one phase, or with a *reason* roll it back; a future of (result, reason)."""
@@ -189,7 +189,8 @@ def _undo(manager: Ending, part: Part, refs: tuple[BranchRef, ...], reason: Reas
     if part.owner is not None and (len(own) < len(refs) or part.in_flight):
         others = tuple(ref for ref in refs if ref.participant != manager.participant_id)
         everywhere = bool(part.in_flight)
-        manager.tell(RollbackRequest(part.xid, part.owner.epoch, part.begun_tick, others, reason, everywhere))
+        request = RollbackRequest(part.xid, part.owner.epoch, part.begun_tick, others, reason, everywhere)
+        manager.tell(part.owner.node, request)
     for future in futures:
         # If the database does not answer: the branch is unprepared and can only end one way.
         with contextlib.suppress(TimeoutError):
@@ -220,7 +221,7 @@ def _commit_there(manager: Ending, part: Part, refs: tuple[BranchRef, ...], wait
     except CoordinatorUnavailable:
         assert part.owner is not None
         request = OutcomeRequest(part.xid, part.owner.epoch, part.begun_tick, refs)
-        found = yield from ask_outcome(manager, request, until_ms)
+        found = yield from ask_outcome(manager, part.owner.node, request, until_ms)
         if found is None:
             text = "the session broke after the commit was asked for, and the coordinator did not come back in time"
             return Outcome.UNKNOWN, Reason(AbortCode.COORDINATOR_UNAVAILABLE, text)
@@ -241,7 +242,8 @@ def _send_commit(manager: Ending, part: Part, refs: tuple[BranchRef, ...], wait:
             if live != owner:
                 text = f"it began under epoch {owner.epoch} of {owner.node}, which is in epoch {live.epoch} now"
                 return Reason(AbortCode.COORDINATOR_RESTARTED, text)
-            return manager.post(CommitRequest(part.xid, owner.epoch, part.begun_tick, refs, max(0, left_ms), wait))
+            request = CommitRequest(part.xid, owner.epoch, part.begun_tick, refs, max(0, left_ms), wait)
+            return manager.post(owner.node, request)
         except CoordinatorUnavailable as error:
             if manager.now_ms() >= part.deadline_ms:
                 return Reason(AbortCode.COORDINATOR_UNAVAILABLE, str(error))
@@ -251,15 +253,18 @@ def _send_commit(manager: Ending, part: Part, refs: tuple[BranchRef, ...], wait:
             return Reason(code, str(error))
 
 
-def ask_outcome(manager: Ending, request: OutcomeRequest, until_ms: int) -> Flow[OutcomeReply | None]:
-    """Ask until an answer comes, over lost sessions and restarted coordinators; None when the time is up."""
+def ask_outcome(manager: Ending, node: str, request: OutcomeRequest, until_ms: int) -> Flow[OutcomeReply | None]:
+    """Ask coordinator *node* ("": whoever is there) until an answer comes, over lost sessions and restarted coordinators.
+
+    None when the time is up.
+    """
     while True:
         left_s = (until_ms - manager.now_ms()) / 1000
         if left_s <= 0:
             return None
         try:
-            yield manager.reconnect, (left_s,)
-            reply: OutcomeReply = yield manager.wait, (manager.post(request), left_s)
+            live: Owner = yield manager.reconnect, (left_s,)
+            reply: OutcomeReply = yield manager.wait, (manager.post(node or live.node, request), left_s)
             return reply
         except CoordinatorUnavailable:
             yield manager.pause, (_PAUSE_S,)

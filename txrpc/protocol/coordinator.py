@@ -20,6 +20,7 @@ import heapq
 from collections.abc import Callable
 from typing import Any, Final
 
+from txrpc.errors import AbortCode, Reason
 from txrpc.ids import Xid
 from txrpc.protocol.admission import is_behind, refuse_hello, refuse_number, refuse_resources
 from txrpc.protocol.directory import SessionEntry
@@ -149,9 +150,17 @@ class Coordinator(Inquiries):
         self._drop(event.session)
 
     def _received(self, event: Received) -> None:
-        if event.session not in self.directory.sessions:
+        session, message = event.session, event.message
+        if session not in self.directory.sessions:
             return  # the tail of a session that was closed
-        _MESSAGES[type(event.message)](self, event.session, event.message)
+        if event.node == self.owner.node:
+            _MESSAGES[type(message)](self, session, message)
+            return
+        self._violation(session, message, f"is for coordinator {event.node}")
+        if isinstance(message, CommitRequest | RollbackRequest | OutcomeRequest):
+            text = f"it belongs to coordinator {event.node}, and this is {self.owner.node}"
+            reason = Reason(AbortCode.UNSPECIFIED, text)
+            self._send(session, OutcomeReply(message.xid, Outcome.UNKNOWN, reason))
 
     def _logged(self, event: Logged) -> None:
         self.position = max(self.position, event.position)
@@ -180,7 +189,7 @@ class Coordinator(Inquiries):
         if self._held and self._now_ms >= self._presumes_from_ms:
             held, self._held = self._held, []
             for session, message in held:
-                self._received(Received(session, message))
+                self._received(Received(session, self.owner.node, message))
         self.remembered.advance(self.tick)
         if self._now_ms - self._ticked_ms >= self.limits.tick_ms:
             self._ticked_ms = self._now_ms

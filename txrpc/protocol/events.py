@@ -79,9 +79,10 @@ class SessionOpened:
 
 @dataclass(frozen=True, slots=True)
 class Received:
-    """A message of an open session, other than Hello."""
+    """A message of an open session, other than its first Hello, and the node that it is for."""
 
     session: int
+    node: str
     message: ToCoordinator
 
 

@@ -30,6 +30,7 @@ __all__ = [
     "TOO_SLOW",
     "WAITING_MAX",
     "Backoff",
+    "FromNode",
     "Link",
     "Refused",
     "Waiting",
@@ -43,6 +44,9 @@ __all__ = [
 logger = logging.getLogger("txrpc.rpc")
 
 METHOD: Final = f"/{session_pb2.DESCRIPTOR.services_by_name['Coordinator'].full_name}/Session"
+
+FromNode = tuple[str, FromCoordinator]
+"""A message, and the node of the coordinator that says it."""
 
 WAITING_MAX: Final = 100_000
 """Messages that may wait for one stream.  The coordinator has the same limit in its direction."""
@@ -87,11 +91,11 @@ class Waiting:
         self._max_batch = options.max_batch
         self.max_bytes = options.max_message_bytes
 
-    def encode(self, messages: Iterable[ToCoordinator]) -> list[bytes]:
-        """*messages*, each as a batch of its own; raises `LimitExceeded` for one that is too large."""
+    def encode(self, node: str, messages: Iterable[ToCoordinator]) -> list[bytes]:
+        """*messages* to coordinator *node*, each as a batch of its own; raises `LimitExceeded` for one that is too large."""
         encoded = []
         for message in messages:
-            data = encode_to_coordinator((message,)).SerializeToString()
+            data = encode_to_coordinator(node, (message,)).SerializeToString()
             if len(data) > self.max_bytes:
                 name = type(message).__name__
                 raise LimitExceeded(f"{name} takes {len(data)} bytes; max_message_bytes allows {self.max_bytes}")
@@ -134,7 +138,7 @@ class Link:
         *,
         hello: Callable[[], Hello],
         on_welcome: Callable[[Welcome], None],
-        on_message: Callable[[FromCoordinator], None],
+        on_message: Callable[[str, FromCoordinator], None],
         on_lost: Callable[[str], None],
         options: SessionOptions = DEFAULTS,
         channel_credentials: grpc.ChannelCredentials | None = None,
@@ -144,7 +148,7 @@ class Link:
         address: ``host:port`` of the coordinator.
         hello: what to say first; asked on every attempt.
         on_welcome: a session was established; `send` works from here on.  If it raises, the session is dropped.
-        on_message: a message arrived, in order.  What it raises is logged.
+        on_message: a message of a coordinator arrived, in order: its node, and the message.  What it raises is logged.
         on_lost: the established session has ended, with the reason for people.  What it raises is logged.
         channel_credentials: for TLS; None connects in the clear.
         """
@@ -196,12 +200,12 @@ class Link:
         """The largest batch to send: 0 of a coordinator means that it does not say."""
         return min(self._options.max_message_bytes, welcome.max_message_bytes or self._options.max_message_bytes)
 
-    def _deliver(self, messages: list[FromCoordinator]) -> None:
+    def _deliver(self, items: list[FromNode]) -> None:
         """Hand on what has arrived; raises `Refused` if the coordinator said goodbye."""
-        for message in messages:
+        for node, message in items:
             farewell(message)
             try:
-                self._on_message(message)
+                self._on_message(node, message)
             except Exception:
                 logger.exception("a message could not be handled", extra={"message_type": type(message).__name__})
 
@@ -281,11 +285,15 @@ def channel_options(options: SessionOptions) -> list[tuple[str, Any]]:
 def passing(when: str, data: bytes) -> None:
     """The failpoints of the messages in a batch that goes out."""
     if failpoints.active():
-        failpoints.passing(when, decode_process_batch(session_pb2.ProcessBatch.FromString(data)))
+        items = decode_process_batch(session_pb2.ProcessBatch.FromString(data))
+        failpoints.passing(when, [message for _, message in items])
 
 
-def parse(data: bytes) -> list[FromCoordinator]:
-    """The messages of one batch; raises `BadMessage`.  Not left to gRPC, which would only log what was wrong."""
+def parse(data: bytes) -> list[FromNode]:
+    """The messages of one batch, each with its node; raises `BadMessage`.
+
+    Not left to gRPC, which would only log what was wrong.
+    """
     try:
         batch = session_pb2.CoordinatorBatch.FromString(data)
     except DecodeError as error:
@@ -293,13 +301,16 @@ def parse(data: bytes) -> list[FromCoordinator]:
     return decode_coordinator_batch(batch)
 
 
-def check_first(messages: list[FromCoordinator]) -> tuple[Welcome, list[FromCoordinator]]:
+def check_first(items: list[FromNode]) -> tuple[Welcome, list[FromNode]]:
     """The first batch: a Welcome and perhaps more.  Raises `Refused` or `BadMessage`."""
-    if messages:
-        farewell(messages[0])
-    if not messages or not isinstance(messages[0], Welcome):
+    node, message = items[0] if items else ("", None)
+    if message is not None:
+        farewell(message)
+    if not isinstance(message, Welcome):
         raise BadMessage("the first message of a coordinator is Welcome")
-    return messages[0], messages[1:]
+    if node != message.owner.node:
+        raise BadMessage(f"node {node} welcomes in the name of {message.owner.node}")
+    return message, items[1:]
 
 
 def farewell(message: FromCoordinator) -> None:

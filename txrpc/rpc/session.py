@@ -27,11 +27,12 @@ from typing import Any
 import grpc
 
 from txrpc.options import SessionOptions
-from txrpc.protocol.messages import FromCoordinator, ToCoordinator, Welcome
+from txrpc.protocol.messages import ToCoordinator, Welcome
 from txrpc.rpc.link import (
     METHOD,
     TOO_SLOW,
     Backoff,
+    FromNode,
     Link,
     Refused,
     Waiting,
@@ -136,15 +137,15 @@ class Session(Link):
             call.cancel()
             self._thread.join(1.0)
 
-    def send(self, *messages: ToCoordinator) -> None:
-        """Queue *messages*, in this order; never blocks.
+    def send(self, node: str, *messages: ToCoordinator) -> None:
+        """Queue *messages* to coordinator *node*, in this order; never blocks.
 
         Raises, and then nothing was queued: `CoordinatorUnavailable` when there is no session, `LimitExceeded` for a message that
         is too large for it, `ForkedError` in a forked child.
         """
         self._check_process()
         outgoing = self._outgoing
-        if outgoing is None or not outgoing.put(outgoing.waiting.encode(messages)):
+        if outgoing is None or not outgoing.put(outgoing.waiting.encode(node, messages)):
             raise self._unavailable()
 
     def wait_connected(self, timeout_s: float) -> Welcome:
@@ -183,7 +184,7 @@ class Session(Link):
         hello = self._hello()
         with self._channel() as channel:
             outgoing = _Outgoing(self._options, self._abandon)
-            outgoing.put(outgoing.waiting.encode((hello,)))
+            outgoing.put(outgoing.waiting.encode("", (hello,)))
             call = channel.stream_stream(METHOD)(outgoing)
             with self._changed:
                 self._call = call
@@ -205,7 +206,7 @@ class Session(Link):
             return grpc.insecure_channel(self.address, options=options)
         return grpc.secure_channel(self.address, self._credentials, options=options)
 
-    def _first(self, call: Any) -> tuple[Welcome, list[FromCoordinator]]:
+    def _first(self, call: Any) -> tuple[Welcome, list[FromNode]]:
         # Bounds the whole attempt: connecting, the handshake, and a coordinator that never says Welcome.
         guard = threading.Timer(self._options.connect_timeout_s, self._abandon, (self._why(TimeoutError()),))
         guard.daemon = True

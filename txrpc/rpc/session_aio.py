@@ -13,11 +13,12 @@ from typing import Any
 import grpc
 
 from txrpc.options import SessionOptions
-from txrpc.protocol.messages import FromCoordinator, ToCoordinator, Welcome
+from txrpc.protocol.messages import ToCoordinator, Welcome
 from txrpc.rpc.link import (
     METHOD,
     TOO_SLOW,
     Backoff,
+    FromNode,
     Link,
     Refused,
     Waiting,
@@ -118,15 +119,15 @@ class AioSession(Link):
         self._task.cancel()
         await asyncio.gather(self._task, return_exceptions=True)
 
-    def send(self, *messages: ToCoordinator) -> None:
-        """Queue *messages*, in this order; never blocks.
+    def send(self, node: str, *messages: ToCoordinator) -> None:
+        """Queue *messages* to coordinator *node*, in this order; never blocks.
 
         Raises, and then nothing was queued: `CoordinatorUnavailable` when there is no session, `LimitExceeded` for a message that
         is too large for it, `ForkedError` in a forked child.
         """
         self._check_process()
         outgoing = self._outgoing
-        if outgoing is None or not outgoing.put(outgoing.waiting.encode(messages)):
+        if outgoing is None or not outgoing.put(outgoing.waiting.encode(node, messages)):
             raise self._unavailable()
 
     async def wait_connected(self, timeout_s: float) -> Welcome:
@@ -170,7 +171,7 @@ class AioSession(Link):
         hello = self._hello()
         async with self._channel() as channel:
             outgoing = _Outgoing(self._options, self._abandon)
-            outgoing.put(outgoing.waiting.encode((hello,)))
+            outgoing.put(outgoing.waiting.encode("", (hello,)))
             call = channel.stream_stream(METHOD)()
             self._call = call
             writer = asyncio.get_running_loop().create_task(outgoing.write_to(call), name="txrpc-session-writer")
@@ -192,7 +193,7 @@ class AioSession(Link):
             return grpc.aio.insecure_channel(self.address, options=options)
         return grpc.aio.secure_channel(self.address, self._credentials, options=options)
 
-    async def _first(self, call: Any) -> tuple[Welcome, list[FromCoordinator]]:
+    async def _first(self, call: Any) -> tuple[Welcome, list[FromNode]]:
         # Bounds the whole attempt: connecting, the handshake, and a coordinator that never says Welcome.
         async with asyncio.timeout(self._options.connect_timeout_s):
             data = await call.read()

@@ -40,11 +40,11 @@ class Asking(ManagerState):
     pause: Callable[[float], Any]
     reconnect: Callable[[float], Any]
 
-    def post(self, message: Any) -> Any:
+    def post(self, node: str, message: Any) -> Any:
         """See `txrpc.flows.ending.Ending`."""
         with self._lock:
             future = self._future()
-            self._send(message)
+            self._send(node, message)
             self._asking.setdefault(message.xid, []).append(future)
         return future
 
@@ -85,18 +85,18 @@ class Asking(ManagerState):
                 _keep(
                     self._unknown,
                     part.xid,
-                    OutcomeRequest(part.xid, part.owner.epoch, part.begun_tick, part.refs),
+                    (part.owner.node, OutcomeRequest(part.xid, part.owner.epoch, part.begun_tick, part.refs)),
                 )
 
     def outcome_flow(self, xid: Xid, until_ms: int) -> Flow[Outcome]:
         """`Manager.outcome` in both colours."""
         with self._lock:
             commit = self._local.get(xid)
-            request = self._unknown.get(xid) or OutcomeRequest(xid, _ANY_EPOCH, 0)
+            node, request = self._unknown.get(xid) or ("", OutcomeRequest(xid, _ANY_EPOCH, 0))
         if commit is not None:
             outcome = yield from ending.outcome_here(self, commit, until_ms)
             return outcome
-        reply = yield from ending.ask_outcome(self, request, until_ms)
+        reply = yield from ending.ask_outcome(self, node, request, until_ms)
         if reply is None:
             raise CoordinatorUnavailable(f"the coordinator did not say in time how transaction {xid} ended")
         if reply.outcome is not Outcome.UNKNOWN:

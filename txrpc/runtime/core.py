@@ -145,9 +145,12 @@ class ManagerCore(Branches, Asking):
             for future in futures:
                 self._settle(future, CoordinatorUnavailable(f"the session with the coordinator broke: {text}"))
 
-    def on_message(self, message: FromCoordinator) -> None:
-        """Take a message of the coordinator's."""
+    def on_message(self, node: str, message: FromCoordinator) -> None:
+        """Take a message of coordinator *node*'s."""
         with self._lock:
+            if self._seen is None or node != self._seen.node:
+                logger.error("coordinator %s said %s on another one's session", node, type(message).__name__)
+                return
             if isinstance(message, OutcomeReply | Tick | Commit):
                 self._position = max(self._position, message.position)
             if isinstance(message, OutcomeReply):
@@ -156,10 +159,14 @@ class ManagerCore(Branches, Asking):
             elif isinstance(message, Tick):
                 self._tick = message.tick
             elif not isinstance(message, Welcome):
+                self._asker = node
                 self._about_branch(message)
 
     def _about_branch(self, message: Any) -> None:
         now_ms = self.now_ms()
+        if not isinstance(message, Abandon) and self._node_of(message) != self._asker:
+            logger.error("coordinator %s gives orders about a branch of another one's", self._asker)
+            return
         if isinstance(message, Abandon):
             longest_ms = self.welcome.max_timeout_ms if self.welcome is not None else 0
             self._honour(self._table.abandon(message, self.resources, longest_ms, now_ms))
@@ -205,7 +212,7 @@ class ManagerCore(Branches, Asking):
     def _announce(self) -> None:
         """Say Hello again if the resources have changed since."""
         if self.welcome is not None and self._announced != self._starting.version:
-            self.tell(self.hello())
+            self.tell(self.welcome.owner.node, self.hello())
 
     # ----------------------------------------------------------------------------------------------------- the clock
 

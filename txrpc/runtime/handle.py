@@ -141,7 +141,7 @@ class JoinedBase(BaseHandle):
             request = RollbackRequest(
                 part.xid, part.owner.epoch, part.begun_tick, part.refs, part.doom, everywhere=True
             )
-            self._manager.tell(request)
+            self._manager.tell(part.owner.node, request)
 
 
 class RootBase(BaseHandle):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 import os
 import random
@@ -44,8 +45,8 @@ class SessionPort(Protocol):
     close: Callable[..., Any]
     wait_connected: Callable[..., Any]
 
-    def send(self, *messages: ToCoordinator) -> None:
-        """Queue; raises `CoordinatorUnavailable` when there is no session."""
+    def send(self, node: str, *messages: ToCoordinator) -> None:
+        """Queue for coordinator *node*; raises `CoordinatorUnavailable` when there is no session."""
 
 
 class ManagerState:
@@ -83,6 +84,8 @@ class ManagerState:
         self._position = 0
         """The greatest position of that coordinator's log that was heard of (rule 18)."""
         self._tick = 0
+        self._asker = ""
+        """The coordinator whose message about a branch is being handled."""
         self._pid = os.getpid()
         self._lock = threading.RLock()
         self._table = Participant(self.jitter)
@@ -90,7 +93,7 @@ class ManagerState:
         self._asking: dict[Xid, list[Any]] = {}
         self._ending: dict[BranchId, Any] = {}
         self._sweep_at: dict[str, int] = {}
-        self._unknown: dict[Xid, OutcomeRequest] = {}
+        self._unknown: dict[Xid, tuple[str, OutcomeRequest]] = {}
         self._local: dict[Xid, LocalCommit] = {}
 
     # ------------------------------------------------------------------------------------------- what a colour adds
@@ -126,10 +129,18 @@ class ManagerState:
             raise CoordinatorUnavailable("this manager has no coordinator")
         return self._session
 
-    def _send(self, *messages: ToCoordinator) -> None:
+    def _send(self, node: str, *messages: ToCoordinator) -> None:
         if self._session is None or self.welcome is None:
             raise CoordinatorUnavailable("there is no session with a coordinator")
-        self._session.send(*messages)
+        self._session.send(node, *messages)
+
+    def _node_of(self, message: Any) -> str:
+        """Which coordinator a message about a branch is for: its own; of a branch that is not known here, the one that asked."""
+        if hasattr(message, "gid"):
+            node: str = message.gid.node
+            return node
+        row = self._table.rows.get(message.branch)
+        return row.gid.node if row is not None and row.xid == message.xid else self._asker
 
     # -------------------------------------------------------------------------------------------------------- effects
 
@@ -147,7 +158,8 @@ class ManagerState:
                 logger.warning("%s (%s)", message.reason.text, message.gid)
         if effects.send:
             try:
-                self._send(*effects.send)
+                for node, messages in itertools.groupby(effects.send, self._node_of):
+                    self._send(node, *messages)
             except Unavailable:  # no session, or more waits for it than it takes
                 logger.debug("dropped %d messages: no session", len(effects.send))
         for do in effects.do:
@@ -180,10 +192,10 @@ class ManagerState:
             detail = (OnePhaseResult.UNKNOWN, reason) if kind is BranchInput.ONE_PHASE_ENDED else reason
             self._operated(do, (kind, detail))
 
-    def tell(self, message: ToCoordinator) -> None:
-        """Send a message that needs no answer; without a session it is dropped."""
+    def tell(self, node: str, message: ToCoordinator) -> None:
+        """Send coordinator *node* a message that needs no answer; without a session it is dropped."""
         try:
-            self._send(message)
+            self._send(node, message)
         except Unavailable:
             logger.debug("dropped %s: no session", type(message).__name__)
 
@@ -194,7 +206,7 @@ class ManagerState:
             if (commit := self._local.get(do.gid.xid)) is not None:
                 commit.token = token
         if message is not None:
-            self.tell(message)
+            self.tell(do.gid.node, message)
 
 
 FINISHING = frozenset(

@@ -10,7 +10,7 @@ messages, as streams do.  Databases and the log survive every crash; work that w
 from __future__ import annotations
 
 from collections import Counter
-from typing import Any
+from typing import Any, Final
 
 from txrpc.ids import Epoch, Xid
 from txrpc.protocol.branch import BranchState, Do
@@ -41,6 +41,10 @@ def _order(job: tuple[Any, ...]) -> tuple[str, str]:
     if kind == "operation":
         return kind, f"{arguments[0].id}{arguments[1].operation.value}{arguments[1].gid.branch}"
     return kind, str(arguments[0]) if kind in ("up", "down") else ""
+
+
+NODE: Final = "c1"
+"""The only coordinator that there is."""
 
 
 class SmallWorld:
@@ -76,10 +80,10 @@ class SmallWorld:
         """A new epoch on the same log; everybody connects again."""
         lineage = dict.fromkeys(self.epochs, 0)
         self.epochs.append(Epoch.make(len(self.epochs) + 1, 7))
-        self.owner = Owner("c1", self.epochs[-1])
+        self.owner = Owner(NODE, self.epochs[-1])
         pending = tuple(decision for xid, decision in self.log.items() if xid not in self.done)
         opened = Opened(self.owner.epoch, lineage, pending)
-        self.coordinator = Coordinator("c1", "bank", opened, LIMITS, self.now_ms, self.now_ms)
+        self.coordinator = Coordinator(NODE, "bank", opened, LIMITS, self.now_ms, self.now_ms)
         for peer in self.peers:
             self.connect(peer)
 
@@ -146,7 +150,7 @@ class SmallWorld:
         if session in self.links:
             message = self.links[session].up.popleft()
             self._count(message)
-            self.honour(self.coordinator.step(Received(session, message), self.now_ms))
+            self.honour(self.coordinator.step(Received(session, NODE, message), self.now_ms))
 
     def _job_down(self, session: int) -> None:
         if session in self.links:
@@ -214,7 +218,7 @@ class SmallWorld:
         link = self.links[service.session]
         if lucky:
             for message in link.up:
-                self.honour(self.coordinator.step(Received(service.session, message), self.now_ms))
+                self.honour(self.coordinator.step(Received(service.session, NODE, message), self.now_ms))
         del self.links[service.session]
         for job in [job for job in self.jobs if job[0] == "operation" and job[1] is service]:
             self.jobs.remove(job)
@@ -247,7 +251,7 @@ class SmallWorld:
         """The root dies, for good; what it has sent still arrives."""
         link = self.links[self.client.session]
         for message in link.up:
-            self.honour(self.coordinator.step(Received(self.client.session, message), self.now_ms))
+            self.honour(self.coordinator.step(Received(self.client.session, NODE, message), self.now_ms))
         del self.links[self.client.session]
         self.honour(self.coordinator.step(SessionClosed(self.client.session), self.now_ms))
         self.client.asked = False
@@ -257,7 +261,7 @@ class SmallWorld:
         link = self.links[session]
         if way == "down":
             for message in link.up:
-                self.honour(self.coordinator.step(Received(session, message), self.now_ms))
+                self.honour(self.coordinator.step(Received(session, NODE, message), self.now_ms))
         else:
             for message in link.down:
                 link.peer.take(message)
@@ -268,7 +272,7 @@ class SmallWorld:
         self.repeated = True
         link = self.links[session]
         if way == "up":
-            self.honour(self.coordinator.step(Received(session, link.up[0]), self.now_ms))
+            self.honour(self.coordinator.step(Received(session, NODE, link.up[0]), self.now_ms))
         else:
             link.peer.take(link.down[0])
 

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable
 from typing import Any, Final
 
 from txrpc.errors import BadMessage, Reason
-from txrpc.ids import GROUP_MAX, RESOURCE_MAX
+from txrpc.ids import GROUP_MAX, NODE_MAX, RESOURCE_MAX
 from txrpc.protocol import messages as m
 from txrpc.wire import checks as c
 from txrpc.wire.v1 import session_pb2 as pb
@@ -29,25 +29,25 @@ logger = logging.getLogger("txrpc.wire")
 _RESOURCES_MAX = 1_000
 
 
-def encode_to_coordinator(messages: Iterable[m.ToCoordinator]) -> pb.ProcessBatch:
-    """One batch of what a process says."""
-    return pb.ProcessBatch(items=[pb.ProcessItem(**{f: to(x)}) for x in messages for f, to in (_TO[type(x)],)])
+def encode_to_coordinator(node: str, messages: Iterable[m.ToCoordinator]) -> pb.ProcessBatch:
+    """One batch of what a process says to the coordinator *node*; "" if it does not know yet who is there."""
+    items = [pb.ProcessItem(node=node, **{f: to(x)}) for x in messages for f, to in (_TO[type(x)],)]
+    return pb.ProcessBatch(items=items)
 
 
-def encode_from_coordinator(messages: Iterable[m.FromCoordinator]) -> pb.CoordinatorBatch:
-    """One batch of what a coordinator says."""
-    return pb.CoordinatorBatch(
-        items=[pb.CoordinatorItem(**{f: to(x)}) for x in messages for f, to in (_FROM[type(x)],)]
-    )
+def encode_from_coordinator(node: str, messages: Iterable[m.FromCoordinator]) -> pb.CoordinatorBatch:
+    """One batch of what the coordinator *node* says."""
+    items = [pb.CoordinatorItem(node=node, **{f: to(x)}) for x in messages for f, to in (_FROM[type(x)],)]
+    return pb.CoordinatorBatch(items=items)
 
 
-def decode_process_batch(batch: pb.ProcessBatch) -> list[m.ToCoordinator]:
-    """The messages of one batch of a process's; raises `BadMessage`."""
+def decode_process_batch(batch: pb.ProcessBatch) -> list[tuple[str, m.ToCoordinator]]:
+    """The messages of one batch of a process's, each with the node that it is for; raises `BadMessage`."""
     return _decode(batch.items, _DECODE_TO)
 
 
-def decode_coordinator_batch(batch: pb.CoordinatorBatch) -> list[m.FromCoordinator]:
-    """The messages of one batch of a coordinator's; raises `BadMessage`."""
+def decode_coordinator_batch(batch: pb.CoordinatorBatch) -> list[tuple[str, m.FromCoordinator]]:
+    """The messages of one batch of a coordinator's, each with the node that says it; raises `BadMessage`."""
     return _decode(batch.items, _DECODE_FROM)
 
 
@@ -57,8 +57,10 @@ def _decode(items: Any, table: dict[str, Callable[[Any], Any]]) -> list[Any]:
         field = item.WhichOneof("item")
         if field is None:
             logger.debug("skipped an item of an unknown kind")
-        else:
-            decoded.append(table[field](getattr(item, field)))
+            continue
+        message = table[field](getattr(item, field))
+        unnamed = not item.node and isinstance(message, m.Hello)
+        decoded.append(("" if unnamed else c.name_from("node", item.node, NODE_MAX), message))
     return decoded
 
 

@@ -32,16 +32,15 @@ from txrpc.protocol.messages import Commit, Hello, OutcomeReply, Owner, Rollback
 from txrpc.protocol.records import Decision
 from txrpc.testing.simulation.history import History
 from txrpc.testing.simulation.network import Stream
-from txrpc.testing.simulation.options import Options
+from txrpc.testing.simulation.options import NODE, Options
 from txrpc.testing.simulation.process import GROUP
 from txrpc.testing.simulation.scheduler import Node, Scheduler
 
-__all__ = ["LIMITS", "NODE", "RETENTION_MS", "CoordinatorProcess", "Disk"]
+__all__ = ["LIMITS", "RETENTION_MS", "CoordinatorProcess", "Disk"]
 
 LIMITS = Limits(max_timeout_ms=10_000, ack_wait_ms=500, tick_ms=5_000, recovery_wait_ms=1_500)
 LONG_WAIT = replace(LIMITS, recovery_wait_ms=20_000)
 """Where logs are restored: longer than a process that knows can be cut off."""
-NODE = "c1"
 RETENTION_MS = 120_000
 _HOUSEKEEPING_MS = 500
 _FORGET_MS = 5_000
@@ -153,7 +152,7 @@ class CoordinatorProcess(Node):
 
     def _heard(self, session: int, stream: Stream, message: Any) -> None:
         if session in self._streams:
-            self._step(Received(session, message))
+            self._step(Received(session, NODE, message))
         elif isinstance(message, Hello):
             self._streams[session] = stream
             self._step(SessionOpened(session, message))

@@ -6,7 +6,10 @@ import random
 from dataclasses import dataclass, replace
 from typing import Any
 
-__all__ = ["CALM", "Options"]
+__all__ = ["CALM", "NODE", "Options"]
+
+NODE = "c1"
+"""The only coordinator that there is, in one epoch after the other."""
 
 
 @dataclass(frozen=True, slots=True)

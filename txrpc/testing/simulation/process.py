@@ -34,6 +34,7 @@ from txrpc.runtime.handle import JoinedBase
 from txrpc.testing.simulation.database import Database, Refused, SimResource
 from txrpc.testing.simulation.history import History
 from txrpc.testing.simulation.network import Network, Stream
+from txrpc.testing.simulation.options import NODE
 from txrpc.testing.simulation.scheduler import Node, Promise, Scheduler, Task
 
 __all__ = ["GROUP", "Call", "Process", "Reply", "result_of"]
@@ -271,15 +272,16 @@ class Process(Node):
         elif first:
             self.manager.on_welcome(message)
         else:
-            self.manager.on_message(message)
+            self.manager.on_message(NODE, message)
 
     def _lost(self) -> None:
         self._stream = None
         self.manager.on_lost("the stream ended")
         self.alarm(self.scheduler.dice.randint(10, 1_000), self._connect)
 
-    def send(self, *messages: Any) -> None:
+    def send(self, node: str, *messages: Any) -> None:
         """See `SessionPort`."""
+        assert node == NODE, f"{messages} are for {node}"
         for message in messages:
             self.say(message)
             if isinstance(message, CommitRequest | RollbackRequest | OutcomeRequest):

@@ -140,6 +140,7 @@ Global___CoordinatorBatch: _TypeAlias = CoordinatorBatch  # noqa: Y015
 class ProcessItem(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
+    NODE_FIELD_NUMBER: _builtins.int
     HELLO_FIELD_NUMBER: _builtins.int
     COMMIT_REQUEST_FIELD_NUMBER: _builtins.int
     ROLLBACK_REQUEST_FIELD_NUMBER: _builtins.int
@@ -151,6 +152,8 @@ class ProcessItem(_message.Message):
     INQUIRY_FIELD_NUMBER: _builtins.int
     RESOLVED_FIELD_NUMBER: _builtins.int
     TROUBLE_FIELD_NUMBER: _builtins.int
+    node: _builtins.str
+    """The coordinator that it is for; empty in the first Hello only, which asks who is there."""
     @_builtins.property
     def hello(self) -> Global___Hello: ...
     @_builtins.property
@@ -176,6 +179,7 @@ class ProcessItem(_message.Message):
     def __init__(
         self,
         *,
+        node: _builtins.str = ...,
         hello: Global___Hello | None = ...,
         commit_request: Global___CommitRequest | None = ...,
         rollback_request: Global___RollbackRequest | None = ...,
@@ -190,7 +194,7 @@ class ProcessItem(_message.Message):
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["acked", b"acked", "commit_request", b"commit_request", "committing", b"committing", "hello", b"hello", "inquiry", b"inquiry", "item", b"item", "one_phase_done", b"one_phase_done", "outcome_request", b"outcome_request", "resolved", b"resolved", "rollback_request", b"rollback_request", "trouble", b"trouble", "voted", b"voted"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["acked", b"acked", "commit_request", b"commit_request", "committing", b"committing", "hello", b"hello", "inquiry", b"inquiry", "item", b"item", "one_phase_done", b"one_phase_done", "outcome_request", b"outcome_request", "resolved", b"resolved", "rollback_request", b"rollback_request", "trouble", b"trouble", "voted", b"voted"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["acked", b"acked", "commit_request", b"commit_request", "committing", b"committing", "hello", b"hello", "inquiry", b"inquiry", "item", b"item", "node", b"node", "one_phase_done", b"one_phase_done", "outcome_request", b"outcome_request", "resolved", b"resolved", "rollback_request", b"rollback_request", "trouble", b"trouble", "voted", b"voted"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType_item: _TypeAlias = _typing.Literal["hello", "commit_request", "rollback_request", "outcome_request", "voted", "committing", "one_phase_done", "acked", "inquiry", "resolved", "trouble"]  # noqa: Y015
     _WhichOneofArgType_item: _TypeAlias = _typing.Literal["item", b"item"]  # noqa: Y015
@@ -202,6 +206,7 @@ Global___ProcessItem: _TypeAlias = ProcessItem  # noqa: Y015
 class CoordinatorItem(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
+    NODE_FIELD_NUMBER: _builtins.int
     WELCOME_FIELD_NUMBER: _builtins.int
     TICK_FIELD_NUMBER: _builtins.int
     PREPARE_FIELD_NUMBER: _builtins.int
@@ -212,6 +217,8 @@ class CoordinatorItem(_message.Message):
     OUTCOME_REPLY_FIELD_NUMBER: _builtins.int
     GO_AWAY_FIELD_NUMBER: _builtins.int
     ABANDON_FIELD_NUMBER: _builtins.int
+    node: _builtins.str
+    """The coordinator that says it."""
     @_builtins.property
     def welcome(self) -> Global___Welcome: ...
     @_builtins.property
@@ -235,6 +242,7 @@ class CoordinatorItem(_message.Message):
     def __init__(
         self,
         *,
+        node: _builtins.str = ...,
         welcome: Global___Welcome | None = ...,
         tick: Global___Tick | None = ...,
         prepare: Global___Prepare | None = ...,
@@ -248,7 +256,7 @@ class CoordinatorItem(_message.Message):
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["abandon", b"abandon", "commit", b"commit", "commit_one_phase", b"commit_one_phase", "go_away", b"go_away", "item", b"item", "outcome_reply", b"outcome_reply", "prepare", b"prepare", "resolve", b"resolve", "rollback", b"rollback", "tick", b"tick", "welcome", b"welcome"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["abandon", b"abandon", "commit", b"commit", "commit_one_phase", b"commit_one_phase", "go_away", b"go_away", "item", b"item", "outcome_reply", b"outcome_reply", "prepare", b"prepare", "resolve", b"resolve", "rollback", b"rollback", "tick", b"tick", "welcome", b"welcome"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["abandon", b"abandon", "commit", b"commit", "commit_one_phase", b"commit_one_phase", "go_away", b"go_away", "item", b"item", "node", b"node", "outcome_reply", b"outcome_reply", "prepare", b"prepare", "resolve", b"resolve", "rollback", b"rollback", "tick", b"tick", "welcome", b"welcome"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType_item: _TypeAlias = _typing.Literal["welcome", "tick", "prepare", "commit_one_phase", "commit", "rollback", "resolve", "outcome_reply", "go_away", "abandon"]  # noqa: Y015
     _WhichOneofArgType_item: _TypeAlias = _typing.Literal["item", b"item"]  # noqa: Y015
