@@ -44,6 +44,7 @@ from tests.protocol.coordinator_kit import (
 from txrpc.protocol.events import Forgot, NotLogged, Received
 from txrpc.protocol.messages import (
     Commit,
+    Committing,
     Finish,
     OnePhaseResult,
     Outcome,
@@ -264,7 +265,8 @@ def test_rule_13_the_token_lets_another_process_ask_the_database() -> None:
     office = Office(CLIENT, P, Q)
     office.hear(CLIENT, commit_request(ONE))
     office.hear(P, committing())
-    ((session, resolve),) = office.leave(P).send
+    (waiter, token), (session, resolve) = office.leave(P).send
+    assert (waiter, token) == (CLIENT, Committing(xid(), ONE[0].branch, "t1"))
     assert (session, resolve) == (Q, Resolve(xid(), ONE[0].branch, "accounts", "t1"))
     office.hear(Q, resolved(OnePhaseResult.ABORTED))
     assert office.outcomes() == [Outcome.ABORTED]

@@ -149,7 +149,7 @@ def test_a_process_that_comes_back_is_asked_how_its_commit_ended() -> None:
     office = Office(CLIENT, P, Q)
     office.hear(CLIENT, commit_request(ONE))
     office.hear(P, committing())
-    assert sent(office.leave(P)) == ["12 Resolve 1"]
+    assert sent(office.leave(P)) == ["1 Committing 1", "12 Resolve 1"]
     assert sent(office.join(P)) == ["11 Welcome", "11 Resolve 1"]
     office.hear(P, resolved())
     assert office.outcomes() == [Outcome.COMMITTED]

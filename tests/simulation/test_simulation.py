@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 import os
 import subprocess
 import sys
@@ -15,6 +16,13 @@ from txrpc.testing.simulate import run_seeds
 from txrpc.testing.simulation import Options, simulate
 from txrpc.testing.simulation.checkers import all_checkers
 from txrpc.testing.simulation.history import FACTS
+
+
+@pytest.fixture(autouse=True)
+def quiet(caplog: pytest.LogCaptureFixture) -> None:
+    """A thousand broken worlds have a lot to say."""
+    caplog.set_level(logging.CRITICAL, "txrpc")
+
 
 CHUNK = 1_000
 FEW, MANY, MORE = 3_000, 20_000, 100_000
@@ -50,7 +58,7 @@ def test_every_fault_happens_and_every_option_is_drawn() -> None:
         "freeze",
     }
     databases = {"database crash", "log restore", "log brought back", "fail-over", "hand", "misname"}
-    others = {"clock jump", "forgery", "late request"}
+    others = {"clock jump", "drift", "sleep", "forgery", "late request", "overtaken write"}
     assert counted | databases | others == set(tally.faults)
     drawn = {
         name

@@ -285,6 +285,31 @@ def test_rule_13_the_truth_after_a_crash_in_one_phase_commit(
     assert world.money() == [START + 100, START]
 
 
+def test_rule_13_the_token_of_a_one_phase_commit_survives_its_process_and_the_coordinator(
+    make_world: Make, connected: Connect
+) -> None:
+    """F10b: both died, and the coordinator took the only token with it: UNKNOWN for ever, though the database knew."""
+    world = make_world(bank_a="participant.before_one_phase_done=kill")
+    manager = connected(world)
+
+    def both_die_and_come_back() -> None:
+        service = world.services["bank-a"]
+        service.wait(30)
+        eventually(lambda: manager._tokens, 20, world.evidence)  # the coordinator has noticed, and sent it on
+        world.coordinator.kill()
+        world.coordinator.start()
+        service.arm("")
+        service.start()
+
+    reviver = threading.Thread(target=both_die_and_come_back)
+    reviver.start()
+    told = deposit(world)
+    reviver.join(40)
+    assert told == "committed", world.evidence()
+    assert world.money() == [START + 100, START]
+    assert not manager._tokens
+
+
 def test_service_killed_before_one_phase_commit(make_world: Make, connected: Connect) -> None:
     """Nothing can have been committed, but only the dead process knew: never told as committed, never done."""
     world = make_world(bank_a="participant.before_commit_one_phase=kill")

@@ -232,7 +232,7 @@ class Voted:
 
 @dataclass(frozen=True, slots=True)
 class Committing:
-    """Sent before a commit in one phase is given to the database, with the token by which its end can be learnt."""
+    """Before a commit in one phase: the token by which its end can be learnt.  It goes on to the root if the process is lost."""
 
     xid: Xid
     branch: BranchId
@@ -370,8 +370,7 @@ class Resolve:
 class OutcomeReply:
     """Answer to a commit, rollback or outcome request.
 
-    `pending` lists resources whose branch has not acknowledged yet; `heuristic` is a sentence if a branch was found ended the
-    other way.
+    `pending` lists resources whose branch has not acknowledged yet; `heuristic` is a sentence if a branch ended the other way.
     """
 
     xid: Xid
@@ -394,7 +393,8 @@ class GoAway:
 AboutEnd = CommitRequest | RollbackRequest | OutcomeRequest
 """What roots say about the end of a transaction."""
 
+AboutBranch = Prepare | CommitOnePhase | Commit | Rollback | Abandon | Resolve
+"""What a coordinator says about a branch to a process that has it, or can finish it."""
+
 ToCoordinator = Hello | AboutEnd | Voted | Committing | OnePhaseDone | Acked | Inquiry | Resolved | Trouble
-FromCoordinator = (
-    Welcome | Tick | Prepare | CommitOnePhase | Commit | Rollback | Abandon | Resolve | OutcomeReply | GoAway
-)
+FromCoordinator = Welcome | Tick | AboutBranch | Committing | OutcomeReply | GoAway

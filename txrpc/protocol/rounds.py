@@ -333,7 +333,11 @@ class Rounds(Desk):
         self._abort(row, _lost(row.branches[branch]))
 
     def _committer_lost(self, row: Transaction, session: int, branch: BranchId) -> None:
-        self._resolve(row, row.branches[branch])
+        lost = row.branches[branch]
+        if lost.token:
+            for waiter in row.waiters:
+                self._send(waiter, Committing(row.xid, branch, lost.token))
+        self._resolve(row, lost)
 
     def _finisher_lost(self, row: Transaction, session: int, branch: BranchId) -> None:
         ref = row.branches[branch].ref

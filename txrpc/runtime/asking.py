@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 from txrpc.errors import (
@@ -25,7 +26,7 @@ from txrpc.protocol.messages import (
 )
 from txrpc.runtime.state import ManagerState
 
-__all__ = ["Asking", "reason_for"]
+__all__ = ["Asking", "keep", "reason_for"]
 
 _MAX_UNKNOWN = 10_000
 _ANY_EPOCH = Epoch(0)
@@ -43,6 +44,9 @@ class Asking(ManagerState):
     def post(self, node: str, message: Any) -> Any:
         """See `txrpc.flows.ending.Ending`."""
         with self._lock:
+            token = self._tokens.get(message.xid)
+            if token and isinstance(message, OutcomeRequest) and len(message.branches) == 1:
+                message = replace(message, branches=(replace(message.branches[0], token=token),))
             future = self._future()
             self._send(node, message)
             self._asking.setdefault(message.xid, []).append(future)
@@ -78,11 +82,9 @@ class Asking(ManagerState):
                 row = self._table.rows.get(ref.branch)
                 result = RESULT[row.outcome] if row is not None and row.state is BranchState.ENDED else None
                 token = row.token if row is not None else ""
-                _keep(
-                    self._local, part.xid, ending.LocalCommit(self.resources[ref.resource], ref.branch, token, result)
-                )
+                keep(self._local, part.xid, ending.LocalCommit(self.resources[ref.resource], ref.branch, token, result))
             elif part.owner is not None:
-                _keep(
+                keep(
                     self._unknown,
                     part.xid,
                     (part.owner.node, OutcomeRequest(part.xid, part.owner.epoch, part.begun_tick, part.refs)),
@@ -105,7 +107,7 @@ class Asking(ManagerState):
         return reply.outcome
 
 
-def _keep(kept: dict[Xid, Any], xid: Xid, what: Any) -> None:
+def keep(kept: dict[Xid, Any], xid: Xid, what: Any) -> None:
     """Keep *what*, and let the oldest go if there is too much."""
     while len(kept) >= _MAX_UNKNOWN:
         del kept[next(iter(kept))]

@@ -36,8 +36,10 @@ from txrpc.protocol.messages import (
     PROTOCOL_VERSION,
     Abandon,
     Commit,
+    Committing,
     FromCoordinator,
     Hello,
+    Outcome,
     OutcomeReply,
     Resolve,
     Rollback,
@@ -45,7 +47,7 @@ from txrpc.protocol.messages import (
     TransactionContext,
     Welcome,
 )
-from txrpc.runtime.asking import Asking
+from txrpc.runtime.asking import Asking, keep
 from txrpc.runtime.branches import NOBODY, Branches
 
 __all__ = ["ManagerCore"]
@@ -154,10 +156,15 @@ class ManagerCore(Branches, Asking):
             if isinstance(message, OutcomeReply | Tick | Commit):
                 self._position = max(self._position, message.position)
             if isinstance(message, OutcomeReply):
+                if message.outcome is not Outcome.UNKNOWN:
+                    self._tokens.pop(message.xid, None)
                 for future in self._asking.pop(message.xid, ()):
                     self._settle(future, message)
             elif isinstance(message, Tick):
                 self._tick = message.tick
+            elif isinstance(message, Committing):
+                if message.xid in self._asking:
+                    keep(self._tokens, message.xid, message.token)
             elif not isinstance(message, Welcome):
                 self._asker = node
                 self._about_branch(message)

@@ -94,6 +94,8 @@ class ManagerState:
         self._ending: dict[BranchId, Any] = {}
         self._sweep_at: dict[str, int] = {}
         self._unknown: dict[Xid, tuple[str, OutcomeRequest]] = {}
+        self._tokens: dict[Xid, str] = {}
+        """How the ends can be learnt of those commits in one phase whose process was lost."""
         self._local: dict[Xid, LocalCommit] = {}
 
     # ------------------------------------------------------------------------------------------- what a colour adds

@@ -1,15 +1,15 @@
 """Messages of the session to protobuf and back.
 
-Both directions go through literal tables, one entry a message.  Decoding validates everything (`txrpc.wire.checks`) and raises
-`BadMessage` and nothing else, whatever the bytes are.  An item that this version does not know, of a newer peer, is skipped:
-whoever introduces one must make that safe, or raise the protocol version.
+`TO_COORDINATOR` and `FROM_COORDINATOR` are the registry, one entry a message.  Decoding validates everything
+(`txrpc.wire.checks`) and raises `BadMessage` and nothing else, whatever the bytes are.  An item that this version does not know,
+of a newer peer, is skipped: whoever introduces one must make that safe, or raise the protocol version.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable
-from typing import Any, Final
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, Final, NamedTuple
 
 from txrpc.errors import BadMessage, Reason
 from txrpc.ids import GROUP_MAX, NODE_MAX, RESOURCE_MAX
@@ -18,6 +18,8 @@ from txrpc.wire import checks as c
 from txrpc.wire.v1 import session_pb2 as pb
 
 __all__ = [
+    "FROM_COORDINATOR",
+    "TO_COORDINATOR",
     "decode_coordinator_batch",
     "decode_process_batch",
     "encode_from_coordinator",
@@ -29,15 +31,26 @@ logger = logging.getLogger("txrpc.wire")
 _RESOURCES_MAX = 1_000
 
 
+class _Kind(NamedTuple):
+    """A kind of message: its class, its field in an item of the stream, and how the one becomes the other."""
+
+    message: type
+    field: str
+    encode: Callable[[Any], Any]
+    decode: Callable[[Any], Any]
+
+
 def encode_to_coordinator(node: str, messages: Iterable[m.ToCoordinator]) -> pb.ProcessBatch:
     """One batch of what a process says to the coordinator *node*; "" if it does not know yet who is there."""
-    items = [pb.ProcessItem(node=node, **{f: to(x)}) for x in messages for f, to in (_TO[type(x)],)]
+    items = [pb.ProcessItem(node=node, **{k.field: k.encode(x)}) for x in messages for k in (_ENCODE_TO[type(x)],)]
     return pb.ProcessBatch(items=items)
 
 
 def encode_from_coordinator(node: str, messages: Iterable[m.FromCoordinator]) -> pb.CoordinatorBatch:
     """One batch of what the coordinator *node* says."""
-    items = [pb.CoordinatorItem(node=node, **{f: to(x)}) for x in messages for f, to in (_FROM[type(x)],)]
+    items = [
+        pb.CoordinatorItem(node=node, **{k.field: k.encode(x)}) for x in messages for k in (_ENCODE_FROM[type(x)],)
+    ]
     return pb.CoordinatorBatch(items=items)
 
 
@@ -51,14 +64,14 @@ def decode_coordinator_batch(batch: pb.CoordinatorBatch) -> list[tuple[str, m.Fr
     return _decode(batch.items, _DECODE_FROM)
 
 
-def _decode(items: Any, table: dict[str, Callable[[Any], Any]]) -> list[Any]:
+def _decode(items: Any, kinds: Mapping[str, _Kind]) -> list[Any]:
     decoded = []
     for item in items:
         field = item.WhichOneof("item")
         if field is None:
             logger.debug("skipped an item of an unknown kind")
             continue
-        message = table[field](getattr(item, field))
+        message = kinds[field].decode(getattr(item, field))
         unnamed = not item.node and isinstance(message, m.Hello)
         decoded.append(("" if unnamed else c.name_from("node", item.node, NODE_MAX), message))
     return decoded
@@ -320,56 +333,35 @@ def _any(value: Any) -> Any:
     return value
 
 
-_TO: Final[dict[type, tuple[str, Callable[[Any], Any]]]] = {
-    m.Hello: ("hello", _hello_to),
-    m.CommitRequest: ("commit_request", _commit_request_to),
-    m.RollbackRequest: ("rollback_request", _rollback_request_to),
-    m.OutcomeRequest: ("outcome_request", _outcome_request_to),
-    m.Voted: ("voted", _voted_to),
-    m.Committing: ("committing", _committing_to),
-    m.OnePhaseDone: ("one_phase_done", _one_phase_done_to),
-    m.Acked: ("acked", _acked_to),
-    m.Inquiry: ("inquiry", _inquiry_to),
-    m.Resolved: ("resolved", _resolved_to),
-    m.Trouble: ("trouble", _trouble_to),
-}
+TO_COORDINATOR: Final = (
+    _Kind(m.Hello, "hello", _hello_to, _hello_from),
+    _Kind(m.CommitRequest, "commit_request", _commit_request_to, _commit_request_from),
+    _Kind(m.RollbackRequest, "rollback_request", _rollback_request_to, _rollback_request_from),
+    _Kind(m.OutcomeRequest, "outcome_request", _outcome_request_to, _outcome_request_from),
+    _Kind(m.Voted, "voted", _voted_to, _voted_from),
+    _Kind(m.Committing, "committing", _committing_to, _committing_from),
+    _Kind(m.OnePhaseDone, "one_phase_done", _one_phase_done_to, _one_phase_done_from),
+    _Kind(m.Acked, "acked", _acked_to, _acked_from),
+    _Kind(m.Inquiry, "inquiry", _inquiry_to, _inquiry_from),
+    _Kind(m.Resolved, "resolved", _resolved_to, _resolved_from),
+    _Kind(m.Trouble, "trouble", _trouble_to, _trouble_from),
+)
 
-_FROM: Final[dict[type, tuple[str, Callable[[Any], Any]]]] = {
-    m.Welcome: ("welcome", _welcome_to),
-    m.Tick: ("tick", _tick_to),
-    m.Prepare: ("prepare", _prepare_to),
-    m.CommitOnePhase: ("commit_one_phase", _one_phase_to),
-    m.Commit: ("commit", _commit_to),
-    m.Rollback: ("rollback", _rollback_to),
-    m.Abandon: ("abandon", _abandon_to),
-    m.Resolve: ("resolve", _resolve_to),
-    m.OutcomeReply: ("outcome_reply", _outcome_reply_to),
-    m.GoAway: ("go_away", _go_away_to),
-}
+FROM_COORDINATOR: Final = (
+    _Kind(m.Welcome, "welcome", _welcome_to, _welcome_from),
+    _Kind(m.Tick, "tick", _tick_to, _tick_from),
+    _Kind(m.Prepare, "prepare", _prepare_to, _prepare_from),
+    _Kind(m.CommitOnePhase, "commit_one_phase", _one_phase_to, _one_phase_from),
+    _Kind(m.Commit, "commit", _commit_to, _commit_from),
+    _Kind(m.Rollback, "rollback", _rollback_to, _rollback_from),
+    _Kind(m.Abandon, "abandon", _abandon_to, _abandon_from),
+    _Kind(m.Resolve, "resolve", _resolve_to, _resolve_from),
+    _Kind(m.OutcomeReply, "outcome_reply", _outcome_reply_to, _outcome_reply_from),
+    _Kind(m.GoAway, "go_away", _go_away_to, _go_away_from),
+    _Kind(m.Committing, "committing", _committing_to, _committing_from),
+)
 
-_DECODE_TO: Final[dict[str, Callable[[Any], Any]]] = {
-    "hello": _hello_from,
-    "commit_request": _commit_request_from,
-    "rollback_request": _rollback_request_from,
-    "outcome_request": _outcome_request_from,
-    "voted": _voted_from,
-    "committing": _committing_from,
-    "one_phase_done": _one_phase_done_from,
-    "acked": _acked_from,
-    "inquiry": _inquiry_from,
-    "resolved": _resolved_from,
-    "trouble": _trouble_from,
-}
-
-_DECODE_FROM: Final[dict[str, Callable[[Any], Any]]] = {
-    "welcome": _welcome_from,
-    "tick": _tick_from,
-    "prepare": _prepare_from,
-    "commit_one_phase": _one_phase_from,
-    "commit": _commit_from,
-    "rollback": _rollback_from,
-    "abandon": _abandon_from,
-    "resolve": _resolve_from,
-    "outcome_reply": _outcome_reply_from,
-    "go_away": _go_away_from,
-}
+_ENCODE_TO: Final = {kind.message: kind for kind in TO_COORDINATOR}
+_ENCODE_FROM: Final = {kind.message: kind for kind in FROM_COORDINATOR}
+_DECODE_TO: Final = {kind.field: kind for kind in TO_COORDINATOR}
+_DECODE_FROM: Final = {kind.field: kind for kind in FROM_COORDINATOR}

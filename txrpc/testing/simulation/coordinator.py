@@ -101,7 +101,7 @@ class CoordinatorProcess(Node):
         history.note("opened", opened.epoch)
         history.line(name, name, lambda: f"opens the log: epoch {opened.epoch}, {len(opened.pending)} pending")
         self.owner = Owner(NODE, opened.epoch)
-        now_ms = scheduler.now_ms
+        now_ms = self.clock_ms()
         clock_ms = max(wall_ms, opened.clock_ms + 1)
         self._offset_ms = clock_ms - now_ms
         limits = LONG_WAIT if options.log_restores else LIMITS
@@ -112,6 +112,8 @@ class CoordinatorProcess(Node):
         self._last_session = 0
         self._waiting: deque[Decision] = deque()
         self._writing: list[Decision] = []
+        self._landed = False
+        """What is being written has reached the disk, and the answer is still on its way."""
         self._done: list[Xid] = []
         self._position = 0
         self._woken_at: int | None = None
@@ -136,6 +138,20 @@ class CoordinatorProcess(Node):
         self.die()
         for stream in self._streams.values():
             stream.close(self.name)
+
+    @property
+    def writing(self) -> bool:
+        """True while a batch is on its way to the disk."""
+        return self.up and bool(self._writing)
+
+    def overtaken(self) -> bool:
+        """Another coordinator is about to open the log.  What is being written reached it just before, or will be fenced.
+
+        Returns True if it reached it: this coordinator believes in its epoch until it asks the log for something else.
+        """
+        if self.writing and not self._landed and self.scheduler.dice.random() < 0.5:
+            self._landed = self._keep(self._writing)
+        return self._landed
 
     def repair(self) -> None:
         """From now on the disk works."""
@@ -166,7 +182,7 @@ class CoordinatorProcess(Node):
     # ------------------------------------------------------------------------------------------------------- the core
 
     def _step(self, event: Any) -> None:
-        self._honour(self.core.step(event, self.scheduler.now_ms))
+        self._honour(self.core.step(event, self.clock_ms()))
         self._schedule()
 
     def _honour(self, out: Output) -> None:
@@ -202,7 +218,7 @@ class CoordinatorProcess(Node):
                 self._log.report(out.incidents)
                 for incident in out.incidents:
                     self._history.note("incident", incident.xid, incident.branch, incident.finish)
-                self._log.close_incidents(out.closed, self.scheduler.now_ms)
+                self._log.close_incidents(out.closed, self.clock_ms())
         except Fenced:
             self._stop()
 
@@ -216,7 +232,7 @@ class CoordinatorProcess(Node):
         due_ms = self.core.next_wakeup_ms()
         if due_ms is not None and (self._woken_at is None or due_ms < self._woken_at):
             self._woken_at = due_ms
-            self.alarm(due_ms - self.scheduler.now_ms, self._woke, due_ms)
+            self.alarm(due_ms - self.clock_ms(), self._woke, due_ms)
 
     def _woke(self, due_ms: int) -> None:
         if self._woken_at == due_ms:
@@ -256,6 +272,9 @@ class CoordinatorProcess(Node):
 
     def _keep(self, batch: list[Decision]) -> bool:
         """Make *batch* durable, unless somebody else has opened the log."""
+        if self._landed:
+            self._landed = False
+            return True
         new = [decision for decision in batch if self._log.outcome(decision.xid) is None]
         try:
             self._position = self._log.record(batch)
@@ -281,21 +300,21 @@ class CoordinatorProcess(Node):
                 self._log.record([])
                 self._step(LogHealth(True))
             self._mark_done()
-            if self.scheduler.now_ms >= self._forget_at_ms:
-                self._forget_at_ms = self.scheduler.now_ms + _FORGET_MS
+            if self.clock_ms() >= self._forget_at_ms:
+                self._forget_at_ms = self.clock_ms() + _FORGET_MS
                 self._forget()
         except Fenced:
             self._stop()
 
     def _mark_done(self) -> None:
         done, self._done = self._done, []
-        self._log.done(done, self.scheduler.now_ms + self._offset_ms)
+        self._log.done(done, self.clock_ms() + self._offset_ms)
         self._disk.unforced += done
         for xid in done:
             self._history.note("done", xid)
 
     def _forget(self) -> None:
-        before_ms = self.scheduler.now_ms + self._offset_ms - RETENTION_MS
+        before_ms = self.clock_ms() + self._offset_ms - RETENTION_MS
         self._step(Forgot(before_ms))
         held = set(self._disk.nodes[NODE].decisions)
         if self._log.forget(before_ms, 1_000):
@@ -312,7 +331,7 @@ class CoordinatorProcess(Node):
 
     def show_doubts(self) -> None:
         """Say what an operator would be shown."""
-        shown = {(doubt.xid, doubt.branch) for doubt in in_doubt(self.core, self.scheduler.now_ms)}
+        shown = {(doubt.xid, doubt.branch) for doubt in in_doubt(self.core, self.clock_ms())}
         shown |= {
             (decision.xid, branch.branch)
             for decision in (*self._waiting, *self._writing)

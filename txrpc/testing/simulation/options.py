@@ -67,6 +67,11 @@ class Options:
     clock_jumps: int = 0
     """Of the machines' wall clocks, forward and back: a process's by up to a day, the coordinator's by less than its retention."""
 
+    drifts: int = 0
+    """Machines whose monotonic clock goes too fast or too slow for a while, by up to a fifth."""
+    sleeps: int = 0
+    """Machines that stand still together with their monotonic clock, for up to two minutes (CLOCK_MONOTONIC under suspend)."""
+
     # The disks.
     log_errors: float = 0.0
     """How likely the log fails: sometimes nothing was written, sometimes nobody can know."""
@@ -158,6 +163,8 @@ _HARDEST: dict[str, int | float] = {
     "hands": 3,
     "amnesia": 2,
     "refuses_finish": 0.5,
+    "drifts": 4,
+    "sleeps": 2,
 }
 
 CALM = Options()

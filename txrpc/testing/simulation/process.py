@@ -106,7 +106,7 @@ class SimManager(ManagerCore):
     # -------------------------------------------------------------------------------------------------- this colour's
 
     def now_ms(self) -> int:
-        return self._process.scheduler.now_ms
+        return self._process.clock_ms()
 
     def unix_ms(self) -> int:
         return self._process.unix_ms()
@@ -220,7 +220,7 @@ class Process(Node):
 
     def unix_ms(self) -> int:
         """This machine's own idea of the time."""
-        return self.scheduler.now_ms + self.wall_offset_ms
+        return self.clock_ms() + self.wall_offset_ms
 
     # -------------------------------------------------------------------------------------------------- life and death
 

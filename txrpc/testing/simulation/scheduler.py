@@ -7,6 +7,7 @@ by drawing delays; the same seed draws the same ones.
 from __future__ import annotations
 
 import heapq
+import math
 import random
 from collections.abc import Callable
 from typing import Any
@@ -14,6 +15,8 @@ from typing import Any
 from txrpc.flows.driver import Flow
 
 __all__ = ["Node", "Promise", "Scheduler", "Task"]
+
+_LOOK_MS = 500
 
 
 class Scheduler:
@@ -65,6 +68,20 @@ class Node:
         """Counts its incarnations."""
         self.slow = 1
         self._frozen_until_ms = 0
+        self._missed: list[tuple[int, Callable[..., None], tuple[Any, ...]]] = []
+        """What was to happen while it stood still."""
+        self._clock: tuple[int, int, float] = 0, 0, 1.0
+        """When the clock was last set right or wrong, what it showed, and how fast it has gone since."""
+
+    def clock_ms(self) -> int:
+        """What this node's monotonic clock shows."""
+        since_ms, shown_ms, speed = self._clock
+        return shown_ms + int(max(0, self.scheduler.now_ms - since_ms) * speed)
+
+    def drift(self, speed: float) -> None:
+        """From now on the clock goes so fast: 1 is right."""
+        since_ms, _, _ = self._clock
+        self._clock = max(since_ms, self.scheduler.now_ms), self.clock_ms(), speed
 
     def later(self, delay_ms: int, function: Callable[..., None], *arguments: Any) -> None:
         """Call *function* so much later, unless this incarnation is over by then; if it stands still, when it goes on."""
@@ -75,29 +92,64 @@ class Node:
         self.later(self.scheduler.dice.randint(0, 5), function, *arguments)
 
     def alarm(self, delay_ms: int, function: Callable[..., None], *arguments: Any) -> None:
-        """As `later`, for what waits for a time: clocks go right on slow nodes, which only notice late."""
+        """As `later`, for what waits for a time, by the node's own clock: slow nodes only notice late."""
         late_ms = self.scheduler.dice.randint(0, 20 * self.slow) if self.slow > 1 else 0
-        self.scheduler.after(max(0, delay_ms) + late_ms, self._live, self.life, function, arguments)
+        due_ms = self.clock_ms() + max(0, delay_ms) + late_ms
+        self.scheduler.after(
+            self._from_now_ms(due_ms), self._live, self.life, self._rings, (due_ms, function, arguments)
+        )
+
+    def _from_now_ms(self, due_ms: int) -> int:
+        """How long it is until the clock shows *due_ms*, or until it is time to look at a clock that does not go right."""
+        since_ms, shown_ms, speed = self._clock
+        wait_ms = since_ms + math.ceil((due_ms - shown_ms) / speed) - self.scheduler.now_ms
+        right = speed == 1 and since_ms <= self.scheduler.now_ms
+        return wait_ms if right else min(wait_ms, _LOOK_MS)
+
+    def _rings(self, due_ms: int, function: Callable[..., None], arguments: tuple[Any, ...]) -> None:
+        wait_ms = self._from_now_ms(due_ms)
+        if wait_ms > 0:
+            self.scheduler.after(wait_ms, self._live, self.life, self._rings, (due_ms, function, arguments))
+        else:
+            function(*arguments)
 
     def freeze(self, for_ms: int) -> None:
-        """Stand still."""
+        """Stand still; the clock goes on."""
         self._frozen_until_ms = max(self._frozen_until_ms, self.scheduler.now_ms + for_ms)
+        self.scheduler.at(self._frozen_until_ms, self._go_on)
+
+    def sleep(self, for_ms: int) -> None:
+        """Stand still with the machine, and with its monotonic clock (a laptop that is closed, a machine that is moved)."""
+        self.freeze(for_ms)
+        shown_ms, (_, _, speed) = self.clock_ms(), self._clock
+        self._clock = self.scheduler.now_ms + for_ms, shown_ms, speed
 
     def thaw(self) -> None:
-        """Go on."""
+        """Go on, with a clock that goes right."""
         self._frozen_until_ms = 0
+        self._clock = self.scheduler.now_ms, self.clock_ms(), 1.0
+        self._go_on()
 
     def die(self) -> None:
         """This incarnation is over."""
         self.up = False
         self.life += 1
         self._frozen_until_ms = 0
+        self._missed.clear()
+        _, _, speed = self._clock
+        self._clock = self.scheduler.now_ms, self.clock_ms(), speed  # it does not sleep, if it did
+
+    def _go_on(self) -> None:
+        if self.scheduler.now_ms >= self._frozen_until_ms:
+            missed, self._missed = self._missed, []
+            for life, function, arguments in missed:
+                self.scheduler.after(0, self._live, life, function, arguments)
 
     def _live(self, life: int, function: Callable[..., None], arguments: tuple[Any, ...]) -> None:
         if life != self.life or not self.up:
             return
         if self.scheduler.now_ms < self._frozen_until_ms:
-            self.scheduler.at(self._frozen_until_ms, self._live, life, function, arguments)
+            self._missed.append((life, function, arguments))
         else:
             function(*arguments)
 

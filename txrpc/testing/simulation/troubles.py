@@ -72,6 +72,8 @@ def troubles(cluster: Troubled) -> Sequence[Callable[[], None]]:
         *[made.lay_hand_on] * options.hands,
         *[made.freeze] * options.freezes,
         *[made.jump] * options.clock_jumps,
+        *[made.drift] * options.drifts,
+        *[made.sleep] * options.sleeps,
         *[made.forge] * options.forgeries,
         *[made.misname] * options.misnames,
         *[made.ask_late] * options.late_requests,
@@ -163,6 +165,19 @@ class _Troubles:
         cluster.note_fault("freeze", node.name, "stands still")
         node.freeze(self._dice.randint(100, 5_000))
 
+    def sleep(self) -> None:
+        cluster = self._cluster
+        node: Node = self._dice.choice([*cluster.processes, cluster.coordinator])
+        cluster.note_fault("sleep", node.name, "sleeps, and its clock with it")
+        node.sleep(self._dice.randint(100, 120_000))
+
+    def drift(self) -> None:
+        cluster = self._cluster
+        node: Node = self._dice.choice([*cluster.processes, cluster.coordinator])
+        speed = self._dice.uniform(0.8, 1.25)
+        cluster.note_fault("drift", node.name, f"has a clock that goes {speed:.2f} times as fast")
+        node.drift(speed)
+
     def forge(self) -> None:
         """A process says things about branches that are none of its own."""
         cluster = self._cluster
@@ -205,9 +220,24 @@ class _Troubles:
             self._cluster.start_coordinator()
 
     def take_over(self) -> None:
+        if self._dice.random() < 0.5:
+            self._take_over_from_writer()
+        else:
+            self._take_over()
+
+    def _take_over_from_writer(self) -> None:
+        """As soon as the coordinator writes, if it does before all trouble is over."""
+        if self._cluster.coordinator.writing:
+            self._take_over()
+        elif self._cluster.scheduler.now_ms < self._until_ms:
+            self._cluster.scheduler.after(10, self._take_over_from_writer)
+
+    def _take_over(self) -> None:
         old = self._cluster.coordinator
         self._cluster.note_fault("takeover", old.name, "stands still, and another one is started")
         old.freeze(self._dice.randint(1, 6_000))
+        if old.overtaken():
+            self._cluster.note_fault("overtaken write", old.name, "has written what it does not know yet")
         self._cluster.old.append(old)
         self._cluster.start_coordinator()
 

@@ -217,6 +217,7 @@ class CoordinatorItem(_message.Message):
     OUTCOME_REPLY_FIELD_NUMBER: _builtins.int
     GO_AWAY_FIELD_NUMBER: _builtins.int
     ABANDON_FIELD_NUMBER: _builtins.int
+    COMMITTING_FIELD_NUMBER: _builtins.int
     node: _builtins.str
     """The coordinator that says it."""
     @_builtins.property
@@ -239,6 +240,10 @@ class CoordinatorItem(_message.Message):
     def go_away(self) -> Global___GoAway: ...
     @_builtins.property
     def abandon(self) -> Global___Abandon: ...
+    @_builtins.property
+    def committing(self) -> Global___Committing:
+        """To a root that waits: how the end of its only branch can be learnt, now that the branch's process is gone."""
+
     def __init__(
         self,
         *,
@@ -253,12 +258,13 @@ class CoordinatorItem(_message.Message):
         outcome_reply: Global___OutcomeReply | None = ...,
         go_away: Global___GoAway | None = ...,
         abandon: Global___Abandon | None = ...,
+        committing: Global___Committing | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["abandon", b"abandon", "commit", b"commit", "commit_one_phase", b"commit_one_phase", "go_away", b"go_away", "item", b"item", "outcome_reply", b"outcome_reply", "prepare", b"prepare", "resolve", b"resolve", "rollback", b"rollback", "tick", b"tick", "welcome", b"welcome"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["abandon", b"abandon", "commit", b"commit", "commit_one_phase", b"commit_one_phase", "committing", b"committing", "go_away", b"go_away", "item", b"item", "outcome_reply", b"outcome_reply", "prepare", b"prepare", "resolve", b"resolve", "rollback", b"rollback", "tick", b"tick", "welcome", b"welcome"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["abandon", b"abandon", "commit", b"commit", "commit_one_phase", b"commit_one_phase", "go_away", b"go_away", "item", b"item", "node", b"node", "outcome_reply", b"outcome_reply", "prepare", b"prepare", "resolve", b"resolve", "rollback", b"rollback", "tick", b"tick", "welcome", b"welcome"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["abandon", b"abandon", "commit", b"commit", "commit_one_phase", b"commit_one_phase", "committing", b"committing", "go_away", b"go_away", "item", b"item", "node", b"node", "outcome_reply", b"outcome_reply", "prepare", b"prepare", "resolve", b"resolve", "rollback", b"rollback", "tick", b"tick", "welcome", b"welcome"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_item: _TypeAlias = _typing.Literal["welcome", "tick", "prepare", "commit_one_phase", "commit", "rollback", "resolve", "outcome_reply", "go_away", "abandon"]  # noqa: Y015
+    _WhichOneofReturnType_item: _TypeAlias = _typing.Literal["welcome", "tick", "prepare", "commit_one_phase", "commit", "rollback", "resolve", "outcome_reply", "go_away", "abandon", "committing"]  # noqa: Y015
     _WhichOneofArgType_item: _TypeAlias = _typing.Literal["item", b"item"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_item) -> _WhichOneofReturnType_item | None: ...
 
