@@ -47,7 +47,7 @@ proof: $(READY) ## all tests there are, and the tables of docs/testing.md
 	$(BIN)/python scripts/proof.py build/proof
 
 simulate: $(READY) ## SEEDS=1000000 simulated worlds, on all processors
-	$(BIN)/python -m txrpc.testing.simulate --seeds $(SEEDS)
+	$(BIN)/python -m verification.simulate --seeds $(SEEDS)
 
 soak: $(READY) ## MINUTES=10 of mixed load and faults on real processes, and what came of it
 	$(BIN)/python -m tests.system.soak --minutes $(MINUTES)

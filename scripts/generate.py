@@ -2,7 +2,7 @@
 
 Sources and results:
 
-    protos/txrpc/v1/*.proto   ->  txrpc/wire/v1/
+    protos/txrpc/v1/*.proto   ->  txrpc/_wire/v1/
     examples/*/*.proto        ->  beside their source
 
 The generator is the oldest that has a build for the oldest Python that txrpc supports: what it writes works with every grpcio and
@@ -31,7 +31,7 @@ GENERATOR = "1.49.1"
 """Of grpcio-tools; the lower bound of grpcio in pyproject.toml is the same."""
 PYTHON = (3, 11)
 """The only Python that this generator has a build for and that txrpc supports."""
-LIBRARY = ROOT / "txrpc" / "wire" / "v1"
+LIBRARY = ROOT / "txrpc" / "_wire" / "v1"
 EXAMPLES = ROOT / "examples"
 
 
@@ -65,9 +65,9 @@ def _library(out: Path) -> dict[Path, Path]:
     results = {}
     for source in sorted((out / "txrpc" / "v1").iterdir()):
         text = source.read_text()
-        text = re.sub(r"^from txrpc\.v1 import", "from txrpc.wire.v1 import", text, flags=re.MULTILINE)
-        text = re.sub(r"^import txrpc\.v1\.", "import txrpc.wire.v1.", text, flags=re.MULTILINE).replace(
-            " txrpc.v1.", " txrpc.wire.v1."
+        text = re.sub(r"^from txrpc\.v1 import", "from txrpc._wire.v1 import", text, flags=re.MULTILINE)
+        text = re.sub(r"^import txrpc\.v1\.", "import txrpc._wire.v1.", text, flags=re.MULTILINE).replace(
+            " txrpc.v1.", " txrpc._wire.v1."
         )
         source.write_text(text)
         results[LIBRARY / source.name] = source

@@ -4,7 +4,20 @@ The names for synchronous programs; `txrpc.aio` has the same for asyncio.  Start
 `transactional`; the databases are in `txrpc.sql`.
 """
 
-from txrpc.context import carry
+from txrpc._client.local_transaction import Status
+from txrpc._client.manager import JoinedCall, Manager, Transaction
+from txrpc._client.scope import Propagation, Retry
+from txrpc._client.transactional import transaction, transactional
+from txrpc._connect import (
+    begin,
+    client_interceptors,
+    connect,
+    current_transaction,
+    intercept_channel,
+    server_interceptors,
+)
+from txrpc._context import carry
+from txrpc._protocol.messages import Outcome, Wait
 from txrpc.errors import (
     AbortCode,
     BadMessage,
@@ -29,21 +42,8 @@ from txrpc.errors import (
     Unavailable,
     UsageError,
 )
-from txrpc.flows.part import Status
-from txrpc.front import (
-    begin,
-    client_interceptors,
-    connect,
-    current_transaction,
-    intercept_channel,
-    server_interceptors,
-)
 from txrpc.ids import Xid
 from txrpc.options import SessionOptions
-from txrpc.protocol.messages import Outcome, Wait
-from txrpc.runtime.manager import JoinedCall, Manager, Transaction
-from txrpc.runtime.scope import Propagation, Retry
-from txrpc.runtime.transactional import transaction, transactional
 
 __version__ = "0.1.0"
 

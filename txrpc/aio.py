@@ -32,11 +32,11 @@ from txrpc import (
     Xid,
     carry,
 )
-from txrpc.front_aio import begin, client_interceptors, connect, current_transaction, server_interceptors
-from txrpc.runtime.manager_aio import AioJoinedCall as JoinedCall
-from txrpc.runtime.manager_aio import AioManager as Manager
-from txrpc.runtime.manager_aio import AioTransaction as Transaction
-from txrpc.runtime.transactional_aio import transaction, transactional
+from txrpc._client.manager_async import AsyncJoinedCall as JoinedCall
+from txrpc._client.manager_async import AsyncManager as Manager
+from txrpc._client.manager_async import AsyncTransaction as Transaction
+from txrpc._client.transactional_async import transaction, transactional
+from txrpc._connect_async import begin, client_interceptors, connect, current_transaction, server_interceptors
 
 __all__ = [
     "AbortCode",

@@ -1,7 +1,7 @@
 """The port to whatever holds data: what a resource manager must do, and what a transaction offers it in return.
 
 A resource is small on purpose: five verbs and two questions.  Everything about *when* they may be called is in
-`txrpc.protocol.participant`; a resource never decides.  There is one protocol a colour, with the same names.
+`txrpc._protocol.participant.machine`; a resource never decides.  There is one protocol a colour, with the same names.
 
 `Work` is whatever a resource needs to remember about one open branch (for SQL: a connection with an open database
 transaction).  It is opaque to everybody else.
@@ -14,9 +14,9 @@ from contextlib import AbstractAsyncContextManager, AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from txrpc._protocol.messages import FinishResult, Outcome, ResourceInfo
 from txrpc.errors import Reason
 from txrpc.ids import Gid, Xid
-from txrpc.protocol.messages import Finish, OnePhaseResult, ResourceInfo
 
 __all__ = ["AsyncResource", "AsyncUser", "Prepared", "ReadOnly", "Resource", "ResourceUser", "Work"]
 
@@ -68,7 +68,7 @@ class Resource(Protocol):
         caller then calls `rollback_prepared`, until that returns.
         """
 
-    def commit_one_phase(self, work: Work, committing: Callable[[str], None]) -> OnePhaseResult:
+    def commit_one_phase(self, work: Work, committing: Callable[[str], None]) -> Outcome:
         """Commit *work* at once.  Calls *committing* with the token before the point of no return, if there is anything to lose.
 
         Returns UNKNOWN only if the database can no longer tell; finding out may take several tries and reconnects.
@@ -80,16 +80,16 @@ class Resource(Protocol):
     def interrupt(self, work: Work) -> None:
         """Break off whatever *work* is doing in another thread, so that its locks and its connection become free."""
 
-    def commit_prepared(self, gid: Gid, token: str) -> Finish:
+    def commit_prepared(self, gid: Gid, token: str) -> FinishResult:
         """Commit the prepared branch *gid*.  Idempotent, from any process that reaches the database."""
 
-    def rollback_prepared(self, gid: Gid, token: str) -> Finish:
+    def rollback_prepared(self, gid: Gid, token: str) -> FinishResult:
         """Roll the prepared branch *gid* back.  Idempotent, from any process that reaches the database."""
 
     def in_doubt(self, group: str) -> Sequence[tuple[Gid, int]]:
         """The prepared branches of this resource that belong to *group*, and for how many milliseconds each has been so."""
 
-    def one_phase_result(self, token: str) -> OnePhaseResult | None:
+    def one_phase_result(self, token: str) -> Outcome | None:
         """How the database transaction *token* ended; None while it is still running."""
 
     def classify(self, error: BaseException) -> Reason | None:
@@ -106,13 +106,13 @@ class AsyncResource(Protocol):
     async def close(self) -> None: ...
     async def begin(self, read_only: bool, within_s: float | None = None) -> Work: ...
     async def prepare(self, work: Work, gid: Gid) -> Prepared | ReadOnly: ...
-    async def commit_one_phase(self, work: Work, committing: Callable[[str], Awaitable[None]]) -> OnePhaseResult: ...
+    async def commit_one_phase(self, work: Work, committing: Callable[[str], Awaitable[None]]) -> Outcome: ...
     async def rollback(self, work: Work) -> None: ...
     async def interrupt(self, work: Work) -> None: ...
-    async def commit_prepared(self, gid: Gid, token: str) -> Finish: ...
-    async def rollback_prepared(self, gid: Gid, token: str) -> Finish: ...
+    async def commit_prepared(self, gid: Gid, token: str) -> FinishResult: ...
+    async def rollback_prepared(self, gid: Gid, token: str) -> FinishResult: ...
     async def in_doubt(self, group: str) -> Sequence[tuple[Gid, int]]: ...
-    async def one_phase_result(self, token: str) -> OnePhaseResult | None: ...
+    async def one_phase_result(self, token: str) -> Outcome | None: ...
     def classify(self, error: BaseException) -> Reason | None: ...
 
 

@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from txrpc.coordinator.config import _RANGES, FIELDS, CoordinatorConfig, load
+from txrpc._coordinator.config import _RANGES, FIELDS, CoordinatorConfig, load
+from txrpc._protocol.messages import Owner, Welcome
+from txrpc._wire.codec import decode_coordinator_batch, encode_from_coordinator
 from txrpc.errors import ConfigurationError
 from txrpc.ids import Epoch
-from txrpc.protocol.messages import Owner, Welcome
-from txrpc.wire.codec import decode_coordinator_batch, encode_from_coordinator
 
 
 def test_defaults_are_valid() -> None:

@@ -6,13 +6,13 @@ from typing import Any
 
 import pytest
 
-from txrpc.coordinator import doubts
-from txrpc.coordinator.doubts import Doubts, in_doubt
+from txrpc._coordinator import in_doubt as doubts
+from txrpc._coordinator.in_doubt import InDoubtReporter, in_doubt
+from txrpc._protocol.coordinator.events import Limits, Received, SessionOpened
+from txrpc._protocol.coordinator.machine import Coordinator
+from txrpc._protocol.messages import Acked, FinishResult, Hello, ResourceInfo
+from txrpc._protocol.records import Decision, Opened, PreparedBranch
 from txrpc.ids import BranchId, Epoch, ParticipantId, Xid
-from txrpc.protocol.coordinator import Coordinator
-from txrpc.protocol.events import Limits, Received, SessionOpened
-from txrpc.protocol.messages import Acked, Finish, Hello, ResourceInfo
-from txrpc.protocol.records import Decision, Opened, PreparedBranch
 
 PROCESS = ParticipantId(b"process.")
 BEFORE, NOW = Epoch.make(1, 1), Epoch.make(2, 2)
@@ -41,7 +41,7 @@ def said(caplog: pytest.LogCaptureFixture) -> list[tuple[str, str, int]]:
 
 
 def test_every_branch_has_a_line_of_its_own(caplog: pytest.LogCaptureFixture) -> None:
-    watch, restarted = Doubts(after_ms=100), core()
+    watch, restarted = InDoubtReporter(after_ms=100), core()
     watch.warn(restarted, 99)
     assert said(caplog) == []
     watch.warn(restarted, 100)
@@ -51,16 +51,18 @@ def test_every_branch_has_a_line_of_its_own(caplog: pytest.LogCaptureFixture) ->
 
 
 def test_it_is_said_again_whenever_the_age_has_doubled(caplog: pytest.LogCaptureFixture) -> None:
-    watch, restarted = Doubts(after_ms=100), core()
+    watch, restarted = InDoubtReporter(after_ms=100), core()
     for now_ms in range(0, 2_001, 50):
         watch.warn(restarted, now_ms)
     assert [age for _, resource, age in said(caplog) if resource == "a"] == [100, 200, 400, 800, 1_600]
 
 
 def test_what_has_been_acknowledged_is_not_said_any_more(caplog: pytest.LogCaptureFixture) -> None:
-    watch, restarted = Doubts(after_ms=100), core()
+    watch, restarted = InDoubtReporter(after_ms=100), core()
     restarted.step(SessionOpened(1, Hello(1, "default", PROCESS, "t", (ResourceInfo("a", "t"),))), 10)
-    restarted.step(Received(1, restarted.owner.node, Acked(Xid.make(1, bytes(10)), branch(0, "a"), Finish.DONE)), 20)
+    restarted.step(
+        Received(1, restarted.owner.node, Acked(Xid.make(1, bytes(10)), branch(0, "a"), FinishResult.DONE)), 20
+    )
     watch.warn(restarted, 200)
     assert [resource for _, resource, _ in said(caplog)] == ["b"]
     assert [doubt.resource for doubt in in_doubt(restarted, 200)] == ["b"]
@@ -70,7 +72,7 @@ def test_thousands_in_doubt_are_said_a_few_at_a_time_and_each_in_its_turn(
     caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(doubts, "_LINES_MAX", 7)
-    watch, restarted = Doubts(after_ms=100), core(transactions=10)
+    watch, restarted = InDoubtReporter(after_ms=100), core(transactions=10)
     heard = set()
     for now_ms in (150, 151, 152):
         watch.warn(restarted, now_ms)

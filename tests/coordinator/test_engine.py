@@ -10,19 +10,18 @@ from collections.abc import AsyncIterator, Iterable, Sequence
 import pytest
 
 from tests.waiting import aeventually
-from txrpc.coordinator import logbook
-from txrpc.coordinator.engine import Engine
-from txrpc.errors import AbortCode, Fenced
-from txrpc.ids import BranchId, Epoch, ParticipantId, Xid
-from txrpc.log.base import Decision, NotRecorded, RecordUncertain
-from txrpc.log.memory import MemoryLog, MemoryStore
-from txrpc.protocol.events import Limits, Received, SessionOpened
-from txrpc.protocol.messages import (
+from txrpc._coordinator import log_writer as logbook
+from txrpc._coordinator.driver import CoordinatorDriver
+from txrpc._decision_log.memory import MemoryLog, MemoryStore
+from txrpc._decision_log.port import Decision, NotRecorded, RecordUncertain
+from txrpc._protocol.coordinator.events import Limits, Received, SessionOpened
+from txrpc._protocol.coordinator.rows import State
+from txrpc._protocol.messages import (
     Acked,
     BranchRef,
     Commit,
     CommitRequest,
-    Finish,
+    FinishResult,
     FromCoordinator,
     GoAway,
     Hello,
@@ -35,7 +34,8 @@ from txrpc.protocol.messages import (
     Voted,
     Welcome,
 )
-from txrpc.protocol.transaction import State
+from txrpc.errors import AbortCode, Fenced
+from txrpc.ids import BranchId, Epoch, ParticipantId, Xid
 
 PROCESS = ParticipantId(b"process.")
 
@@ -81,14 +81,14 @@ class RoughLog(MemoryLog):
 class Box:
     """An outbox that votes and acknowledges by itself."""
 
-    def __init__(self, engine: Engine, process: ParticipantId = PROCESS) -> None:
-        self.engine = engine
-        self.number = engine.attach(self)
+    def __init__(self, driver: CoordinatorDriver, process: ParticipantId = PROCESS) -> None:
+        self.driver = driver
+        self.number = driver.attach(self)
         self.messages: list[FromCoordinator] = []
         self.farewell: GoAway | None = None
         self.deaf = False
         hello = Hello(1, "default", process, "test", (ResourceInfo("a", "test"), ResourceInfo("b", "test")))
-        engine.step(SessionOpened(self.number, hello))
+        driver.step(SessionOpened(self.number, hello))
 
     def put(self, message: FromCoordinator) -> None:
         self.messages.append(message)
@@ -96,10 +96,10 @@ class Box:
         if isinstance(message, Prepare):
             loop.call_soon(self.say, Voted(message.xid, message.branch, Vote.PREPARED, None, "1"))
         elif isinstance(message, Commit) and not self.deaf:
-            loop.call_soon(self.say, Acked(message.gid.xid, message.gid.branch, Finish.DONE))
+            loop.call_soon(self.say, Acked(message.gid.xid, message.gid.branch, FinishResult.DONE))
 
     def say(self, message: Voted | Acked | CommitRequest | OutcomeRequest) -> None:
-        self.engine.step(Received(self.number, self.engine.core.owner.node, message))
+        self.driver.step(Received(self.number, self.driver.core.owner.node, message))
 
     def close(self, farewell: GoAway) -> None:
         self.farewell = farewell
@@ -107,7 +107,7 @@ class Box:
     def commit(self, number: int) -> Xid:
         xid = Xid.make(number, bytes(10))
         refs = tuple(BranchRef(BranchId(f"{name}{number:07}".encode()), name, PROCESS, 1) for name in ("a", "b"))
-        core = self.engine.core
+        core = self.driver.core
         self.say(CommitRequest(xid, core.owner.epoch, core.tick, refs, 30_000))
         return xid
 
@@ -126,24 +126,24 @@ def log() -> RoughLog:
 
 
 @pytest.fixture
-async def engine(log: RoughLog) -> AsyncIterator[Engine]:
-    engine = Engine(log, "c1", "default", Limits(), retention_s=60, in_doubt_warn_s=0.1)
-    await engine.start()
-    yield engine
-    await engine.stop()
+async def driver(log: RoughLog) -> AsyncIterator[CoordinatorDriver]:
+    driver = CoordinatorDriver(log, "c1", "default", Limits(), retention_s=60, in_doubt_warn_s=0.1)
+    await driver.start()
+    yield driver
+    await driver.stop()
 
 
-async def test_commit_through_the_log(engine: Engine, log: RoughLog) -> None:
-    box = Box(engine)
+async def test_commit_through_the_log(driver: CoordinatorDriver, log: RoughLog) -> None:
+    box = Box(driver)
     assert isinstance(box.messages[0], Welcome)
     reply = await box.outcome(box.commit(1))
     assert reply.outcome is Outcome.COMMITTED
     assert log.batches == [1]
-    assert engine.messages["sent Prepare"] == 2
+    assert driver.messages["sent Prepare"] == 2
 
 
-async def test_rule_3_nobody_hears_committed_before_the_log_has_it(engine: Engine, log: RoughLog) -> None:
-    box = Box(engine)
+async def test_rule_3_nobody_hears_committed_before_the_log_has_it(driver: CoordinatorDriver, log: RoughLog) -> None:
+    box = Box(driver)
     log.gate.clear()
     xid = box.commit(1)
     await aeventually(lambda: log.writing == 1)
@@ -152,13 +152,13 @@ async def test_rule_3_nobody_hears_committed_before_the_log_has_it(engine: Engin
     assert (await box.outcome(xid)).outcome is Outcome.COMMITTED
 
 
-async def test_group_commit_takes_everything_that_waits_as_one_batch(engine: Engine, log: RoughLog) -> None:
-    box = Box(engine)
+async def test_group_commit_takes_everything_that_waits_as_one_batch(driver: CoordinatorDriver, log: RoughLog) -> None:
+    box = Box(driver)
     log.gate.clear()
     first = box.commit(1)
     await aeventually(lambda: log.writing == 1)
     rest = [box.commit(i) for i in range(2, 42)]
-    transactions = engine.core.transactions.values()
+    transactions = driver.core.transactions.values()
     await aeventually(lambda: [row.state for row in transactions] == [State.RECORDING] * 41)
     log.gate.set()
     for xid in (first, *rest):
@@ -166,8 +166,10 @@ async def test_group_commit_takes_everything_that_waits_as_one_batch(engine: Eng
     assert log.batches == [1, 40]
 
 
-async def test_what_is_certainly_not_recorded_aborts_and_the_log_is_tried_again(engine: Engine, log: RoughLog) -> None:
-    box = Box(engine)
+async def test_what_is_certainly_not_recorded_aborts_and_the_log_is_tried_again(
+    driver: CoordinatorDriver, log: RoughLog
+) -> None:
+    box = Box(driver)
     log.troubles = [NotRecorded("the disk is full: free some space"), NotRecorded("still full")]
     reply = await box.outcome(box.commit(1))
     assert reply.outcome is Outcome.ABORTED
@@ -176,34 +178,36 @@ async def test_what_is_certainly_not_recorded_aborts_and_the_log_is_tried_again(
     assert "free some space" in reply.reason.text
     refused = await box.outcome(box.commit(2))
     assert refused.outcome is Outcome.ABORTED
-    await aeventually(lambda: not engine.core.log_trouble)
+    await aeventually(lambda: not driver.core.log_trouble)
     assert (await box.outcome(box.commit(3))).outcome is Outcome.COMMITTED
 
 
-async def test_what_may_be_recorded_is_repeated_and_never_aborted(engine: Engine, log: RoughLog) -> None:
-    box = Box(engine)
+async def test_what_may_be_recorded_is_repeated_and_never_aborted(driver: CoordinatorDriver, log: RoughLog) -> None:
+    box = Box(driver)
     log.troubles = [RecordUncertain("no answer"), RecordUncertain("no answer")]
     reply = await box.outcome(box.commit(1))
     assert reply.outcome is Outcome.COMMITTED
     assert log.batches == [1]
-    assert not engine.core.log_trouble
+    assert not driver.core.log_trouble
 
 
-async def test_a_repeat_that_was_not_recorded_says_nothing_about_the_first_try(engine: Engine, log: RoughLog) -> None:
-    box = Box(engine)
+async def test_a_repeat_that_was_not_recorded_says_nothing_about_the_first_try(
+    driver: CoordinatorDriver, log: RoughLog
+) -> None:
+    box = Box(driver)
     log.troubles = [RecordUncertain("no answer"), NotRecorded("cannot connect"), NotRecorded("cannot connect")]
     reply = await box.outcome(box.commit(1))
     assert reply.outcome is Outcome.COMMITTED
 
 
 async def test_a_mistake_in_a_task_ends_the_engine_instead_of_letting_it_hang(
-    engine: Engine, log: RoughLog, caplog: pytest.LogCaptureFixture
+    driver: CoordinatorDriver, log: RoughLog, caplog: pytest.LogCaptureFixture
 ) -> None:
-    box = Box(engine)
+    box = Box(driver)
     log.troubles = [AssertionError("two decisions about one transaction")]
     box.commit(1)
     async with asyncio.timeout(10):
-        error = await asyncio.shield(engine.over)
+        error = await asyncio.shield(driver.over)
     assert isinstance(error, AssertionError)
     assert box.farewell is not None
     assert (box.farewell.code, box.farewell.retry) == ("internal", True)
@@ -212,48 +216,52 @@ async def test_a_mistake_in_a_task_ends_the_engine_instead_of_letting_it_hang(
     assert "two decisions" in caplog.text
 
 
-async def test_a_mistake_at_a_timer_ends_the_engine_too(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(type(engine.core), "next_wakeup_ms", lambda self: engine.now_ms() + 20)
+async def test_a_mistake_at_a_timer_ends_the_engine_too(
+    driver: CoordinatorDriver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(type(driver.core), "next_wakeup_ms", lambda self: driver.now_ms() + 20)
 
     def broken(_self: object, event: object, _now_ms: int) -> None:
         raise AssertionError(f"no row for {event}")
 
-    monkeypatch.setattr(type(engine.core), "step", broken)
-    engine._reschedule()
+    monkeypatch.setattr(type(driver.core), "step", broken)
+    driver._reschedule()
     async with asyncio.timeout(10):
-        assert isinstance(await asyncio.shield(engine.over), AssertionError)
+        assert isinstance(await asyncio.shield(driver.over), AssertionError)
 
 
-async def test_a_commit_does_not_wait_behind_all_questions(engine: Engine, log: RoughLog) -> None:
-    box = Box(engine)
+async def test_a_commit_does_not_wait_behind_all_questions(driver: CoordinatorDriver, log: RoughLog) -> None:
+    box = Box(driver)
     log.lookup_s = 0.002
-    strange = Epoch.make(engine.core.owner.epoch.number, 7)
+    strange = Epoch.make(driver.core.owner.epoch.number, 7)
     for number in range(3_000):  # six seconds of questions
         box.say(OutcomeRequest(Xid.make(10_000 + number, bytes(10)), strange, 0))
     reply = await box.outcome(box.commit(1), timeout_s=3)
     assert reply.outcome is Outcome.COMMITTED
-    assert engine.book.questions[box.number] > 1_000
+    assert driver.book.questions[box.number] > 1_000
 
 
-async def test_rule_7_fenced_ends_the_engine_and_tells_every_session(engine: Engine, log: RoughLog) -> None:
-    box = Box(engine)
+async def test_rule_7_fenced_ends_the_engine_and_tells_every_session(driver: CoordinatorDriver, log: RoughLog) -> None:
+    box = Box(driver)
     log.troubles = [Fenced("epoch 2 has opened the log")]
     box.commit(1)
     async with asyncio.timeout(10):
-        error = await asyncio.shield(engine.over)
+        error = await asyncio.shield(driver.over)
     assert isinstance(error, Fenced)
     assert box.farewell is not None
     assert box.farewell.code == "fenced"
     assert not [m for m in box.messages if isinstance(m, Commit)]
 
 
-async def test_a_shutdown_finishes_what_is_being_decided_and_refuses_the_rest(engine: Engine, log: RoughLog) -> None:
-    box = Box(engine)
+async def test_a_shutdown_finishes_what_is_being_decided_and_refuses_the_rest(
+    driver: CoordinatorDriver, log: RoughLog
+) -> None:
+    box = Box(driver)
     log.gate.clear()
     xid = box.commit(1)
     await aeventually(lambda: log.writing == 1)
-    draining = asyncio.create_task(engine.drain(10))
-    await aeventually(lambda: engine.core.draining)
+    draining = asyncio.create_task(driver.drain(10))
+    await aeventually(lambda: driver.core.draining)
     late = await box.outcome(box.commit(2))
     assert late.reason is not None
     assert late.reason.code is AbortCode.SHUTTING_DOWN
@@ -264,13 +272,15 @@ async def test_a_shutdown_finishes_what_is_being_decided_and_refuses_the_rest(en
     assert box.farewell.retry
 
 
-async def test_g10_an_idle_session_goes_at_once_while_others_are_still_decided(log: RoughLog, engine: Engine) -> None:
+async def test_g10_an_idle_session_goes_at_once_while_others_are_still_decided(
+    log: RoughLog, driver: CoordinatorDriver
+) -> None:
     """It was kept for the whole grace, though the next coordinator had been there after a second."""
-    busy, idle = Box(engine), Box(engine, ParticipantId(b"idle...."))
+    busy, idle = Box(driver), Box(driver, ParticipantId(b"idle...."))
     log.gate.clear()
     xid = busy.commit(1)
     await aeventually(lambda: log.writing)
-    draining = asyncio.create_task(engine.drain(60))
+    draining = asyncio.create_task(driver.drain(60))
     await aeventually(lambda: idle.farewell is not None)
     assert busy.farewell is None
     log.gate.set()
@@ -280,14 +290,14 @@ async def test_g10_an_idle_session_goes_at_once_while_others_are_still_decided(l
 
 async def test_a_restart_takes_up_what_was_not_done(log: RoughLog) -> None:
     store = MemoryStore()
-    first = Engine(RoughLog(store), "c1", "default", Limits(), 60, 10)
+    first = CoordinatorDriver(RoughLog(store), "c1", "default", Limits(), 60, 10)
     await first.start()
     box = Box(first)
     box.deaf = True
     xid = box.commit(1)
     await aeventually(lambda: store.nodes["c1"].decisions)
     await first.stop()
-    second = Engine(RoughLog(store), "c1", "default", Limits(), 60, 10)
+    second = CoordinatorDriver(RoughLog(store), "c1", "default", Limits(), 60, 10)
     await second.start()
     again = Box(second)
     await aeventually(lambda: not second.core.transactions)
@@ -299,10 +309,10 @@ async def test_a_restart_takes_up_what_was_not_done(log: RoughLog) -> None:
 # ------------------------------------------------------------------------------------ retention, clock, marks of done
 
 
-async def started(log: RoughLog, retention_s: float) -> Engine:
-    engine = Engine(log, "c1", "default", Limits(), retention_s, in_doubt_warn_s=10)
-    await engine.start()
-    return engine
+async def started(log: RoughLog, retention_s: float) -> CoordinatorDriver:
+    driver = CoordinatorDriver(log, "c1", "default", Limits(), retention_s, in_doubt_warn_s=10)
+    await driver.start()
+    return driver
 
 
 async def test_rule_6_marks_of_done_are_repeated_until_the_log_has_them(log: RoughLog) -> None:
@@ -310,54 +320,54 @@ async def test_rule_6_marks_of_done_are_repeated_until_the_log_has_them(log: Rou
     store = MemoryStore()
     log = RoughLog(store)
     log.done_troubles = [NotRecorded("full"), RecordUncertain("no answer")]
-    engine = await started(log, 60)
-    box = Box(engine)
+    driver = await started(log, 60)
+    box = Box(driver)
     xids = [box.commit(number) for number in range(1, 4)]
     for xid in xids:
         assert (await box.outcome(xid)).outcome is Outcome.COMMITTED
     await aeventually(lambda: set(store.nodes["c1"].done_ms) == set(xids))
     assert log.done_troubles == []
     assert list(log.pending()) == []
-    await engine.stop()
+    await driver.stop()
 
 
 async def test_rule_6_what_is_not_acknowledged_is_never_forgotten(log: RoughLog) -> None:
-    engine = await started(log, 0)
-    box = Box(engine)
+    driver = await started(log, 0)
+    box = Box(driver)
     box.deaf = True
     xid = box.commit(1)
     await aeventually(lambda: log.outcome(xid))
     await aeventually(lambda: len(log.forgets) > 1)
     assert log.outcome(xid) is not None
-    await engine.stop()
+    await driver.stop()
 
 
 async def test_rule_12_what_is_done_is_kept_for_the_retention_time_and_then_deleted() -> None:
     store = MemoryStore()
-    engine = await started(RoughLog(store), 2)
-    box = Box(engine)
+    driver = await started(RoughLog(store), 2)
+    box = Box(driver)
     xid = box.commit(1)
     assert (await box.outcome(xid)).outcome is Outcome.COMMITTED
     await aeventually(lambda: xid in store.nodes["c1"].done_ms)
     done_ms = store.nodes["c1"].done_ms[xid]
     await aeventually(lambda: xid not in store.nodes["c1"].decisions)
-    assert engine.clock_ms() - done_ms >= 2_000
+    assert driver.clock_ms() - done_ms >= 2_000
     assert store.nodes["c1"].forgotten_ms > done_ms
-    await engine.stop()
+    await driver.stop()
 
 
 async def test_forgetting_goes_on_in_batches_until_nothing_is_left(
     log: RoughLog, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(logbook, "_FORGET_BATCH", 2)
-    engine = await started(log, 0)
-    box = Box(engine)
+    driver = await started(log, 0)
+    box = Box(driver)
     xids = [box.commit(number) for number in range(1, 6)]
     for xid in xids:
         await box.outcome(xid)
     await aeventually(lambda: not any(log.outcome(xid) for xid in xids))
     assert {limit for _, limit in log.forgets} == {2}
-    await engine.stop()
+    await driver.stop()
 
 
 async def test_the_coordinators_clock_never_goes_back_over_a_restart(monkeypatch: pytest.MonkeyPatch) -> None:

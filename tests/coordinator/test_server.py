@@ -20,8 +20,7 @@ import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
-from txrpc.ids import BranchId, Epoch, ParticipantId, Xid
-from txrpc.protocol.messages import (
+from txrpc._protocol.messages import (
     BranchRef,
     CommitRequest,
     GoAway,
@@ -33,9 +32,10 @@ from txrpc.protocol.messages import (
     Vote,
     Welcome,
 )
+from txrpc._wire.codec import decode_coordinator_batch, encode_to_coordinator
+from txrpc._wire.v1 import session_pb2, session_pb2_grpc
+from txrpc.ids import BranchId, Epoch, ParticipantId, Xid
 from txrpc.testing.processes import Child, CoordinatorProcess
-from txrpc.wire.codec import decode_coordinator_batch, encode_to_coordinator
-from txrpc.wire.v1 import session_pb2, session_pb2_grpc
 
 NODE = "c1"
 

@@ -12,16 +12,16 @@ import grpc
 import pytest
 
 from tests.versions import needs_grpc
-from txrpc.coordinator import service
-from txrpc.coordinator.engine import Engine
-from txrpc.coordinator.service import SessionService
+from txrpc._coordinator import service
+from txrpc._coordinator.driver import CoordinatorDriver
+from txrpc._coordinator.service import SessionService
+from txrpc._decision_log.memory import MemoryLog
+from txrpc._decision_log.port import Decision
+from txrpc._protocol.coordinator.events import Limits
+from txrpc._protocol.messages import GoAway, Hello, OutcomeReply, OutcomeRequest, Tick, ToCoordinator, Welcome
+from txrpc._wire.codec import decode_coordinator_batch, encode_to_coordinator
+from txrpc._wire.v1 import session_pb2, session_pb2_grpc
 from txrpc.ids import Epoch, ParticipantId, Xid
-from txrpc.log.base import Decision
-from txrpc.log.memory import MemoryLog
-from txrpc.protocol.events import Limits
-from txrpc.protocol.messages import GoAway, Hello, OutcomeReply, OutcomeRequest, Tick, ToCoordinator, Welcome
-from txrpc.wire.codec import decode_coordinator_batch, encode_to_coordinator
-from txrpc.wire.v1 import session_pb2, session_pb2_grpc
 
 HELLO = Hello(1, "default", ParticipantId(b"process."), "test")
 
@@ -42,7 +42,7 @@ class SlowLog(MemoryLog):
 @dataclass
 class House:
     log: SlowLog
-    engine: Engine
+    driver: CoordinatorDriver
     sessions: SessionService
     server: Any
     channel: Any
@@ -62,17 +62,17 @@ class House:
 @pytest.fixture
 async def house() -> AsyncIterator[House]:
     log = SlowLog()
-    engine = Engine(log, "c1", "default", Limits(), retention_s=60, in_doubt_warn_s=10)
-    await engine.start()
-    sessions = SessionService(engine, Limits())
+    driver = CoordinatorDriver(log, "c1", "default", Limits(), retention_s=60, in_doubt_warn_s=10)
+    await driver.start()
+    sessions = SessionService(driver, Limits())
     server = grpc.aio.server()
     session_pb2_grpc.add_CoordinatorServicer_to_server(sessions, server)
     port = server.add_insecure_port("127.0.0.1:0")
     await server.start()
     async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
-        yield House(log, engine, sessions, server, channel)
+        yield House(log, driver, sessions, server, channel)
     await server.stop(0.1)
-    await engine.stop()
+    await driver.stop()
 
 
 async def say(call: Any, *messages: ToCoordinator) -> None:
@@ -108,7 +108,7 @@ async def test_rule_15_bytes_that_are_no_protobuf_are_the_senders_mistake(
     assert (farewell.code, farewell.text) == ("protocol", "what was sent is no batch of messages")
     assert await hear(call) is None
     await house.until(lambda: house.sessions.peers == {})
-    assert len(house.engine.core.directory) == 0
+    assert len(house.driver.core.directory) == 0
     assert "Traceback" not in caplog.text
     assert not [record for record in caplog.records if record.levelname == "ERROR"]
 
@@ -140,8 +140,8 @@ async def test_who_never_reads_is_let_go_and_others_are_not_hurt(
     monkeypatch.setattr(service, "_FAREWELL_S", 0.2)
     slow = house.call()
     await say(slow, HELLO)
-    await house.until(lambda: len(house.engine.core.directory) == 1)
-    box: Any = house.engine._outboxes[1]
+    await house.until(lambda: len(house.driver.core.directory) == 1)
+    box: Any = house.driver._outboxes[1]
     with pytest.raises(TimeoutError):  # until gRPC takes no more: what fits into its windows is written, not waiting
         for _ in range(5_000):
             for _ in range(50):
@@ -149,7 +149,7 @@ async def test_who_never_reads_is_let_go_and_others_are_not_hurt(
             await house.until(lambda: not box._queue, timeout_s=0.5)
     for _ in range(service._OUTBOX_MAX):
         box.put(GoAway("noise", "x" * 400, retry=True))
-    await house.until(lambda: house.engine.core.directory.sessions == {})
+    await house.until(lambda: house.driver.core.directory.sessions == {})
     assert "session did not read" in caplog.text
     good = house.call()
     await say(good, HELLO)
@@ -167,10 +167,10 @@ async def test_a_session_that_never_reads_does_not_keep_the_server_from_stopping
     monkeypatch.setattr(service, "_FAREWELL_S", 0.1)
     slow = house.call()
     await say(slow, HELLO)
-    await house.until(lambda: len(house.engine.core.directory) == 1)
+    await house.until(lambda: len(house.driver.core.directory) == 1)
     for _ in range(20_000):
-        house.engine._outboxes[1].put(GoAway("noise", "x" * 400, retry=True))
-    await house.engine.drain(1)
+        house.driver._outboxes[1].put(GoAway("noise", "x" * 400, retry=True))
+    await house.driver.drain(1)
     async with asyncio.timeout(10):
         await house.server.stop(0.2)
 
@@ -188,9 +188,9 @@ async def test_a_flood_of_questions_is_held_back_and_all_are_answered(
     for start in range(0, 100, 10):
         questions = [OutcomeRequest(Xid.make(n + 1, bytes(10)), strange, 0) for n in range(start, start + 10)]
         await say(call, *questions)
-    await house.until(lambda: house.engine.book.questions[1] > 20)
+    await house.until(lambda: house.driver.book.questions[1] > 20)
     await asyncio.sleep(0.3)  # more would come if more were read
-    assert house.engine.book.questions[1] in range(21, 31)
+    assert house.driver.book.questions[1] in range(21, 31)
     house.log.gate.set()
     answers: set[Xid] = set()
     async for message in listen(call):
@@ -198,19 +198,19 @@ async def test_a_flood_of_questions_is_held_back_and_all_are_answered(
         answers.add(message.xid)
         if len(answers) == 100:
             break
-    await house.until(lambda: not house.engine.book.questions)
+    await house.until(lambda: not house.driver.book.questions)
 
 
 async def test_questions_of_a_session_that_has_ended_are_not_asked(house: House) -> None:
     house.log.gate = threading.Event()
     call = house.call()
-    strange = Epoch.make(house.engine.owner.epoch.number, 7)
+    strange = Epoch.make(house.driver.owner.epoch.number, 7)
     await say(call, HELLO, *[OutcomeRequest(Xid.make(n + 1, bytes(10)), strange, 0) for n in range(500)])
     await house.until(lambda: house.log.asked == 1)
     call.cancel()
     await house.until(lambda: not house.sessions.peers)
     house.log.gate.set()
-    await house.until(lambda: not house.engine.book.questions)
+    await house.until(lambda: not house.driver.book.questions)
     assert house.log.asked <= 50
     other = house.call()
     await say(other, HELLO)
@@ -226,10 +226,10 @@ async def test_who_never_reads_may_vanish_without_a_trace(
     monkeypatch.setattr(service, "_FAREWELL_S", 0.1)
     slow = house.call()
     await say(slow, HELLO)
-    await house.until(lambda: len(house.engine.core.directory) == 1)
+    await house.until(lambda: len(house.driver.core.directory) == 1)
     for _ in range(20_000):
-        house.engine._outboxes[1].put(GoAway("noise", "x" * 400, retry=True))
-    house.engine._outboxes[1].close(GoAway("slow", "", retry=True))
+        house.driver._outboxes[1].put(GoAway("noise", "x" * 400, retry=True))
+    house.driver._outboxes[1].close(GoAway("slow", "", retry=True))
     await house.until(lambda: not house.sessions.peers)
     await house.channel.close()
     await house.until(lambda: house.sessions.open == 0)

@@ -37,7 +37,7 @@ class Lists:
     @txrpc.transactional
     def do(self, request: bytes, _context: grpc.ServicerContext) -> bytes:
         with self._database.connection() as connection:
-            return json.dumps([self._one(connection, *deed) for deed in json.loads(request)]).encode()
+            return json.dumps([self._one(connection, *scenario) for scenario in json.loads(request)]).encode()
 
     def _one(self, connection: Any, verb: str, name: str, value: int) -> Any:
         match verb:

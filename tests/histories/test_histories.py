@@ -67,8 +67,8 @@ class Lists:
         for child in (*self.services.values(), self.coordinator):
             child.kill()
 
-    def do(self, base: str, deeds: list[tuple[str, str, int]]) -> list[Any]:
-        answers: list[Any] = json.loads(self.calls[base](json.dumps(deeds).encode(), timeout=8))
+    def do(self, base: str, scenarios: list[tuple[str, str, int]]) -> list[Any]:
+        answers: list[Any] = json.loads(self.calls[base](json.dumps(scenarios).encode(), timeout=8))
         return answers
 
     def ask(self, base: str, query: str) -> list[tuple[Any, ...]]:
@@ -103,11 +103,11 @@ class Author:
 
     def work(self, until: float) -> None:
         while time.monotonic() < until:
-            deeds = self._plan()
+            scenarios = self._plan()
             did: list[Append | Read] = []
             try:
                 with txrpc.transaction(timeout=8) as tx:
-                    self._carry_out(deeds, did)
+                    self._carry_out(scenarios, did)
                 ended = Ended.COMMITTED
             except txrpc.OutcomeUnknown:
                 ended = Ended.UNKNOWN
@@ -121,28 +121,28 @@ class Author:
         """In one order of databases and lists for all, so that nobody waits for somebody who waits for him."""
         dice = self._dice
         bases = sorted(dice.sample(BASES, dice.randint(1, 3)))
-        deeds: Deeds = {}
+        scenarios: Deeds = {}
         for base in bases:
             names = sorted(dice.choices([f"l{n}" for n in range(1, LISTS + 1)], k=dice.randint(1, 3)))
-            deeds[base] = [(dice.choice(("append", "append", "read")), name, self._next()) for name in names]
+            scenarios[base] = [(dice.choice(("append", "append", "read")), name, self._next()) for name in names]
         if len(bases) > 1:
             cents, account = dice.randint(1, 100), f"a{dice.randint(1, ACCOUNTS)}"
-            deeds[bases[0]].append(("move", account, -cents))
-            deeds[bases[-1]].append(("move", account, cents))
-        return deeds
+            scenarios[bases[0]].append(("move", account, -cents))
+            scenarios[bases[-1]].append(("move", account, cents))
+        return scenarios
 
     def _next(self) -> int:
         self._number += 1
         return self._number
 
-    def _carry_out(self, deeds: Deeds, did: list[Append | Read]) -> None:
-        for base, ours in deeds.items():
+    def _carry_out(self, scenarios: Deeds, did: list[Append | Read]) -> None:
+        for base, ours in scenarios.items():
             did += [Append((base, name), value) for verb, name, value in ours if verb == "append"]
         appended = list(did)
         did.clear()
         done: list[Append | Read] = []
         try:
-            for base, ours in deeds.items():
+            for base, ours in scenarios.items():
                 for (verb, name, value), answer in zip(ours, self._lists.do(base, ours), strict=True):
                     if verb == "append":
                         done.append(Append((base, name), value))

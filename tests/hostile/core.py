@@ -11,11 +11,8 @@ from __future__ import annotations
 import logging
 from typing import Any
 
-from txrpc.coordinator.engine import _fields
-from txrpc.errors import AbortCode, Reason
-from txrpc.ids import BranchId, Epoch, Gid, ParticipantId, Xid
-from txrpc.protocol.coordinator import Coordinator
-from txrpc.protocol.events import (
+from txrpc._coordinator.driver import _fields
+from txrpc._protocol.coordinator.events import (
     Limits,
     Logged,
     Looked,
@@ -26,17 +23,18 @@ from txrpc.protocol.events import (
     SessionOpened,
     Woke,
 )
-from txrpc.protocol.messages import (
+from txrpc._protocol.coordinator.machine import Coordinator
+from txrpc._protocol.messages import (
     Acked,
     BranchRef,
     Commit,
     CommitRequest,
     Committing,
-    Finish,
+    FinishResult,
     Hello,
     Inquiry,
     OnePhaseDone,
-    OnePhaseResult,
+    Outcome,
     OutcomeRequest,
     Owner,
     Resolved,
@@ -46,7 +44,9 @@ from txrpc.protocol.messages import (
     Vote,
     Voted,
 )
-from txrpc.protocol.records import Decision, Opened
+from txrpc._protocol.records import Decision, Opened
+from txrpc.errors import AbortCode, Reason
+from txrpc.ids import BranchId, Epoch, Gid, ParticipantId, Xid
 
 __all__ = ["core"]
 
@@ -192,21 +192,30 @@ class _Stage:
             case 4:
                 return Committing(xid, branch, "7")
             case 5:
-                return OnePhaseDone(xid, branch, dice.of(OnePhaseResult))
+                return OnePhaseDone(xid, branch, dice.of(Outcome))
             case 6:
-                return Acked(xid, branch, dice.of(Finish))
+                return Acked(xid, branch, dice.of(FinishResult))
             case 7:
                 gid = Gid("default", dice.of(("c1", "c2")), epoch, xid, branch, dice.of(_PARTICIPANTS), dice.of(_NAMES))
                 return Inquiry(gid, dice.below(3), dice.below(3))
             case _:
-                return Resolved(xid, branch, dice.of(OnePhaseResult))
+                return Resolved(xid, branch, dice.of(Outcome))
 
 
 def core(data: bytes) -> None:
     """See the module's docstring."""
     dice = _Dice(data)
     stage = _Stage(dice)
-    deeds = (stage.connect, stage.speak, stage.speak, stage.speak, stage.answer, stage.answer, stage.wait, stage.leave)
+    scenarios = (
+        stage.connect,
+        stage.speak,
+        stage.speak,
+        stage.speak,
+        stage.answer,
+        stage.answer,
+        stage.wait,
+        stage.leave,
+    )
     stage.connect()
     while dice:
-        deeds[dice.below(len(deeds))]()
+        scenarios[dice.below(len(scenarios))]()

@@ -12,7 +12,7 @@ import sys
 import atheris  # type: ignore[import-untyped]
 
 with atheris.instrument_imports(
-    include=["txrpc.ids", "txrpc.log.schema", "txrpc.protocol", "txrpc.wire", "tests.hostile"]
+    include=["txrpc.ids", "txrpc._decision_log.schema", "txrpc._protocol", "txrpc._wire", "tests.hostile"]
 ):
     from tests.hostile.targets import TARGETS
 

@@ -7,18 +7,18 @@ from collections.abc import Callable
 from google.protobuf.message import DecodeError
 
 from tests.hostile.core import core
-from txrpc.errors import BadMessage, ConfigurationError, LimitExceeded
-from txrpc.ids import Gid
-from txrpc.log.schema import pack, unpack
-from txrpc.wire.codec import (
+from txrpc._decision_log.schema import pack, unpack
+from txrpc._wire.codec import (
     decode_coordinator_batch,
     decode_process_batch,
     encode_from_coordinator,
     encode_to_coordinator,
 )
-from txrpc.wire.metadata import decode_context, decode_report, encode_context, encode_report
-from txrpc.wire.status import end_is_known, from_trailing
-from txrpc.wire.v1 import session_pb2
+from txrpc._wire.metadata import decode_context, decode_report, encode_context, encode_report
+from txrpc._wire.status import end_is_known, from_trailing
+from txrpc._wire.v1 import session_pb2
+from txrpc.errors import BadMessage, ConfigurationError, LimitExceeded
+from txrpc.ids import Gid
 
 __all__ = ["TARGETS", "Target"]
 

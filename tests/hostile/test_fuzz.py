@@ -15,7 +15,7 @@ import pytest
 from tests.hostile import core as stage
 from tests.hostile.targets import TARGETS
 from tests.proof import note_proof
-from txrpc.protocol.events import Logged
+from txrpc._protocol.coordinator.events import Logged
 
 SECONDS = {"core": 12, "process_batch": 6}
 needs_atheris = pytest.mark.skipif(

@@ -16,8 +16,8 @@ from sqlalchemy.engine import make_url
 
 import txrpc
 from tests.postgres import needs_own_server
-from tests.runtime.notebook import Notebook
-from tests.system.deeds import carry_out
+from tests.runtime.memory_resource import MemoryResource
+from tests.system.scenarios import carry_out
 from tests.system.world import BANKS, World
 from tests.waiting import eventually
 from txrpc.testing.failpoints import failpoint
@@ -54,7 +54,7 @@ def fill(folder: Path) -> Path:
 
 def test_rule_3_a_full_disk_under_the_log(small_disk: Path, tmp_path: Path) -> None:
     """What cannot be recorded rolls back with the reason; when there is room again the coordinator goes on by itself."""
-    books = (Notebook("one"), Notebook("two"))
+    books = (MemoryResource("one"), MemoryResource("two"))
     log = f"sqlite:///{small_disk / 'log.db'}"
     with CoordinatorProcess(tmp_path, log=log) as coordinator, txrpc.connect(coordinator.address, resources=books):
 

@@ -19,15 +19,15 @@ import pytest
 import txrpc
 from tests.hostile.core import _Dice, _Stage
 from tests.proof import note_proof
-from tests.runtime.notebook import Notebook
+from tests.runtime.memory_resource import MemoryResource
 from tests.waiting import eventually
+from txrpc._protocol.messages import BranchRef, CommitRequest, Hello, OutcomeReply, ResourceInfo, Welcome
+from txrpc._wire.codec import decode_coordinator_batch, encode_to_coordinator
+from txrpc._wire.v1 import session_pb2
 from txrpc.cli import overview
 from txrpc.errors import AbortCode, Reason
 from txrpc.ids import BranchId, ParticipantId, Xid
-from txrpc.protocol.messages import BranchRef, CommitRequest, Hello, OutcomeReply, ResourceInfo, Welcome
 from txrpc.testing.processes import CoordinatorProcess
-from txrpc.wire.codec import decode_coordinator_batch, encode_to_coordinator
-from txrpc.wire.v1 import session_pb2
 
 NODE = "c1"
 METHOD = "/txrpc.v1.Coordinator/Session"
@@ -82,7 +82,7 @@ class Bystander:
     """A process with two branches a transaction through the coordinator, again and again; every answer must be right."""
 
     def __init__(self, address: str) -> None:
-        self.books = (Notebook("one"), Notebook("two"))
+        self.books = (MemoryResource("one"), MemoryResource("two"))
         self.manager = txrpc.connect(address, resources=self.books, process="bystander")
         self.told: dict[str, bool] = {}
         self._over = threading.Event()

@@ -20,14 +20,17 @@ import yaml
 import txrpc
 import txrpc.aio
 import txrpc.sql
-from txrpc.failpoints import POINTS
-from txrpc.rpc.session import Session
-from txrpc.rpc.session_aio import AioSession
+from txrpc._failpoints import POINTS
+from txrpc._grpc.session import Session
+from txrpc._grpc.session_async import AsyncSession
 
 ROOT = Path(__file__).resolve().parents[2]
-SOURCES = [p for p in sorted((ROOT / "txrpc").rglob("*.py")) if "wire/v1" not in p.as_posix()]
+SOURCES = [p for p in sorted((ROOT / "txrpc").rglob("*.py")) if "_wire/v1" not in p.as_posix()]
 AROUND = [
-    p for room in ("examples", "scripts", "tests") for p in sorted((ROOT / room).rglob("*.py")) if "_pb2" not in p.name
+    p
+    for folder in ("examples", "scripts", "tests", "verification")
+    for p in sorted((ROOT / folder).rglob("*.py"))
+    if "_pb2" not in p.name
 ]
 FUNCTION_LINES, FILE_LINES, LINE_CHARACTERS = 50, 400, 132
 FUNCTION_LINES_AROUND, FILE_LINES_AROUND = 80, 700
@@ -97,7 +100,7 @@ def test_import_txrpc_loads_neither_sqlalchemy_nor_the_coordinator() -> None:
     code = (
         "import sys, txrpc, txrpc.aio; "
         "print([m for m in sys.modules if m.split('.')[0] in ('sqlalchemy', 'structlog', 'click', 'rich') "
-        "or m.startswith(('txrpc.coordinator', 'txrpc.sql', 'txrpc.testing', 'txrpc.log'))])"
+        "or m.startswith(('txrpc._coordinator', 'txrpc.sql', 'txrpc.testing', 'txrpc._decision_log'))])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
     assert done.stdout.strip() == "[]"
@@ -167,7 +170,7 @@ SYNC_ONLY = {"intercept_channel"}  # a channel of grpc.aio takes its interceptor
 PAIRS = {
     **{name: (getattr(txrpc, name), getattr(txrpc.aio, name, None)) for name in txrpc.__all__ if name not in SYNC_ONLY},
     "ResourceManager": (txrpc.sql.ResourceManager, txrpc.sql.AsyncResourceManager),
-    "Session": (Session, AioSession),
+    "Session": (Session, AsyncSession),
 }
 
 

@@ -19,7 +19,7 @@ from tests.postgres import Server
 pytestmark = [pytest.mark.proof, pytest.mark.timeout(600)]
 
 ROOT = Path(__file__).resolve().parents[2]
-NEEDS = {"txrpc.sql.resource_aio": {"asyncio", "asyncpg"}, "txrpc.testing.pytest_plugin": {"testing"}}
+NEEDS = {"txrpc.sql.resource_async": {"asyncio", "asyncpg"}, "txrpc.testing.pytest_plugin": {"testing"}}
 """Modules that cannot be imported without one of these extras.  Everything else can, always."""
 DRIVERS = {"postgresql": "psycopg", "psycopg2": "psycopg2", "embedded-postgresql": "psycopg"}
 """The extras with which the README's example runs."""
@@ -86,7 +86,7 @@ def test_the_wheel_with_one_extra_imports_and_works(
     unimportable = {name for name, extras in NEEDS.items() if extra not in extras}
     assert failed.keys() - {"txrpc.sql"} <= unimportable, failed
     if "txrpc.sql" in failed:
-        assert extra not in NEEDS["txrpc.sql.resource_aio"]
+        assert extra not in NEEDS["txrpc.sql.resource_async"]
         assert "pip install 'sqlalchemy[asyncio]'" in failed["txrpc.sql"]
     assert "coordinator" in environment.command("txrpc", "--help")
     if driver:

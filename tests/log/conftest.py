@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from txrpc.log.base import DecisionLog
-from txrpc.log.memory import MemoryLog, MemoryStore
-from txrpc.log.sql import SqlLog
+from txrpc._decision_log.memory import MemoryLog, MemoryStore
+from txrpc._decision_log.port import DecisionLog
+from txrpc._decision_log.sql import SqlLog
 from txrpc.testing.postgres import PostgresServer
 
 _numbers = itertools.count(1)

@@ -9,11 +9,11 @@ from collections.abc import Callable
 
 import pytest
 
+from txrpc._decision_log.port import Decision, DecisionLog, NotRecorded, PreparedBranch, RecordUncertain
+from txrpc._protocol.messages import FinishResult
+from txrpc._protocol.records import Incident
 from txrpc.errors import Fenced
 from txrpc.ids import BranchId, Epoch, ParticipantId, Xid
-from txrpc.log.base import Decision, DecisionLog, NotRecorded, PreparedBranch, RecordUncertain
-from txrpc.protocol.messages import Finish
-from txrpc.protocol.records import Incident
 
 Open = Callable[[], DecisionLog]
 
@@ -194,10 +194,10 @@ def test_rule_16_incidents_are_kept_until_they_are_closed(open_log: Open) -> Non
     log.open("c1", 1)
     one, other = (
         Incident(Xid(os.urandom(16)), BranchId(os.urandom(8)), f"bank-{n}", finish, 1_000 + n)
-        for n, finish in enumerate((Finish.NOT_HERE, Finish.HEURISTIC))
+        for n, finish in enumerate((FinishResult.NOT_HERE, FinishResult.HEURISTIC))
     )
     log.report([one, other])
-    lost = Incident(one.xid, one.branch, one.resource, Finish.LOST, 2_000)
+    lost = Incident(one.xid, one.branch, one.resource, FinishResult.LOST, 2_000)
     log.report([lost])
     log.report([])
     again = open_log()
@@ -214,7 +214,7 @@ def test_rule_16_incidents_are_kept_until_they_are_closed(open_log: Open) -> Non
 def test_an_incident_that_comes_back_after_it_was_closed_is_open_again(open_log: Open) -> None:
     log = open_log()
     log.open("c1", 1)
-    lost = Incident(Xid(os.urandom(16)), BranchId(os.urandom(8)), "bank", Finish.LOST, 1_000)
+    lost = Incident(Xid(os.urandom(16)), BranchId(os.urandom(8)), "bank", FinishResult.LOST, 1_000)
     log.report([lost])
     log.close_incidents([(lost.xid, lost.branch)], 2_000)
     log.report([lost])

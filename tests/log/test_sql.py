@@ -17,12 +17,12 @@ import pytest
 from sqlalchemy import create_engine, make_url, text
 
 from tests.log.test_contract import decision
+from txrpc._decision_log import database
+from txrpc._decision_log.port import LogError, NotRecorded, RecordUncertain
+from txrpc._decision_log.schema import pack, unpack
+from txrpc._decision_log.sql import SqlLog
 from txrpc.errors import ConfigurationError, Fenced
 from txrpc.ids import Epoch, Xid
-from txrpc.log import database
-from txrpc.log.base import LogError, NotRecorded, RecordUncertain
-from txrpc.log.schema import pack, unpack
-from txrpc.log.sql import SqlLog
 from txrpc.testing.postgres import PostgresServer
 
 Make = Callable[[str], SqlLog]
@@ -329,7 +329,7 @@ def test_a_new_file_that_another_program_is_writing_is_waited_for(sql_log: Make,
 CHILD = """
 import sys
 from tests.log.test_contract import decision
-from txrpc.log.sql import SqlLog
+from txrpc._decision_log.sql import SqlLog
 log = SqlLog(sys.argv[1])
 epoch = log.open("c1", 1).epoch
 while True:

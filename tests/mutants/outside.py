@@ -6,7 +6,7 @@ from tests.mutation import Change
 
 __all__ = ["MUTANTS"]
 
-_SQL, _LOG, _RPC = "txrpc.sql.", "txrpc.log.", "txrpc.rpc."
+_SQL, _LOG, _RPC = "txrpc.sql.", "txrpc._decision_log.", "txrpc._grpc."
 
 MUTANTS: dict[str, tuple[Change, str]] = {
     "a vote is taken from whatever backend answers": (
@@ -75,24 +75,24 @@ MUTANTS: dict[str, tuple[Change, str]] = {
     ),
     "finishing waits behind PREPARE": (
         Change(
-            "txrpc.runtime.manager", "self._finishers if do.operation in FINISHING else self._workers", "self._workers"
+            "txrpc._client.manager", "self._finishers if do.operation in FINISHING else self._workers", "self._workers"
         ),
         "tests/sql/test_workers.py -k f9",
     ),
     "the work of ended branches is kept": (
-        Change("txrpc.runtime.state", "self._slots.pop(do.gid.branch, None)", "pass"),
+        Change("txrpc._client.state", "self._slots.pop(do.gid.branch, None)", "pass"),
         "tests/runtime/test_scopes.py",
     ),
     "a greater position is forgotten": (
-        Change("txrpc.runtime.core", "self._position = max(self._position, message.position)", "pass"),
+        Change("txrpc._client.core", "self._position = max(self._position, message.position)", "pass"),
         "tests/system/test_restored_log.py -k rule_18",
     ),
     "calls in flight are left to their deadline": (
-        Change("txrpc.flows.ending", "everywhere = bool(part.in_flight)", "everywhere = False"),
+        Change("txrpc._client.completion", "everywhere = bool(part.in_flight)", "everywhere = False"),
         "tests/system/test_calls_in_flight.py -k rule_9_a_call_that_still_runs",
     ),
     "a fan-out in a service is left to its deadline": (
-        Change("txrpc.runtime.handle", "            if self._part.in_flight:\n                self._abandon()\n", ""),
+        Change("txrpc._client.handles", "            if self._part.in_flight:\n                self._abandon()\n", ""),
         "tests/system/test_calls_in_flight.py -k rule_19",
     ),
     "a server that takes no part is good enough": (
@@ -113,18 +113,18 @@ MUTANTS: dict[str, tuple[Change, str]] = {
     ),
     "that a repeat was not recorded is believed": (
         Change(
-            "txrpc.coordinator.logbook",
+            "txrpc._coordinator.log_writer",
             "if attempt == 0 and isinstance(error, NotRecorded):",
             "if isinstance(error, NotRecorded):",
         ),
         "tests/coordinator/test_engine.py",
     ),
     "a log that has lost decisions goes on deciding": (
-        Change("txrpc.coordinator.engine", "        if out.behind:\n", "        if False:\n"),
+        Change("txrpc._coordinator.driver", "        if out.behind:\n", "        if False:\n"),
         "tests/system/test_restored_log.py -k rule_18",
     ),
     "what has no open transaction is not shown": (
-        Change("txrpc.coordinator.doubts", "in core.reports.shown(now_ms):", "in ():"),
+        Change("txrpc._coordinator.in_doubt", "in core.reports.shown(now_ms):", "in ():"),
         "tests/system/test_trouble.py -k perhaps_prepared",
     ),
 }

@@ -15,7 +15,7 @@ import txrpc
 from tests.network.net import Net, Node, why_not
 from tests.postgres import URLS
 from tests.proof import note_proof
-from tests.system.deeds import carry_out
+from tests.system.scenarios import carry_out
 from tests.system.world import BANKS, START, World
 from tests.waiting import eventually
 from txrpc.testing.failpoints import failpoint

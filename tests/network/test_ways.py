@@ -17,7 +17,7 @@ import txrpc
 from tests.network.proxy import Way
 from tests.postgres import Server
 from tests.proof import note_proof
-from tests.system.deeds import carry_out
+from tests.system.scenarios import carry_out
 from tests.system.world import START, Service, World
 from tests.waiting import eventually
 from txrpc.testing.failpoints import failpoint

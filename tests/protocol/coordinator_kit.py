@@ -8,10 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from txrpc.errors import AbortCode, Reason
-from txrpc.ids import BranchId, Epoch, Gid, ParticipantId, Xid
-from txrpc.protocol.coordinator import Coordinator
-from txrpc.protocol.events import (
+from txrpc._protocol.coordinator.events import (
     Event,
     Limits,
     Logged,
@@ -24,17 +21,18 @@ from txrpc.protocol.events import (
     SessionOpened,
     Woke,
 )
-from txrpc.protocol.messages import (
+from txrpc._protocol.coordinator.machine import Coordinator
+from txrpc._protocol.coordinator.rows import State
+from txrpc._protocol.messages import (
     PROTOCOL_VERSION,
     Acked,
     BranchRef,
     CommitRequest,
     Committing,
-    Finish,
+    FinishResult,
     Hello,
     Inquiry,
     OnePhaseDone,
-    OnePhaseResult,
     Outcome,
     OutcomeReply,
     OutcomeRequest,
@@ -46,8 +44,9 @@ from txrpc.protocol.messages import (
     Voted,
     Wait,
 )
-from txrpc.protocol.records import Decision, Opened, PreparedBranch
-from txrpc.protocol.transaction import State
+from txrpc._protocol.records import Decision, Opened, PreparedBranch
+from txrpc.errors import AbortCode, Reason
+from txrpc.ids import BranchId, Epoch, Gid, ParticipantId, Xid
 
 T0 = 1_000_000
 """When the tests begin, in monotonic milliseconds; the coordinator's own clock shows `CLOCK` then."""
@@ -131,15 +130,15 @@ def committing(number: int = 1, tx: int = 1) -> Committing:
     return Committing(xid(tx), bid(number), f"t{number}")
 
 
-def one_phase_done(result: OnePhaseResult = OnePhaseResult.COMMITTED, number: int = 1, tx: int = 1) -> OnePhaseDone:
+def one_phase_done(result: Outcome = Outcome.COMMITTED, number: int = 1, tx: int = 1) -> OnePhaseDone:
     return OnePhaseDone(xid(tx), bid(number), result)
 
 
-def resolved(result: OnePhaseResult = OnePhaseResult.COMMITTED, number: int = 1, tx: int = 1) -> Resolved:
+def resolved(result: Outcome = Outcome.COMMITTED, number: int = 1, tx: int = 1) -> Resolved:
     return Resolved(xid(tx), bid(number), result)
 
 
-def acked(number: int, finish: Finish = Finish.DONE, tx: int = 1) -> Acked:
+def acked(number: int, finish: FinishResult = FinishResult.DONE, tx: int = 1) -> Acked:
     return Acked(xid(tx), bid(number), finish)
 
 
@@ -152,7 +151,7 @@ def decision(refs: tuple[BranchRef, ...] = EARLY, tx: int = 1, epoch: Epoch = EA
     return Decision(xid(tx), epoch, CLOCK - 1_000, branches)
 
 
-class Office:
+class CoordinatorHarness:
     """A coordinator, a clock, and every effect so far."""
 
     def __init__(
@@ -228,9 +227,11 @@ class Office:
 
     def leftovers(self) -> tuple[list[Any], ...]:
         """Everything that is kept for transactions under way: rows, debts, and what waits for a resource."""
-        owes = [debt for entry in self.core.directory.sessions.values() for debt in sorted(entry.owes)]
-        homeless = [debt for debts in self.core._homeless.values() for debt in sorted(debts)]
-        return list(self.core.transactions), owes, homeless
+        awaiting_reply = [
+            debt for entry in self.core.directory.sessions.values() for debt in sorted(entry.awaiting_reply)
+        ]
+        unreported = [debt for debts in self.core._waiting_for_resource.values() for debt in sorted(debts)]
+        return list(self.core.transactions), awaiting_reply, unreported
 
 
 def sent(out: Output | list[tuple[int, Any]]) -> list[str]:

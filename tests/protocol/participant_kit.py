@@ -4,21 +4,21 @@ from __future__ import annotations
 
 from typing import Any
 
-from txrpc.errors import AbortCode, Reason
-from txrpc.ids import BranchId, Epoch, Gid, ParticipantId, Xid
-from txrpc.protocol.branch import BranchInput, BranchRow, BranchState, Do, Effects, Operation
-from txrpc.protocol.messages import (
+from txrpc._protocol.messages import (
     Commit,
     CommitOnePhase,
     OnePhaseDone,
-    OnePhaseResult,
+    Outcome,
     Prepare,
     Resolve,
     Resolved,
     Rollback,
     Voted,
 )
-from txrpc.protocol.participant import AboutBranch, Participant
+from txrpc._protocol.participant.branch import BranchInput, BranchRow, BranchState, Do, Effects, Operation
+from txrpc._protocol.participant.machine import AboutBranch, Participant
+from txrpc.errors import AbortCode, Reason
+from txrpc.ids import BranchId, Epoch, Gid, ParticipantId, Xid
 
 T0 = 1_000_000
 """When the tests begin, in monotonic milliseconds."""
@@ -44,7 +44,7 @@ class Process:
         self.now_ms = T0
         self.done: list[Do] = []
         self.sent: list[Any] = []
-        self.settled: list[tuple[BranchId, OnePhaseResult, Reason | None]] = []
+        self.settled: list[tuple[BranchId, Outcome, Reason | None]] = []
 
     def open(self, gid: Gid, calls: int = 1) -> BranchRow:
         """A branch that *calls* calls have used."""

@@ -13,7 +13,7 @@ from tests.protocol.coordinator_kit import (
     OWNER,
     STRANGE,
     TWO,
-    Office,
+    CoordinatorHarness,
     P,
     Q,
     R,
@@ -24,10 +24,10 @@ from tests.protocol.coordinator_kit import (
     inquiry,
     outcome_request,
 )
+from txrpc._protocol.coordinator.admission import is_behind, refuse_resources
+from txrpc._protocol.coordinator.events import Limits, Logged, Rebind
+from txrpc._protocol.messages import Commit, Hello, Outcome, OutcomeReply, Owner, ResourceInfo, Rollback, Tick, Welcome
 from txrpc.ids import Epoch
-from txrpc.protocol.admission import is_behind, refuse_resources
-from txrpc.protocol.events import Limits, Logged, Rebind
-from txrpc.protocol.messages import Commit, Hello, Outcome, OutcomeReply, Owner, ResourceInfo, Rollback, Tick, Welcome
 
 
 def announcing(*resources: tuple[str, str]) -> Hello:
@@ -61,28 +61,28 @@ def test_rule_17_one_name_means_one_database_and_one_database_has_one_name(
 
 
 def test_rule_17_a_name_is_bound_when_it_is_first_seen_and_stays_bound_when_its_process_has_gone() -> None:
-    office = Office(CLIENT)
-    assert office.join(P, identity="db-1").close != []  # two names of one database
-    out = office.step_hello(R, ResourceInfo("stock", "test", "db-7"))
+    harness = CoordinatorHarness(CLIENT)
+    assert harness.join(P, identity="db-1").close != []  # two names of one database
+    out = harness.step_hello(R, ResourceInfo("stock", "test", "db-7"))
     assert out.bind == {"stock": "db-7"}
-    assert office.step_hello(R + 100, ResourceInfo("stock", "test", "db-7")).bind == {}
-    office.leave(R)
-    office.leave(R + 100)
-    (refused,) = office.step_hello(Q, ResourceInfo("stock", "test", "db-8")).close
+    assert harness.step_hello(R + 100, ResourceInfo("stock", "test", "db-7")).bind == {}
+    harness.leave(R)
+    harness.leave(R + 100)
+    (refused,) = harness.step_hello(Q, ResourceInfo("stock", "test", "db-8")).close
     assert refused[1].code == "resource_conflict"
     assert "txrpc rebind stock db-8" in refused[1].text
 
 
 def test_rule_17_an_operator_rebinds_and_whoever_means_the_old_one_leaves() -> None:
-    office = Office(CLIENT)
-    office.step_hello(R, ResourceInfo("stock", "test", "db-7"))
-    out = office.step(Rebind("stock", "db-8"))
+    harness = CoordinatorHarness(CLIENT)
+    harness.step_hello(R, ResourceInfo("stock", "test", "db-7"))
+    out = harness.step(Rebind("stock", "db-8"))
     assert out.bind == {"stock": "db-8"}
     assert [(session, farewell.code) for session, farewell in out.close] == [(R, "rebound")]
-    assert office.step_hello(R + 100, ResourceInfo("stock", "test", "db-7")).close != []
-    assert office.step_hello(Q, ResourceInfo("stock", "test", "db-8")).close == []
-    assert office.step(Rebind("stock")).bind == {"stock": ""}
-    assert office.step_hello(R + 200, ResourceInfo("stock", "test", "db-7")).bind == {"stock": "db-7"}
+    assert harness.step_hello(R + 100, ResourceInfo("stock", "test", "db-7")).close != []
+    assert harness.step_hello(Q, ResourceInfo("stock", "test", "db-8")).close == []
+    assert harness.step(Rebind("stock")).bind == {"stock": ""}
+    assert harness.step_hello(R + 200, ResourceInfo("stock", "test", "db-7")).bind == {"stock": "db-7"}
 
 
 # ------------------------------------------------------------------------------------------------------ rule 18
@@ -107,23 +107,23 @@ def test_rule_18_a_process_that_has_seen_more_than_the_log_proves_it_behind(
 
 
 def test_rule_18_a_log_that_is_behind_welcomes_nobody_who_knows_and_says_so() -> None:
-    office = Office(CLIENT, ends={EARLIER: 40})
-    out = office.join(P, seen=Owner("c1", EARLIER), position=41)
+    harness = CoordinatorHarness(CLIENT, ends={EARLIER: 40})
+    out = harness.join(P, seen=Owner("c1", EARLIER), position=41)
     assert "has seen position 41" in out.behind
     assert [farewell.code for _, farewell in out.close] == ["log_behind"]
     assert out.send == []
 
 
 def test_rule_18_whoever_is_spoken_to_hears_the_position() -> None:
-    office = Office(CLIENT, P, ends={EARLIER: 40})
-    assert {m.position for _, m in office.all.send if isinstance(m, Welcome)} == {40}
-    office.hear(CLIENT, commit_request(EARLY))
-    out = office.step(Logged((commit_request(EARLY).xid,), 43))
+    harness = CoordinatorHarness(CLIENT, P, ends={EARLIER: 40})
+    assert {m.position for _, m in harness.all.send if isinstance(m, Welcome)} == {40}
+    harness.hear(CLIENT, commit_request(EARLY))
+    out = harness.step(Logged((commit_request(EARLY).xid,), 43))
     assert {m.position for _, m in out.send if isinstance(m, Commit)} == {43}
-    office.sleep(10_000)
-    assert {m.position for _, m in office.all.send if isinstance(m, Tick)} == {43}
-    office.hear(CLIENT, outcome_request())
-    assert {m.position for _, m in office.all.send if isinstance(m, OutcomeReply)} == {43}
+    harness.sleep(10_000)
+    assert {m.position for _, m in harness.all.send if isinstance(m, Tick)} == {43}
+    harness.hear(CLIENT, outcome_request())
+    assert {m.position for _, m in harness.all.send if isinstance(m, OutcomeReply)} == {43}
 
 
 WAITS = Limits(max_timeout_ms=60_000, ack_wait_ms=5_000, recovery_wait_ms=2_000)
@@ -131,39 +131,39 @@ WAITS = Limits(max_timeout_ms=60_000, ack_wait_ms=5_000, recovery_wait_ms=2_000)
 
 def test_rule_18_nothing_is_presumed_about_an_earlier_epoch_until_others_could_have_objected() -> None:
     """F2: a restored log has no record, and the process that knows of it may connect after the one that asks."""
-    office = Office(CLIENT, P, limits=WAITS)
-    (look,) = office.hear(P, inquiry(1, epoch=EARLIER)).look
-    assert office.looked(look, None).send == []
-    (asked,) = office.hear(CLIENT, outcome_request(TWO, epoch=EARLIER)).look
-    assert office.looked(asked, None).send == []
-    assert office.sleep(1_999) == []
-    assert office.all.look == [look, asked]
-    office.sleep(1)
-    for again in office.all.look[2:]:
-        office.looked(again, None)
-    kinds = [type(message) for _, message in office.all.send if isinstance(message, Rollback | OutcomeReply)]
+    harness = CoordinatorHarness(CLIENT, P, limits=WAITS)
+    (look,) = harness.hear(P, inquiry(1, epoch=EARLIER)).look
+    assert harness.looked(look, None).send == []
+    (asked,) = harness.hear(CLIENT, outcome_request(TWO, epoch=EARLIER)).look
+    assert harness.looked(asked, None).send == []
+    assert harness.sleep(1_999) == []
+    assert harness.all.look == [look, asked]
+    harness.sleep(1)
+    for again in harness.all.look[2:]:
+        harness.looked(again, None)
+    kinds = [type(message) for _, message in harness.all.send if isinstance(message, Rollback | OutcomeReply)]
     assert sorted(kind.__name__ for kind in kinds) == ["OutcomeReply", "Rollback", "Rollback", "Rollback"]
 
 
 def test_what_is_on_record_is_told_at_once() -> None:
-    office = Office(CLIENT, P, limits=WAITS)
-    (asked,) = office.hear(CLIENT, outcome_request(TWO, epoch=EARLIER)).look
-    office.looked(asked, decision())
-    assert office.outcomes() == [Outcome.COMMITTED]
+    harness = CoordinatorHarness(CLIENT, P, limits=WAITS)
+    (asked,) = harness.hear(CLIENT, outcome_request(TWO, epoch=EARLIER)).look
+    harness.looked(asked, decision())
+    assert harness.outcomes() == [Outcome.COMMITTED]
 
 
 @pytest.mark.parametrize("epoch", [EARLIER, EPOCH])
 def test_a_branch_that_was_prepared_before_the_last_record_was_deleted_is_left_alone(epoch: Epoch) -> None:
     """Its database was restored, perhaps: its siblings may have committed long ago, and their record may be gone."""
-    office = Office(CLIENT, P, forgotten_ms=CLOCK - 500)
-    (look,) = office.hear(P, inquiry(1, epoch=epoch)).look  # prepared for 1,000 ms
-    out = office.looked(look, None)
+    harness = CoordinatorHarness(CLIENT, P, forgotten_ms=CLOCK - 500)
+    (look,) = harness.hear(P, inquiry(1, epoch=epoch)).look  # prepared for 1,000 ms
+    out = harness.looked(look, None)
     assert out.send == []
     assert [note.event for note in out.notes] == ["branch older than the log"]
-    assert [report.text for report in office.core.reports.shown(office.now_ms)] == [
+    assert [report.text for report in harness.core.reports.shown(harness.now_ms)] == [
         "prepared, and this log cannot know its decision: nothing is done about it here"
     ]
-    younger = Office(CLIENT, P, forgotten_ms=CLOCK - 1_001)
+    younger = CoordinatorHarness(CLIENT, P, forgotten_ms=CLOCK - 1_001)
     (look,) = younger.hear(P, inquiry(1, epoch=epoch)).look
     assert [type(message) for _, message in younger.looked(look, None).send] == [Rollback]
 
@@ -174,29 +174,29 @@ AWAY = (ResourceInfo("accounts", "test", "", "its database is out of reach"), Re
 
 
 def test_rule_14_what_is_decided_waits_for_a_resource_that_is_not_ready_and_goes_to_it_when_it_is() -> None:
-    office = Office(CLIENT, pending=(decision(),))
-    assert effects(office.join(P, resources=AWAY)) == [f"{P} Welcome", f"{P} Commit 2"], "only what it can finish"
-    assert effects(office.hear(P, hello(P, resources=(ResourceInfo("accounts", "test", "db-1"), AWAY[1])))) == [
+    harness = CoordinatorHarness(CLIENT, pending=(decision(),))
+    assert effects(harness.join(P, resources=AWAY)) == [f"{P} Welcome", f"{P} Commit 2"], "only what it can finish"
+    assert effects(harness.hear(P, hello(P, resources=(ResourceInfo("accounts", "test", "db-1"), AWAY[1])))) == [
         f"{P} Commit 1"
     ]
 
 
 def test_rule_17_a_resource_that_becomes_ready_is_bound_to_its_database_and_held_against_the_log() -> None:
-    office = Office(CLIENT)
-    office.join(P, resources=AWAY)
-    assert office.core.identities == {"audit": "db-2"}
-    out = office.hear(P, hello(P, resources=(ResourceInfo("accounts", "test", "db-1"), AWAY[1])))
+    harness = CoordinatorHarness(CLIENT)
+    harness.join(P, resources=AWAY)
+    assert harness.core.identities == {"audit": "db-2"}
+    out = harness.hear(P, hello(P, resources=(ResourceInfo("accounts", "test", "db-1"), AWAY[1])))
     assert out.bind == {"accounts": "db-1"}
-    office.join(Q, resources=AWAY[:1])
-    ((session, farewell),) = office.hear(Q, hello(Q, resources=(ResourceInfo("accounts", "test", "db-9"),))).close
+    harness.join(Q, resources=AWAY[:1])
+    ((session, farewell),) = harness.hear(Q, hello(Q, resources=(ResourceInfo("accounts", "test", "db-9"),))).close
     assert (session, farewell.code, farewell.retry) == (Q, "resource_conflict", True)
-    assert sorted(office.core.directory.sessions) == [CLIENT, P]
+    assert sorted(harness.core.directory.sessions) == [CLIENT, P]
 
 
 def test_a_resource_that_is_not_ready_any_more_is_not_given_away_again() -> None:
-    office = Office(CLIENT, pending=(decision(),))
-    office.join(P, resources=AWAY)
-    assert not office.core.directory.has("accounts")
-    assert office.core.directory.has("audit")
-    office.leave(P)
-    assert not office.core.directory.has("audit")
+    harness = CoordinatorHarness(CLIENT, pending=(decision(),))
+    harness.join(P, resources=AWAY)
+    assert not harness.core.directory.has("accounts")
+    assert harness.core.directory.has("audit")
+    harness.leave(P)
+    assert not harness.core.directory.has("audit")

@@ -22,7 +22,7 @@ from tests.protocol.coordinator_kit import (
     ONE,
     OTHER_CLIENT,
     TWO,
-    Office,
+    CoordinatorHarness,
     P,
     Q,
     acked,
@@ -39,107 +39,107 @@ from tests.protocol.coordinator_kit import (
     voted,
     xid,
 )
-from txrpc.protocol.coordinator import TABLE
-from txrpc.protocol.events import Drain, Forgot, LogHealth, Lookup, Output
-from txrpc.protocol.messages import Finish, OnePhaseResult, Outcome, OutcomeReply, Vote, Wait
-from txrpc.protocol.transaction import Input, State
+from txrpc._protocol.coordinator.events import Drain, Forgot, LogHealth, Lookup, Output
+from txrpc._protocol.coordinator.machine import TABLE
+from txrpc._protocol.coordinator.rows import Input, State
+from txrpc._protocol.messages import FinishResult, Outcome, OutcomeReply, Vote, Wait
 
 # ------------------------------------------------------------------------------------------------ how to get there
 
 
-def _absent() -> Office:
-    return Office(CLIENT, OTHER_CLIENT, P, Q)
+def _absent() -> CoordinatorHarness:
+    return CoordinatorHarness(CLIENT, OTHER_CLIENT, P, Q)
 
 
-def _preparing() -> Office:
-    office = _absent()
-    office.hear(CLIENT, commit_request(TWO))
-    return office
+def _preparing() -> CoordinatorHarness:
+    harness = _absent()
+    harness.hear(CLIENT, commit_request(TWO))
+    return harness
 
 
-def _preparing_one_vote() -> Office:
-    office = _preparing()
-    office.hear(P, voted(1))
-    return office
+def _preparing_one_vote() -> CoordinatorHarness:
+    harness = _preparing()
+    harness.hear(P, voted(1))
+    return harness
 
 
-def _one_phase() -> Office:
-    office = _absent()
-    office.hear(CLIENT, commit_request(ONE))
-    return office
+def _one_phase() -> CoordinatorHarness:
+    harness = _absent()
+    harness.hear(CLIENT, commit_request(ONE))
+    return harness
 
 
-def _one_phase_token() -> Office:
-    office = _one_phase()
-    office.hear(P, committing())
-    return office
+def _one_phase_token() -> CoordinatorHarness:
+    harness = _one_phase()
+    harness.hear(P, committing())
+    return harness
 
 
-def _one_phase_homeless() -> Office:
-    office = _one_phase()
-    office.leave(P)
-    return office
+def _one_phase_homeless() -> CoordinatorHarness:
+    harness = _one_phase()
+    harness.leave(P)
+    return harness
 
 
-def _one_phase_resolving() -> Office:
-    office = _one_phase_token()
-    office.leave(P)
-    return office
+def _one_phase_resolving() -> CoordinatorHarness:
+    harness = _one_phase_token()
+    harness.leave(P)
+    return harness
 
 
-def _one_phase_unknown() -> Office:
-    office = _one_phase()
-    office.hear(P, one_phase_done(OnePhaseResult.UNKNOWN))
-    return office
+def _one_phase_unknown() -> CoordinatorHarness:
+    harness = _one_phase()
+    harness.hear(P, one_phase_done(Outcome.UNKNOWN))
+    return harness
 
 
-def _recording() -> Office:
-    office = _preparing_one_vote()
-    office.hear(P, voted(2))
-    return office
+def _recording() -> CoordinatorHarness:
+    harness = _preparing_one_vote()
+    harness.hear(P, voted(2))
+    return harness
 
 
-def _committing() -> Office:
-    office = _recording()
-    office.logged()
-    return office
+def _committing() -> CoordinatorHarness:
+    harness = _recording()
+    harness.logged()
+    return harness
 
 
-def _committing_one_acked() -> Office:
-    office = _committing()
-    office.hear(P, acked(1))
-    return office
+def _committing_one_acked() -> CoordinatorHarness:
+    harness = _committing()
+    harness.hear(P, acked(1))
+    return harness
 
 
-def _committing_waits() -> Office:
-    office = _committing()
-    office.leave(P)
-    return office
+def _committing_waits() -> CoordinatorHarness:
+    harness = _committing()
+    harness.leave(P)
+    return harness
 
 
-def _committing_client_told() -> Office:
-    office = _committing()
-    office.sleep(LIMITS.ack_wait_ms)
-    return office
+def _committing_client_told() -> CoordinatorHarness:
+    harness = _committing()
+    harness.sleep(LIMITS.ack_wait_ms)
+    return harness
 
 
-def _committing_recovered() -> Office:
-    return Office(CLIENT, OTHER_CLIENT, pending=(decision(EARLY),))
+def _committing_recovered() -> CoordinatorHarness:
+    return CoordinatorHarness(CLIENT, OTHER_CLIENT, pending=(decision(EARLY),))
 
 
-def _committed() -> Office:
-    office = _committing_one_acked()
-    office.hear(P, acked(2))
-    return office
+def _committed() -> CoordinatorHarness:
+    harness = _committing_one_acked()
+    harness.hear(P, acked(2))
+    return harness
 
 
-def _aborted() -> Office:
-    office = _preparing_one_vote()
-    office.hear(P, voted(2, Vote.ABORT))
-    return office
+def _aborted() -> CoordinatorHarness:
+    harness = _preparing_one_vote()
+    harness.hear(P, voted(2, Vote.ABORT))
+    return harness
 
 
-STORIES: dict[str, Callable[[], Office]] = {
+STORIES: dict[str, Callable[[], CoordinatorHarness]] = {
     "absent": _absent,
     "preparing": _preparing,
     "preparing, one vote": _preparing_one_vote,
@@ -161,27 +161,27 @@ STORIES: dict[str, Callable[[], Office]] = {
 # --------------------------------------------------------------------------------------------------- what comes in
 
 
-def _replaced(office: Office) -> Output:
-    return office.join(P + 100)
+def _replaced(harness: CoordinatorHarness) -> Output:
+    return harness.join(P + 100)
 
 
-def _looked(found: bool) -> Callable[[Office], Output]:
+def _looked(found: bool) -> Callable[[CoordinatorHarness], Output]:
     lookup = Lookup(OTHER_CLIENT, outcome_request(TWO, epoch=EARLIER), xid())
-    return lambda office: office.looked(lookup, decision() if found else None)
+    return lambda harness: harness.looked(lookup, decision() if found else None)
 
 
-def _later(ms: int) -> Callable[[Office], Output]:
-    def sleep(office: Office) -> Output:
-        return Output(send=office.sleep(ms))
+def _later(ms: int) -> Callable[[CoordinatorHarness], Output]:
+    def sleep(harness: CoordinatorHarness) -> Output:
+        return Output(send=harness.sleep(ms))
 
     return sleep
 
 
-def _about(number: int) -> Callable[[Office], Output]:
-    return lambda office: office.hear(P, voted(number))
+def _about(number: int) -> Callable[[CoordinatorHarness], Output]:
+    return lambda harness: harness.hear(P, voted(number))
 
 
-INPUTS: dict[str, Callable[[Office], Output]] = {
+INPUTS: dict[str, Callable[[CoordinatorHarness], Output]] = {
     "commit request": lambda o: o.hear(OTHER_CLIENT, commit_request(TWO)),
     "commit request, wait decision": lambda o: o.hear(OTHER_CLIENT, commit_request(TWO, wait=Wait.DECISION)),
     "commit request, earlier epoch": lambda o: o.hear(OTHER_CLIENT, commit_request(TWO, epoch=EARLIER)),
@@ -198,14 +198,14 @@ INPUTS: dict[str, Callable[[Office], Output]] = {
     "voted, not listed": lambda o: o.hear(P, voted(9, Vote.ABORT)),
     "committing": lambda o: o.hear(P, committing()),
     "one phase committed": lambda o: o.hear(P, one_phase_done()),
-    "one phase aborted": lambda o: o.hear(P, one_phase_done(OnePhaseResult.ABORTED)),
-    "one phase unknown": lambda o: o.hear(P, one_phase_done(OnePhaseResult.UNKNOWN)),
+    "one phase aborted": lambda o: o.hear(P, one_phase_done(Outcome.ABORTED)),
+    "one phase unknown": lambda o: o.hear(P, one_phase_done(Outcome.UNKNOWN)),
     "resolved committed": lambda o: o.hear(P, resolved()),
     "resolved by another": lambda o: o.hear(Q, resolved()),
-    "resolved by another, unknown": lambda o: o.hear(Q, resolved(OnePhaseResult.UNKNOWN)),
+    "resolved by another, unknown": lambda o: o.hear(Q, resolved(Outcome.UNKNOWN)),
     "acked": lambda o: o.hear(P, acked(1)),
     "acked, last": lambda o: o.hear(P, acked(2)),
-    "acked, by hand": lambda o: o.hear(P, acked(1, Finish.HEURISTIC)),
+    "acked, by hand": lambda o: o.hear(P, acked(1, FinishResult.HEURISTIC)),
     "acked by another": lambda o: o.hear(Q, acked(1)),
     "inquiry": lambda o: o.hear(P, inquiry(1)),
     "inquiry, not listed": lambda o: o.hear(P, inquiry(9)),
@@ -230,22 +230,22 @@ INPUTS: dict[str, Callable[[Office], Output]] = {
 }
 
 
-def arrived(office: Office, arrive: Callable[[Office], Output]) -> str:
+def arrived(harness: CoordinatorHarness, arrive: Callable[[CoordinatorHarness], Output]) -> str:
     """What one input does, in words; "nothing" if it leaves no trace, "noted" if it only matters later."""
-    before, state = copy.deepcopy(_kept(office)), office.state()
-    words = effects(arrive(office))
-    if words or office.state() is not state:
-        return "; ".join([office.state().value, *words])
-    return "nothing" if _kept(office) == before else "noted"
+    before, state = copy.deepcopy(_kept(harness)), harness.state()
+    words = effects(arrive(harness))
+    if words or harness.state() is not state:
+        return "; ".join([harness.state().value, *words])
+    return "nothing" if _kept(harness) == before else "noted"
 
 
-def _kept(office: Office) -> tuple[object, ...]:
-    return office.core.transactions, office.leftovers()
+def _kept(harness: CoordinatorHarness) -> tuple[object, ...]:
+    return harness.core.transactions, harness.leftovers()
 
 
-def _input(name: str, office: Office) -> Callable[[Office], Output]:
+def _input(name: str, harness: CoordinatorHarness) -> Callable[[CoordinatorHarness], Output]:
     """`session found` is for a process that is not connected."""
-    if name == "session found" and P in office.core.directory.sessions:
+    if name == "session found" and P in harness.core.directory.sessions:
         return lambda o: o.join(Q + 100)
     return INPUTS[name]
 
@@ -253,8 +253,8 @@ def _input(name: str, office: Office) -> Callable[[Office], Output]:
 @pytest.mark.parametrize("word", INPUTS)
 @pytest.mark.parametrize("name", STORIES)
 def test_what_each_input_does_in_each_state(name: str, word: str) -> None:
-    office = STORIES[name]()
-    assert arrived(office, _input(word, office)) == EXPECTED[name].get(word, "nothing")
+    harness = STORIES[name]()
+    assert arrived(harness, _input(word, harness)) == EXPECTED[name].get(word, "nothing")
 
 
 @pytest.mark.parametrize("word", INPUTS)
@@ -265,20 +265,20 @@ def test_an_end_stays_whatever_comes_after(name: str, word: str) -> None:
     What the log says is left out, because here it would not be true, and so is giving up what was forgotten long ago: a root
     that gives up says itself that it has not asked for the commit.
     """
-    office = STORIES[name]()
-    ended = office.state()
+    harness = STORIES[name]()
+    ended = harness.state()
     for again in (word, word, *INPUTS):
-        forgotten = office.state() is State.ABSENT and ended is not State.ABSENT
+        forgotten = harness.state() is State.ABSENT and ended is not State.ABSENT
         if again.startswith(("session found", "session replaced", "looked")) or (
             forgotten and again == "rollback request"
         ):
             continue
-        INPUTS[again](office)
-        ended = office.state() if office.state() is not State.ABSENT else ended
-    told = {m.outcome for _, m in office.all.send if isinstance(m, OutcomeReply)} - {Outcome.UNKNOWN}
+        INPUTS[again](harness)
+        ended = harness.state() if harness.state() is not State.ABSENT else ended
+    told = {m.outcome for _, m in harness.all.send if isinstance(m, OutcomeReply)} - {Outcome.UNKNOWN}
     assert len(told) <= 1
-    assert len(office.all.append) <= 1
-    assert len(office.all.done) <= 1
+    assert len(harness.all.append) <= 1
+    assert len(harness.all.done) <= 1
 
 
 def test_every_state_is_reached_and_the_table_has_exactly_these_entries() -> None:
@@ -291,14 +291,14 @@ def test_every_state_is_reached_and_the_table_has_exactly_these_entries() -> Non
 @pytest.mark.parametrize("state", State)
 @pytest.mark.parametrize("kind", Input)
 def test_every_entry_is_entered_and_every_missing_one_is_noted(state: State, kind: Input) -> None:
-    office = next(office for office in (story() for story in STORIES.values()) if office.state() is state)
+    harness = next(harness for harness in (story() for story in STORIES.values()) if harness.state() is state)
     session, event = _bare(kind)
-    before = copy.deepcopy(_kept(office))
-    office.core._out = out = Output()
-    office.core._enter(xid(), kind, session, event)
+    before = copy.deepcopy(_kept(harness))
+    harness.core._out = out = Output()
+    harness.core._enter(xid(), kind, session, event)
     if (state, kind) not in TABLE:
         assert effects(out) == ["violation"]
-        assert _kept(office) == before
+        assert _kept(harness) == before
     else:
         assert "violation" not in effects(out)
 

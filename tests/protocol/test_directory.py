@@ -5,9 +5,9 @@ from __future__ import annotations
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from txrpc._protocol.coordinator.sessions import SessionRegistry
+from txrpc._protocol.messages import PROTOCOL_VERSION, Hello, ResourceInfo
 from txrpc.ids import ParticipantId
-from txrpc.protocol.directory import Directory
-from txrpc.protocol.messages import PROTOCOL_VERSION, Hello, ResourceInfo
 
 PROCESSES = [ParticipantId(bytes([number] * 8)) for number in range(4)]
 NAMES = ["accounts", "audit", "stock"]
@@ -40,7 +40,7 @@ CLOSES: st.SearchStrategy[tuple[str, int, list[str]]] = st.tuples(st.just("close
 @settings(max_examples=300, deadline=None, derandomize=True)
 @given(st.lists(st.one_of(OPENS, CLOSES), max_size=40))
 def test_the_directory_finds_what_a_search_finds(steps: list[tuple[str, int, list[str]]]) -> None:
-    real, twin = Directory(), Twin()
+    real, twin = SessionRegistry(), Twin()
     for number, (kind, which, names) in enumerate(steps):
         if kind == "open":
             previous = real.owner(PROCESSES[which])
@@ -63,7 +63,7 @@ def test_the_directory_finds_what_a_search_finds(steps: list[tuple[str, int, lis
 
 
 def test_nothing_is_kept_of_sessions_that_are_gone() -> None:
-    real = Directory()
+    real = SessionRegistry()
     for number in range(10):
         real.add(number, hello(number % 4, "accounts", "accounts", "audit"), 0)
         real.remove(number)

@@ -20,13 +20,13 @@ from tests.protocol.participant_kit import (
     resolve,
     rollback,
 )
+from txrpc._protocol.messages import Committing, FinishResult, Inquiry, OnePhaseDone, Outcome, Voted
+from txrpc._protocol.participant.branch import BranchInput as In
+from txrpc._protocol.participant.branch import BranchState, Operation
 from txrpc.errors import AbortCode
-from txrpc.protocol.branch import BranchInput as In
-from txrpc.protocol.branch import BranchState, Operation
-from txrpc.protocol.messages import Committing, Finish, Inquiry, OnePhaseDone, OnePhaseResult, Voted
 
 ONE, TWO = gid(1, resource="accounts"), gid(2, resource="audit")
-COMMITTED = (OnePhaseResult.COMMITTED, None)
+COMMITTED = (Outcome.COMMITTED, None)
 DAY_MS = 86_400_000
 
 
@@ -93,7 +93,7 @@ def test_what_a_database_holds_for_a_process_that_died_is_asked_for_and_ended_as
     assert process.table.in_doubt(orphan, 9_000, T0).send == [Inquiry(orphan, 9_000, 0)]
     (do,) = process.hear(commit(orphan, "t7")).do
     assert (do.operation, do.gid, do.token) == (Operation.COMMIT_PREPARED, orphan, "t7")
-    assert answers(process.local(In.FINISHED, orphan, Finish.DONE).send) == ["Acked DONE"]
+    assert answers(process.local(In.FINISHED, orphan, FinishResult.DONE).send) == ["Acked DONE"]
 
 
 def test_a_database_out_of_reach_is_tried_again_until_the_decision_is_carried_out() -> None:
@@ -109,7 +109,7 @@ def test_a_database_out_of_reach_is_tried_again_until_the_decision_is_carried_ou
             [],  # an older alarm of the branch
         )
         process.sleep(5_000)
-    assert answers(process.local(In.FINISHED, ONE, Finish.DONE).send) == ["Trouble", "Acked DONE"]
+    assert answers(process.local(In.FINISHED, ONE, FinishResult.DONE).send) == ["Trouble", "Acked DONE"]
 
 
 def test_after_a_failed_prepare_the_branch_is_undone_until_the_database_confirms() -> None:
@@ -120,7 +120,7 @@ def test_after_a_failed_prepare_the_branch_is_undone_until_the_database_confirms
     for _ in range(5):
         process.local(In.FINISH_FAILED, ONE, FAILED)
         process.sleep(5_000)
-    process.local(In.FINISHED, ONE, Finish.NOT_HERE)
+    process.local(In.FINISHED, ONE, FinishResult.NOT_HERE)
     assert process.operations == [Operation.PREPARE] + [Operation.ROLLBACK_PREPARED] * 6
     assert answers(process.sent) == [
         "Voted ABORT",
@@ -220,7 +220,7 @@ def test_a_late_message_about_an_ended_branch_starts_nothing(late: object) -> No
         process = prepared(ended)
         if ended is In.PREPARED:
             process.hear(commit(ONE))
-            process.local(In.FINISHED, ONE, Finish.DONE)
+            process.local(In.FINISHED, ONE, FinishResult.DONE)
         assert process.hear(late).do == []  # type: ignore[arg-type]
 
 
@@ -228,7 +228,7 @@ def test_a_commit_for_a_branch_that_was_rolled_back_is_reported_not_hidden() -> 
     """Contradicting words of a coordinator (a restored log): the acknowledgement says that the ends differ."""
     process = prepared()
     process.hear(rollback(ONE))
-    process.local(In.FINISHED, ONE, Finish.DONE)
+    process.local(In.FINISHED, ONE, FinishResult.DONE)
     assert answers(process.hear(commit(ONE)).send) == ["Acked HEURISTIC"]
 
 
@@ -236,7 +236,7 @@ def test_a_repeated_commit_is_acknowledged_again() -> None:
     process = prepared()
     process.hear(commit(ONE))
     process.hear(commit(ONE))
-    process.local(In.FINISHED, ONE, Finish.ALREADY)
+    process.local(In.FINISHED, ONE, FinishResult.ALREADY)
     process.hear(commit(ONE))
     assert answers(process.sent) == ["Voted PREPARED", "Acked ALREADY", "Acked ALREADY"]
     assert process.operations == [Operation.PREPARE, Operation.COMMIT_PREPARED]
@@ -251,7 +251,7 @@ def test_nothing_is_left_of_an_ended_transaction_in_the_end() -> None:
     process.local(In.PREPARED, TWO, "t2")
     process.sleep(DAY_MS)
     process.hear(commit(TWO))
-    process.local(In.FINISHED, TWO, Finish.DONE)
+    process.local(In.FINISHED, TWO, FinishResult.DONE)
     process.sleep_until_quiet()
     assert leftovers(process) == (0, 0, 0, 0)
 
@@ -308,8 +308,8 @@ def test_rule_13_a_commit_that_was_unknown_is_asked_about_again() -> None:
     process.open(ONE)
     process.hear(one_phase(ONE))
     process.table.committing(ONE.branch, "t7")
-    process.local(In.ONE_PHASE_ENDED, ONE, (OnePhaseResult.UNKNOWN, FAILED))
-    for result in (OnePhaseResult.UNKNOWN, OnePhaseResult.COMMITTED):
+    process.local(In.ONE_PHASE_ENDED, ONE, (Outcome.UNKNOWN, FAILED))
+    for result in (Outcome.UNKNOWN, Outcome.COMMITTED):
         (do,) = process.hear(resolve(ONE, "t7")).do
         assert (do.operation, do.token) == (Operation.ONE_PHASE_RESULT, "t7")
         assert answers(process.local(In.ONE_PHASE_ENDED, ONE, (result, None)).send) == [f"Resolved {result.name}"]
@@ -332,12 +332,12 @@ def test_a_local_commit_tells_the_coordinator_nothing() -> None:
     assert process.table.committing(ONE.branch, "t1") is None
 
 
-@pytest.mark.parametrize("result", OnePhaseResult)
-def test_who_lost_the_answer_of_a_commit_in_one_phase_hears_the_same_again(result: OnePhaseResult) -> None:
+@pytest.mark.parametrize("result", Outcome)
+def test_who_lost_the_answer_of_a_commit_in_one_phase_hears_the_same_again(result: Outcome) -> None:
     process = Process()
     process.open(ONE)
     process.hear(one_phase(ONE))
-    reason = None if result is OnePhaseResult.COMMITTED else FAILED
+    reason = None if result is Outcome.COMMITTED else FAILED
     process.local(In.ONE_PHASE_ENDED, ONE, (result, reason))
     assert answers(process.hear(resolve(ONE)).send) == [f"Resolved {result.name}"]
     assert process.hear(one_phase(ONE)).send == [OnePhaseDone(ONE.xid, ONE.branch, result, reason)]
@@ -373,14 +373,14 @@ def test_asking_the_database_goes_on_while_it_cannot_tell_yet() -> None:
     assert leftovers(process) == (0, 0, 0, 0)
 
 
-@pytest.mark.parametrize("finish", Finish)
-def test_an_end_made_by_hand_is_reported(finish: Finish) -> None:
+@pytest.mark.parametrize("finish", FinishResult)
+def test_an_end_made_by_hand_is_reported(finish: FinishResult) -> None:
     process = prepared()
     process.hear(commit(ONE))
     assert answers(process.local(In.FINISHED, ONE, finish).send) == [f"Acked {finish.name}"]
     process = prepared()
     process.hear(rollback(ONE))
-    expected = ["Acked HEURISTIC"] if finish is Finish.HEURISTIC else []
+    expected = ["Acked HEURISTIC"] if finish is FinishResult.HEURISTIC else []
     assert answers(process.local(In.FINISHED, ONE, finish).send) == expected
 
 
@@ -396,7 +396,7 @@ def test_a_local_waiter_that_comes_after_the_deadline_hears_that_the_time_was_up
             process.local(In.LOCAL_COMMIT, ONE, 1)
             process.local(In.ROLLED_BACK, ONE)
         ((branch, result, reason),) = process.settled
-        assert (branch, result) == (ONE.branch, OnePhaseResult.ABORTED)
+        assert (branch, result) == (ONE.branch, Outcome.ABORTED)
         assert reason is not None
         assert reason.code is AbortCode.TIMED_OUT
 
@@ -423,7 +423,7 @@ WAYS: dict[str, tuple[list[Any], int, list[Operation]]] = {
 DETAIL = {
     In.PREPARED: "t1",
     In.PREPARE_FAILED: FAILED,
-    In.FINISHED: Finish.DONE,
+    In.FINISHED: FinishResult.DONE,
     In.ONE_PHASE_ENDED: COMMITTED,
     In.LOCAL_COMMIT: 1,
 }

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+from txrpc._protocol.messages import Owner, Prepare, Vote, Voted
+from txrpc._protocol.participant.branch import BranchInput, BranchRow, BranchState, Operation
+from txrpc._protocol.participant.machine import Participant
 from txrpc.errors import AbortCode
 from txrpc.ids import BranchId, Epoch, Gid, ParticipantId, Xid
-from txrpc.protocol.branch import BranchInput, BranchRow, BranchState, Operation
-from txrpc.protocol.messages import Owner, Prepare, Vote, Voted
-from txrpc.protocol.participant import Participant
 
 OLD, NEW = Owner("c1", Epoch.make(1, 7)), Owner("c1", Epoch.make(2, 8))
 

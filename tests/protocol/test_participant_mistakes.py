@@ -19,10 +19,10 @@ from tests.protocol.participant_kit import (
     resolve,
     rollback,
 )
+from txrpc._protocol.messages import FinishResult, OnePhaseDone, Outcome, Prepare, Voted
+from txrpc._protocol.participant.branch import BranchInput as In
+from txrpc._protocol.participant.branch import BranchState, Operation
 from txrpc.errors import AbortCode
-from txrpc.protocol.branch import BranchInput as In
-from txrpc.protocol.branch import BranchState, Operation
-from txrpc.protocol.messages import Finish, OnePhaseDone, OnePhaseResult, Prepare, Voted
 
 ONE = gid(1)
 
@@ -111,7 +111,7 @@ def test_a_repeated_prepare_gets_the_vote_that_was_given(result: In, vote: str) 
     process.local(result, ONE, "t1")
     if result is In.PREPARED:
         process.hear(commit(ONE))
-        process.local(In.FINISHED, ONE, Finish.DONE)
+        process.local(In.FINISHED, ONE, FinishResult.DONE)
     assert process.state(ONE) is BranchState.ENDED
     assert answers(process.hear(prepare(ONE)).send) == [f"Voted {vote}"]
 
@@ -144,7 +144,7 @@ def test_resolving_a_branch_of_this_process_keeps_its_tombstone() -> None:
     process = Process()
     process.open(ONE)
     process.hear(one_phase(ONE))
-    process.local(In.ONE_PHASE_ENDED, ONE, (OnePhaseResult.COMMITTED, None))
+    process.local(In.ONE_PHASE_ENDED, ONE, (Outcome.COMMITTED, None))
     effects = process.table.resolve_foreign(ONE, "t1", T0)
     assert answers(effects.send) == ["Resolved COMMITTED"]
     assert process.table.find(ONE.xid, ONE.resource) is not None
@@ -156,7 +156,7 @@ def test_a_prepare_that_reaches_the_database_after_its_undoing_is_undone_when_it
     process.open(ONE)
     process.hear(prepare(ONE))
     process.local(In.PREPARE_FAILED, ONE, FAILED)
-    process.local(In.FINISHED, ONE, Finish.NOT_HERE)
+    process.local(In.FINISHED, ONE, FinishResult.NOT_HERE)
     assert process.state(ONE) is BranchState.ENDED
     effects = process.table.in_doubt(ONE, 10, process.now_ms)
     assert [do.operation for do in effects.do] == [Operation.ROLLBACK_PREPARED]
@@ -166,7 +166,7 @@ def test_a_prepare_that_reaches_the_database_after_its_undoing_is_undone_when_it
 def test_a_committed_branch_in_an_old_listing_is_left_alone() -> None:
     process = prepared()
     process.hear(commit(ONE))
-    process.local(In.FINISHED, ONE, Finish.DONE)
+    process.local(In.FINISHED, ONE, FinishResult.DONE)
     effects = process.table.in_doubt(ONE, 10, process.now_ms)
     assert (effects.do, effects.send) == ([], [])
 
@@ -179,7 +179,7 @@ def test_rule_9_a_local_commit_counts_the_calls_that_came_in_through_services() 
     assert process.operations == [Operation.ROLLBACK]
     process.local(In.ROLLED_BACK, ONE)
     ((_, result, reason),) = process.settled
-    assert result is OnePhaseResult.ABORTED
+    assert result is Outcome.ABORTED
     assert reason is not None
     assert reason.code is AbortCode.CALLS_DIFFER
 
@@ -191,8 +191,8 @@ def test_a_root_that_gives_up_while_its_own_branch_votes_is_told_the_end() -> No
     process.local(In.LOCAL_ROLLBACK, ONE, ENOUGH)
     process.local(In.PREPARED, ONE, "t1")
     assert process.operations == [Operation.PREPARE, Operation.ROLLBACK_PREPARED]
-    process.local(In.FINISHED, ONE, Finish.DONE)
-    assert process.settled == [(ONE.branch, OnePhaseResult.ABORTED, ENOUGH)]
+    process.local(In.FINISHED, ONE, FinishResult.DONE)
+    assert process.settled == [(ONE.branch, Outcome.ABORTED, ENOUGH)]
     assert process.sent == []
 
 
@@ -204,8 +204,8 @@ def test_a_root_that_gives_up_with_its_own_branch_prepared_asks_and_is_told_the_
     assert effects.send[0].time_left_ms == 0  # type: ignore[union-attr]
     assert effects.do == []
     process.hear(rollback(ONE))
-    process.local(In.FINISHED, ONE, Finish.DONE)
-    assert process.settled == [(ONE.branch, OnePhaseResult.ABORTED, ENOUGH)]
+    process.local(In.FINISHED, ONE, FinishResult.DONE)
+    assert process.settled == [(ONE.branch, Outcome.ABORTED, ENOUGH)]
 
 
 def test_unknown_calls_is_an_abort_not_a_crash() -> None:

@@ -28,15 +28,15 @@ from tests.protocol.participant_kit import (
     resolve,
     rollback,
 )
+from txrpc._protocol.messages import FinishResult, Outcome
+from txrpc._protocol.participant.branch import BranchInput as In
+from txrpc._protocol.participant.branch import BranchRow, BranchState, Effects, Operation
+from txrpc._protocol.participant.machine import TABLE
 from txrpc.ids import BranchId
-from txrpc.protocol.branch import BranchInput as In
-from txrpc.protocol.branch import BranchRow, BranchState, Effects, Operation
-from txrpc.protocol.messages import Finish, OnePhaseResult
-from txrpc.protocol.participant import TABLE
 
 ONE = gid(1)
 FOREIGN = gid(9, participant=OTHER)
-DONE_1PC = (OnePhaseResult.COMMITTED, None)
+DONE_1PC = (Outcome.COMMITTED, None)
 
 # ------------------------------------------------------------------------------------------------ how to get there
 
@@ -122,12 +122,12 @@ def _resolving_waits(p: Process) -> None:
 
 def _ended_committed(p: Process) -> None:
     _committing(p)
-    p.local(In.FINISHED, ONE, Finish.DONE)
+    p.local(In.FINISHED, ONE, FinishResult.DONE)
 
 
 def _ended_undone(p: Process) -> None:
     _undoing(p)
-    p.local(In.FINISHED, ONE, Finish.DONE)
+    p.local(In.FINISHED, ONE, FinishResult.DONE)
 
 
 def _ended_rolled_back(p: Process) -> None:
@@ -147,7 +147,7 @@ def _ended_one_phase(p: Process) -> None:
 
 def _ended_unknown(p: Process) -> None:
     _one_phase(p)
-    p.local(In.ONE_PHASE_ENDED, ONE, (OnePhaseResult.UNKNOWN, FAILED))
+    p.local(In.ONE_PHASE_ENDED, ONE, (Outcome.UNKNOWN, FAILED))
 
 
 STORIES: dict[str, Story] = {
@@ -199,9 +199,9 @@ INPUTS: dict[str, Callable[[Process], Effects]] = {
     "read only": lambda p: p.local(In.READ_ONLY, ONE),
     "prepare failed": lambda p: p.local(In.PREPARE_FAILED, ONE, FAILED),
     "one phase ended": lambda p: p.local(In.ONE_PHASE_ENDED, ONE, DONE_1PC),
-    "one phase unknown": lambda p: p.local(In.ONE_PHASE_ENDED, ONE, (OnePhaseResult.UNKNOWN, FAILED)),
-    "finished": lambda p: p.local(In.FINISHED, ONE, Finish.DONE),
-    "finished, by hand": lambda p: p.local(In.FINISHED, ONE, Finish.HEURISTIC),
+    "one phase unknown": lambda p: p.local(In.ONE_PHASE_ENDED, ONE, (Outcome.UNKNOWN, FAILED)),
+    "finished": lambda p: p.local(In.FINISHED, ONE, FinishResult.DONE),
+    "finished, by hand": lambda p: p.local(In.FINISHED, ONE, FinishResult.HEURISTIC),
     "finish failed": lambda p: p.local(In.FINISH_FAILED, ONE, FAILED),
     "rolled back": lambda p: p.local(In.ROLLED_BACK, ONE),
 }

@@ -16,7 +16,7 @@ from tests.protocol.coordinator_kit import (
     ONE,
     STRANGE,
     TWO,
-    Office,
+    CoordinatorHarness,
     P,
     Q,
     acked,
@@ -30,100 +30,100 @@ from tests.protocol.coordinator_kit import (
     voted,
     xid,
 )
+from txrpc._protocol.coordinator.events import Forgot
+from txrpc._protocol.coordinator.knowledge import ANSWERS, UP_TO_THE_LOG, Answer, Knowledge, age_of
+from txrpc._protocol.messages import Commit, Inquiry, Outcome, Rollback, Vote
+from txrpc._protocol.records import Decision
 from txrpc.errors import AbortCode
 from txrpc.ids import Gid
-from txrpc.protocol.events import Forgot
-from txrpc.protocol.messages import Commit, Inquiry, Outcome, Rollback, Vote
-from txrpc.protocol.records import Decision
-from txrpc.protocol.recovery import ANSWERS, UP_TO_THE_LOG, Answer, Knowledge, age_of
 
 
-def asked(office: Office, session: int, message: Inquiry, record: Decision | None = None) -> list[str]:
+def asked(harness: CoordinatorHarness, session: int, message: Inquiry, record: Decision | None = None) -> list[str]:
     """What the branch is told in the end, whether the log had to be asked or not."""
-    out = office.hear(session, message)
+    out = harness.hear(session, message)
     told = sent(out)
     for lookup in out.look:
-        told += sent(office.looked(lookup, record))
+        told += sent(harness.looked(lookup, record))
     return told
 
 
-def _awaited(office: Office) -> list[str]:
-    return asked(office, P, inquiry(1, left_ms=1_000))
+def _awaited(harness: CoordinatorHarness) -> list[str]:
+    return asked(harness, P, inquiry(1, left_ms=1_000))
 
 
-def _awaited_by_its_own(office: Office) -> list[str]:
-    return asked(office, Q, inquiry(1))
+def _awaited_by_its_own(harness: CoordinatorHarness) -> list[str]:
+    return asked(harness, Q, inquiry(1))
 
 
-def _overdue(office: Office) -> list[str]:
-    return asked(office, P, inquiry(1))
+def _overdue(harness: CoordinatorHarness) -> list[str]:
+    return asked(harness, P, inquiry(1))
 
 
-def _overdue_and_gone(office: Office) -> list[str]:
-    office.leave(P)
-    return asked(office, Q, inquiry(1))
+def _overdue_and_gone(harness: CoordinatorHarness) -> list[str]:
+    harness.leave(P)
+    return asked(harness, Q, inquiry(1))
 
 
-def _aborted(office: Office) -> list[str]:
-    office.hear(CLIENT, rollback_request(()))
-    return asked(office, P, inquiry(1))
+def _aborted(harness: CoordinatorHarness) -> list[str]:
+    harness.hear(CLIENT, rollback_request(()))
+    return asked(harness, P, inquiry(1))
 
 
-def _preparing(office: Office) -> list[str]:
-    office.hear(CLIENT, commit_request(TWO))
-    return asked(office, P, inquiry(1))
+def _preparing(harness: CoordinatorHarness) -> list[str]:
+    harness.hear(CLIENT, commit_request(TWO))
+    return asked(harness, P, inquiry(1))
 
 
-def _recording(office: Office) -> list[str]:
-    office.hear(CLIENT, commit_request(EARLY))
-    return asked(office, P, inquiry(1))
+def _recording(harness: CoordinatorHarness) -> list[str]:
+    harness.hear(CLIENT, commit_request(EARLY))
+    return asked(harness, P, inquiry(1))
 
 
-def _one_phase(office: Office) -> list[str]:
-    office.hear(CLIENT, commit_request(ONE))
-    return asked(office, P, inquiry(1))
+def _one_phase(harness: CoordinatorHarness) -> list[str]:
+    harness.hear(CLIENT, commit_request(ONE))
+    return asked(harness, P, inquiry(1))
 
 
-def _committing(office: Office) -> list[str]:
-    office.hear(CLIENT, commit_request(EARLY))
-    office.logged()
-    return asked(office, Q, inquiry(1))
+def _committing(harness: CoordinatorHarness) -> list[str]:
+    harness.hear(CLIENT, commit_request(EARLY))
+    harness.logged()
+    return asked(harness, Q, inquiry(1))
 
 
-def _committing_not_listed(office: Office) -> list[str]:
-    office.hear(CLIENT, commit_request(EARLY))
-    office.logged()
-    return asked(office, P, inquiry(9))
+def _committing_not_listed(harness: CoordinatorHarness) -> list[str]:
+    harness.hear(CLIENT, commit_request(EARLY))
+    harness.logged()
+    return asked(harness, P, inquiry(9))
 
 
-def _committing_read_only(office: Office) -> list[str]:
-    office.hear(CLIENT, commit_request(TWO))
-    office.hear(P, voted(1, Vote.READ_ONLY))
-    office.hear(P, voted(2))
-    office.logged()
-    return asked(office, P, inquiry(1))
+def _committing_read_only(harness: CoordinatorHarness) -> list[str]:
+    harness.hear(CLIENT, commit_request(TWO))
+    harness.hear(P, voted(1, Vote.READ_ONLY))
+    harness.hear(P, voted(2))
+    harness.logged()
+    return asked(harness, P, inquiry(1))
 
 
-def _finished(office: Office, branch: int, record: Decision | None) -> list[str]:
-    office.hear(CLIENT, commit_request(EARLY))
-    office.logged()
-    office.hear(P, acked(1))
-    office.hear(P, acked(2))
-    return asked(office, P, inquiry(branch), record)
+def _finished(harness: CoordinatorHarness, branch: int, record: Decision | None) -> list[str]:
+    harness.hear(CLIENT, commit_request(EARLY))
+    harness.logged()
+    harness.hear(P, acked(1))
+    harness.hear(P, acked(2))
+    return asked(harness, P, inquiry(branch), record)
 
 
-def _pending_of_an_earlier_epoch(_: Office) -> list[str]:
-    office = Office(CLIENT, pending=(decision(EARLY),))
-    office.join(Q)  # hears of accounts at once; P's word is taken when it comes
-    return asked(office, Q, inquiry(1, epoch=EARLIER))
+def _pending_of_an_earlier_epoch(_: CoordinatorHarness) -> list[str]:
+    harness = CoordinatorHarness(CLIENT, pending=(decision(EARLY),))
+    harness.join(Q)  # hears of accounts at once; P's word is taken when it comes
+    return asked(harness, Q, inquiry(1, epoch=EARLIER))
 
 
-def _older_than_the_log(office: Office) -> list[str]:
-    office.step(Forgot(CLOCK))
-    return asked(office, P, inquiry(1, epoch=EARLIER))
+def _older_than_the_log(harness: CoordinatorHarness) -> list[str]:
+    harness.step(Forgot(CLOCK))
+    return asked(harness, P, inquiry(1, epoch=EARLIER))
 
 
-STORIES: dict[str, tuple[Knowledge, list[str], Callable[[Office], list[str]]]] = {
+STORIES: dict[str, tuple[Knowledge, list[str], Callable[[CoordinatorHarness], list[str]]]] = {
     "its root may still ask": (Knowledge.AWAITED, [], _awaited),
     "its own process is there to ask": (Knowledge.AWAITED, [], _awaited_by_its_own),
     "nobody will ask any more": (Knowledge.OVERDUE, ["11 Rollback 1"], _overdue),
@@ -159,17 +159,17 @@ STORIES: dict[str, tuple[Knowledge, list[str], Callable[[Office], list[str]]]] =
 def test_what_a_branch_is_told(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     knowledge, told, story = STORIES[name]
     known: list[Knowledge] = []
-    real = Office().core.__class__._answer
+    real = CoordinatorHarness().core.__class__._answer
 
     def spy(core: object, session: int, gid: Gid, knowledge: Knowledge, token: str = "") -> None:
         known.append(knowledge)
         real(core, session, gid, knowledge, token)  # type: ignore[arg-type]
 
-    monkeypatch.setattr("txrpc.protocol.coordinator.Coordinator._answer", spy)
-    office = Office(CLIENT, P, Q)
-    assert story(office) == told
+    monkeypatch.setattr("txrpc._protocol.coordinator.machine.Coordinator._answer", spy)
+    harness = CoordinatorHarness(CLIENT, P, Q)
+    assert story(harness) == told
     assert known == [knowledge]
-    assert office.violations == []
+    assert harness.violations == []
 
 
 def test_everything_that_can_be_known_has_an_answer_and_a_story() -> None:
@@ -202,66 +202,66 @@ def test_the_age_of_epochs() -> None:
 
 
 def test_a_presumed_abort_is_remembered_and_the_commit_refused() -> None:
-    office = Office()
-    assert _overdue(office) == ["11 Rollback 1"]
-    office.hear(CLIENT, commit_request(EARLY))
-    (reply,) = office.replies()
+    harness = CoordinatorHarness()
+    assert _overdue(harness) == ["11 Rollback 1"]
+    harness.hear(CLIENT, commit_request(EARLY))
+    (reply,) = harness.replies()
     assert (reply.outcome, reply.reason and reply.reason.code) == (Outcome.ABORTED, AbortCode.PRESUMED)
-    assert office.all.append == []
+    assert harness.all.append == []
 
 
 def test_what_is_told_to_a_foreign_process_names_the_branch_as_its_database_knows_it() -> None:
-    office = Office(CLIENT, P, Q, pending=(decision(EARLY, tx=3),))
-    office.join(P + 100)
-    commits = [m for _, m in office.all.send if isinstance(m, Commit)]
+    harness = CoordinatorHarness(CLIENT, P, Q, pending=(decision(EARLY, tx=3),))
+    harness.join(P + 100)
+    commits = [m for _, m in harness.all.send if isinstance(m, Commit)]
     assert {m.gid for m in commits} >= {gid(1, tx=3, epoch=EARLIER), gid(2, tx=3, resource="audit", epoch=EARLIER)}
     assert {m.token for m in commits} == {"t1", "t2"}
 
 
 def test_a_strange_epoch_is_said_to_the_operator_and_ends_nothing() -> None:
-    office = Office()
-    out = office.hear(P, inquiry(1, epoch=STRANGE))
+    harness = CoordinatorHarness()
+    out = harness.hear(P, inquiry(1, epoch=STRANGE))
     (note,) = out.notes
     assert (note.level, note.event) == ("error", "branch of a strange epoch")
     assert note.fields["xid"] == xid()
-    office.hear(CLIENT, outcome_request(epoch=STRANGE))
-    assert not [m for _, m in office.looked(office.all.look[-1], None).send if isinstance(m, Rollback)]
-    assert office.replies()[-1].outcome is Outcome.UNKNOWN
+    harness.hear(CLIENT, outcome_request(epoch=STRANGE))
+    assert not [m for _, m in harness.looked(harness.all.look[-1], None).send if isinstance(m, Rollback)]
+    assert harness.replies()[-1].outcome is Outcome.UNKNOWN
 
 
 @pytest.mark.parametrize("field", [{"group": "shop"}, {"node": "c2"}])
 def test_a_branch_of_another_coordinator_is_none_of_our_business(field: dict[str, str]) -> None:
-    office = Office()
+    harness = CoordinatorHarness()
     mine = gid(1)
     values = {name: getattr(mine, name) for name in Gid.__slots__} | field
-    out = office.hear(P, Inquiry(Gid(**values)))
+    out = harness.hear(P, Inquiry(Gid(**values)))
     assert sent(out) == []
     assert out.look == []
-    assert office.violations == ["asks about a branch of another coordinator"]
+    assert harness.violations == ["asks about a branch of another coordinator"]
 
 
 def test_rule_15_who_does_not_have_the_resource_cannot_take_a_commit_away_from_who_has() -> None:
     """A commit that was told to somebody who cannot carry it out would wait for that one's acknowledgement for ever."""
-    office = Office()
-    office.hear(CLIENT, commit_request(EARLY))
-    office.logged()
-    assert sent(office.hear(CLIENT, inquiry(1))) == []
-    assert office.violations == ["asks about a branch in a resource that it does not have"]
-    office.hear(P, acked(1))
-    office.hear(P, acked(2))
-    assert office.outcomes() == [Outcome.COMMITTED]
+    harness = CoordinatorHarness()
+    harness.hear(CLIENT, commit_request(EARLY))
+    harness.logged()
+    assert sent(harness.hear(CLIENT, inquiry(1))) == []
+    assert harness.violations == ["asks about a branch in a resource that it does not have"]
+    harness.hear(P, acked(1))
+    harness.hear(P, acked(2))
+    assert harness.outcomes() == [Outcome.COMMITTED]
 
 
 def test_pending_decisions_wait_for_their_resources_and_are_marked_done_once() -> None:
-    office = Office(CLIENT, pending=(decision(EARLY), decision((EARLY[0],), tx=2)))
-    assert office.core.deciding == 0
-    assert sent(office.join(Q)) == ["12 Welcome", "12 Commit 1", "12 Commit 1"]
-    office.hear(Q, acked(1))
-    office.hear(Q, acked(1, tx=2))
-    assert office.all.done == [xid(2)]
-    assert sent(office.join(P)) == ["11 Welcome", "11 Commit 2"]
-    office.hear(P, acked(2))
-    assert office.all.done == [xid(2), xid(1)]
-    assert office.leftovers() == ([], [], [])
-    office.sleep(20 * LIMITS.max_timeout_ms)
-    assert office.all.done == [xid(2), xid(1)]
+    harness = CoordinatorHarness(CLIENT, pending=(decision(EARLY), decision((EARLY[0],), tx=2)))
+    assert harness.core.deciding == 0
+    assert sent(harness.join(Q)) == ["12 Welcome", "12 Commit 1", "12 Commit 1"]
+    harness.hear(Q, acked(1))
+    harness.hear(Q, acked(1, tx=2))
+    assert harness.all.done == [xid(2)]
+    assert sent(harness.join(P)) == ["11 Welcome", "11 Commit 2"]
+    harness.hear(P, acked(2))
+    assert harness.all.done == [xid(2), xid(1)]
+    assert harness.leftovers() == ([], [], [])
+    harness.sleep(20 * LIMITS.max_timeout_ms)
+    assert harness.all.done == [xid(2), xid(1)]

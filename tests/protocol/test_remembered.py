@@ -9,9 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.protocol.coordinator_kit import ENOUGH, xid
+from txrpc._protocol.coordinator.ended import EndedTransactions
 from txrpc.errors import Reason
 from txrpc.ids import Xid
-from txrpc.protocol.remembered import Remembered
 
 GENERATIONS = 4
 HORIZON = 30
@@ -27,7 +27,7 @@ class Twin:
     def add(self, xid: Xid, end: Reason | None, tick: int) -> None:
         self.ended.setdefault(xid, (tick, end))
 
-    def check(self, real: Remembered, tick: int, begun: dict[Xid, int]) -> None:
+    def check(self, real: EndedTransactions, tick: int, begun: dict[Xid, int]) -> None:
         """Nothing that a request above the floor can ask for is missing, and nothing remembered is false."""
         for each, (_, end) in self.ended.items():
             if each in real:
@@ -45,7 +45,7 @@ STEPS = st.lists(
 @settings(max_examples=300, deadline=None, derandomize=True)
 @given(STEPS)
 def test_nothing_is_forgotten_that_can_still_be_asked_for(steps: list[Step]) -> None:
-    tick, real, twin = 1_000, Remembered(HORIZON, LIMIT, 1_000), Twin()
+    tick, real, twin = 1_000, EndedTransactions(HORIZON, LIMIT, 1_000), Twin()
     begun: dict[Xid, int] = {}
     floor = real.floor
     for number, (kind, size) in enumerate(steps):
@@ -75,7 +75,7 @@ def test_nothing_is_forgotten_that_can_still_be_asked_for(steps: list[Step]) -> 
 @given(st.lists(st.integers(1, 9), min_size=30, max_size=60))
 def test_what_ended_within_the_horizon_is_remembered(naps: list[int]) -> None:
     """As long as there is room: the limit is not reached here."""
-    tick, real = 1_000, Remembered(HORIZON, 10_000, 1_000)
+    tick, real = 1_000, EndedTransactions(HORIZON, 10_000, 1_000)
     ends: list[int] = []
     for number, nap in enumerate(naps):
         real.add(xid(number), None)
@@ -88,7 +88,7 @@ def test_what_ended_within_the_horizon_is_remembered(naps: list[int]) -> None:
 
 
 def test_memory_is_bounded_in_time() -> None:
-    tick, real = 1_000, Remembered(HORIZON, 10_000, 1_000)
+    tick, real = 1_000, EndedTransactions(HORIZON, 10_000, 1_000)
     longest = 0
     for number in range(1_000):
         real.add(xid(number), None)
@@ -101,7 +101,7 @@ def test_memory_is_bounded_in_time() -> None:
 
 @pytest.mark.parametrize("limit", [1, 4, 40])
 def test_memory_is_bounded_in_number(limit: int) -> None:
-    real = Remembered(HORIZON, limit, 1_000)
+    real = EndedTransactions(HORIZON, limit, 1_000)
     for number in range(1_000):
         real.add(xid(number), None)
         real.advance(1_000)
@@ -111,7 +111,7 @@ def test_memory_is_bounded_in_number(limit: int) -> None:
 
 def test_a_wake_up_after_a_long_sleep_loses_nothing_too_early() -> None:
     """Nobody was connected for a day, so nobody rang; then somebody asks about the last transaction before that."""
-    real = Remembered(HORIZON, LIMIT, 1_000)
+    real = EndedTransactions(HORIZON, LIMIT, 1_000)
     real.add(xid(1), ENOUGH)
     real.advance(90_000)
     assert real[xid(1)] == ENOUGH
@@ -122,7 +122,7 @@ def test_a_wake_up_after_a_long_sleep_loses_nothing_too_early() -> None:
 
 
 def test_the_first_end_stands() -> None:
-    real = Remembered(HORIZON, LIMIT, 1_000)
+    real = EndedTransactions(HORIZON, LIMIT, 1_000)
     real.add(xid(1), ENOUGH)
     real.add(xid(1), None)
     real.add(xid(2), None)

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from txrpc.protocol.branch import BranchInput
-from txrpc.protocol.messages import Outcome
-from txrpc.testing.small_world import SmallWorld as World
-from txrpc.testing.small_world import early
+from txrpc._protocol.messages import Outcome
+from txrpc._protocol.participant.branch import BranchInput
+from verification.explorer_model import SmallWorld as World
+from verification.explorer_model import early
 
 READ_ONLY, REFUSES = BranchInput.READ_ONLY, BranchInput.PREPARE_FAILED
 

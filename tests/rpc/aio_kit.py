@@ -11,8 +11,8 @@ from typing import Any
 
 import grpc
 
-from txrpc.rpc.client_aio import aio_client_interceptors
-from txrpc.rpc.server_aio import AioServerInterceptor
+from txrpc._grpc.client_async import aio_client_interceptors
+from txrpc._grpc.server_async import AsyncServerInterceptor
 
 from .interceptor_kit import SHAPES, Stub, use
 
@@ -28,7 +28,7 @@ async def auntil(done: Callable[[], Any], seconds: float = 10.0) -> Any:
     return result
 
 
-class AioStub(Stub):
+class AsyncStub(Stub):
     """The four methods of ``t.T``."""
 
     async def acall(self, shape: str, silent: bool = False, **options: Any) -> bytes:
@@ -43,7 +43,7 @@ class AioStub(Stub):
         return whole
 
 
-class AioWorld:
+class AsyncWorld:
     """Servers and channels that end with the test."""
 
     def __init__(self) -> None:
@@ -54,7 +54,7 @@ class AioWorld:
         handlers = {
             shape: getattr(grpc, f"{shape}_rpc_method_handler")(behaviour) for shape, behaviour in behaviours.items()
         }
-        ours = [] if joiner is None else [AioServerInterceptor(joiner)]
+        ours = [] if joiner is None else [AsyncServerInterceptor(joiner)]
         pool = self.ends.enter_context(ThreadPoolExecutor(4))
         server = grpc.aio.server(pool, interceptors=[*before, *ours, *after])
         server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler("t.T", handlers),))
@@ -63,15 +63,15 @@ class AioWorld:
         self.ends.push_async_callback(server.stop, None)
         return f"127.0.0.1:{port}"
 
-    async def dial(self, address: str, before: Any = (), after: Any = (), outside: Any = ()) -> AioStub:
+    async def dial(self, address: str, before: Any = (), after: Any = (), outside: Any = ()) -> AsyncStub:
         """Methods of the server, called through the client interceptors."""
         interceptors = [*before, *aio_client_interceptors(outside), *after]
         channel = grpc.aio.insecure_channel(address, interceptors=interceptors)
-        return AioStub(await self.ends.enter_async_context(channel))
+        return AsyncStub(await self.ends.enter_async_context(channel))
 
-    async def raw(self, address: str) -> AioStub:
+    async def raw(self, address: str) -> AsyncStub:
         """Methods of the server, called without them."""
-        return AioStub(await self.ends.enter_async_context(grpc.aio.insecure_channel(address)))
+        return AsyncStub(await self.ends.enter_async_context(grpc.aio.insecure_channel(address)))
 
 
 async def whole_of(request: Any) -> Any:

@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator, Iterator
 
 import pytest
 
-from .aio_kit import AioWorld
+from .aio_kit import AsyncWorld
 from .interceptor_kit import World
 
 
@@ -19,8 +19,8 @@ def world() -> Iterator[World]:
 
 
 @pytest.fixture
-async def aworld() -> AsyncIterator[AioWorld]:
+async def aworld() -> AsyncIterator[AsyncWorld]:
     """The same for asyncio."""
-    made = AioWorld()
+    made = AsyncWorld()
     async with made.ends:
         yield made

@@ -9,16 +9,16 @@ from typing import Any
 
 import grpc
 
-from txrpc.context import current
+from txrpc._context import current
+from txrpc._grpc.client import ClientInterceptor
+from txrpc._grpc.server import ServerInterceptor
+from txrpc._protocol.messages import TransactionContext
+from txrpc._wire.metadata import encode_context
 from txrpc.errors import (
     AbortCode,
     Reason,
 )
 from txrpc.ids import Xid
-from txrpc.protocol.messages import TransactionContext
-from txrpc.rpc.client import ClientInterceptor
-from txrpc.rpc.server import ServerInterceptor
-from txrpc.wire.metadata import encode_context
 
 from .recorder import OWNER
 

@@ -1,4 +1,4 @@
-"""The other side of `txrpc.rpc.ports`: transactions that only write down what the interceptors tell them."""
+"""The other side of `txrpc._grpc.ports`: transactions that only write down what the interceptors tell them."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+from txrpc._protocol.messages import BranchRef, CallReport, Owner, TransactionContext
 from txrpc.errors import Reason, TxrpcError
 from txrpc.ids import BranchId, Epoch, ParticipantId, Xid
-from txrpc.protocol.messages import BranchRef, CallReport, Owner, TransactionContext
 
 OWNER = Owner("node-1", Epoch.make(3, 7))
 PARTICIPANT = ParticipantId(b"procproc")
@@ -115,7 +115,7 @@ class Handle:
         return only
 
 
-class AioHandle(Handle):
+class AsyncHandle(Handle):
     """The same for asyncio; `leave` takes a moment, so that what must be awaited has to be."""
 
     async def asettle(self) -> None:

@@ -12,13 +12,13 @@ from typing import Any, Self
 
 import grpc
 
+from txrpc._grpc.session import Session
+from txrpc._grpc.session_async import AsyncSession
+from txrpc._protocol import messages as m
+from txrpc._wire.codec import decode_process_batch, encode_from_coordinator
+from txrpc._wire.v1 import session_pb2
 from txrpc.ids import Epoch, ParticipantId, Xid
 from txrpc.options import SessionOptions
-from txrpc.protocol import messages as m
-from txrpc.rpc.session import Session
-from txrpc.rpc.session_aio import AioSession
-from txrpc.wire.codec import decode_process_batch, encode_from_coordinator
-from txrpc.wire.v1 import session_pb2
 
 OWNER = m.Owner("scripted", Epoch.make(1, 1))
 QUICK = SessionOptions(connect_timeout_s=2.0, backoff_initial_s=0.02, backoff_max_s=0.1)
@@ -175,7 +175,7 @@ class Face:
 
     def __init__(self, colour: str, address: str, notes: Notes, **more: Any) -> None:
         self.notes = notes
-        self.session: Session | AioSession
+        self.session: Session | AsyncSession
         more.setdefault("options", QUICK)
         callbacks: dict[str, Any] = {
             "hello": notes.hello,
@@ -190,7 +190,7 @@ class Face:
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="loop of the session")
         self._thread.start()
-        self.session = AioSession(address, **callbacks, **more)
+        self.session = AsyncSession(address, **callbacks, **more)
 
     def _do(self, method: str, *args: Any, **kwargs: Any) -> Any:
         call = getattr(self.session, method)

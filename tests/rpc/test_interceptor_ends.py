@@ -8,10 +8,10 @@ from typing import Any
 import grpc
 import pytest
 
-from txrpc.context import bind
+from txrpc._context import bind
+from txrpc._grpc.client import ClientInterceptor
+from txrpc._wire.metadata import BRANCHES_KEY, CONTEXT_KEY
 from txrpc.errors import AbortCode, ConfigurationError, NotJoined
-from txrpc.rpc.client import ClientInterceptor
-from txrpc.wire.metadata import BRANCHES_KEY, CONTEXT_KEY
 
 from .interceptor_kit import (
     CONTEXT,

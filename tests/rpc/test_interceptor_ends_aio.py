@@ -14,13 +14,13 @@ import grpc
 import pytest
 
 from tests.versions import needs_grpc
-from txrpc.context import bind, current
+from txrpc._context import bind, current
+from txrpc._wire.metadata import BRANCHES_KEY
 from txrpc.errors import AbortCode, NotJoined, TransactionAborted
-from txrpc.wire.metadata import BRANCHES_KEY
 
-from .aio_kit import AioWorld, abehaviour, auntil
+from .aio_kit import AsyncWorld, abehaviour, auntil
 from .interceptor_kit import DEADLOCK, SHAPES, XID, answer_of, use
-from .recorder import AioHandle, Recorder
+from .recorder import AsyncHandle, Recorder
 
 
 async def echo(request: bytes, _context: Any) -> bytes:
@@ -29,7 +29,7 @@ async def echo(request: bytes, _context: Any) -> bytes:
 
 
 def service() -> Recorder:
-    return Recorder(AioHandle)
+    return Recorder(AsyncHandle)
 
 
 class Waiting:
@@ -65,8 +65,8 @@ class Endless:
 # ------------------------------------------------------------------------------------------------- ends that are unknown
 
 
-async def test_a_deadline_leaves_the_end_unknown(aworld: AioWorld) -> None:
-    called, root, waiting = service(), AioHandle(), Waiting()
+async def test_a_deadline_leaves_the_end_unknown(aworld: AsyncWorld) -> None:
+    called, root, waiting = service(), AsyncHandle(), Waiting()
     stub = await aworld.dial(await aworld.serve(called, unary_unary=abehaviour("unary_unary", waiting)))
     with bind(root), pytest.raises(grpc.RpcError) as caught:
         await stub.acall("unary_unary", timeout=0.2)
@@ -81,9 +81,9 @@ async def test_a_deadline_leaves_the_end_unknown(aworld: AioWorld) -> None:
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("doomed", [False, True])
 async def test_a_client_that_vanishes(
-    aworld: AioWorld, shape: str, doomed: bool, caplog: pytest.LogCaptureFixture
+    aworld: AsyncWorld, shape: str, doomed: bool, caplog: pytest.LogCaptureFixture
 ) -> None:
-    called, root, waiting = service(), AioHandle(), Waiting()
+    called, root, waiting = service(), AsyncHandle(), Waiting()
     called.doom = DEADLOCK if doomed else None
     stub = await aworld.dial(await aworld.serve(called, **{shape: abehaviour(shape, waiting)}))
     with bind(root):
@@ -100,8 +100,8 @@ async def test_a_client_that_vanishes(
 
 
 @pytest.mark.parametrize("shape", SHAPES)
-async def test_a_server_that_is_not_there(aworld: AioWorld, shape: str) -> None:
-    root = AioHandle()
+async def test_a_server_that_is_not_there(aworld: AsyncWorld, shape: str) -> None:
+    root = AsyncHandle()
     stub = await aworld.dial("127.0.0.1:1")
     with bind(root), pytest.raises(grpc.RpcError) as caught:
         await stub.acall(shape, silent=True)
@@ -110,8 +110,8 @@ async def test_a_server_that_is_not_there(aworld: AioWorld, shape: str) -> None:
 
 
 @pytest.mark.parametrize("shape", SHAPES)
-async def test_a_callee_that_takes_no_part(aworld: AioWorld, shape: str) -> None:
-    root = AioHandle()
+async def test_a_callee_that_takes_no_part(aworld: AsyncWorld, shape: str) -> None:
+    root = AsyncHandle()
     stub = await aworld.dial(await aworld.serve(None, **{shape: abehaviour(shape, echo)}))
     with bind(root), pytest.raises(NotJoined, match=rf"outside=\['/t.T/{shape}'\]"):
         await stub.acall(shape)
@@ -121,8 +121,8 @@ async def test_a_callee_that_takes_no_part(aworld: AioWorld, shape: str) -> None
 
 
 @pytest.mark.parametrize("shape", SHAPES)
-async def test_rule_19_a_call_that_is_meant_to_be_outside(aworld: AioWorld, shape: str) -> None:
-    root = AioHandle()
+async def test_rule_19_a_call_that_is_meant_to_be_outside(aworld: AsyncWorld, shape: str) -> None:
+    root = AsyncHandle()
     address = await aworld.serve(None, **{shape: abehaviour(shape, echo)})
     stub = await aworld.dial(address, outside=[f"/t.T/{shape}"])
     with bind(root):
@@ -130,8 +130,8 @@ async def test_rule_19_a_call_that_is_meant_to_be_outside(aworld: AioWorld, shap
     assert root.calls == []
 
 
-async def test_a_failing_callee_that_takes_no_part(aworld: AioWorld) -> None:
-    root = AioHandle()
+async def test_a_failing_callee_that_takes_no_part(aworld: AsyncWorld) -> None:
+    root = AsyncHandle()
 
     async def work(_request: bytes, context: Any) -> bytes:
         await context.abort(grpc.StatusCode.NOT_FOUND, "no such thing")
@@ -144,8 +144,8 @@ async def test_a_failing_callee_that_takes_no_part(aworld: AioWorld) -> None:
 
 
 @pytest.mark.parametrize("shape", SHAPES)
-async def test_a_report_that_makes_no_sense_dooms(aworld: AioWorld, shape: str) -> None:
-    root = AioHandle()
+async def test_a_report_that_makes_no_sense_dooms(aworld: AsyncWorld, shape: str) -> None:
+    root = AsyncHandle()
 
     async def work(request: bytes, context: Any) -> bytes:
         context.set_trailing_metadata(((BRANCHES_KEY, b"\xff\xff"),))
@@ -194,8 +194,8 @@ class HidingStreams(grpc.aio.StreamUnaryClientInterceptor):  # type: ignore[type
         return Bare()
 
 
-async def test_an_interceptor_that_hides_the_call(aworld: AioWorld) -> None:
-    root = AioHandle()
+async def test_an_interceptor_that_hides_the_call(aworld: AsyncWorld) -> None:
+    root = AsyncHandle()
     shapes = ["unary_unary", "unary_stream", "stream_unary"]
     address = await aworld.serve(service(), **{shape: abehaviour(shape, echo) for shape in shapes})
     stub = await aworld.dial(address, after=[Hiding(), HidingStreams()])
@@ -211,8 +211,8 @@ async def test_an_interceptor_that_hides_the_call(aworld: AioWorld) -> None:
     assert (stream.end, stream.report) != ("replied", None), "grpc.aio keeps the call beside the responses"
 
 
-async def test_an_interceptor_that_raises_before_the_network(aworld: AioWorld) -> None:
-    root = AioHandle()
+async def test_an_interceptor_that_raises_before_the_network(aworld: AsyncWorld) -> None:
+    root = AsyncHandle()
     stub = await aworld.dial("127.0.0.1:1", after=[Hiding(ValueError("not today"))])
     with bind(root), pytest.raises(ValueError, match="not today"):
         await stub.acall("unary_unary")
@@ -222,8 +222,8 @@ async def test_an_interceptor_that_raises_before_the_network(aworld: AioWorld) -
 # ------------------------------------------------------------------------------------------- calls that nobody waits for
 
 
-async def test_a_call_that_nobody_awaits_is_found_out_by_settling(aworld: AioWorld) -> None:
-    root, called, waiting = AioHandle(), service(), Waiting()
+async def test_a_call_that_nobody_awaits_is_found_out_by_settling(aworld: AsyncWorld) -> None:
+    root, called, waiting = AsyncHandle(), service(), Waiting()
     stub = await aworld.dial(await aworld.serve(called, unary_unary=abehaviour("unary_unary", waiting)))
     with bind(root):
         call = stub.unary_unary(b"x")
@@ -238,9 +238,9 @@ async def test_a_call_that_nobody_awaits_is_found_out_by_settling(aworld: AioWor
     assert await call == b"x"
 
 
-async def test_a_failed_call_that_nobody_awaits_is_known_by_its_error(aworld: AioWorld) -> None:
+async def test_a_failed_call_that_nobody_awaits_is_known_by_its_error(aworld: AsyncWorld) -> None:
     """So that a rule that names `grpc.RpcError` holds for it as well."""
-    root = AioHandle()
+    root = AsyncHandle()
 
     async def work(_request: bytes, context: Any) -> bytes:
         await context.abort(grpc.StatusCode.NOT_FOUND, "no such thing")
@@ -258,9 +258,9 @@ async def test_a_failed_call_that_nobody_awaits_is_known_by_its_error(aworld: Ai
 
 
 @needs_grpc(83, "a call that is collected is cancelled")
-async def test_a_call_that_is_dropped_runs_on_and_stays_open(aworld: AioWorld) -> None:
+async def test_a_call_that_is_dropped_runs_on_and_stays_open(aworld: AsyncWorld) -> None:
     """As with any interceptor: grpc.aio itself holds a call that has a callback.  A commit finds it in flight."""
-    root, called, waiting = AioHandle(), service(), Waiting()
+    root, called, waiting = AsyncHandle(), service(), Waiting()
     stub = await aworld.dial(await aworld.serve(called, unary_unary=abehaviour("unary_unary", waiting)))
     with bind(root):
         stub.unary_unary(b"x")
@@ -272,10 +272,10 @@ async def test_a_call_that_is_dropped_runs_on_and_stays_open(aworld: AioWorld) -
     await auntil(lambda: called.handle.lefts == 1)
 
 
-async def test_callbacks_see_the_call_that_the_user_holds(aworld: AioWorld) -> None:
+async def test_callbacks_see_the_call_that_the_user_holds(aworld: AsyncWorld) -> None:
     seen: list[Any] = []
     stub = await aworld.dial(await aworld.serve(service(), unary_unary=echo))
-    with bind(AioHandle()):
+    with bind(AsyncHandle()):
         call = stub.unary_unary(b"x")
         call.add_done_callback(seen.append)
         await call
@@ -286,8 +286,8 @@ async def test_callbacks_see_the_call_that_the_user_holds(aworld: AioWorld) -> N
 # ------------------------------------------------------------------------------------------------- streams of responses
 
 
-async def test_a_stream_is_still_a_call(aworld: AioWorld) -> None:
-    root = AioHandle()
+async def test_a_stream_is_still_a_call(aworld: AsyncWorld) -> None:
+    root = AsyncHandle()
 
     async def work(_request: bytes, context: Any) -> AsyncIterator[bytes]:
         await context.send_initial_metadata((("early", "1"),))
@@ -310,8 +310,8 @@ async def test_a_stream_is_still_a_call(aworld: AioWorld) -> None:
     assert not call.cancelled()
 
 
-async def test_a_stream_that_fails_half_way(aworld: AioWorld) -> None:
-    root = AioHandle()
+async def test_a_stream_that_fails_half_way(aworld: AsyncWorld) -> None:
+    root = AsyncHandle()
 
     async def work(_request: bytes, _context: Any) -> AsyncIterator[bytes]:
         use("stock")
@@ -329,9 +329,9 @@ async def test_a_stream_that_fails_half_way(aworld: AioWorld) -> None:
 
 @pytest.mark.parametrize("doomed", [False, True])
 async def test_an_abandoned_stream_stays_open_until_it_is_cancelled(
-    aworld: AioWorld, doomed: bool, caplog: pytest.LogCaptureFixture
+    aworld: AsyncWorld, doomed: bool, caplog: pytest.LogCaptureFixture
 ) -> None:
-    called, root, endless = service(), AioHandle(), Endless()
+    called, root, endless = service(), AsyncHandle(), Endless()
     called.doom = DEADLOCK if doomed else None
     stub = await aworld.dial(await aworld.serve(called, unary_stream=endless.stream))
     with bind(root):
@@ -349,7 +349,7 @@ async def test_an_abandoned_stream_stays_open_until_it_is_cancelled(
     assert [record.getMessage() for record in caplog.records if record.levelname == "ERROR"] == []
 
 
-async def test_cancellations_at_any_moment_leave_nothing_behind(aworld: AioWorld) -> None:
+async def test_cancellations_at_any_moment_leave_nothing_behind(aworld: AsyncWorld) -> None:
     called, chance = service(), random.Random(7)
 
     async def work(request: bytes, context: Any) -> bytes:
@@ -360,8 +360,8 @@ async def test_cancellations_at_any_moment_leave_nothing_behind(aworld: AioWorld
 
     stub = await aworld.dial(await aworld.serve(called, **{shape: abehaviour(shape, work) for shape in SHAPES}))
 
-    async def once(number: int, patience_s: float | None) -> AioHandle:
-        root = AioHandle()
+    async def once(number: int, patience_s: float | None) -> AsyncHandle:
+        root = AsyncHandle()
         with bind(root):
             task = asyncio.create_task(stub.acall(SHAPES[number % 4]))
             done, _ = await asyncio.wait([task], timeout=patience_s)

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import grpc
 import pytest
 
-from txrpc.context import bind
+from txrpc._context import bind
 from txrpc.errors import (
     AbortCode,
     CoordinatorUnavailable,

@@ -11,12 +11,12 @@ import grpc
 import grpc.experimental
 import pytest
 
-from txrpc.context import bind, current
+from txrpc._context import bind, current
+from txrpc._grpc.client import ClientInterceptor
+from txrpc._wire.metadata import BRANCHES_KEY
 from txrpc.errors import (
     TransactionAborted,
 )
-from txrpc.rpc.client import ClientInterceptor
-from txrpc.wire.metadata import BRANCHES_KEY
 
 from .interceptor_kit import (
     DEADLOCK,

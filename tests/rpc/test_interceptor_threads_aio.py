@@ -11,21 +11,21 @@ from typing import Any
 import grpc
 import pytest
 
-from txrpc.context import bind, current
+from txrpc._context import bind, current
 from txrpc.errors import LimitExceeded, TransactionAborted
 
-from .aio_kit import AioWorld, auntil
+from .aio_kit import AsyncWorld, auntil
 from .interceptor_kit import DEADLOCK, SHAPES, XID, answer_of, behaviour, echo_using, trailing_of, use
-from .recorder import AioHandle, Recorder
+from .recorder import AsyncHandle, Recorder
 
 
 def service() -> Recorder:
-    return Recorder(AioHandle)
+    return Recorder(AsyncHandle)
 
 
 @pytest.mark.parametrize("shape", SHAPES)
-async def test_a_call_takes_the_transaction_along_and_brings_its_branches_home(aworld: AioWorld, shape: str) -> None:
-    called, root, threads = service(), AioHandle(), set()
+async def test_a_call_takes_the_transaction_along_and_brings_its_branches_home(aworld: AsyncWorld, shape: str) -> None:
+    called, root, threads = service(), AsyncHandle(), set()
 
     def work(request: bytes, context: Any) -> bytes:
         threads.add(threading.get_ident())
@@ -40,8 +40,8 @@ async def test_a_call_takes_the_transaction_along_and_brings_its_branches_home(a
     assert called.threads == [threading.get_ident()], "joining is the event loop's work"
 
 
-async def test_users_trailing_metadata_is_kept(aworld: AioWorld) -> None:
-    root = AioHandle()
+async def test_users_trailing_metadata_is_kept(aworld: AsyncWorld) -> None:
+    root = AsyncHandle()
 
     def work(request: bytes, context: Any) -> bytes:
         use("stock")
@@ -56,7 +56,7 @@ async def test_users_trailing_metadata_is_kept(aworld: AioWorld) -> None:
     assert root.call.branches == {"stock"}
 
 
-async def test_the_pools_threads_are_clean_afterwards(aworld: AioWorld) -> None:
+async def test_the_pools_threads_are_clean_afterwards(aworld: AsyncWorld) -> None:
     seen: list[Any] = []
 
     def work(request: bytes, _context: Any) -> bytes:
@@ -64,7 +64,7 @@ async def test_the_pools_threads_are_clean_afterwards(aworld: AioWorld) -> None:
         return request
 
     stub = await aworld.dial(await aworld.serve(service(), unary_unary=work))
-    with bind(AioHandle()):
+    with bind(AsyncHandle()):
         await asyncio.gather(*(stub.unary_unary(b"x") for _ in range(20)))
     await asyncio.gather(*(stub.unary_unary(b"x") for _ in range(20)))
     assert None not in seen[:20]
@@ -72,8 +72,8 @@ async def test_the_pools_threads_are_clean_afterwards(aworld: AioWorld) -> None:
 
 
 @pytest.mark.parametrize("shape", SHAPES)
-async def test_a_plain_exception_stays_what_grpc_makes_of_it(aworld: AioWorld, shape: str) -> None:
-    called, root = service(), AioHandle()
+async def test_a_plain_exception_stays_what_grpc_makes_of_it(aworld: AsyncWorld, shape: str) -> None:
+    called, root = service(), AsyncHandle()
 
     def work(_request: bytes, context: Any) -> bytes:
         use("stock")
@@ -90,8 +90,8 @@ async def test_a_plain_exception_stays_what_grpc_makes_of_it(aworld: AioWorld, s
 
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("rich", [False, True])
-async def test_an_abort_keeps_its_status_and_its_metadata(aworld: AioWorld, shape: str, rich: bool) -> None:
-    called, root = service(), AioHandle()
+async def test_an_abort_keeps_its_status_and_its_metadata(aworld: AsyncWorld, shape: str, rich: bool) -> None:
+    called, root = service(), AsyncHandle()
 
     def work(_request: bytes, context: Any) -> bytes:
         use("stock")
@@ -113,8 +113,8 @@ async def test_an_abort_keeps_its_status_and_its_metadata(aworld: AioWorld, shap
 
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("raised", [TransactionAborted(XID, DEADLOCK), LimitExceeded("too many"), KeyError("doomed")])
-async def test_our_errors_travel_as_themselves(aworld: AioWorld, shape: str, raised: Exception) -> None:
-    called, root = service(), AioHandle()
+async def test_our_errors_travel_as_themselves(aworld: AsyncWorld, shape: str, raised: Exception) -> None:
+    called, root = service(), AsyncHandle()
     if isinstance(raised, KeyError):
         called.doom = DEADLOCK
 
@@ -132,8 +132,8 @@ async def test_our_errors_travel_as_themselves(aworld: AioWorld, shape: str, rai
 
 
 @pytest.mark.parametrize("shape", SHAPES)
-async def test_a_refused_call_does_not_run(aworld: AioWorld, shape: str) -> None:
-    called, root = service(), AioHandle()
+async def test_a_refused_call_does_not_run(aworld: AsyncWorld, shape: str) -> None:
+    called, root = service(), AsyncHandle()
     called.refuses = LimitExceeded("too many of them")
     ran: list[bytes] = []
 
@@ -148,8 +148,8 @@ async def test_a_refused_call_does_not_run(aworld: AioWorld, shape: str) -> None
 
 
 @pytest.mark.parametrize("where", ["writing", "working"])
-async def test_a_client_that_vanishes(aworld: AioWorld, where: str) -> None:
-    called, root, go_on = service(), AioHandle(), threading.Event()
+async def test_a_client_that_vanishes(aworld: AsyncWorld, where: str) -> None:
+    called, root, go_on = service(), AsyncHandle(), threading.Event()
     ended_in: list[Any] = []
 
     def work(_request: bytes, _context: Any) -> Iterator[bytes]:
@@ -178,7 +178,7 @@ async def test_a_client_that_vanishes(aworld: AioWorld, where: str) -> None:
     assert ended_in == [called.handle]
 
 
-async def test_the_context_is_that_of_a_synchronous_server(aworld: AioWorld) -> None:
+async def test_the_context_is_that_of_a_synchronous_server(aworld: AsyncWorld) -> None:
     seen: dict[str, Any] = {}
     ended = threading.Event()
 
@@ -192,7 +192,7 @@ async def test_the_context_is_that_of_a_synchronous_server(aworld: AioWorld) -> 
         return request
 
     stub = await aworld.dial(await aworld.serve(service(), unary_unary=work))
-    with bind(AioHandle()):
+    with bind(AsyncHandle()):
         call = stub.unary_unary(b"x", metadata=(("mine", "too"),))
         assert dict(iter(await call.initial_metadata()))["early"] == "1"
         await call

@@ -12,11 +12,11 @@ import grpc
 import pytest
 
 import txrpc
-from txrpc.context import bind, current
+from txrpc._context import bind, current
+from txrpc._grpc.client import ClientInterceptor
+from txrpc._grpc.server import ServerInterceptor
+from txrpc._wire.metadata import BRANCHES_KEY, CONTEXT_KEY
 from txrpc.errors import NotJoined
-from txrpc.rpc.client import ClientInterceptor
-from txrpc.rpc.server import ServerInterceptor
-from txrpc.wire.metadata import BRANCHES_KEY, CONTEXT_KEY
 
 from .interceptor_kit import (
     CONTEXT,

@@ -12,7 +12,10 @@ import grpc
 import pytest
 
 from tests.versions import needs_grpc
-from txrpc.context import bind, current
+from txrpc._context import bind, current
+from txrpc._grpc.client_async import aio_client_interceptors
+from txrpc._grpc.server_async import AsyncServerInterceptor
+from txrpc._wire.metadata import BRANCHES_KEY, CONTEXT_KEY
 from txrpc.errors import (
     AbortCode,
     LimitExceeded,
@@ -22,13 +25,10 @@ from txrpc.errors import (
     TransactionTimedOut,
     TxrpcError,
 )
-from txrpc.rpc.client_aio import aio_client_interceptors
-from txrpc.rpc.server_aio import AioServerInterceptor
-from txrpc.wire.metadata import BRANCHES_KEY, CONTEXT_KEY
 
-from .aio_kit import KINDS, AioWorld, abehaviour, aecho_using, auntil
+from .aio_kit import KINDS, AsyncWorld, abehaviour, aecho_using, auntil
 from .interceptor_kit import CONTEXT, DEADLOCK, SHAPES, XID, answer_of, trailing_of, use
-from .recorder import OWNER, AioHandle, Recorder
+from .recorder import OWNER, AsyncHandle, Recorder
 
 
 async def echo(request: bytes, _context: Any) -> bytes:
@@ -37,7 +37,7 @@ async def echo(request: bytes, _context: Any) -> bytes:
 
 
 def service() -> Recorder:
-    return Recorder(AioHandle)
+    return Recorder(AsyncHandle)
 
 
 # ------------------------------------------------------------------------------------------------------ the normal way
@@ -45,9 +45,9 @@ def service() -> Recorder:
 
 @pytest.mark.parametrize(("shape", "writes"), KINDS)
 async def test_a_call_takes_the_transaction_along_and_brings_its_branches_home(
-    aworld: AioWorld, shape: str, writes: bool
+    aworld: AsyncWorld, shape: str, writes: bool
 ) -> None:
-    called, root = service(), AioHandle(time_left_s=20)
+    called, root = service(), AsyncHandle(time_left_s=20)
     handler = abehaviour(shape, aecho_using("stock"), writes)
     stub = await aworld.dial(await aworld.serve(called, **{shape: handler}))
     with bind(root):
@@ -61,7 +61,7 @@ async def test_a_call_takes_the_transaction_along_and_brings_its_branches_home(
 
 
 @pytest.mark.parametrize("shape", SHAPES)
-async def test_outside_a_transaction_nothing_is_added(aworld: AioWorld, shape: str) -> None:
+async def test_outside_a_transaction_nothing_is_added(aworld: AsyncWorld, shape: str) -> None:
     called = service()
     seen: list[str] = []
 
@@ -86,8 +86,8 @@ async def test_outside_a_transaction_the_objects_are_grpcs_own() -> None:
     async def nothing(_call: Any) -> Any:
         return None
 
-    assert await AioServerInterceptor(service()).intercept_service(found, call) is handler
-    assert await AioServerInterceptor(service()).intercept_service(nothing, call) is None
+    assert await AsyncServerInterceptor(service()).intercept_service(found, call) is handler
+    assert await AsyncServerInterceptor(service()).intercept_service(nothing, call) is None
     passed: list[Any] = []
     details, request, answer = object(), object(), object()
 
@@ -103,8 +103,8 @@ async def test_outside_a_transaction_the_objects_are_grpcs_own() -> None:
 
 @needs_grpc(68, "read() at the end of an intercepted stream raises StopAsyncIteration")
 @pytest.mark.parametrize("shape", ["stream_unary", "stream_stream"])
-async def test_requests_written_one_by_one(aworld: AioWorld, shape: str) -> None:
-    root = AioHandle()
+async def test_requests_written_one_by_one(aworld: AsyncWorld, shape: str) -> None:
+    root = AsyncHandle()
     stub = await aworld.dial(await aworld.serve(service(), **{shape: abehaviour(shape, aecho_using("stock"))}))
     with bind(root):
         call = getattr(stub, shape)()
@@ -119,8 +119,8 @@ async def test_requests_written_one_by_one(aworld: AioWorld, shape: str) -> None
 
 
 @pytest.mark.parametrize("shape", ["stream_unary", "stream_stream"])
-async def test_the_callers_request_iterator_belongs_to_the_transaction(aworld: AioWorld, shape: str) -> None:
-    root, seen = AioHandle(), []
+async def test_the_callers_request_iterator_belongs_to_the_transaction(aworld: AsyncWorld, shape: str) -> None:
+    root, seen = AsyncHandle(), []
     stub = await aworld.dial(await aworld.serve(service(), **{shape: abehaviour(shape, echo)}))
 
     async def requests() -> AsyncIterator[bytes]:
@@ -136,8 +136,8 @@ async def test_the_callers_request_iterator_belongs_to_the_transaction(aworld: A
     assert seen == [root, root]
 
 
-async def test_two_hops_bring_all_branches_home(aworld: AioWorld) -> None:
-    bank, shop, root = service(), service(), AioHandle()
+async def test_two_hops_bring_all_branches_home(aworld: AsyncWorld) -> None:
+    bank, shop, root = service(), service(), AsyncHandle()
     to_bank = await aworld.dial(
         await aworld.serve(bank, unary_unary=abehaviour("unary_unary", aecho_using("accounts")))
     )
@@ -154,11 +154,11 @@ async def test_two_hops_bring_all_branches_home(aworld: AioWorld) -> None:
     assert root.call.branches == {"orders", "accounts"}
 
 
-async def test_gathered_calls_are_all_counted(aworld: AioWorld) -> None:
-    called, root, other = service(), AioHandle(), AioHandle()
+async def test_gathered_calls_are_all_counted(aworld: AsyncWorld) -> None:
+    called, root, other = service(), AsyncHandle(), AsyncHandle()
     stub = await aworld.dial(await aworld.serve(called, unary_unary=abehaviour("unary_unary", aecho_using("stock"))))
 
-    async def many(handle: AioHandle) -> None:
+    async def many(handle: AsyncHandle) -> None:
         with bind(handle):
             assert await asyncio.gather(*(stub.acall("unary_unary") for _ in range(20))) == [b"ab"] * 20
 
@@ -206,8 +206,8 @@ class Stamping(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]
         return grpc.unary_unary_rpc_method_handler(call)
 
 
-async def test_users_interceptors_and_metadata_are_kept(aworld: AioWorld) -> None:
-    root, seen = AioHandle(), {}
+async def test_users_interceptors_and_metadata_are_kept(aworld: AsyncWorld) -> None:
+    root, seen = AsyncHandle(), {}
     outer, inner = Watching("outer"), Watching("inner")
 
     async def work(request: bytes, context: Any) -> bytes:
@@ -254,9 +254,9 @@ class Careless(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]
 
 @pytest.mark.parametrize("first", [False, True])
 async def test_an_interceptor_that_throws_the_report_away_is_complained_of(
-    aworld: AioWorld, first: bool, caplog: pytest.LogCaptureFixture
+    aworld: AsyncWorld, first: bool, caplog: pytest.LogCaptureFixture
 ) -> None:
-    root = AioHandle()
+    root = AsyncHandle()
     handler = abehaviour("unary_unary", aecho_using("stock"))
     before, after = ([Careless()], []) if first else ([], [Careless()])
     stub = await aworld.dial(await aworld.serve(service(), before=before, after=after, unary_unary=handler))
@@ -272,7 +272,7 @@ async def test_an_interceptor_that_throws_the_report_away_is_complained_of(
         assert caplog.text == ""
 
 
-async def test_the_server_sees_the_smaller_deadline(aworld: AioWorld) -> None:
+async def test_the_server_sees_the_smaller_deadline(aworld: AsyncWorld) -> None:
     left: list[float] = []
 
     async def work(request: bytes, context: Any) -> bytes:
@@ -280,7 +280,7 @@ async def test_the_server_sees_the_smaller_deadline(aworld: AioWorld) -> None:
         return request
 
     stub = await aworld.dial(await aworld.serve(service(), unary_unary=work))
-    with bind(AioHandle(time_left_s=8)):
+    with bind(AsyncHandle(time_left_s=8)):
         await stub.unary_unary(b"x")
         await stub.unary_unary(b"x", timeout=3)
         await stub.unary_unary(b"x", timeout=100)
@@ -293,8 +293,8 @@ async def test_the_server_sees_the_smaller_deadline(aworld: AioWorld) -> None:
 
 
 @pytest.mark.parametrize(("shape", "writes"), KINDS)
-async def test_a_plain_exception_stays_what_grpc_makes_of_it(aworld: AioWorld, shape: str, writes: bool) -> None:
-    called, root = service(), AioHandle()
+async def test_a_plain_exception_stays_what_grpc_makes_of_it(aworld: AsyncWorld, shape: str, writes: bool) -> None:
+    called, root = service(), AsyncHandle()
 
     async def work(_request: bytes, context: Any) -> bytes:
         use("stock")
@@ -317,9 +317,9 @@ async def test_a_plain_exception_stays_what_grpc_makes_of_it(aworld: AioWorld, s
 @pytest.mark.parametrize(("shape", "writes"), KINDS)
 @pytest.mark.parametrize("rich", [False, True])
 async def test_an_abort_keeps_its_status_and_its_metadata(
-    aworld: AioWorld, shape: str, writes: bool, rich: bool
+    aworld: AsyncWorld, shape: str, writes: bool, rich: bool
 ) -> None:
-    called, root = service(), AioHandle()
+    called, root = service(), AsyncHandle()
 
     async def work(_request: bytes, context: Any) -> bytes:
         use("stock")
@@ -341,8 +341,8 @@ async def test_an_abort_keeps_its_status_and_its_metadata(
 
 
 @pytest.mark.parametrize("swallowed", [False, True])
-async def test_an_abort_in_a_try_block_is_an_abort_all_the_same(aworld: AioWorld, swallowed: bool) -> None:
-    called, root = service(), AioHandle()
+async def test_an_abort_in_a_try_block_is_an_abort_all_the_same(aworld: AsyncWorld, swallowed: bool) -> None:
+    called, root = service(), AsyncHandle()
 
     async def work(request: bytes, context: Any) -> bytes:
         use("stock")
@@ -360,8 +360,8 @@ async def test_an_abort_in_a_try_block_is_an_abort_all_the_same(aworld: AioWorld
     assert (root.call.end, root.call.branches, called.handle.lefts) == ("replied", {"stock"}, 1)
 
 
-async def test_a_status_without_an_exception_is_a_failure_too(aworld: AioWorld) -> None:
-    root = AioHandle()
+async def test_a_status_without_an_exception_is_a_failure_too(aworld: AsyncWorld) -> None:
+    root = AsyncHandle()
 
     async def work(_request: bytes, context: Any) -> bytes:
         context.set_code(grpc.StatusCode.FAILED_PRECONDITION)
@@ -384,8 +384,8 @@ ERRORS = [
 
 @pytest.mark.parametrize(("shape", "writes"), KINDS)
 @pytest.mark.parametrize("error", ERRORS, ids=lambda error: type(error).__name__)
-async def test_our_errors_travel_as_themselves(aworld: AioWorld, shape: str, writes: bool, error: TxrpcError) -> None:
-    called, root = service(), AioHandle()
+async def test_our_errors_travel_as_themselves(aworld: AsyncWorld, shape: str, writes: bool, error: TxrpcError) -> None:
+    called, root = service(), AsyncHandle()
 
     async def work(_request: bytes, context: Any) -> bytes:
         use("stock")
@@ -405,9 +405,9 @@ async def test_our_errors_travel_as_themselves(aworld: AioWorld, shape: str, wri
 
 @pytest.mark.parametrize(("shape", "writes"), KINDS)
 async def test_in_a_doomed_transaction_the_caller_learns_why(
-    aworld: AioWorld, shape: str, writes: bool, caplog: pytest.LogCaptureFixture
+    aworld: AsyncWorld, shape: str, writes: bool, caplog: pytest.LogCaptureFixture
 ) -> None:
-    called, root = service(), AioHandle()
+    called, root = service(), AsyncHandle()
     called.doom = DEADLOCK
 
     async def work(_request: bytes, _context: Any) -> bytes:
@@ -422,8 +422,8 @@ async def test_in_a_doomed_transaction_the_caller_learns_why(
 
 @pytest.mark.parametrize(("shape", "writes"), KINDS)
 @pytest.mark.parametrize("error", ERRORS, ids=lambda error: type(error).__name__)
-async def test_a_refused_call_does_not_run(aworld: AioWorld, shape: str, writes: bool, error: TxrpcError) -> None:
-    called, root, ran = service(), AioHandle(), []
+async def test_a_refused_call_does_not_run(aworld: AsyncWorld, shape: str, writes: bool, error: TxrpcError) -> None:
+    called, root, ran = service(), AsyncHandle(), []
     called.refuses = error
 
     async def work(request: bytes, _context: Any) -> bytes:
@@ -438,8 +438,8 @@ async def test_a_refused_call_does_not_run(aworld: AioWorld, shape: str, writes:
     assert (root.call.end, root.call.report) == ("replied", None)
 
 
-async def test_too_many_branches_fail_the_call_and_say_how_many(aworld: AioWorld) -> None:
-    called, root = service(), AioHandle()
+async def test_too_many_branches_fail_the_call_and_say_how_many(aworld: AsyncWorld) -> None:
+    called, root = service(), AsyncHandle()
 
     async def work(request: bytes, _context: Any) -> bytes:
         for number in range(300):
@@ -458,7 +458,7 @@ async def test_too_many_branches_fail_the_call_and_say_how_many(aworld: AioWorld
 @pytest.mark.parametrize(("shape", "writes"), KINDS)
 @pytest.mark.parametrize("metadata", [((CONTEXT_KEY, b"\xff\xff"),), ((CONTEXT_KEY, CONTEXT),) * 2])
 async def test_a_context_that_makes_no_sense_is_refused(
-    aworld: AioWorld, shape: str, writes: bool, metadata: Any
+    aworld: AsyncWorld, shape: str, writes: bool, metadata: Any
 ) -> None:
     called = service()
     address = await aworld.serve(called, **{shape: abehaviour(shape, echo, writes)})
@@ -470,8 +470,8 @@ async def test_a_context_that_makes_no_sense_is_refused(
     assert await raw.acall(shape) == answer_of(shape, b"ab")
 
 
-async def test_a_transaction_that_may_not_go_out_sends_nothing(aworld: AioWorld) -> None:
-    called, root = service(), AioHandle()
+async def test_a_transaction_that_may_not_go_out_sends_nothing(aworld: AsyncWorld) -> None:
+    called, root = service(), AsyncHandle()
     root.refuses = TransactionAborted(root.xid, DEADLOCK)
     stub = await aworld.dial(await aworld.serve(called, **{shape: abehaviour(shape, echo) for shape in SHAPES}))
     with bind(root):

@@ -17,12 +17,12 @@ from py_grpc_prometheus.prometheus_client_interceptor import PromClientIntercept
 from py_grpc_prometheus.prometheus_server_interceptor import PromServerInterceptor
 
 import txrpc
-from txrpc.context import bind
+from txrpc._context import bind
 from txrpc.errors import AbortCode
 
-from .aio_kit import AioWorld
+from .aio_kit import AsyncWorld
 from .interceptor_kit import SHAPES, Stub, World, answer_of, behaviour, echo_using
-from .recorder import AioHandle, Handle, Recorder
+from .recorder import AsyncHandle, Handle, Recorder
 
 WORK = {shape: behaviour(shape, echo_using("shop")) for shape in SHAPES}
 
@@ -127,9 +127,9 @@ def test_what_is_outside_goes_below_as_well(world: World) -> None:
 
 
 @pytest.mark.parametrize("shape", SHAPES)
-async def test_opentelemetry_in_asyncio(aworld: AioWorld, instrumented: InMemorySpanExporter, shape: str) -> None:
-    address = await aworld.serve(Recorder(AioHandle), **WORK)
-    stub, handle = await aworld.dial(address), AioHandle()
+async def test_opentelemetry_in_asyncio(aworld: AsyncWorld, instrumented: InMemorySpanExporter, shape: str) -> None:
+    address = await aworld.serve(Recorder(AsyncHandle), **WORK)
+    stub, handle = await aworld.dial(address), AsyncHandle()
     with bind(handle):
         assert await stub.acall(shape) == answer_of(shape, b"ab")
     await handle.asettle()
@@ -138,10 +138,10 @@ async def test_opentelemetry_in_asyncio(aworld: AioWorld, instrumented: InMemory
 
 
 @pytest.mark.parametrize("shape", SHAPES)
-async def test_opentelemetry_by_hand_in_asyncio(aworld: AioWorld, shape: str) -> None:
-    address = await aworld.serve(Recorder(AioHandle), **WORK)
+async def test_opentelemetry_by_hand_in_asyncio(aworld: AsyncWorld, shape: str) -> None:
+    address = await aworld.serve(Recorder(AsyncHandle), **WORK)
     interceptors: Any = otel.aio_client_interceptors  # which has no types
-    stub, handle = await aworld.dial(address, before=interceptors()), AioHandle()
+    stub, handle = await aworld.dial(address, before=interceptors()), AsyncHandle()
     with bind(handle):
         assert await stub.acall(shape) == answer_of(shape, b"ab")
     await handle.asettle()

@@ -29,17 +29,17 @@ from tests.rpc.scripted import (
     say_and_stay,
     welcome,
 )
+from txrpc._grpc import link
+from txrpc._grpc.session import Session
+from txrpc._grpc.session_async import AsyncSession
+from txrpc._protocol import messages as m
+from txrpc._wire.codec import encode_from_coordinator
+from txrpc._wire.v1 import session_pb2 as pb
 from txrpc.errors import AbortCode as Code
 from txrpc.errors import ConfigurationError, CoordinatorUnavailable, LimitExceeded, Reason
 from txrpc.ids import BranchId, ParticipantId
 from txrpc.options import SessionOptions
-from txrpc.protocol import messages as m
-from txrpc.rpc import link
-from txrpc.rpc.session import Session
-from txrpc.rpc.session_aio import AioSession
 from txrpc.testing.processes import free_port
-from txrpc.wire.codec import encode_from_coordinator
-from txrpc.wire.v1 import session_pb2 as pb
 
 Make = Callable[..., Face]
 
@@ -489,17 +489,17 @@ def test_a_hello_or_on_welcome_that_fails_costs_one_attempt(
 
 
 def test_the_same_trouble_is_logged_once(connect: Make, notes: Notes, caplog: pytest.LogCaptureFixture) -> None:
-    with caplog.at_level(logging.INFO, "txrpc.rpc"):
+    with caplog.at_level(logging.INFO, "txrpc.session"):
         connect(f"127.0.0.1:{free_port()}")
         notes.wait(lambda: notes.hellos >= 6)
-        assert len([r for r in caplog.records if r.name == "txrpc.rpc"]) == 1
+        assert len([r for r in caplog.records if r.name == "txrpc.session"]) == 1
 
 
 # ---------------------------------------------------------------------------------------------------------- close
 
 
 def test_close_sends_what_is_waiting(connect: Make, notes: Notes, caplog: pytest.LogCaptureFixture) -> None:
-    with caplog.at_level(logging.INFO, "txrpc.rpc"), ScriptedCoordinator(listen) as coordinator:
+    with caplog.at_level(logging.INFO, "txrpc.session"), ScriptedCoordinator(listen) as coordinator:
         face = connect(coordinator.address)
         face.wait_connected()
         face.send(*map(request, range(3_000)))
@@ -567,7 +567,7 @@ def test_both_colours_have_the_same_names_parameters_and_defaults() -> None:
         names = [name for name in dir(kind) if not name.startswith("_") or name == "__init__"]
         return {x: str(inspect.signature(f)) for x in names if callable(f := getattr(kind, x))}
 
-    assert public(Session) == public(AioSession)
+    assert public(Session) == public(AsyncSession)
     assert {"start", "close", "send", "wait_connected"} < set(public(Session))
 
 

@@ -8,12 +8,12 @@ from typing import Any
 import pytest
 
 from tests.rpc.scripted import number_of, request
+from txrpc._grpc.link import Backoff, Waiting, parse
+from txrpc._protocol import messages as m
+from txrpc._wire.codec import decode_process_batch, encode_from_coordinator
+from txrpc._wire.v1 import session_pb2
 from txrpc.errors import BadMessage, ConfigurationError, LimitExceeded
 from txrpc.options import SessionOptions
-from txrpc.protocol import messages as m
-from txrpc.rpc.link import Backoff, Waiting, parse
-from txrpc.wire.codec import decode_process_batch, encode_from_coordinator
-from txrpc.wire.v1 import session_pb2
 
 OPTIONS = SessionOptions(backoff_initial_s=0.1, backoff_max_s=1.0, max_batch=10)
 LIMITS_S = [0.1, 0.2, 0.4, 0.8, 1.0, 1.0, 1.0]

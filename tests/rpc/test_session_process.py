@@ -12,8 +12,8 @@ from collections.abc import Iterator
 import pytest
 
 from tests.rpc.scripted import Face, Notes, ScriptedCoordinator, Talk, listen, number_of, request, say_and_stay, welcome
+from txrpc._protocol import messages as m
 from txrpc.errors import CoordinatorUnavailable, ForkedError
-from txrpc.protocol import messages as m
 from txrpc.testing.processes import free_port
 
 
@@ -199,8 +199,8 @@ def test_a_forked_child_is_told_what_to_do_and_the_parent_s_session_is_unharmed(
 PROGRAM = """
 import os, sys, threading, time
 from txrpc.ids import ParticipantId
-from txrpc.protocol.messages import Hello
-from txrpc.rpc.session import Session
+from txrpc._protocol.messages import Hello
+from txrpc._grpc.session import Session
 
 session = Session(
     sys.argv[1],

@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 
 from tests.rpc.scripted import Face, Notes, number_of, request
+from txrpc._protocol import messages as m
 from txrpc.errors import ConfigurationError, CoordinatorUnavailable
 from txrpc.ids import ParticipantId
 from txrpc.options import SessionOptions
-from txrpc.protocol import messages as m
 from txrpc.testing.processes import CoordinatorProcess
 
 Make = Callable[..., Face]

@@ -5,10 +5,10 @@ from typing import Any, cast
 
 import pytest
 
-from tests.runtime.notebook import AioNotebook, Notebook
-from txrpc.runtime.manager import Manager
-from txrpc.runtime.manager_aio import AioManager
-from txrpc.runtime.scope import set_default_manager
+from tests.runtime.memory_resource import AsyncMemoryResource, MemoryResource
+from txrpc._client.manager import Manager
+from txrpc._client.manager_async import AsyncManager
+from txrpc._client.scope import set_default_manager
 
 
 class NoSession:
@@ -19,21 +19,21 @@ class NoSession:
     def close(self) -> None: ...
 
 
-class AioNoSession:
+class AsyncNoSession:
     async def start(self) -> None: ...
 
     async def close(self) -> None: ...
 
 
 @pytest.fixture
-def notebook() -> Notebook:
-    return Notebook()
+def notebook() -> MemoryResource:
+    return MemoryResource()
 
 
 @pytest.fixture
-def manager(notebook: Notebook) -> Iterator[Manager]:
+def manager(notebook: MemoryResource) -> Iterator[Manager]:
     """A manager with one resource and no coordinator, as the default one."""
-    manager = Manager("default", [notebook, Notebook("second")])
+    manager = Manager("default", [notebook, MemoryResource("second")])
     manager.start(NoSession())
     set_default_manager("txrpc", manager, on=True)
     with manager:
@@ -41,14 +41,14 @@ def manager(notebook: Notebook) -> Iterator[Manager]:
 
 
 @pytest.fixture
-def aio_notebook() -> AioNotebook:
-    return AioNotebook()
+def aio_notebook() -> AsyncMemoryResource:
+    return AsyncMemoryResource()
 
 
 @pytest.fixture
-async def aio_manager(aio_notebook: AioNotebook) -> AsyncIterator[AioManager]:
-    manager = AioManager("default", cast("Any", [aio_notebook, AioNotebook("second")]))
-    await manager.start(AioNoSession())
+async def aio_manager(aio_notebook: AsyncMemoryResource) -> AsyncIterator[AsyncManager]:
+    manager = AsyncManager("default", cast("Any", [aio_notebook, AsyncMemoryResource("second")]))
+    await manager.start(AsyncNoSession())
     set_default_manager("txrpc.aio", manager, on=True)
     async with manager:
         yield manager

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from txrpc.flows.driver import Flow, arun, run
+from txrpc._client.flow import Flow, arun, run
 
 
 def flow(calls: list[object]) -> Flow[str]:

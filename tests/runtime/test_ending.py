@@ -7,7 +7,10 @@ from typing import Any
 
 import pytest
 
-from tests.runtime.notebook import Notebook
+from tests.runtime.memory_resource import MemoryResource
+from txrpc._client.manager import Manager
+from txrpc._client.transactional import transaction
+from txrpc._protocol.messages import CommitRequest, Inquiry, Owner, Prepare, Welcome
 from txrpc.errors import (
     AbortCode,
     ConfigurationError,
@@ -17,9 +20,6 @@ from txrpc.errors import (
     TransactionAborted,
 )
 from txrpc.ids import Epoch
-from txrpc.protocol.messages import CommitRequest, Inquiry, Owner, Prepare, Welcome
-from txrpc.runtime.manager import Manager
-from txrpc.runtime.transactional import transaction
 
 WELCOME = Welcome(Owner("c1", Epoch.make(1, 1)), 5, 60_000, 100, 100_000)
 
@@ -48,7 +48,7 @@ class Session:
 
 
 def two_branches(session: Session, timeout: float = 1) -> tuple[Manager, Any]:
-    first, second = Notebook("first"), Notebook("second")
+    first, second = MemoryResource("first"), MemoryResource("second")
     manager = Manager("default", [first, second])
     manager.patience_ms = 300
     manager.start(session)
@@ -106,7 +106,7 @@ def test_a_request_that_was_sent_and_never_answered_is_unknown() -> None:
 def test_closing_while_work_is_due_leaves_no_thread_with_an_error() -> None:
     """The clock's thread could submit to a pool that was shut down already."""
     for _ in range(20):
-        manager = Manager("default", [Notebook("first")])
+        manager = Manager("default", [MemoryResource("first")])
         manager.start(Session())
         manager.on_welcome(WELCOME)
         manager.close()

@@ -11,9 +11,14 @@ from contextlib import suppress
 import pytest
 
 from tests.runtime.conftest import NoSession
-from tests.runtime.notebook import Notebook, NotebookError
+from tests.runtime.memory_resource import MemoryResource, NotebookError
 from tests.waiting import eventually
-from txrpc.context import carry, current, set_current
+from txrpc._client.local_transaction import Status
+from txrpc._client.manager import Manager
+from txrpc._client.scope import Propagation, Retry
+from txrpc._client.transactional import transaction, transactional
+from txrpc._context import carry, current, set_current
+from txrpc._protocol.messages import Outcome
 from txrpc.errors import (
     AbortCode,
     ConfigurationError,
@@ -27,17 +32,12 @@ from txrpc.errors import (
     TransactionTimedOut,
     UsageError,
 )
-from txrpc.flows.part import Status
-from txrpc.protocol.messages import Outcome
-from txrpc.runtime.manager import Manager
-from txrpc.runtime.scope import Propagation, Retry
-from txrpc.runtime.transactional import transaction, transactional
 from txrpc.testing import failpoint
 
 pytestmark = pytest.mark.usefixtures("manager")
 
 
-def test_a_block_commits_at_its_end(notebook: Notebook) -> None:
+def test_a_block_commits_at_its_end(notebook: MemoryResource) -> None:
     with transaction() as tx:
         assert current() is tx
         notebook.write("one")
@@ -47,14 +47,14 @@ def test_a_block_commits_at_its_end(notebook: Notebook) -> None:
     assert current() is None
 
 
-def test_one_resource_of_the_root_commits_in_one_phase_without_prepare(notebook: Notebook) -> None:
+def test_one_resource_of_the_root_commits_in_one_phase_without_prepare(notebook: MemoryResource) -> None:
     with transaction():
         notebook.write("one")
         notebook.write("two")
     assert notebook.verbs == ["begin", "commit_one_phase"]
 
 
-def test_an_exception_rolls_back_and_goes_on(notebook: Notebook) -> None:
+def test_an_exception_rolls_back_and_goes_on(notebook: MemoryResource) -> None:
     with pytest.raises(KeyError), transaction() as tx:
         notebook.write("one")
         raise KeyError("x")
@@ -64,14 +64,14 @@ def test_an_exception_rolls_back_and_goes_on(notebook: Notebook) -> None:
     assert current() is None
 
 
-def test_a_transaction_without_work_commits(notebook: Notebook) -> None:
+def test_a_transaction_without_work_commits(notebook: MemoryResource) -> None:
     with transaction() as tx:
         pass
     assert tx.status is Status.COMMITTED
     assert notebook.verbs == []
 
 
-def test_explicit_begin_and_commit(manager: Manager, notebook: Notebook) -> None:
+def test_explicit_begin_and_commit(manager: Manager, notebook: MemoryResource) -> None:
     tx = manager.begin(timeout=5)
     assert current() is tx
     assert 4 < tx.time_left_s <= 5
@@ -86,7 +86,7 @@ def test_explicit_begin_and_commit(manager: Manager, notebook: Notebook) -> None
         pytest.fail("a finished transaction gave work")
 
 
-def test_explicit_rollback(manager: Manager, notebook: Notebook) -> None:
+def test_explicit_rollback(manager: Manager, notebook: MemoryResource) -> None:
     tx = manager.begin()
     notebook.write("one")
     tx.rollback("changed my mind")
@@ -100,14 +100,14 @@ def test_begin_inside_a_transaction_is_refused(manager: Manager) -> None:
         manager.begin()
 
 
-def test_a_block_whose_transaction_was_ended_by_hand_is_done(notebook: Notebook) -> None:
+def test_a_block_whose_transaction_was_ended_by_hand_is_done(notebook: MemoryResource) -> None:
     with transaction() as tx:
         notebook.write("one")
         tx.rollback()
     assert notebook.lines == []
 
 
-def test_set_rollback_only_lets_the_code_run_on_but_never_commit(notebook: Notebook) -> None:
+def test_set_rollback_only_lets_the_code_run_on_but_never_commit(notebook: MemoryResource) -> None:
     with pytest.raises(TransactionAborted, match="no good") as caught, transaction() as tx:
         notebook.write("one")
         tx.set_rollback_only("no good")
@@ -119,7 +119,7 @@ def test_set_rollback_only_lets_the_code_run_on_but_never_commit(notebook: Noteb
     assert notebook.lines == []
 
 
-def test_a_failed_statement_dooms_even_if_its_error_is_swallowed(notebook: Notebook) -> None:
+def test_a_failed_statement_dooms_even_if_its_error_is_swallowed(notebook: MemoryResource) -> None:
     with pytest.raises(TransactionAborted) as caught, transaction():
         notebook.write("one")
         with pytest.raises(NotebookError):
@@ -128,7 +128,7 @@ def test_a_failed_statement_dooms_even_if_its_error_is_swallowed(notebook: Noteb
     assert notebook.lines == []
 
 
-def test_a_mistake_of_the_program_around_an_operation_leaves_no_work_open(notebook: Notebook) -> None:
+def test_a_mistake_of_the_program_around_an_operation_leaves_no_work_open(notebook: MemoryResource) -> None:
     """Whatever goes wrong, the resource gets its work back: it would keep its locks for as long as the process lives."""
     with failpoint("participant.before_commit_one_phase", "error"), pytest.raises(OutcomeUnknown), transaction():
         notebook.write("one")
@@ -136,7 +136,7 @@ def test_a_mistake_of_the_program_around_an_operation_leaves_no_work_open(notebo
     assert notebook.lines == []
 
 
-def test_callbacks_learn_the_outcome_and_cannot_change_it(notebook: Notebook) -> None:
+def test_callbacks_learn_the_outcome_and_cannot_change_it(notebook: MemoryResource) -> None:
     seen: list[Outcome] = []
 
     def broken(outcome: Outcome) -> None:
@@ -207,8 +207,8 @@ def test_propagation_inside_a_transaction(propagation: Propagation) -> None:
         assert current() is tx
 
 
-def test_a_requires_new_inside_is_independent(notebook: Notebook) -> None:
-    second = Notebook("second")
+def test_a_requires_new_inside_is_independent(notebook: MemoryResource) -> None:
+    second = MemoryResource("second")
     with Manager("default", [notebook, second]) as manager:
         manager.start(NoSession())
         with pytest.raises(KeyError), transaction(manager=manager):
@@ -219,7 +219,7 @@ def test_a_requires_new_inside_is_independent(notebook: Notebook) -> None:
     assert (notebook.lines, second.lines) == ([], ["inner"])
 
 
-def test_a_joined_block_that_fails_dooms_the_whole(notebook: Notebook) -> None:
+def test_a_joined_block_that_fails_dooms_the_whole(notebook: MemoryResource) -> None:
     with pytest.raises(TransactionAborted) as caught, transaction():
         notebook.write("one")
         with pytest.raises(KeyError), transaction():
@@ -230,21 +230,21 @@ def test_a_joined_block_that_fails_dooms_the_whole(notebook: Notebook) -> None:
 # ----------------------------------------------------------------------------------------------------------- rules
 
 
-def test_no_rollback_for_commits_and_the_exception_goes_on(notebook: Notebook) -> None:
+def test_no_rollback_for_commits_and_the_exception_goes_on(notebook: MemoryResource) -> None:
     with pytest.raises(KeyError), transaction(no_rollback_for=LookupError):
         notebook.write("one")
         raise KeyError
     assert notebook.lines == ["one"]
 
 
-def test_rollback_for_wins(notebook: Notebook) -> None:
+def test_rollback_for_wins(notebook: MemoryResource) -> None:
     with pytest.raises(KeyError), transaction(no_rollback_for=LookupError, rollback_for=[KeyError]):
         notebook.write("one")
         raise KeyError
     assert notebook.lines == []
 
 
-def test_what_is_no_exception_always_rolls_back(notebook: Notebook) -> None:
+def test_what_is_no_exception_always_rolls_back(notebook: MemoryResource) -> None:
     with pytest.raises(KeyboardInterrupt), transaction(no_rollback_for=BaseException):
         notebook.write("one")
         raise KeyboardInterrupt
@@ -273,7 +273,7 @@ def test_bad_arguments_are_said_at_once() -> None:
 # ----------------------------------------------------------------------------------------------------------- retry
 
 
-def test_retry_runs_the_whole_root_again_while_it_may_help(notebook: Notebook) -> None:
+def test_retry_runs_the_whole_root_again_while_it_may_help(notebook: MemoryResource) -> None:
     attempts: list[object] = []
 
     @transactional(retry=Retry(attempts=3, backoff_s=0))
@@ -323,7 +323,7 @@ def test_retry_leaves_other_errors_and_joined_scopes_alone() -> None:
 # ------------------------------------------------------------------------------------------------------ generators
 
 
-def test_a_generator_is_current_only_while_its_own_code_runs(notebook: Notebook) -> None:
+def test_a_generator_is_current_only_while_its_own_code_runs(notebook: MemoryResource) -> None:
     @transactional
     def work() -> Iterator[int]:
         assert current() is not None
@@ -340,7 +340,7 @@ def test_a_generator_is_current_only_while_its_own_code_runs(notebook: Notebook)
     assert notebook.lines == ["one", "two"]
 
 
-def test_an_abandoned_generator_rolls_back(notebook: Notebook) -> None:
+def test_an_abandoned_generator_rolls_back(notebook: MemoryResource) -> None:
     @transactional
     def work() -> Iterator[int]:
         notebook.write("one")
@@ -357,7 +357,7 @@ def test_an_abandoned_generator_rolls_back(notebook: Notebook) -> None:
 # ---------------------------------------------------------------------------------------------- threads and turns
 
 
-def test_threads_of_one_transaction_take_turns(notebook: Notebook) -> None:
+def test_threads_of_one_transaction_take_turns(notebook: MemoryResource) -> None:
     inside: list[int] = []
     most: list[int] = []
 
@@ -391,7 +391,7 @@ def test_a_new_thread_has_no_transaction_unless_it_is_carried() -> None:
     assert seen == [None, tx]
 
 
-def test_commit_while_another_thread_uses_the_work_rolls_back(notebook: Notebook) -> None:
+def test_commit_while_another_thread_uses_the_work_rolls_back(notebook: MemoryResource) -> None:
     entered, go = threading.Event(), threading.Event()
 
     def slow() -> None:
@@ -413,7 +413,9 @@ def test_commit_while_another_thread_uses_the_work_rolls_back(notebook: Notebook
 # -------------------------------------------------------------------------------------------- rule 11: deadlines
 
 
-def test_rule_11_an_open_branch_rolls_back_at_its_deadline_by_itself(manager: Manager, notebook: Notebook) -> None:
+def test_rule_11_an_open_branch_rolls_back_at_its_deadline_by_itself(
+    manager: Manager, notebook: MemoryResource
+) -> None:
     tx = manager.begin(timeout=0.2)
     notebook.write("one")
     assert notebook.rolled_back.wait(5)
@@ -426,7 +428,7 @@ def test_rule_11_an_open_branch_rolls_back_at_its_deadline_by_itself(manager: Ma
 
 
 def test_rule_11_the_clock_goes_on_when_the_system_has_no_thread_left(
-    manager: Manager, notebook: Notebook, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    manager: Manager, notebook: MemoryResource, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """F12: it ended with the exception, and no deadline was kept in that process any more."""
     start, refused = threading.Thread.start, list[threading.Thread]()
@@ -448,7 +450,7 @@ def test_rule_11_the_clock_goes_on_when_the_system_has_no_thread_left(
 
 
 def test_rule_11_a_mistake_in_the_clock_does_not_end_it(
-    manager: Manager, notebook: Notebook, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    manager: Manager, notebook: MemoryResource, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     woke, failed = manager.woke, list[int]()
 
@@ -466,7 +468,7 @@ def test_rule_11_a_mistake_in_the_clock_does_not_end_it(
     assert "deadline or sweep failed" in caplog.text
 
 
-def test_rule_11_work_in_use_at_the_deadline_is_interrupted(notebook: Notebook) -> None:
+def test_rule_11_work_in_use_at_the_deadline_is_interrupted(notebook: MemoryResource) -> None:
     with pytest.raises(TransactionTimedOut), transaction(timeout=0.2) as tx, tx.use(notebook) as page:
         until = time.monotonic() + 5
         while not page.interrupted and time.monotonic() < until:
@@ -478,7 +480,7 @@ def test_rule_11_work_in_use_at_the_deadline_is_interrupted(notebook: Notebook) 
 # ----------------------------------------------------------------------------------------------------- alone, forked
 
 
-def test_without_a_coordinator_a_second_resource_is_refused(notebook: Notebook, manager: Manager) -> None:
+def test_without_a_coordinator_a_second_resource_is_refused(notebook: MemoryResource, manager: Manager) -> None:
     second = manager.resources["second"]
     with pytest.raises(CoordinatorUnavailable, match="one resource"), transaction():
         notebook.write("one")
@@ -493,10 +495,10 @@ def test_without_a_coordinator_a_call_cannot_leave() -> None:
 
 def test_a_resource_of_somebody_else_is_refused() -> None:
     with pytest.raises(ConfigurationError, match="stranger"), transaction():
-        Notebook("stranger").write("x")
+        MemoryResource("stranger").write("x")
 
 
-def test_a_resource_that_cannot_begin_leaves_nothing_behind(notebook: Notebook, manager: Manager) -> None:
+def test_a_resource_that_cannot_begin_leaves_nothing_behind(notebook: MemoryResource, manager: Manager) -> None:
     with transaction():
         notebook.fail_begin = ConnectionError("down")
         with pytest.raises(ConnectionError):
@@ -523,7 +525,7 @@ def test_a_forked_child_gets_a_clear_error() -> None:
     assert "txrpc.connect()" in text
 
 
-def test_nothing_is_kept_of_the_work_of_branches_that_have_ended(manager: Manager, notebook: Notebook) -> None:
+def test_nothing_is_kept_of_the_work_of_branches_that_have_ended(manager: Manager, notebook: MemoryResource) -> None:
     with transaction():
         notebook.write("kept")
     with suppress(ValueError), transaction():

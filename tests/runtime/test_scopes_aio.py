@@ -7,8 +7,13 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from tests.runtime.notebook import AioNotebook, NotebookError
-from txrpc.context import current
+from tests.runtime.memory_resource import AsyncMemoryResource, NotebookError
+from txrpc._client.local_transaction import Status
+from txrpc._client.manager_async import AsyncManager
+from txrpc._client.scope import Propagation, Retry
+from txrpc._client.transactional_async import transaction, transactional
+from txrpc._context import current
+from txrpc._protocol.messages import Outcome
 from txrpc.errors import (
     AbortCode,
     CoordinatorUnavailable,
@@ -21,16 +26,11 @@ from txrpc.errors import (
     TransactionTimedOut,
     UsageError,
 )
-from txrpc.flows.part import Status
-from txrpc.protocol.messages import Outcome
-from txrpc.runtime.manager_aio import AioManager
-from txrpc.runtime.scope import Propagation, Retry
-from txrpc.runtime.transactional_aio import transaction, transactional
 from txrpc.testing import failpoint
 
 
 async def test_a_mistake_of_the_program_around_an_operation_leaves_no_work_open(
-    aio_manager: AioManager, aio_notebook: AioNotebook
+    aio_manager: AsyncManager, aio_notebook: AsyncMemoryResource
 ) -> None:
     with failpoint("participant.before_commit_one_phase", "error"), pytest.raises(OutcomeUnknown):
         async with transaction():
@@ -38,7 +38,7 @@ async def test_a_mistake_of_the_program_around_an_operation_leaves_no_work_open(
     assert aio_notebook.verbs == ["begin", "rollback"]
 
 
-async def test_a_block_commits_at_its_end(aio_manager: AioManager, aio_notebook: AioNotebook) -> None:
+async def test_a_block_commits_at_its_end(aio_manager: AsyncManager, aio_notebook: AsyncMemoryResource) -> None:
     async with transaction() as tx:
         assert current() is tx
         await aio_notebook.note("one")
@@ -49,7 +49,9 @@ async def test_a_block_commits_at_its_end(aio_manager: AioManager, aio_notebook:
     assert aio_notebook.verbs == ["begin", "commit_one_phase"]
 
 
-async def test_an_exception_rolls_back_and_goes_on(aio_manager: AioManager, aio_notebook: AioNotebook) -> None:
+async def test_an_exception_rolls_back_and_goes_on(
+    aio_manager: AsyncManager, aio_notebook: AsyncMemoryResource
+) -> None:
     with pytest.raises(KeyError):
         async with transaction() as tx:
             await aio_notebook.note("one")
@@ -59,7 +61,7 @@ async def test_an_exception_rolls_back_and_goes_on(aio_manager: AioManager, aio_
     assert aio_notebook.verbs == ["begin", "rollback"]
 
 
-async def test_explicit_begin_commit_and_rollback(aio_manager: AioManager, aio_notebook: AioNotebook) -> None:
+async def test_explicit_begin_commit_and_rollback(aio_manager: AsyncManager, aio_notebook: AsyncMemoryResource) -> None:
     tx = aio_manager.begin(timeout=5)
     with pytest.raises(TransactionExists):
         aio_manager.begin()
@@ -74,7 +76,9 @@ async def test_explicit_begin_commit_and_rollback(aio_manager: AioManager, aio_n
     assert aio_notebook.lines == ["one"]
 
 
-async def test_cancelling_a_task_rolls_its_transaction_back(aio_manager: AioManager, aio_notebook: AioNotebook) -> None:
+async def test_cancelling_a_task_rolls_its_transaction_back(
+    aio_manager: AsyncManager, aio_notebook: AsyncMemoryResource
+) -> None:
     wrote = asyncio.Event()
 
     async def work() -> None:
@@ -92,7 +96,9 @@ async def test_cancelling_a_task_rolls_its_transaction_back(aio_manager: AioMana
     assert aio_notebook.lines == []
 
 
-async def test_tasks_of_one_transaction_take_turns(aio_manager: AioManager, aio_notebook: AioNotebook) -> None:
+async def test_tasks_of_one_transaction_take_turns(
+    aio_manager: AsyncManager, aio_notebook: AsyncMemoryResource
+) -> None:
     inside: list[int] = []
     most: list[int] = []
 
@@ -113,7 +119,7 @@ async def test_tasks_of_one_transaction_take_turns(aio_manager: AioManager, aio_
 
 
 async def test_a_failed_statement_dooms_even_if_its_error_is_swallowed(
-    aio_manager: AioManager, aio_notebook: AioNotebook
+    aio_manager: AsyncManager, aio_notebook: AsyncMemoryResource
 ) -> None:
     with pytest.raises(TransactionAborted) as caught:
         async with transaction():
@@ -123,7 +129,7 @@ async def test_a_failed_statement_dooms_even_if_its_error_is_swallowed(
     assert caught.value.reason.code is AbortCode.STATEMENT_FAILED
 
 
-async def test_callbacks_may_be_coroutines(aio_manager: AioManager) -> None:
+async def test_callbacks_may_be_coroutines(aio_manager: AsyncManager) -> None:
     seen: list[Outcome] = []
 
     async def later(outcome: Outcome) -> None:
@@ -137,7 +143,7 @@ async def test_callbacks_may_be_coroutines(aio_manager: AioManager) -> None:
 
 
 @pytest.mark.parametrize("propagation", list(Propagation))
-async def test_propagation(aio_manager: AioManager, propagation: Propagation) -> None:
+async def test_propagation(aio_manager: AsyncManager, propagation: Propagation) -> None:
     @transactional(propagation=propagation)
     async def inside() -> object:
         handle = current()
@@ -158,7 +164,7 @@ async def test_propagation(aio_manager: AioManager, propagation: Propagation) ->
             assert (await inside() == tx.xid) == joins
 
 
-async def test_retry_runs_the_whole_root_again(aio_manager: AioManager, aio_notebook: AioNotebook) -> None:
+async def test_retry_runs_the_whole_root_again(aio_manager: AsyncManager, aio_notebook: AsyncMemoryResource) -> None:
     attempts: list[object] = []
 
     @transactional(retry=Retry(attempts=3, backoff_s=0))
@@ -175,7 +181,7 @@ async def test_retry_runs_the_whole_root_again(aio_manager: AioManager, aio_note
 
 
 async def test_generators_are_current_only_while_their_own_code_runs(
-    aio_manager: AioManager, aio_notebook: AioNotebook
+    aio_manager: AsyncManager, aio_notebook: AsyncMemoryResource
 ) -> None:
     @transactional
     async def work() -> AsyncIterator[int]:
@@ -198,7 +204,7 @@ async def test_generators_are_current_only_while_their_own_code_runs(
     assert aio_notebook.verbs[-1] == "rollback"
 
 
-async def test_rule_11_deadlines(aio_manager: AioManager, aio_notebook: AioNotebook) -> None:
+async def test_rule_11_deadlines(aio_manager: AsyncManager, aio_notebook: AsyncMemoryResource) -> None:
     tx = aio_manager.begin(timeout=0.2)
     await aio_notebook.note("one")
     async with asyncio.timeout(5):
@@ -215,7 +221,7 @@ async def test_rule_11_deadlines(aio_manager: AioManager, aio_notebook: AioNoteb
     assert aio_notebook.lines == []
 
 
-async def test_without_a_coordinator(aio_manager: AioManager, aio_notebook: AioNotebook) -> None:
+async def test_without_a_coordinator(aio_manager: AsyncManager, aio_notebook: AsyncMemoryResource) -> None:
     with pytest.raises(CoordinatorUnavailable, match="one resource"):
         async with transaction():
             await aio_notebook.note("one")

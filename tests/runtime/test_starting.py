@@ -8,24 +8,24 @@ from typing import Any
 
 import pytest
 
-from tests.runtime.conftest import AioNoSession, NoSession
-from tests.runtime.notebook import AioNotebook, Notebook
+from tests.runtime.conftest import AsyncNoSession, NoSession
+from tests.runtime.memory_resource import AsyncMemoryResource, MemoryResource
 from tests.runtime.test_ending import WELCOME
 from tests.waiting import aeventually, eventually
+from txrpc._client import core
+from txrpc._client.manager import Manager
+from txrpc._client.manager_async import AsyncManager
+from txrpc._client.starting import Starting
+from txrpc._client.transactional import transaction
+from txrpc._client.transactional_async import transaction as atransaction
+from txrpc._protocol.messages import Hello, ResourceInfo
 from txrpc.errors import ConfigurationError, ResourceUnavailable
-from txrpc.protocol.messages import Hello, ResourceInfo
-from txrpc.runtime import core
-from txrpc.runtime.manager import Manager
-from txrpc.runtime.manager_aio import AioManager
-from txrpc.runtime.starting import Starting
-from txrpc.runtime.transactional import transaction
-from txrpc.runtime.transactional_aio import transaction as atransaction
 
 GONE = ResourceUnavailable("the database of resource 'second' is out of reach: connection refused")
 UNFIT = ConfigurationError("resource 'second' cannot prepare transactions")
 
 
-class Late(Notebook):
+class Late(MemoryResource):
     """Its start raises what is in `errors`, one after the other, and then works."""
 
     def __init__(self, name: str, *errors: Exception | None) -> None:
@@ -40,7 +40,7 @@ class Late(Notebook):
         return ResourceInfo(self.name, self.kind)
 
 
-class AioLate(AioNotebook):
+class AsyncLate(AsyncMemoryResource):
     """The same for asyncio."""
 
     def __init__(self, name: str, *errors: Exception) -> None:
@@ -108,10 +108,10 @@ def test_a_database_that_is_away_does_not_keep_the_others_and_is_taken_in_when_i
 
 
 async def test_the_same_in_asyncio() -> None:
-    first, second = AioLate("first"), AioLate("second", GONE, GONE)
+    first, second = AsyncLate("first"), AsyncLate("second", GONE, GONE)
     resources: list[Any] = [first, second]
-    async with AioManager("default", resources) as manager:
-        await manager.start(AioNoSession())
+    async with AsyncManager("default", resources) as manager:
+        await manager.start(AsyncNoSession())
         async with atransaction(manager=manager):
             await first.note("one")
         await aeventually(lambda: not manager._starting.trouble("second"))

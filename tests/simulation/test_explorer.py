@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from tests.proof import note_proof
-from tests.simulation.mutants import MUTANTS
-from txrpc.testing.explorer import STORIES, Budget, Mistake, explore
+from verification.explorer import STORIES, Budget, Mistake, explore
+from verification.mutants import MUTANTS
 
 OUTCOMES = {
     "two that write": {"COMMITTED", "ABORTED", "nobody asked"},

@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 
 from tests.proof import note_proof
-from tests.simulation.mutants import MUTANTS, Mutant
-from txrpc.testing.replay import report
-from txrpc.testing.simulation import Options, simulate
-from txrpc.testing.simulation.history import Violation
+from verification.mutants import MUTANTS, Mutant
+from verification.replay import report
+from verification.simulation import Options, simulate
+from verification.simulation.history import Violation
 
 MOST = 3_000
 

@@ -11,11 +11,11 @@ import sys
 import pytest
 
 from tests.proof import note_proof
-from txrpc.testing.replay import report
-from txrpc.testing.simulate import run_seeds
-from txrpc.testing.simulation import Options, simulate
-from txrpc.testing.simulation.checkers import all_checkers
-from txrpc.testing.simulation.history import FACTS
+from verification.replay import report
+from verification.simulate import run_seeds
+from verification.simulation import Options, simulate
+from verification.simulation.checkers import all_checkers
+from verification.simulation.history import FACTS
 
 
 @pytest.fixture(autouse=True)
@@ -38,7 +38,7 @@ def _marks(start: int) -> list[pytest.MarkDecorator]:
 def test_no_world_breaks_a_rule(start: int) -> None:
     tally = run_seeds(range(start, start + CHUNK))
     for seed in tally.broken[:1]:
-        pytest.fail(report(simulate(seed, trace=True)) + f"\nagain: python -m txrpc.testing.replay {seed}")
+        pytest.fail(report(simulate(seed, trace=True)) + f"\nagain: python -m verification.replay {seed}")
     assert tally.outcomes["committed"] > CHUNK, "worlds in which hardly anything commits prove little"
     assert tally.outcomes["unknown"] < tally.outcomes["committed"] / 10
     note_proof(
@@ -85,7 +85,7 @@ def test_every_fact_has_a_checker_that_listens() -> None:
 
 _DIGEST = """
 import hashlib
-from txrpc.testing.simulation import simulate
+from verification.simulation import simulate
 digest = hashlib.sha256()
 for seed in range(40):
     digest.update(repr(simulate(seed, trace=True).lines).encode())

@@ -11,8 +11,8 @@ from tests.postgres import ExistingServer, Server, start_servers
 from tests.runtime.conftest import NoSession
 from tests.sql.blocking import ASYNC_DRIVERS, Blocking
 from tests.sql.kit import Make, numbers
-from txrpc.runtime.manager import Manager
-from txrpc.runtime.scope import set_default_manager
+from txrpc._client.manager import Manager
+from txrpc._client.scope import set_default_manager
 
 
 @pytest.fixture(scope="session")

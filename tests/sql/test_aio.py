@@ -14,16 +14,17 @@ from sqlalchemy.ext.asyncio import create_async_engine
 
 import txrpc.sql
 from tests.postgres import Server
-from tests.runtime.conftest import AioNoSession
+from tests.runtime.conftest import AsyncNoSession
 from tests.sql.kit import Proxy, Row, gid
 from tests.versions import asyncpg_is_before
 from tests.waiting import until_a_backend_waits_for
+from txrpc._client import transactional
+from txrpc._client import transactional_async as transactional_aio
+from txrpc._client.manager_async import AsyncManager
+from txrpc._client.scope import set_default_manager
+from txrpc._protocol.messages import FinishResult, Outcome
 from txrpc.errors import AbortCode, ConfigurationError, IllegalState, ResourceUnavailable, TransactionAborted
-from txrpc.protocol.messages import Finish, OnePhaseResult
 from txrpc.resource import Prepared
-from txrpc.runtime import transactional, transactional_aio
-from txrpc.runtime.manager_aio import AioManager
-from txrpc.runtime.scope import set_default_manager
 
 transaction = transactional_aio.transaction
 AioMake = Callable[..., txrpc.sql.AsyncResourceManager]
@@ -59,8 +60,8 @@ async def make(url: str, driver: str) -> AsyncIterator[AioMake]:
 async def bank(make: AioMake) -> AsyncIterator[txrpc.sql.AsyncResourceManager]:
     """A resource with a manager around it, so that transactions work; no coordinator."""
     resource = make()
-    manager = AioManager("default", [resource])
-    await manager.start(AioNoSession())
+    manager = AsyncManager("default", [resource])
+    await manager.start(AsyncNoSession())
     set_default_manager("txrpc.aio", manager, on=True)
     yield resource
     await manager.close()
@@ -96,10 +97,10 @@ async def test_every_verb_leaves_the_pools_clean(make: AioMake, server: Server) 
         prepared = await resource.prepare(work, branch)
         assert isinstance(prepared, Prepared)
         assert [found for found, _ in await resource.in_doubt("default")] == [branch]
-        assert await resource.commit_prepared(branch, prepared.token) is Finish.DONE
-        assert await resource.commit_prepared(branch, prepared.token) is Finish.ALREADY
-        assert await resource.rollback_prepared(branch, prepared.token) is Finish.HEURISTIC
-        assert await resource.one_phase_result(prepared.token) is OnePhaseResult.COMMITTED
+        assert await resource.commit_prepared(branch, prepared.token) is FinishResult.DONE
+        assert await resource.commit_prepared(branch, prepared.token) is FinishResult.ALREADY
+        assert await resource.rollback_prepared(branch, prepared.token) is FinishResult.HEURISTIC
+        assert await resource.one_phase_result(prepared.token) is Outcome.COMMITTED
     assert server.execute(IDLE, parameters=(resource.engine.url.database,)) == [(0,)]
     assert await rows(resource) == ["0", "1", "2"]
 
@@ -175,7 +176,7 @@ async def test_rule_13_a_commit_whose_answer_never_came_is_committed(make: AioMa
             proxy.lost.wait(30)  # the answer to COMMIT
             proxy.cut()
 
-        assert await direct.commit_one_phase(work, mute) is OnePhaseResult.COMMITTED
+        assert await direct.commit_one_phase(work, mute) is Outcome.COMMITTED
         assert await rows(resource) == ["a"]
 
 
@@ -249,7 +250,7 @@ async def test_streams_and_many_rows_are_fine(make: AioMake) -> None:
     await work.connection.execute(sa.text("SAVEPOINT s"))
     await work.connection.execute(sa.text("RELEASE SAVEPOINT s"))
     assert isinstance(await resource.prepare(work, branch), Prepared)
-    assert await resource.rollback_prepared(branch, "") is Finish.DONE
+    assert await resource.rollback_prepared(branch, "") is FinishResult.DONE
 
 
 async def test_a_script_that_ends_the_transaction_dooms_it(bank: txrpc.sql.AsyncResourceManager, driver: str) -> None:
@@ -277,7 +278,7 @@ async def test_the_two_colours_do_not_mix(bank: txrpc.sql.AsyncResourceManager, 
 
 async def test_nor_the_other_way_round(bank: txrpc.sql.AsyncResourceManager, url: str) -> None:
     from tests.runtime.conftest import NoSession
-    from txrpc.runtime.manager import Manager
+    from txrpc._client.manager import Manager
 
     other = txrpc.sql.ResourceManager("bank", sa.create_engine(url))
     manager = Manager("default", [other])

@@ -15,10 +15,10 @@ import txrpc.sql
 from tests.postgres import Server, needs_own_server
 from tests.sql.kit import Make, Proxy, gid, insert, rows
 from tests.waiting import eventually, until_a_backend_waits_for
+from txrpc._client.transactional import transaction
+from txrpc._protocol.messages import FinishResult, Outcome
 from txrpc.errors import AbortCode, IllegalState, ResourceUnavailable, TransactionAborted
-from txrpc.protocol.messages import Finish, OnePhaseResult
 from txrpc.resource import Prepared
-from txrpc.runtime.transactional import transaction
 from txrpc.testing.postgres import PostgresServer
 
 
@@ -89,7 +89,7 @@ def test_rule_13_a_commit_that_the_network_swallowed_is_ended_and_its_locks_are_
         proxy.lost.wait(30)  # the COMMIT
         proxy.cut()
 
-    assert direct.commit_one_phase(work, cut) is OnePhaseResult.ABORTED
+    assert direct.commit_one_phase(work, cut) is Outcome.ABORTED
     insert(again := resource.begin(False))
     resource.rollback(again)
 
@@ -109,7 +109,7 @@ def test_rule_13_a_commit_whose_answer_the_network_swallowed_is_committed(
         proxy.lost.wait(30)  # the answer to COMMIT
         proxy.cut()
 
-    assert direct.commit_one_phase(work, cut) is OnePhaseResult.COMMITTED
+    assert direct.commit_one_phase(work, cut) is Outcome.COMMITTED
     assert rows(resource) == ["a"]
 
 
@@ -138,7 +138,7 @@ def test_a_prepare_that_the_network_swallowed_never_happens_later(
         direct.prepare(work, branch)
     cutter.join()
     direct.rollback(work)
-    assert direct.rollback_prepared(branch, "") is Finish.NOT_HERE
+    assert direct.rollback_prepared(branch, "") is FinishResult.NOT_HERE
     gone = f"SELECT count(*) FROM pg_stat_activity WHERE pid = {work.pid}"
     eventually(lambda: server.execute(gone) == [(0,)])
     assert resource.in_doubt("default") == []
@@ -200,7 +200,7 @@ def test_rule_2_what_a_foreign_data_wrapper_wrote_is_not_taken_for_nothing(
     assert server.execute("SELECT name FROM elsewhere", foreign_table) == []
     tokens: list[str] = []
     (alone := resource.begin(False)).connection.execute(statement)
-    assert resource.commit_one_phase(alone, tokens.append) is OnePhaseResult.COMMITTED
+    assert resource.commit_one_phase(alone, tokens.append) is Outcome.COMMITTED
     assert len(tokens) == 1
     assert server.execute("SELECT name FROM elsewhere", foreign_table) == [("a",)]
 
@@ -218,7 +218,7 @@ def test_always_prepare_sees_what_a_function_does_behind_the_transaction(url: st
     assert reason.code is AbortCode.CANNOT_PREPARE
     resource.rollback(work)
     assert isinstance(resource.prepare(resource.begin(False), branch := gid()), Prepared)
-    assert resource.rollback_prepared(branch, "") is Finish.DONE
+    assert resource.rollback_prepared(branch, "") is FinishResult.DONE
     resource.close()
     resource.engine.dispose()
 
@@ -266,7 +266,7 @@ def test_interrupting_a_branch_that_has_ended_hurts_nobody(make: Make, driver: s
     assert innocent.pid == ended.pid
     resource.interrupt(ended)
     insert(innocent, "innocent")
-    assert resource.commit_one_phase(innocent, lambda _token: None) is OnePhaseResult.COMMITTED
+    assert resource.commit_one_phase(innocent, lambda _token: None) is Outcome.COMMITTED
     assert rows(resource) == ["innocent"]
 
 
@@ -285,7 +285,7 @@ def test_a_commit_that_the_database_refuses_is_not_done_and_costs_no_connection(
     resource.rollback(work)
     insert(again := resource.begin(False), "c")
     assert again.pid == work.pid
-    assert resource.commit_one_phase(again, lambda _token: None) is OnePhaseResult.COMMITTED
+    assert resource.commit_one_phase(again, lambda _token: None) is Outcome.COMMITTED
     assert rows(resource) == ["c"]
 
 
@@ -304,7 +304,7 @@ def test_rule_13_an_error_of_the_drivers_own_at_commit_is_no_answer(
     dialect = type(work.connection.engine.dialect)
     monkeypatch.setattr(dialect, "do_commit", commit_and_break)
     try:
-        assert resource.commit_one_phase(work, lambda _token: None) is OnePhaseResult.COMMITTED
+        assert resource.commit_one_phase(work, lambda _token: None) is Outcome.COMMITTED
     finally:
         monkeypatch.undo()
     assert rows(resource) == ["a"]
@@ -413,7 +413,7 @@ def test_no_room_for_one_more_prepared_transaction_may_be_retried() -> None:
         assert reason.code is AbortCode.RESOURCE_UNAVAILABLE
         assert "maximum number of prepared transactions" in reason.text
         resource.rollback(second)
-        assert resource.rollback_prepared(branch, "") is Finish.DONE
+        assert resource.rollback_prepared(branch, "") is FinishResult.DONE
         resource.close()
         resource.engine.dispose()
 

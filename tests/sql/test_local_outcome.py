@@ -15,12 +15,12 @@ import txrpc
 import txrpc.aio
 import txrpc.sql
 from tests.postgres import Server
-from tests.runtime.conftest import AioNoSession, NoSession
+from tests.runtime.conftest import AsyncNoSession, NoSession
 from tests.sql.kit import Make, Proxy, rows
 from tests.waiting import eventually, until_a_backend_waits_for
-from txrpc.runtime.manager import Manager
-from txrpc.runtime.manager_aio import AioManager
-from txrpc.sql import truth
+from txrpc._client.manager import Manager
+from txrpc._client.manager_async import AsyncManager
+from txrpc.sql import commit_status as truth
 
 SLOW = (
     "CREATE FUNCTION slow() RETURNS trigger LANGUAGE plpgsql AS $$BEGIN PERFORM pg_sleep(3); RETURN NULL; END$$;"
@@ -30,14 +30,14 @@ INSERT = sa.text("INSERT INTO row VALUES ('a', 1)")
 
 
 @asynccontextmanager
-async def cancelled_commit(url: str, server: Server, driver: str) -> AsyncIterator[tuple[AioManager, txrpc.Xid]]:
+async def cancelled_commit(url: str, server: Server, driver: str) -> AsyncIterator[tuple[AsyncManager, txrpc.Xid]]:
     """A commit of one row that is cancelled while the database is at it."""
     database = sa.make_url(url).database or ""
     server.execute(SLOW, database)
     engine = create_async_engine(sa.make_url(url).set(drivername=f"postgresql+{driver}"))
     bank = txrpc.sql.AsyncResourceManager("bank", engine)
-    manager = AioManager("default", [bank])
-    await manager.start(AioNoSession())
+    manager = AsyncManager("default", [bank])
+    await manager.start(AsyncNoSession())
     tx = manager.begin(timeout=30)
     async with bank.connection() as connection:
         await connection.execute(INSERT)
@@ -74,7 +74,7 @@ async def test_rule_21_a_local_commit_that_the_database_rolled_back_is_aborted(u
 @pytest.fixture
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     """A database that is away for longer than half a minute, in less time."""
-    monkeypatch.setattr(truth, "TRUTH_BACKOFF_S", (0.1, 0.1))
+    monkeypatch.setattr(truth, "COMMIT_STATUS_BACKOFF_S", (0.1, 0.1))
 
 
 @pytest.fixture

@@ -11,8 +11,8 @@ import sqlalchemy as sa
 from tests.postgres import Server
 from tests.sql.kit import Make, gid
 from tests.sql.pgbouncer import PgBouncer, installed
+from txrpc._protocol.messages import FinishResult
 from txrpc.errors import ConfigurationError, ResourceUnavailable
-from txrpc.protocol.messages import Finish
 from txrpc.resource import Prepared
 
 pytestmark = pytest.mark.skipif(installed() is None, reason="no PgBouncer on this machine")
@@ -62,7 +62,7 @@ def test_by_transaction_without_them_every_transfer_commits(
                     work.connection.execute(sa.text(f"INSERT INTO row VALUES ('{number}-{count}', 1)"))
                     branch = gid()
                     assert isinstance(prepared := resource.prepare(work, branch), Prepared)
-                    assert resource.commit_prepared(branch, prepared.token) is Finish.DONE
+                    assert resource.commit_prepared(branch, prepared.token) is FinishResult.DONE
             except BaseException as error:
                 errors.append(error)
 
@@ -84,4 +84,4 @@ def test_by_session_nothing_has_to_be_set(make: Make, driver: str, url: str) -> 
         branch = gid()
         prepared = resource.prepare(work, branch)
         assert isinstance(prepared, Prepared)
-        assert resource.rollback_prepared(branch, prepared.token) is Finish.DONE
+        assert resource.rollback_prepared(branch, prepared.token) is FinishResult.DONE

@@ -17,9 +17,9 @@ import txrpc.sql
 from tests.postgres import Server
 from tests.runtime.conftest import NoSession
 from tests.sql.kit import Make, gid, insert
-from txrpc.protocol.messages import Finish, OnePhaseResult
+from txrpc._client.manager import Manager
+from txrpc._protocol.messages import FinishResult, Outcome
 from txrpc.resource import Prepared, ReadOnly
-from txrpc.runtime.manager import Manager
 from txrpc.testing.postgres import PostgresServer
 
 
@@ -61,12 +61,12 @@ def test_rule_16_a_standby_that_lagged_and_was_promoted_has_lost_its_promise(reu
         assert isinstance(prepared, Prepared)
         alone = resource.begin(False)
         insert(alone, "alone")
-        assert resource.commit_one_phase(alone, tokens.append) is OnePhaseResult.COMMITTED
+        assert resource.commit_one_phase(alone, tokens.append) is Outcome.COMMITTED
         _go_back_to(server, tmp_path / "backup", promote=True)
         for number in range(20 if reused else 0):
             server.execute(f"INSERT INTO row VALUES ('other {number}', 1)")
-        assert resource.commit_prepared(branch, prepared.token) is Finish.LOST
-        assert resource.one_phase_result(tokens[0]) is OnePhaseResult.UNKNOWN
+        assert resource.commit_prepared(branch, prepared.token) is FinishResult.LOST
+        assert resource.one_phase_result(tokens[0]) is Outcome.UNKNOWN
         assert server.execute("SELECT name FROM row WHERE name IN ('a', 'alone')") == []
 
 
@@ -83,27 +83,27 @@ def test_rule_16_a_restored_database_that_has_not_come_to_its_promise_has_lost_i
         prepared = resource.prepare(work, branch)
         assert isinstance(prepared, Prepared)
         _go_back_to(server, tmp_path / "backup", promote=False)
-        assert resource.commit_prepared(branch, prepared.token) is Finish.LOST
+        assert resource.commit_prepared(branch, prepared.token) is FinishResult.LOST
 
 
 @pytest.mark.parametrize(
     ("token", "finish"),
     [
-        ("", Finish.NOT_HERE),
-        ("notatoken", Finish.NOT_HERE),
-        ("7", Finish.NOT_HERE),
-        ("-00000001", Finish.NOT_HERE),
-        ("7-00000001-7", Finish.NOT_HERE),
-        ("123456789-00000001", Finish.LOST),
-        ("99999999999999999999-00000001", Finish.NOT_HERE),
-        ("7-0000FFFF", Finish.LOST),
+        ("", FinishResult.NOT_HERE),
+        ("notatoken", FinishResult.NOT_HERE),
+        ("7", FinishResult.NOT_HERE),
+        ("-00000001", FinishResult.NOT_HERE),
+        ("7-00000001-7", FinishResult.NOT_HERE),
+        ("123456789-00000001", FinishResult.LOST),
+        ("99999999999999999999-00000001", FinishResult.NOT_HERE),
+        ("7-0000FFFF", FinishResult.LOST),
     ],
 )
-def test_a_token_that_proves_nothing_acknowledges_nothing(make: Make, token: str, finish: Finish) -> None:
+def test_a_token_that_proves_nothing_acknowledges_nothing(make: Make, token: str, finish: FinishResult) -> None:
     """Also one that is no number at all, or greater than any."""
     resource = make()
     assert resource.commit_prepared(gid(), token) is finish
-    assert resource.one_phase_result(token) is OnePhaseResult.UNKNOWN
+    assert resource.one_phase_result(token) is Outcome.UNKNOWN
 
 
 def test_rule_17_two_names_of_one_database_are_refused_in_one_process(make: Make) -> None:
@@ -149,11 +149,11 @@ def test_a_marker_row_is_there_if_and_only_if_its_branch_has_committed(
     prepared = resource.prepare(work, branch)
     assert isinstance(prepared, Prepared)
     finish = resource.commit_prepared if commit else resource.rollback_prepared
-    assert finish(branch, prepared.token) is Finish.DONE
-    assert finish(branch, prepared.token) is Finish.ALREADY
+    assert finish(branch, prepared.token) is FinishResult.DONE
+    assert finish(branch, prepared.token) is FinishResult.ALREADY
     alone = resource.begin(False)
     insert(alone, "alone")
-    assert resource.commit_one_phase(alone, tokens.append) is OnePhaseResult.COMMITTED
+    assert resource.commit_one_phase(alone, tokens.append) is Outcome.COMMITTED
     reader = resource.begin(True)
     assert isinstance(resource.prepare(reader, gid()), ReadOnly)
     rows = server.execute("SELECT encode(branch, 'hex') FROM txrpc_branch", sa.make_url(url).database or "")
@@ -171,11 +171,11 @@ def test_a_marker_row_proves_a_commit_in_another_history_and_its_absence_a_loss(
     resource.commit_one_phase(work, tokens.append)
     number, timeline, marker = tokens[0].split("-")
     elsewhere, unknown = f"{number}-0000FFFF-{marker}", f"{number}-{timeline}-{'0' * 16}"
-    assert resource.commit_prepared(branch, elsewhere) is Finish.ALREADY
-    assert resource.one_phase_result(elsewhere) is OnePhaseResult.COMMITTED
-    assert resource.commit_prepared(branch, unknown) is Finish.LOST
-    assert resource.one_phase_result(unknown) is OnePhaseResult.UNKNOWN
-    assert resource.commit_prepared(branch, f"{number}-0000FFFF-{'0' * 16}") is Finish.LOST
+    assert resource.commit_prepared(branch, elsewhere) is FinishResult.ALREADY
+    assert resource.one_phase_result(elsewhere) is Outcome.COMMITTED
+    assert resource.commit_prepared(branch, unknown) is FinishResult.LOST
+    assert resource.one_phase_result(unknown) is Outcome.UNKNOWN
+    assert resource.commit_prepared(branch, f"{number}-0000FFFF-{'0' * 16}") is FinishResult.LOST
     database = sa.make_url(url).database or ""
     server.execute("UPDATE txrpc_branch SET at = now() - interval '6 days'", database)
     resource.in_doubt("default")
@@ -225,15 +225,15 @@ def test_rule_20_a_branch_that_took_another_role_is_finished_under_it(
     prepared = resource.prepare(work, branch)
     assert isinstance(prepared, Prepared)
     finish = resource.commit_prepared if commit else resource.rollback_prepared
-    assert finish(branch, prepared.token) is Finish.DONE
-    assert finish(branch, prepared.token) is Finish.ALREADY
+    assert finish(branch, prepared.token) is FinishResult.DONE
+    assert finish(branch, prepared.token) is FinishResult.ALREADY
     assert resource.in_doubt("default") == []
     # The next one on the same connection is nobody's but the login's.
     again, work = gid(), resource.begin(False)
     work.connection.execute(sa.text('SET LOCAL ROLE "the tenant"'))
     insert(work, "b")
     resource.prepare(work, again)
-    assert resource.rollback_prepared(again, "") is Finish.DONE
+    assert resource.rollback_prepared(again, "") is FinishResult.DONE
 
 
 def test_rule_20_a_branch_of_a_role_that_may_not_be_taken_stays_and_says_why(
@@ -248,4 +248,4 @@ def test_rule_20_a_branch_of_a_role_that_may_not_be_taken_stays_and_says_why(
     reason = stranger.classify(caught.value)
     assert reason is not None
     assert "42501" in reason.text
-    assert owner.commit_prepared(branch, "") is Finish.DONE
+    assert owner.commit_prepared(branch, "") is FinishResult.DONE

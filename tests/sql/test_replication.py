@@ -17,12 +17,12 @@ from tests.postgres import Server
 from tests.runtime.conftest import NoSession
 from tests.sql.kit import Make, gid, insert
 from tests.waiting import eventually
+from txrpc._client.manager import Manager
+from txrpc._client.transactional import transaction
+from txrpc._decision_log.port import RecordUncertain
+from txrpc._decision_log.sql import SqlLog
+from txrpc._protocol.messages import FinishResult, Outcome
 from txrpc.errors import ResourceUnavailable
-from txrpc.log.base import RecordUncertain
-from txrpc.log.sql import SqlLog
-from txrpc.protocol.messages import Finish, OnePhaseResult
-from txrpc.runtime.manager import Manager
-from txrpc.runtime.transactional import transaction
 from txrpc.testing.postgres import PostgresServer
 
 WAITS = "FROM pg_stat_activity WHERE wait_event = 'SyncRep'"
@@ -68,7 +68,7 @@ def test_rule_22_a_prepare_whose_wait_was_cancelled_is_no_vote(make: Make, drive
     cancel.join()
     resource.rollback(work)
     _standby(waiting, "")
-    assert resource.rollback_prepared(branch, "") is Finish.DONE
+    assert resource.rollback_prepared(branch, "") is FinishResult.DONE
 
 
 def test_rule_22_a_commit_whose_wait_was_cancelled_is_unknown(make: Make, driver: str, waiting: Server) -> None:
@@ -76,7 +76,7 @@ def test_rule_22_a_commit_whose_wait_was_cancelled_is_unknown(make: Make, driver
     work = resource.begin(False)
     insert(work)
     cancel = _cancel_when_it_waits(waiting)
-    assert resource.commit_one_phase(work, lambda _token: None) is OnePhaseResult.UNKNOWN
+    assert resource.commit_one_phase(work, lambda _token: None) is Outcome.UNKNOWN
     cancel.join()
 
 
@@ -92,7 +92,7 @@ def test_rule_22_a_commit_that_waits_is_not_broken_off_at_its_deadline(make: Mak
         assert waiting.execute(f"SELECT 1 {WAITS}") == [(1,)]
         assert not committed.done()
         _standby(waiting, "")  # the owner says that the primary is enough
-        assert committed.result(30) is OnePhaseResult.COMMITTED
+        assert committed.result(30) is Outcome.COMMITTED
 
 
 def test_rule_22_the_client_of_a_commit_that_waits_is_told_that_nobody_knows_yet(make: Make, waiting: Server) -> None:

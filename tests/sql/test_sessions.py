@@ -14,12 +14,12 @@ from sqlalchemy.orm.exc import StaleDataError
 import txrpc.sql
 from tests.runtime.conftest import NoSession
 from tests.sql.kit import Make, Row, gid, insert, rows
+from txrpc._client.manager import Manager
+from txrpc._client.scope import set_default_manager
+from txrpc._client.transactional import transaction, transactional
+from txrpc._protocol.messages import FinishResult
 from txrpc.errors import AbortCode, ConfigurationError, IllegalState, ResourceUnavailable, TransactionAborted
-from txrpc.protocol.messages import Finish
 from txrpc.resource import Prepared
-from txrpc.runtime.manager import Manager
-from txrpc.runtime.scope import set_default_manager
-from txrpc.runtime.transactional import transaction, transactional
 
 
 class Own(Session):
@@ -230,7 +230,7 @@ def test_the_drivers_own_commit_and_rollback_doom_the_transaction(
     with pytest.raises((IllegalState, ResourceUnavailable), match="ended on the driver's own connection"):
         resource.prepare(work, branch)
     resource.rollback(work)
-    assert resource.rollback_prepared(branch, "") is Finish.NOT_HERE
+    assert resource.rollback_prepared(branch, "") is FinishResult.NOT_HERE
 
 
 def test_the_drivers_own_commit_in_a_block_rolls_everything_else_back(bank: txrpc.sql.ResourceManager) -> None:

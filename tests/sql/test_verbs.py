@@ -15,10 +15,10 @@ import txrpc.sql
 from tests.postgres import Server
 from tests.sql.kit import Make, Row, gid, insert, numbers, rows
 from tests.waiting import until_a_backend_waits_for
+from txrpc._client.transactional import transaction
+from txrpc._protocol.messages import FinishResult, Outcome
 from txrpc.errors import AbortCode, ConfigurationError, IllegalState, Reason, ResourceUnavailable, TransactionAborted
-from txrpc.protocol.messages import Finish, OnePhaseResult
 from txrpc.resource import Prepared, ReadOnly
-from txrpc.runtime.transactional import transaction
 from txrpc.testing.postgres import PostgresServer, embedded_binaries, installed_binaries
 
 # ----------------------------------------------------------------------------------------------------------- prepare
@@ -34,9 +34,9 @@ def test_prepare_then_commit_from_another_connection(make: Make, driver: str) ->
     assert work.connection.closed
     assert rows(resource) == []
     assert [found for found, _ in resource.in_doubt("default")] == [branch]
-    assert resource.commit_prepared(branch, prepared.token) is Finish.DONE
+    assert resource.commit_prepared(branch, prepared.token) is FinishResult.DONE
     assert rows(resource) == ["a"]
-    assert resource.commit_prepared(branch, prepared.token) is Finish.ALREADY
+    assert resource.commit_prepared(branch, prepared.token) is FinishResult.ALREADY
     assert resource.in_doubt("default") == []
 
 
@@ -46,8 +46,8 @@ def test_prepare_then_rollback(make: Make, driver: str) -> None:
     insert(work)
     prepared = resource.prepare(work, branch)
     assert isinstance(prepared, Prepared)
-    assert resource.rollback_prepared(branch, prepared.token) is Finish.DONE
-    assert resource.rollback_prepared(branch, prepared.token) is Finish.ALREADY
+    assert resource.rollback_prepared(branch, prepared.token) is FinishResult.DONE
+    assert resource.rollback_prepared(branch, prepared.token) is FinishResult.ALREADY
     assert rows(resource) == []
 
 
@@ -126,7 +126,7 @@ def test_what_cannot_be_prepared_is_an_abort_with_the_databases_words(
     assert reason.code is AbortCode.CANNOT_PREPARE
     assert says in reason.text
     resource.rollback(work)
-    assert resource.rollback_prepared(branch, "") is Finish.NOT_HERE
+    assert resource.rollback_prepared(branch, "") is FinishResult.NOT_HERE
     assert rows(resource) == []
 
 
@@ -196,7 +196,7 @@ def test_a_gid_that_is_taken_leaves_the_first_one_prepared(make: Make, driver: s
         resource.prepare(second, branch)
     resource.rollback(second)
     assert [found for found, _ in resource.in_doubt("default")] == [branch]
-    assert resource.commit_prepared(branch, "") is Finish.DONE
+    assert resource.commit_prepared(branch, "") is FinishResult.DONE
     assert rows(resource) == ["first"]
 
 
@@ -226,7 +226,7 @@ def test_four_at_once_finish_one_branch(make: Make, driver: str) -> None:
         thread.start()
     for thread in threads:
         thread.join()
-    assert sorted(results) == [Finish.DONE] + [Finish.ALREADY] * 3
+    assert sorted(results) == [FinishResult.DONE] + [FinishResult.ALREADY] * 3
     assert rows(resource) == ["a"]
 
 
@@ -242,8 +242,8 @@ def test_a_branch_that_somebody_ended_the_other_way_is_a_heuristic_outcome(make:
         with resource.engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
             connection.exec_driver_sql(f"{verb} PREPARED '{branch}'")
         finish = resource.commit_prepared if commit else resource.rollback_prepared
-        assert finish(branch, prepared.token) is Finish.HEURISTIC
-        assert finish(branch, "") is Finish.NOT_HERE
+        assert finish(branch, prepared.token) is FinishResult.HEURISTIC
+        assert finish(branch, "") is FinishResult.NOT_HERE
 
 
 def test_finishing_never_queues_behind_an_exhausted_pool(make: Make) -> None:
@@ -255,7 +255,7 @@ def test_finishing_never_queues_behind_an_exhausted_pool(make: Make) -> None:
     pinned = resource.begin(False)
     with pytest.raises(ResourceUnavailable, match=r"pool_size=1, max_overflow=0"):
         resource.begin(False)
-    assert resource.commit_prepared(branch, prepared.token) is Finish.DONE
+    assert resource.commit_prepared(branch, prepared.token) is FinishResult.DONE
     resource.rollback(pinned)
 
 
@@ -289,7 +289,7 @@ def test_branches_of_another_database_of_the_server_are_not_in_doubt_here(
         assert isinstance(each.prepare(work, branch), Prepared)
     assert [found for found, _ in resource.in_doubt("default")] == [mine]
     assert [found for found, _ in other.in_doubt("default")] == [theirs]
-    assert other.rollback_prepared(theirs, "") is Finish.DONE
+    assert other.rollback_prepared(theirs, "") is FinishResult.DONE
 
 
 # ---------------------------------------------------------------------------------------------------- commit at once
@@ -300,12 +300,12 @@ def test_commit_in_one_phase_tells_its_token_first(make: Make, driver: str) -> N
     tokens: list[str] = []
     work = resource.begin(False)
     insert(work)
-    assert resource.commit_one_phase(work, tokens.append) is OnePhaseResult.COMMITTED
+    assert resource.commit_one_phase(work, tokens.append) is Outcome.COMMITTED
     assert rows(resource) == ["a"]
-    assert resource.one_phase_result(tokens[0]) is OnePhaseResult.COMMITTED
+    assert resource.one_phase_result(tokens[0]) is Outcome.COMMITTED
     nothing = resource.begin(False)
     nothing.connection.execute(sa.text("SELECT 1"))
-    assert resource.commit_one_phase(nothing, tokens.append) is OnePhaseResult.COMMITTED
+    assert resource.commit_one_phase(nothing, tokens.append) is Outcome.COMMITTED
     assert len(tokens) == 1
 
 
@@ -335,7 +335,7 @@ def test_rule_13_a_connection_that_breaks_at_commit_is_asked_about(
     if when == "during":
         terminator.start()
     result = resource.commit_one_phase(work, terminate if when == "before" else lambda _token: None)
-    assert result is OnePhaseResult.ABORTED
+    assert result is Outcome.ABORTED
     assert rows(resource) == []
     if when == "during":
         terminator.join()
@@ -350,16 +350,16 @@ def test_rule_13_the_truth_after_a_kill_of_the_server(make: Make) -> None:
         insert(done, "done")
         insert(undone, "undone")
         resource.commit_one_phase(done, tokens.append)
-        assert resource.one_phase_result(tokens[0]) is OnePhaseResult.COMMITTED
+        assert resource.one_phase_result(tokens[0]) is Outcome.COMMITTED
 
         def crash(token: str) -> None:
             tokens.append(token)
             server.kill()
             threading.Timer(0.5, server.restart).start()
 
-        assert resource.commit_one_phase(undone, crash) is OnePhaseResult.ABORTED
-        assert resource.one_phase_result(tokens[0]) is OnePhaseResult.COMMITTED
-        assert resource.one_phase_result("999999999") is OnePhaseResult.UNKNOWN
+        assert resource.commit_one_phase(undone, crash) is Outcome.ABORTED
+        assert resource.one_phase_result(tokens[0]) is Outcome.COMMITTED
+        assert resource.one_phase_result("999999999") is Outcome.UNKNOWN
         resource.close()
         resource.engine.dispose()
 
@@ -386,8 +386,8 @@ def test_rule_4_a_prepared_branch_survives_kill_9_and_restart(binaries: str) -> 
         server.restart()
         assert resource.start().identity == identity
         assert [found for found, _ in resource.in_doubt("default")] == [branch]
-        assert resource.commit_prepared(branch, prepared.token) is Finish.DONE
-        assert resource.commit_prepared(branch, prepared.token) is Finish.ALREADY
+        assert resource.commit_prepared(branch, prepared.token) is FinishResult.DONE
+        assert resource.commit_prepared(branch, prepared.token) is FinishResult.ALREADY
         assert rows(resource) == ["a"]
         resource.close()
         resource.engine.dispose()
@@ -572,7 +572,7 @@ def test_preflight_as_an_ordinary_user(server: Server, url: str) -> None:
     insert(work)
     prepared = resource.prepare(work, branch)
     assert isinstance(prepared, Prepared)
-    assert resource.commit_prepared(branch, prepared.token) is Finish.DONE
+    assert resource.commit_prepared(branch, prepared.token) is FinishResult.DONE
     resource.close()
     resource.engine.dispose()
 

@@ -19,11 +19,11 @@ from tests.postgres import Server
 from tests.runtime.conftest import NoSession
 from tests.sql.kit import Make, gid, insert
 from tests.waiting import aeventually, eventually, until_a_backend_waits_for
-from txrpc.protocol.messages import Commit, Owner, Prepare, Welcome
+from txrpc._client.manager import Manager
+from txrpc._client.manager_async import AsyncManager
+from txrpc._client.scope import set_default_manager
+from txrpc._protocol.messages import Commit, Owner, Prepare, Welcome
 from txrpc.resource import Prepared
-from txrpc.runtime.manager import Manager
-from txrpc.runtime.manager_aio import AioManager
-from txrpc.runtime.scope import set_default_manager
 from txrpc.sql import postgresql
 from txrpc.sql.common import interrupt
 
@@ -85,8 +85,8 @@ async def test_f9_commit_prepared_never_queues_behind_the_prepares_that_wait_for
     order = _prepared(make())
     engine = create_async_engine(sa.make_url(url).set(drivername="postgresql+asyncpg"))
     resource = txrpc.sql.AsyncResourceManager("bank", engine)
-    manager = AioManager("default", [resource], workers=1)
-    await manager.start(_AioNoSession())
+    manager = AsyncManager("default", [resource], workers=1)
+    await manager.start(_AsyncNoSession())
     manager.on_welcome(_welcome(order))
     tx = manager.begin(60)
     async with resource.connection() as connection:
@@ -102,7 +102,7 @@ async def test_f9_commit_prepared_never_queues_behind_the_prepares_that_wait_for
     await engine.dispose()
 
 
-class _AioNoSession(_Silent):
+class _AsyncNoSession(_Silent):
     async def start(self) -> None:  # type: ignore[override]
         """There is no coordinator."""
 
@@ -221,8 +221,8 @@ async def test_g4_the_deadline_bounds_the_wait_for_a_connection_aio(url: str) ->
         sa.make_url(url).set(drivername="postgresql+asyncpg"), pool_size=1, max_overflow=0, pool_timeout=600
     )
     resource = txrpc.sql.AsyncResourceManager("bank", engine)
-    manager = AioManager("default", [resource])
-    await manager.start(_AioNoSession())
+    manager = AsyncManager("default", [resource])
+    await manager.start(_AsyncNoSession())
     held = await resource.begin(False)
     with pytest.raises(txrpc.ResourceUnavailable, match=r"every connection of resource 'bank' is in use .* had left"):
         async with txrpc.aio.transaction(timeout=0.5, manager=manager):

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from txrpc.failpoints import POINTS
+from txrpc._failpoints import POINTS
 
 BANKS = ("bank-a", "bank-b")
 
 
 @dataclass(frozen=True, slots=True)
-class Deed:
+class Scenario:
     """What goes on around a point."""
 
     name: str
@@ -22,21 +22,23 @@ class Deed:
     """"runs", or "starts": the process is armed while it is down, and started again with the point."""
 
 
-TRANSFER = Deed("transfer")
-GIVE_UP = Deed("give up")
-STRAY = Deed("ends with a call in flight")
-REFUSED = Deed("refused elsewhere")
-ONE = Deed("one branch")
-CONNECT = Deed("a client connects")
-SHUTDOWN = Deed("the coordinator shuts down")
-RESTART = Deed("transfer", armed_when="starts")
-LOST_ANSWER = Deed("transfer", before=(("c1", "coordinator.before_outcome_reply"),))
-LOST_VOTE = Deed("transfer", before=(("{victim}", "participant.after_prepare"),), armed_when="starts")
-LOST_ONE = Deed("one slow branch", before=(("{victim}", "participant.after_commit_one_phase"),), armed_when="starts")
-CANNOT_COMMIT = Deed("transfer", fails="participant.before_commit_prepared")
-LOST_ONE_THERE = Deed("one slow branch", before=(("bank-a", "participant.after_commit_one_phase"),))
+TRANSFER = Scenario("transfer")
+GIVE_UP = Scenario("give up")
+STRAY = Scenario("ends with a call in flight")
+REFUSED = Scenario("refused elsewhere")
+ONE = Scenario("one branch")
+CONNECT = Scenario("a client connects")
+SHUTDOWN = Scenario("the coordinator shuts down")
+RESTART = Scenario("transfer", armed_when="starts")
+LOST_ANSWER = Scenario("transfer", before=(("c1", "coordinator.before_outcome_reply"),))
+LOST_VOTE = Scenario("transfer", before=(("{victim}", "participant.after_prepare"),), armed_when="starts")
+LOST_ONE = Scenario(
+    "one slow branch", before=(("{victim}", "participant.after_commit_one_phase"),), armed_when="starts"
+)
+CANNOT_COMMIT = Scenario("transfer", fails="participant.before_commit_prepared")
+LOST_ONE_THERE = Scenario("one slow branch", before=(("bank-a", "participant.after_commit_one_phase"),))
 
-DEEDS = {
+SCENARIOS = {
     "coordinator": {
         "welcome": CONNECT,
         "tick": TRANSFER,
@@ -46,6 +48,7 @@ DEEDS = {
         "rollback": GIVE_UP,
         "abandon": STRAY,
         "resolve": LOST_ONE_THERE,
+        "one_phase_token": LOST_ONE_THERE,
         "outcome_reply": TRANSFER,
         "go_away": SHUTDOWN,
         "open": RESTART,
@@ -88,10 +91,10 @@ class Cell:
     action: str
 
     @property
-    def deed(self) -> Deed:
+    def scenario(self) -> Scenario:
         """What goes on."""
         role, _, step = self.point.partition(".")
-        return DEEDS[role][step.partition("_")[2]]
+        return SCENARIOS[role][step.partition("_")[2]]
 
     def __str__(self) -> str:
         return f"{self.process}-{self.point.partition('.')[2]}-{self.action.partition(':')[0]}"

@@ -15,7 +15,7 @@ import txrpc
 import txrpc.aio
 from examples.bank import bank_pb2, bank_pb2_grpc
 
-__all__ = ["AioClient", "Client", "GiveUp"]
+__all__ = ["AsyncClient", "Client", "GiveUp"]
 
 KINDS = ("transfer",) * 6 + ("one branch", "one branch", "gives up", "too little money", "no time")
 DOCUMENTED = {
@@ -108,7 +108,7 @@ class Client(threading.Thread):
             channel.close()
 
 
-class AioClient(threading.Thread):
+class AsyncClient(threading.Thread):
     """Several tasks on an event loop of their own."""
 
     def __init__(self, coordinator: str, banks: Sequence[str], seed: int, tasks: int = 3) -> None:

@@ -22,11 +22,11 @@ from typing import Any
 import click
 
 import txrpc
-from tests.system.load import AioClient, Client
+from tests.system.load import AsyncClient, Client
 from tests.system.verdicts import Reading, Sample, Soak, Verdict, verdicts
 from tests.system.world import BANKS, START, World
 from tests.waiting import eventually
-from txrpc.failpoints import POINTS
+from txrpc._failpoints import POINTS
 from txrpc.testing.failpoints import failpoint
 from txrpc.testing.postgres import PostgresServer
 from txrpc.testing.processes import Child
@@ -51,8 +51,8 @@ class Run:
         self._last_fault_s = 0.0
         self._over = threading.Event()
         banks = [service.address for service in world.services.values()]
-        self.clients: list[Client | AioClient] = [Client(banks, seed + number) for number in range(CLIENTS)]
-        self.clients.append(AioClient(world.coordinator.address, banks, seed + 1_000))
+        self.clients: list[Client | AsyncClient] = [Client(banks, seed + number) for number in range(CLIENTS)]
+        self.clients.append(AsyncClient(world.coordinator.address, banks, seed + 1_000))
         self.processes: dict[str, Child] = {
             child.name: child for child in (world.coordinator, *world.services.values())
         }

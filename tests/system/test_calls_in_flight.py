@@ -18,10 +18,10 @@ import pytest
 
 import txrpc
 import txrpc.aio
-from tests.runtime.notebook import AioNotebook, Notebook
+from tests.runtime.memory_resource import AsyncMemoryResource, MemoryResource
 from tests.waiting import aeventually, eventually
+from txrpc._wire.metadata import CONTEXT_KEY, encode_context
 from txrpc.testing.processes import CoordinatorProcess
-from txrpc.wire.metadata import CONTEXT_KEY, encode_context
 
 PATIENCE_S = 60
 LONG_S = 300
@@ -38,7 +38,7 @@ class Service:
     """Writes what it is told into a notebook; ``wait`` and the second answer of a stream wait until they may go on."""
 
     def __init__(self, coordinator: CoordinatorProcess) -> None:
-        self.notebook, self.own = Notebook("there"), Notebook("here")
+        self.notebook, self.own = MemoryResource("there"), MemoryResource("here")
         self.busy, self.go_on = threading.Event(), threading.Event()
         self.ends = ExitStack()
         self.manager = self.ends.enter_context(
@@ -171,11 +171,11 @@ def test_rule_9_two_calls_to_one_branch_commit(service: Service) -> None:
 # ---------------------------------------------------------------------------------------------------------- asyncio
 
 
-class AioService:
+class AsyncService:
     """`Service` for asyncio."""
 
     def __init__(self) -> None:
-        self.notebook, self.own = AioNotebook("there"), AioNotebook("here")
+        self.notebook, self.own = AsyncMemoryResource("there"), AsyncMemoryResource("here")
         there: Any = self.notebook  # whose verbs are coroutines, which no type checker sees
         here: Any = self.own
         self._resources = there, here
@@ -238,24 +238,24 @@ class AioService:
 
 
 @pytest.fixture
-async def aio_service(coordinator: CoordinatorProcess) -> AsyncIterator[AioService]:
-    service = AioService()
+async def aio_service(coordinator: CoordinatorProcess) -> AsyncIterator[AsyncService]:
+    service = AsyncService()
     await service.start(coordinator)
     yield service
     await service.stop()
 
 
-async def _aio_call(service: AioService) -> Any:
+async def _aio_call(service: AsyncService) -> Any:
     return service.method("wait")(b"x")
 
 
-async def _aio_stream(service: AioService) -> Any:
+async def _aio_stream(service: AsyncService) -> Any:
     call = service.method("stream")(b"x")
     assert await call.read() == b"first"
     return call
 
 
-async def _aio_task(service: AioService) -> Any:
+async def _aio_task(service: AsyncService) -> Any:
     async def wait() -> bytes:
         answer: bytes = await service.method("wait")(b"x")
         return answer
@@ -265,7 +265,7 @@ async def _aio_task(service: AioService) -> Any:
 
 @pytest.mark.parametrize("begin", [_aio_call, _aio_stream, _aio_task])
 async def test_rule_9_a_call_that_still_runs_rolls_everything_back_in_asyncio(
-    aio_service: AioService, begin: Callable[[AioService], Any]
+    aio_service: AsyncService, begin: Callable[[AsyncService], Any]
 ) -> None:
     service = aio_service
     with pytest.raises(txrpc.CallsInFlight, match="1 call of the transaction had not returned"):
@@ -283,7 +283,7 @@ async def test_rule_9_a_call_that_still_runs_rolls_everything_back_in_asyncio(
 
 @pytest.mark.parametrize("where", ["root", "service"])
 async def test_rule_19_a_gather_of_which_one_fails_frees_what_the_other_holds(
-    aio_service: AioService, where: str
+    aio_service: AsyncService, where: str
 ) -> None:
     """B2: `asyncio.gather` leaves the other one running."""
     service = aio_service
@@ -305,7 +305,7 @@ async def test_rule_19_a_gather_of_which_one_fails_frees_what_the_other_holds(
     assert not service.go_on.is_set()
 
 
-async def test_rule_9_two_calls_to_one_branch_commit_in_asyncio(aio_service: AioService) -> None:
+async def test_rule_9_two_calls_to_one_branch_commit_in_asyncio(aio_service: AsyncService) -> None:
     service = aio_service
     async with txrpc.aio.transaction(timeout=LONG_S, manager=service.client):
         await asyncio.gather(*(service.method("write")(line) for line in (b"one", b"two")))

@@ -20,21 +20,21 @@ import pytest
 import txrpc
 from tests.postgres import Server
 from tests.proof import note_proof
-from tests.system import deeds
-from tests.system.cells import ALL_DAY, BANKS, CELLS, DEEDS, PROCESSES, Cell
+from tests.system import scenarios
+from tests.system.cells import ALL_DAY, BANKS, CELLS, PROCESSES, SCENARIOS, Cell
 from tests.system.world import START, World
 from tests.waiting import eventually
-from txrpc.failpoints import POINTS
+from txrpc._failpoints import POINTS
 from txrpc.ids import Xid
 from txrpc.testing.processes import Child
 
 _REFUSES = f"""
     CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS $$BEGIN RAISE 'refused'; END$$;
     CREATE CONSTRAINT TRIGGER refuse AFTER UPDATE ON account DEFERRABLE INITIALLY DEFERRED
-        FOR EACH ROW WHEN (NEW.name = '{deeds.REFUSED}') EXECUTE FUNCTION refuse();
+        FOR EACH ROW WHEN (NEW.name = '{scenarios.REFUSED}') EXECUTE FUNCTION refuse();
     CREATE FUNCTION linger() RETURNS trigger LANGUAGE plpgsql AS $$BEGIN PERFORM pg_sleep(0.5); RETURN NULL; END$$;
     CREATE CONSTRAINT TRIGGER linger AFTER UPDATE ON account DEFERRABLE INITIALLY DEFERRED
-        FOR EACH ROW WHEN (NEW.name = '{deeds.SLOW}') EXECUTE FUNCTION linger()
+        FOR EACH ROW WHEN (NEW.name = '{scenarios.SLOW}') EXECUTE FUNCTION linger()
 """
 
 
@@ -81,8 +81,8 @@ def _helps_needed(cell: Cell) -> int:
     """How often the cell's process must be started again or woken: it does not do that in the same moment as it writes why."""
     if cell.process == "client":
         return 0
-    before = sum(process in (cell.process, "{victim}") for process, _ in cell.deed.before)
-    if cell.deed.armed_when == "starts" and not cell.deed.before:
+    before = sum(process in (cell.process, "{victim}") for process, _ in cell.scenario.before)
+    if cell.scenario.armed_when == "starts" and not cell.scenario.before:
         before = 1
     return before + (cell.action in ("kill", "stop"))
 
@@ -116,23 +116,23 @@ class Ward:
 
     def play(self, cell: Cell) -> tuple[str, str]:
         """The transaction's XID and what its client was told."""
-        deed = cell.deed
+        scenario = cell.scenario
         eventually(
             lambda: self.transfers() == "committed", 30, self.world.evidence
         )  # what the last cell broke has come back
         started = {name: child.output.stat().st_size for name, child in self.children.items()}
         with Nurse(list(self.children.values())) as nurse:
-            for process, point in deed.before:
+            for process, point in scenario.before:
                 name = process.format(victim=cell.process)
-                if deed.armed_when == "starts" and name == cell.process:
+                if scenario.armed_when == "starts" and name == cell.process:
                     nurse.arm_at_start(name, f"{cell.point}={cell.action}")
                 self.children[name].arm(f"{point}=kill")
             if cell.process == "client":
                 xid, told, said = self._elsewhere(cell)
             else:
-                if deed.armed_when == "runs":
+                if scenario.armed_when == "runs":
                     self._arm(cell)
-                elif not deed.before:
+                elif not scenario.before:
                     nurse.arm_at_start(cell.process, f"{cell.point}={cell.action}")
                     self.children[cell.process].kill()
                 xid, told = self._here(cell)
@@ -146,12 +146,12 @@ class Ward:
                     output.seek(started[cell.process])
                     return hit in output.read()
 
-            if deed.name == "the coordinator shuts down":
+            if scenario.name == "the coordinator shuts down":
                 self._shut_down_until(was_hit, cell)
             helps = _helps_needed(cell)
             eventually(was_hit, 20, lambda: f"nobody came to {cell.point}; told {told}\n{self.world.evidence()}")
             eventually(lambda: nurse.helped[cell.process] >= helps, 30, self.world.evidence)
-            if told == "unknown" and deed.name.startswith("one "):
+            if told == "unknown" and scenario.name.startswith("one "):
                 # Its process died in a commit in one phase, and nobody else knows the database's transaction id.  The coordinator
                 # says so, and waits for the truth for as long as it can be asked about it.
                 self.unknown.add(xid)
@@ -160,21 +160,21 @@ class Ward:
 
     def transfers(self) -> str:
         """Try; how it ended."""
-        return deeds.carry_out("transfer", "", self.addresses, timeout_s=8)[1]
+        return scenarios.carry_out("transfer", "", self.addresses, timeout_s=8)[1]
 
     def _arm(self, cell: Cell) -> None:
-        others = [f"{point}=kill" for process, point in cell.deed.before if process == cell.process]
-        others += [f"{cell.deed.fails}=error"] if cell.deed.fails else []
+        others = [f"{point}=kill" for process, point in cell.scenario.before if process == cell.process]
+        others += [f"{cell.scenario.fails}=error"] if cell.scenario.fails else []
         self.children[cell.process].arm(",".join([*others, f"{cell.point}={cell.action}"]))
 
     def _here(self, cell: Cell) -> tuple[str, str]:
-        if cell.deed.name == "the coordinator shuts down":
+        if cell.scenario.name == "the coordinator shuts down":
             with suppress(Exception):
                 self.world.coordinator.terminate(10)
-        if cell.deed.name == "a client connects":
+        if cell.scenario.name == "a client connects":
             with txrpc.connect(self.world.coordinator.address, process="another"):
                 pass
-        return deeds.carry_out(cell.deed.name, cell.process, self.addresses, timeout_s=8)
+        return scenarios.carry_out(cell.scenario.name, cell.process, self.addresses, timeout_s=8)
 
     def _shut_down_until(self, was_hit: Callable[[], bool], cell: Cell) -> None:
         """Shut the coordinator down again: a process that hears goodbye may close its session before the point is reached."""
@@ -192,16 +192,16 @@ class Ward:
         return 0
 
     def _elsewhere(self, cell: Cell) -> tuple[str, str, str]:
-        arguments = [self.world.coordinator.address, cell.deed.name, cell.process, *self.addresses]
+        arguments = [self.world.coordinator.address, cell.scenario.name, cell.process, *self.addresses]
         client = Child(
-            [sys.executable, "-m", "tests.system.deeds", *arguments],
+            [sys.executable, "-m", "tests.system.scenarios", *arguments],
             name="client",
             output=self.world.folder / "client.log",
         )
         client.arm(f"{cell.point}={cell.action}")
         with client:
             client.wait(40)
-            return *deeds.what_it_was_told(client.text()), client.text()
+            return *scenarios.what_it_was_told(client.text()), client.text()
 
     def _recovered(self) -> None:
         """Everybody runs, is at rest, and nobody's work is left."""
@@ -222,7 +222,7 @@ class Ward:
         """Agreement, honesty, conservation; returns how the transaction ended."""
         journals = self.world.journals()
         wrote = [xid in journal for journal in journals]
-        if cell.deed.name.startswith("one "):
+        if cell.scenario.name.startswith("one "):
             ended = "committed" if any(wrote) else "aborted"
         else:
             assert wrote[0] == wrote[1], self.world.evidence()
@@ -230,7 +230,7 @@ class Ward:
             ended = "committed" if wrote[0] else "aborted"
         if told in ("committed", "aborted"):
             assert told == ended, self.world.evidence()
-        if cell.deed.name == "refused elsewhere" or cell.deed.name == "give up":
+        if cell.scenario.name == "refused elsewhere" or cell.scenario.name == "give up":
             assert ended == "aborted"
         self._ask(xid, ended)
         for journal, (sum_of_accounts,) in zip(journals, self._sums(), strict=True):
@@ -274,7 +274,7 @@ def test_rule_1_all_ends_alike_whatever_happens_at_this_point(wards: Callable[[]
     ward.broken = True
     began = time.monotonic()
     xid, told = ward.play(cell)
-    if cell.deed.name.startswith("one "):
+    if cell.scenario.name.startswith("one "):
         ward.single.add(xid)
     ended = ward.check(cell, xid, told)
     ward.broken = False
@@ -291,16 +291,16 @@ def test_rule_1_all_ends_alike_whatever_happens_at_this_point(wards: Callable[[]
 
 @pytest.mark.parametrize("torn", ["", "ready\n", "ready\ntold 01", "told 01 ", "told 01 comm", "told 01 committed"])
 def test_a_line_that_a_killed_client_was_writing_is_not_read(torn: str) -> None:
-    assert deeds.what_it_was_told(torn) == ("", "nobody")
-    assert deeds.what_it_was_told("ready\ntold 01 committed\n") == ("01", "committed")
-    assert deeds.what_it_was_told("told  aborted\n") == ("", "aborted")
+    assert scenarios.what_it_was_told(torn) == ("", "nobody")
+    assert scenarios.what_it_was_told("ready\ntold 01 committed\n") == ("01", "committed")
+    assert scenarios.what_it_was_told("told  aborted\n") == ("", "aborted")
 
 
 def test_the_matrix_has_every_point_and_every_process() -> None:
     killed = {(cell.process, cell.point) for cell in CELLS if cell.action == "kill"}
     assert {point for _, point in killed} == POINTS
     assert {process for process, _ in killed} == {name for names in PROCESSES.values() for name in names}
-    assert {f"{role}.{step}" for role, steps in DEEDS.items() for step in steps} == {
+    assert {f"{role}.{step}" for role, steps in SCENARIOS.items() for step in steps} == {
         f"{point.partition('.')[0]}.{point.partition('.')[2].partition('_')[2]}" for point in POINTS
     }
     assert len([cell for cell in CELLS if cell.action == "kill" and cell.process in BANKS]) == 2 * 30

@@ -18,7 +18,7 @@ from examples.bank import bank_pb2
 from tests.postgres import Server
 from tests.system.world import World
 from tests.waiting import eventually
-from txrpc.coordinator.server import BEHIND
+from txrpc._coordinator.server import BEHIND
 
 Make = Callable[..., World]
 Connect = Callable[[World], txrpc.Manager]

@@ -18,10 +18,10 @@ from examples.bank import bank_pb2
 from tests.system.test_crashes import deposit, ends, transfer
 from tests.system.world import START, World
 from tests.waiting import eventually
+from txrpc._protocol.messages import Owner, TransactionContext
+from txrpc._wire.metadata import CONTEXT_KEY, encode_context
 from txrpc.ids import BranchId, Epoch, Gid, ParticipantId, Xid
-from txrpc.protocol.messages import Owner, TransactionContext
 from txrpc.testing.processes import CoordinatorProcess
-from txrpc.wire.metadata import CONTEXT_KEY, encode_context
 
 Make = Callable[..., World]
 Connect = Callable[[World], txrpc.Manager]

@@ -12,18 +12,18 @@ from typing import get_args
 
 import pytest
 
-from txrpc import failpoints
+from txrpc import _failpoints as failpoints
+from txrpc._failpoints import MESSAGES, POINTS, STEPS, FailpointError, Point, parse
+from txrpc._protocol.messages import FromCoordinator, ToCoordinator
+from txrpc._protocol.participant.branch import Operation
 from txrpc.errors import ConfigurationError
-from txrpc.failpoints import MESSAGES, POINTS, STEPS, FailpointError, Point, parse
-from txrpc.protocol.branch import Operation
-from txrpc.protocol.messages import FromCoordinator, ToCoordinator
 from txrpc.testing import failpoint
 from txrpc.testing.processes import Child
 
 SOURCES = sorted((Path(__file__).resolve().parents[2] / "txrpc").rglob("*.py"))
 WALKER = """
 import sys, time
-from txrpc.failpoints import failpoint
+from txrpc._failpoints import failpoint
 print("ready", flush=True)
 for _ in range(400):
     failpoint("participant.before_prepare")
@@ -57,7 +57,7 @@ def _points_in(path: Path) -> set[str]:
     ("text", "said"),
     [
         ("coordinator.after_recrd=kill", "did you mean coordinator.after_record?"),
-        ("nonsense=kill", "txrpc.failpoints.POINTS has them all"),
+        ("nonsense=kill", "txrpc._failpoints.POINTS has them all"),
         ("coordinator.after_record", "NAME=ACTION"),
         ("coordinator.after_record=explode", "an action is kill, stop, error or sleep:SECONDS"),
         ("coordinator.after_record=sleep", "sleep:SECONDS"),

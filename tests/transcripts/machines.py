@@ -6,11 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 from tests.transcripts.words import REASON, branch, epoch, gid, message, participant, ref, shown, xid
-from txrpc.errors import AbortCode, Reason
-from txrpc.ids import BranchId, Xid
-from txrpc.protocol.branch import BranchInput, Do, Effects
-from txrpc.protocol.coordinator import Coordinator
-from txrpc.protocol.events import (
+from txrpc._protocol.coordinator.events import (
     Close,
     Drain,
     Forgot,
@@ -25,18 +21,19 @@ from txrpc.protocol.events import (
     SessionOpened,
     Woke,
 )
-from txrpc.protocol.messages import (
+from txrpc._protocol.coordinator.machine import Coordinator
+from txrpc._protocol.messages import (
     Abandon,
     Acked,
     Commit,
     CommitOnePhase,
     CommitRequest,
     Committing,
-    Finish,
+    FinishResult,
     Hello,
     Inquiry,
     OnePhaseDone,
-    OnePhaseResult,
+    Outcome,
     OutcomeRequest,
     Owner,
     Prepare,
@@ -50,8 +47,11 @@ from txrpc.protocol.messages import (
     Voted,
     Wait,
 )
-from txrpc.protocol.participant import Participant
-from txrpc.protocol.records import Decision, Incident, Opened
+from txrpc._protocol.participant.branch import BranchInput, Do, Effects
+from txrpc._protocol.participant.machine import Participant
+from txrpc._protocol.records import Decision, Incident, Opened
+from txrpc.errors import AbortCode, Reason
+from txrpc.ids import BranchId, Xid
 
 __all__ = ["MACHINES", "Machine"]
 
@@ -227,12 +227,12 @@ class CoordinatorMachine(Machine):
     def do_one_phase_done(self, words: list[str], options: Options) -> None:
         """one-phase-done a1 tx1 COMMITTED."""
         name, tx, result = words
-        self._said(words, options, OnePhaseDone(xid(tx), branch(name), OnePhaseResult[result]))
+        self._said(words, options, OnePhaseDone(xid(tx), branch(name), Outcome[result]))
 
     def do_acked(self, words: list[str], options: Options) -> None:
         """acked a1 tx1 DONE."""
         name, tx, finish = words
-        self._said(words, options, Acked(xid(tx), branch(name), Finish[finish], f"db-{name[0]}"))
+        self._said(words, options, Acked(xid(tx), branch(name), FinishResult[finish], f"db-{name[0]}"))
 
     def do_inquire(self, words: list[str], options: Options) -> None:
         """inquire a1 tx1 [epoch=1] [left=3s]: a prepared branch asks."""
@@ -243,7 +243,7 @@ class CoordinatorMachine(Machine):
     def do_resolved(self, words: list[str], options: Options) -> None:
         """resolved a1 tx1 COMMITTED: the database has told."""
         name, tx, result = words
-        self._said(words, options, Resolved(xid(tx), branch(name), OnePhaseResult[result]))
+        self._said(words, options, Resolved(xid(tx), branch(name), Outcome[result]))
 
     def do_logged(self, _words: list[str], _options: Options) -> None:
         """logged: the oldest batch is durable."""
@@ -300,7 +300,7 @@ class ParticipantMachine(Machine):
         self.table = Participant(lambda: 0.5)
         self.begun: list[Do] = []
 
-    def _honour(self, effects: Effects) -> None:
+    def _apply(self, effects: Effects) -> None:
         for do in effects.do:
             self.begun.append(do)
             self.lines.append(f"do {do.operation.value} {shown(do.gid.branch)}")
@@ -323,7 +323,7 @@ class ParticipantMachine(Machine):
         row.calls = int(options.get("calls", 1))
 
     def _hear(self, made: Any) -> None:
-        self._honour(self.table.received(made, self.now_ms))
+        self._apply(self.table.received(made, self.now_ms))
 
     def do_prepare(self, words: list[str], options: Options) -> None:
         """prepare a1 tx1 [calls=1]: the coordinator says so."""
@@ -343,7 +343,7 @@ class ParticipantMachine(Machine):
 
     def do_abandon(self, words: list[str], _options: Options) -> None:
         """abandon tx1: it is aborted, whatever there is of it here."""
-        self._honour(self.table.abandon(Abandon(xid(words[0]), REASON), ("db-a", "db-b"), 30_000, self.now_ms))
+        self._apply(self.table.abandon(Abandon(xid(words[0]), REASON), ("db-a", "db-b"), 30_000, self.now_ms))
 
     def do_resolve(self, words: list[str], _options: Options) -> None:
         """resolve a1 tx1: how did its commit in one phase end?  (b1: of another process.)"""
@@ -351,7 +351,7 @@ class ParticipantMachine(Machine):
         if branch(name) in self.table.rows:
             self._hear(Resolve(xid(tx), branch(name), f"db-{name[0]}", "77"))
         else:
-            self._honour(self.table.resolve_foreign(gid(name, tx, 2), "77", self.now_ms))
+            self._apply(self.table.resolve_foreign(gid(name, tx, 2), "77", self.now_ms))
 
     def do_result(self, words: list[str], _options: Options) -> None:
         """result prepared | read-only | prepare-failed | rolled-back | finished DONE | finish-failed | one-phase COMMITTED."""
@@ -365,10 +365,10 @@ class ParticipantMachine(Machine):
             case BranchInput.PREPARE_FAILED | BranchInput.FINISH_FAILED:
                 detail = REASON
             case BranchInput.FINISHED:
-                detail = Finish[rest[0]]
+                detail = FinishResult[rest[0]]
             case BranchInput.ONE_PHASE_ENDED:
-                detail = (OnePhaseResult[rest[0]], None)
-        self._honour(self.table.step(kind, do.gid.branch, self.now_ms, detail))
+                detail = (Outcome[rest[0]], None)
+        self._apply(self.table.step(kind, do.gid.branch, self.now_ms, detail))
 
     def do_committing(self, words: list[str], _options: Options) -> None:
         """committing a1: COMMIT is about to go to the database."""
@@ -380,28 +380,28 @@ class ParticipantMachine(Machine):
         what, name = words
         if what == "commit":
             detail: Any = int(options.get("calls", 1))
-            self._honour(self.table.step(BranchInput.LOCAL_COMMIT, branch(name), self.now_ms, detail))
+            self._apply(self.table.step(BranchInput.LOCAL_COMMIT, branch(name), self.now_ms, detail))
         else:
-            self._honour(self.table.step(BranchInput.LOCAL_ROLLBACK, branch(name), self.now_ms, REASON))
+            self._apply(self.table.step(BranchInput.LOCAL_ROLLBACK, branch(name), self.now_ms, REASON))
 
     def do_connected(self, _words: list[str], _options: Options) -> None:
         """connected: a session with the coordinator has begun."""
-        self._honour(self.table.connected(self.now_ms))
+        self._apply(self.table.connected(self.now_ms))
 
     def do_coordinator_is(self, words: list[str], _options: Options) -> None:
         """coordinator-is 3: in that epoch."""
-        self._honour(self.table.coordinator_is(Owner(NODE, epoch(int(words[0]))), self.now_ms))
+        self._apply(self.table.coordinator_is(Owner(NODE, epoch(int(words[0]))), self.now_ms))
 
     def do_found(self, words: list[str], _options: Options) -> None:
         """found a1 tx1: the database holds it prepared."""
-        self._honour(self.table.in_doubt(gid(words[0], words[1], 2), 1_000, self.now_ms))
+        self._apply(self.table.in_doubt(gid(words[0], words[1], 2), 1_000, self.now_ms))
 
     def do_advance(self, words: list[str], _options: Options) -> None:
         """advance 5s."""
         until_ms = self.now_ms + _ms(words[0])
         while (due_ms := self.table.next_wakeup_ms()) is not None and due_ms <= until_ms:
             self.now_ms = max(due_ms, self.now_ms)
-            self._honour(self.table.woke(self.now_ms))
+            self._apply(self.table.woke(self.now_ms))
         self.now_ms = until_ms
 
 

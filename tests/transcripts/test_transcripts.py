@@ -13,7 +13,7 @@ import pytest
 
 from tests.proof import note_proof
 from tests.transcripts.machines import MACHINES
-from txrpc.protocol.messages import FromCoordinator, ToCoordinator
+from txrpc._protocol.messages import FromCoordinator, ToCoordinator
 
 FOLDER = Path(__file__).parent / "scenarios"
 README = Path(__file__).parent / "README.md"

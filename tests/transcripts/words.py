@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import fields
 from typing import Any
 
+from txrpc._protocol.messages import BranchRef, Owner, ResourceInfo, Vote
+from txrpc._protocol.records import PreparedBranch
 from txrpc.errors import AbortCode, Reason
 from txrpc.ids import BranchId, Epoch, Gid, ParticipantId, Xid
-from txrpc.protocol.messages import BranchRef, Owner, ResourceInfo, Vote
-from txrpc.protocol.records import PreparedBranch
 
 __all__ = ["REASON", "branch", "epoch", "gid", "message", "participant", "ref", "shown", "xid"]
 

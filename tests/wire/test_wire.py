@@ -14,10 +14,10 @@ from hypothesis import strategies as st
 
 from tests.wire import values
 from txrpc import errors as e
+from txrpc._protocol import messages as m
+from txrpc._wire import checks, codec, metadata, status
+from txrpc._wire.v1 import context_pb2, session_pb2
 from txrpc.ids import BranchId, Epoch, Gid, ParticipantId, Xid
-from txrpc.protocol import messages as m
-from txrpc.wire import checks, codec, metadata, status
-from txrpc.wire.v1 import context_pb2, session_pb2
 
 XID = Xid(bytes(range(16)))
 

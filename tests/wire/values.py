@@ -6,9 +6,9 @@ from typing import Any
 
 from hypothesis import strategies as st
 
+from txrpc._protocol import messages as m
 from txrpc.errors import AbortCode, Reason
 from txrpc.ids import BranchId, Epoch, Gid, ParticipantId, Xid
-from txrpc.protocol import messages as m
 
 names = st.from_regex(r"[A-Za-z0-9]([A-Za-z0-9._-]{0,20}[A-Za-z0-9])?", fullmatch=True)
 xids = st.binary(min_size=16, max_size=16).map(Xid)
@@ -23,7 +23,7 @@ uint32 = st.integers(0, 2**32 - 1)
 positions = st.integers(0, 2**63 - 1)
 gids = st.builds(Gid, names, names, epochs, xids, branch_ids, participants, names)
 votes = st.sampled_from(m.Vote)
-results = st.sampled_from(m.OnePhaseResult)
+results = st.sampled_from(m.Outcome)
 refs = st.builds(m.BranchRef, branch_ids, names, participants, uint32, st.none() | votes, tokens)
 ref_lists = st.lists(refs, max_size=4, unique_by=lambda ref: ref.branch).map(tuple)
 resources = st.builds(m.ResourceInfo, names, texts, texts)
@@ -47,7 +47,7 @@ to_coordinator: st.SearchStrategy[Any] = st.one_of(
     st.builds(m.Voted, xids, branch_ids, votes, st.none() | reasons, tokens),
     st.builds(m.Committing, xids, branch_ids, tokens),
     st.builds(m.OnePhaseDone, xids, branch_ids, results, st.none() | reasons),
-    st.builds(m.Acked, xids, branch_ids, st.sampled_from(m.Finish), names),
+    st.builds(m.Acked, xids, branch_ids, st.sampled_from(m.FinishResult), names),
     st.builds(m.Trouble, gids, st.none() | reasons),
     st.builds(m.Inquiry, gids, st.integers(0, 2**63), uint32),
     st.builds(m.Resolved, xids, branch_ids, results),
@@ -71,5 +71,6 @@ from_coordinator: st.SearchStrategy[Any] = st.one_of(
         texts,
         positions,
     ),
+    st.builds(m.OnePhaseToken, xids, tokens),
     st.builds(m.GoAway, texts, texts, st.booleans()),
 )

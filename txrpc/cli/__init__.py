@@ -37,9 +37,9 @@ def coordinator(file: str | None, **given: Any) -> None:
       2  bad configuration   5  cannot listen
                              6  the log has lost decisions
     """
-    from txrpc.coordinator import logs
-    from txrpc.coordinator.config import load
-    from txrpc.coordinator.server import MISCONFIGURED, run
+    from txrpc._coordinator import logging_setup as logs
+    from txrpc._coordinator.config import load
+    from txrpc._coordinator.server import MISCONFIGURED, run
     from txrpc.errors import ConfigurationError
 
     try:
@@ -140,6 +140,6 @@ def rebind(name: str, identity: str, address: str | None) -> None:
 @main.command()
 def version() -> None:
     """Print the version."""
-    from txrpc.coordinator.admin import library_version
+    from txrpc._coordinator.admin import library_version
 
     click.echo(f"txrpc {library_version()}")

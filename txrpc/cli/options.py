@@ -7,13 +7,13 @@ from typing import Any
 
 import click
 
-from txrpc.coordinator.config import FIELDS
+from txrpc._coordinator.config import FIELDS
 
 __all__ = ["config_options"]
 
 
 def config_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Give *command* every option of `txrpc.coordinator.config.CoordinatorConfig`, as text that is converted there."""
+    """Give *command* every option of `txrpc._coordinator.config.CoordinatorConfig`, as text that is converted there."""
     for name, option in reversed(FIELDS.items()):
         flag = "--" + name.replace("_", "-")
         text = f"{option.metadata['text']}  [default: {option.default}]"

@@ -11,8 +11,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from txrpc._wire.v1 import admin_pb2, admin_pb2_grpc
 from txrpc.ids import Epoch
-from txrpc.wire.v1 import admin_pb2, admin_pb2_grpc
 
 __all__ = ["NoAnswer", "as_dict", "ask", "close", "rebind", "show"]
 
@@ -123,7 +123,7 @@ def show(reply: admin_pb2.StatusReply, address: str) -> None:
         console.print(_incidents(reply))
 
 
-def _doubts(doubts: list[admin_pb2.Doubt]) -> Table:
+def _doubts(doubts: list[admin_pb2.InDoubtBranch]) -> Table:
     title = f"in doubt, of transactions that are not open here: {_many(len(doubts), 'branch', 'es')}"
     table = Table("transaction", "age", "resource", "why", title=title, title_justify="left")
     for doubt in doubts:

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 from txrpc.sql.resource import ResourceManager
 
 if TYPE_CHECKING:
-    from txrpc.sql.resource_aio import AsyncResourceManager
+    from txrpc.sql.resource_async import AsyncResourceManager
 
 __all__ = ["AsyncResourceManager", "ResourceManager"]
 
@@ -17,7 +17,7 @@ def __getattr__(name: str) -> Any:
     if name != "AsyncResourceManager":
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     try:
-        from txrpc.sql.resource_aio import AsyncResourceManager
+        from txrpc.sql.resource_async import AsyncResourceManager
     except ImportError as error:
         text = "txrpc.sql.AsyncResourceManager needs SQLAlchemy's asyncio half: pip install 'sqlalchemy[asyncio]'"
         raise ImportError(text, name="greenlet") from error

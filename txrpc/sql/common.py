@@ -15,15 +15,15 @@ from sqlalchemy.engine import Connection, Engine
 from sqlalchemy.orm import Session, SessionTransaction
 from sqlalchemy.pool import QueuePool
 
+from txrpc._protocol.messages import ResourceInfo
 from txrpc.errors import AbortCode, ConfigurationError, IllegalState, NoTransaction, Reason, ResourceUnavailable
 from txrpc.ids import RESOURCE_MAX, check_name
-from txrpc.protocol.messages import ResourceInfo
 from txrpc.sql import postgresql
 from txrpc.sql.backend import Backend
 
 __all__ = [
-    "SEE_OFF_BACKOFF_S",
-    "TRUTH_BACKOFF_S",
+    "COMMIT_STATUS_BACKOFF_S",
+    "TERMINATE_BACKOFF_S",
     "BranchWork",
     "Guard",
     "branch_of",
@@ -48,8 +48,8 @@ logger = logging.getLogger("txrpc.sql")
 
 _DIALECTS: dict[str, ModuleType] = {"postgresql": postgresql}
 
-SEE_OFF_BACKOFF_S = (0.0, 0.05, 0.1, 0.2, 0.5, 1.0)
-TRUTH_BACKOFF_S = (0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 2.0, 3.0, 4.0, 5.0, 5.0, 5.0)
+TERMINATE_BACKOFF_S = (0.0, 0.05, 0.1, 0.2, 0.5, 1.0)
+COMMIT_STATUS_BACKOFF_S = (0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 2.0, 3.0, 4.0, 5.0, 5.0, 5.0)
 """Waits between questions about a commit whose connection broke: half a minute together, long enough for a restart."""
 
 _INFO = "txrpc"

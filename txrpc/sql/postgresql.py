@@ -25,10 +25,10 @@ from typing import Any, Final
 from sqlalchemy.engine import Connection
 from sqlalchemy.exc import DBAPIError
 
+from txrpc._protocol.messages import FinishResult, Outcome
+from txrpc._replication import watch_replication
 from txrpc.errors import ConfigurationError, ResourceUnavailable
 from txrpc.ids import Gid
-from txrpc.protocol.messages import Finish, OnePhaseResult
-from txrpc.replication import watch_replication
 from txrpc.sql.backend import backend_pid, hides_backends, interrupt, is_gone
 from txrpc.sql.markers import Marker, clean, holds, prepare_table
 from txrpc.sql.pooling import check_pooler, starting
@@ -147,7 +147,7 @@ def commit(transaction: Any, connection: Connection) -> bool:
     return not cancelled
 
 
-def finish(connection: Connection, commit: bool, gid: Gid, token: str, markers: str = "") -> Finish:
+def finish(connection: Connection, commit: bool, gid: Gid, token: str, markers: str = "") -> FinishResult:
     """COMMIT PREPARED or ROLLBACK PREPARED, on a connection in AUTOCOMMIT.  Idempotent; raises if it must be tried again.
 
     *markers*: the table of marker rows, if there is one.
@@ -160,7 +160,7 @@ def finish(connection: Connection, commit: bool, gid: Gid, token: str, markers: 
             return _who_ended_it(connection, commit, gid, token, markers)
         if sqlstate(error) != "42501" or not _as_its_owner(connection, gid, statement):
             raise
-    return Finish.DONE
+    return FinishResult.DONE
 
 
 def _as_its_owner(connection: Connection, gid: Gid, statement: str) -> bool:
@@ -180,20 +180,20 @@ def _as_its_owner(connection: Connection, gid: Gid, statement: str) -> bool:
     return True
 
 
-def _who_ended_it(connection: Connection, commit: bool, gid: Gid, token: str, markers: str) -> Finish:
+def _who_ended_it(connection: Connection, commit: bool, gid: Gid, token: str, markers: str) -> FinishResult:
     """There is no such prepared transaction (any more): did it end as it should have (rule 16)?"""
     status = _status_of(connection, token, markers)
     if status == "in progress":
         # Not prepared and not ended: its PREPARE or its end is being executed at this very moment.
         raise ResourceUnavailable(f"transaction {token} of {gid.resource} is still at work in the database")
     if status in ("committed", "aborted"):
-        return Finish.ALREADY if (status == "committed") == commit else Finish.HEURISTIC
-    return Finish.LOST if status in (_AHEAD, _ELSEWHERE) else Finish.NOT_HERE
+        return FinishResult.ALREADY if (status == "committed") == commit else FinishResult.HEURISTIC
+    return FinishResult.LOST if status in (_AHEAD, _ELSEWHERE) else FinishResult.NOT_HERE
 
 
-def one_phase_result(connection: Connection, token: str, markers: str = "") -> OnePhaseResult | None:
+def one_phase_result(connection: Connection, token: str, markers: str = "") -> Outcome | None:
     """How the transaction *token* ended; None while it is in progress; UNKNOWN if this database cannot tell."""
-    return _RESULTS.get(_status_of(connection, token, markers), OnePhaseResult.UNKNOWN)
+    return _RESULTS.get(_status_of(connection, token, markers), Outcome.UNKNOWN)
 
 
 _AHEAD: Final = "in the future"
@@ -233,9 +233,9 @@ def _status_of_number(connection: Connection, token: str) -> str:
         raise
 
 
-_RESULTS: Final[dict[str, OnePhaseResult | None]] = {
-    "committed": OnePhaseResult.COMMITTED,
-    "aborted": OnePhaseResult.ABORTED,
+_RESULTS: Final[dict[str, Outcome | None]] = {
+    "committed": Outcome.COMMITTED,
+    "aborted": Outcome.ABORTED,
     "in progress": None,
 }
 

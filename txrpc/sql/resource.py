@@ -14,13 +14,14 @@ from sqlalchemy.exc import DBAPIError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.orm import Session
 
-from txrpc.context import current
+from txrpc._client.flow import run
+from txrpc._context import current
+from txrpc._protocol.messages import FinishResult, Outcome, ResourceInfo
 from txrpc.errors import Reason, ResourceUnavailable
-from txrpc.flows.driver import run
 from txrpc.ids import Gid
-from txrpc.protocol.messages import Finish, OnePhaseResult, ResourceInfo
 from txrpc.resource import Prepared, ReadOnly
 from txrpc.sql.backend import Backend
+from txrpc.sql.commit_status import learn, terminate_backend
 from txrpc.sql.common import (
     BranchWork,
     Guard,
@@ -42,7 +43,6 @@ from txrpc.sql.common import (
     watch_session,
 )
 from txrpc.sql.markers import Marker
-from txrpc.sql.truth import learn, see_off
 
 __all__ = ["ResourceManager"]
 
@@ -185,7 +185,7 @@ class ResourceManager:
         self._let_go(work)
         return Prepared(token) if token else ReadOnly()
 
-    def commit_one_phase(self, work: BranchWork, committing: Callable[[str], None]) -> OnePhaseResult:
+    def commit_one_phase(self, work: BranchWork, committing: Callable[[str], None]) -> Outcome:
         """See `txrpc.resource.Resource.commit_one_phase`."""
         check_whole(work, self.name, self._dialect)
         work.ours = True
@@ -199,7 +199,7 @@ class ResourceManager:
                 raise
             return self._how_it_ended(work, token)
         self._let_go(work)
-        return OnePhaseResult.COMMITTED if durable else OnePhaseResult.UNKNOWN
+        return Outcome.COMMITTED if durable else Outcome.UNKNOWN
 
     def rollback(self, work: BranchWork) -> None:
         """See `txrpc.resource.Resource.rollback`."""
@@ -213,14 +213,14 @@ class ResourceManager:
         if work is not None and work.backend is not None:
             self._aside(interrupt, self._dialect, work)
 
-    def commit_prepared(self, gid: Gid, token: str) -> Finish:
+    def commit_prepared(self, gid: Gid, token: str) -> FinishResult:
         """See `txrpc.resource.Resource.commit_prepared`."""
-        result: Finish = self._aside(self._dialect.finish, True, gid, token, self._markers)
+        result: FinishResult = self._aside(self._dialect.finish, True, gid, token, self._markers)
         return result
 
-    def rollback_prepared(self, gid: Gid, token: str) -> Finish:
+    def rollback_prepared(self, gid: Gid, token: str) -> FinishResult:
         """See `txrpc.resource.Resource.rollback_prepared`."""
-        result: Finish = self._aside(self._dialect.finish, False, gid, token, self._markers)
+        result: FinishResult = self._aside(self._dialect.finish, False, gid, token, self._markers)
         return result
 
     def in_doubt(self, group: str) -> Sequence[tuple[Gid, int]]:
@@ -230,9 +230,9 @@ class ResourceManager:
             self._aside(self._dialect.clean, self._markers)
         return found
 
-    def one_phase_result(self, token: str) -> OnePhaseResult | None:
+    def one_phase_result(self, token: str) -> Outcome | None:
         """See `txrpc.resource.Resource.one_phase_result`."""
-        result: OnePhaseResult | None = self._aside(self._dialect.one_phase_result, token, self._markers)
+        result: Outcome | None = self._aside(self._dialect.one_phase_result, token, self._markers)
         return result
 
     def classify(self, error: BaseException) -> Reason | None:
@@ -258,12 +258,12 @@ class ResourceManager:
         with suppress(Exception):
             work.connection.close()
 
-    def _how_it_ended(self, work: BranchWork, token: str) -> OnePhaseResult:
+    def _how_it_ended(self, work: BranchWork, token: str) -> Outcome:
         """The connection broke during COMMIT."""
         self._let_go(work, spoiled=True)
         if not token:
             self._see_off(work.backend)
-            return OnePhaseResult.COMMITTED
+            return Outcome.COMMITTED
         return run(learn(self.one_phase_result, self._break_off, time.sleep, token, work.backend))
 
     def _break_off(self, backend: Backend) -> None:
@@ -274,7 +274,7 @@ class ResourceManager:
         return gone
 
     def _see_off(self, backend: Backend | None) -> None:
-        run(see_off(self._break_off, self._gone, time.sleep, backend))
+        run(terminate_backend(self._break_off, self._gone, time.sleep, backend))
 
     def _aside(self, verb: Callable[..., Any], *arguments: Any) -> Any:
         """Run *verb* on a connection of its own, in AUTOCOMMIT."""

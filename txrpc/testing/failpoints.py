@@ -6,7 +6,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from txrpc import failpoints
+from txrpc import _failpoints as failpoints
 from txrpc.errors import ConfigurationError
 from txrpc.testing.processes import Child
 
@@ -42,7 +42,7 @@ class Armed:
 
 @contextmanager
 def failpoint(name: str, action: str = "kill", *, process: Child | None = None) -> Iterator[Armed]:
-    """Let whoever comes to the point *name* do *action* instead of going on: see `txrpc.failpoints` for both.
+    """Let whoever comes to the point *name* do *action* instead of going on: see `txrpc._failpoints` for both.
 
     *process*, whether it runs already or is started later, has only this point armed until the end of the block.  Without one the
     point is this process's own, where it may only sleep or raise.

@@ -17,7 +17,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from txrpc.failpoints import parse
+from txrpc._failpoints import parse
 
 __all__ = ["Child", "CoordinatorProcess", "free_port"]
 
@@ -143,7 +143,7 @@ class Child:
         self._signal(signal.SIGCONT)
 
     def arm(self, failpoints: str) -> None:
-        """Arm these failpoints and no others, at once if it runs: ``"NAME=ACTION,..."`` as in `txrpc.failpoints`; "" for none.
+        """Arm these failpoints and no others, at once if it runs: ``"NAME=ACTION,..."`` as in `txrpc._failpoints`; "" for none.
 
         Raises `ConfigurationError` for a name or action that there is not.
         """

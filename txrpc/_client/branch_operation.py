@@ -1,0 +1,75 @@
+"""One operation of a participant's table on its resource, and what its result is called in the table."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from txrpc._client.flow import Flow
+from txrpc._protocol.messages import Outcome
+from txrpc._protocol.participant.branch import BranchInput, Do, Operation
+from txrpc.errors import AbortCode, Reason, ResourceUnavailable
+from txrpc.resource import Prepared, Work
+
+__all__ = ["operate", "reason_of"]
+
+Result = tuple[BranchInput, Any]
+
+
+def reason_of(resource: Any, error: BaseException) -> Reason:
+    """Why *error*, raised by a verb of *resource*, ends the branch."""
+    reason: Reason | None = resource.classify(error)
+    if reason is not None:
+        return reason
+    if isinstance(error, ResourceUnavailable):
+        return Reason(AbortCode.RESOURCE_UNAVAILABLE, str(error))
+    return Reason(AbortCode.STATEMENT_FAILED, f"{type(error).__name__} in resource {resource.name}")
+
+
+def operate(do: Do, resource: Any, work: Work, committing: Any) -> Flow[Result]:
+    """Carry out *do*; never raises but for cancellation."""
+    if do.operation is Operation.PREPARE:
+        return (yield from _prepare(do, resource, work))
+    if do.operation is Operation.COMMIT_ONE_PHASE:
+        return (yield from _commit_one_phase(resource, work, committing))
+    if do.operation is Operation.ROLLBACK:
+        yield resource.rollback, (work,)
+        return BranchInput.ROLLED_BACK, None
+    return (yield from _after_the_fact(do, resource))
+
+
+def _prepare(do: Do, resource: Any, work: Work) -> Flow[Result]:
+    try:
+        prepared = yield resource.prepare, (work, do.gid)
+    except Exception as error:
+        yield resource.rollback, (work,)
+        return BranchInput.PREPARE_FAILED, reason_of(resource, error)
+    if isinstance(prepared, Prepared):
+        return BranchInput.PREPARED, prepared.token
+    return BranchInput.READ_ONLY, None
+
+
+def _commit_one_phase(resource: Any, work: Work, committing: Any) -> Flow[Result]:
+    try:
+        result = yield resource.commit_one_phase, (work, committing)
+    except Exception as error:
+        yield resource.rollback, (work,)
+        return BranchInput.ONE_PHASE_ENDED, (Outcome.ABORTED, reason_of(resource, error))
+    if result is Outcome.UNKNOWN:
+        text = f"the connection to {resource.name} broke during COMMIT, and the database cannot tell how it ended"
+        return BranchInput.ONE_PHASE_ENDED, (result, Reason(AbortCode.UNSPECIFIED, text))
+    return BranchInput.ONE_PHASE_ENDED, (result, None)
+
+
+def _after_the_fact(do: Do, resource: Any) -> Flow[Result]:
+    """What any process can do about a branch that it does not hold: finish it, or ask how it ended."""
+    try:
+        if do.operation is Operation.COMMIT_PREPARED:
+            return BranchInput.FINISHED, (yield resource.commit_prepared, (do.gid, do.token))
+        if do.operation is Operation.ROLLBACK_PREPARED:
+            return BranchInput.FINISHED, (yield resource.rollback_prepared, (do.gid, do.token))
+        result = yield resource.one_phase_result, (do.token,)
+        if result is not None:
+            return BranchInput.ONE_PHASE_ENDED, (result, None)
+        return BranchInput.FINISH_FAILED, Reason(AbortCode.RESOURCE_UNAVAILABLE, "it is still running")
+    except Exception as error:
+        return BranchInput.FINISH_FAILED, reason_of(resource, error)

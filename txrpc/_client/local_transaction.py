@@ -1,0 +1,203 @@
+"""One process's part in one transaction: what a root sees from begin to its end, or a joined call from join to its reply.
+
+How to think of it
+    A part gathers three things: the branches used so far (its own, and those that replies carried home), the calls that are
+    out, and whether the transaction is doomed.  Ending it is a race that exactly one caller wins: `close` moves it out of ACTIVE.
+    A part may be used by several threads at once (`txrpc.carry`), so everything here happens under its lock; nothing blocks.
+
+Calls of one branch are counted where they run and added up where they return (rule 9), so the root's own use of a
+resource in its own process counts nothing: there is no reply that could get lost.
+"""
+
+from __future__ import annotations
+
+import enum
+import threading
+from collections.abc import Callable
+from typing import Any
+
+from txrpc._client.rollback_rules import RollbackRules
+from txrpc._protocol.messages import BranchRef, CallReport, Owner, TransactionContext
+from txrpc.errors import AbortCode, CallsInFlight, IllegalState, Reason, aborted
+from txrpc.ids import BranchId, Xid
+
+__all__ = ["LocalTransaction", "OutgoingCall", "Status"]
+
+
+class Status(enum.Enum):
+    """How a transaction stands, as its own process sees it."""
+
+    ACTIVE = "active"
+    ROLLBACK_ONLY = "rollback only"
+    COMMITTING = "committing"
+    COMMITTED = "committed"
+    ROLLED_BACK = "rolled back"
+    UNKNOWN = "unknown"
+
+
+class OutgoingCall:
+    """One call to another service, until its end is known.  See `txrpc._grpc.ports.OutgoingCallPort`."""
+
+    __slots__ = ("_cancel", "_part", "_rule", "context", "poll", "time_left_s")
+
+    def __init__(self, part: LocalTransaction, rule: RollbackRules, context: TransactionContext) -> None:
+        self._part = part
+        self._rule = rule
+        self.context = context
+        self.time_left_s = context.time_left_ms / 1000
+        self.poll: Callable[[], Any] | None = None
+        self._cancel: Callable[[], Any] | None = None
+
+    def replied(self, report: CallReport | None, failure: Reason | None = None, kinds: tuple[object, ...] = ()) -> None:
+        """The end is known."""
+        doom = failure if failure is not None and self._rule.rolls_back(kinds) else None
+        self._part.call_ended(self, report, doom)
+
+    def lost(self, reason: Reason) -> None:
+        """The end is not known."""
+        self._part.call_ended(self, None, reason)
+
+    def settle_with(self, poll: Callable[[], Any], cancel: Callable[[], Any]) -> None:
+        """How to learn of an end that nobody has told us, and how to bring one about."""
+        self.poll, self._cancel = poll, cancel
+
+    def cancel(self) -> None:
+        """Nobody wants its reply any more.  (A blocking call of another thread cannot be cancelled.)"""
+        if self._cancel is not None:
+            self._cancel()
+
+
+class LocalTransaction:
+    """See the module's docstring."""
+
+    def __init__(
+        self, xid: Xid, owner: Owner | None, group: str, deadline_ms: int, read_only: bool, begun_tick: int
+    ) -> None:
+        self.xid = xid
+        self.owner = owner
+        self.group = group
+        self.deadline_ms = deadline_ms
+        """Monotonic."""
+        self.read_only = read_only
+        self.begun_tick = begun_tick
+        self.status = Status.ACTIVE
+        self.doom: Reason | None = None
+        self.pending: tuple[str, ...] = ()
+        """After COMMITTED: resources whose branch has not acknowledged yet."""
+        self.heuristic = ""
+        """A sentence if a branch was found ended against the decision."""
+        self.callbacks: list[Callable[[Any], Any]] = []
+        self._lock = threading.Lock()
+        self.in_flight = 0
+        """Calls whose end was not known when the part was closed: each may have opened branches that nobody has told us of."""
+        self._out: set[OutgoingCall] = set()
+        self._refs: dict[BranchId, BranchRef] = {}
+        self._own: set[BranchId] = set()
+
+    # ------------------------------------------------------------------------------------------------------ gathering
+
+    def check_usable(self, now_ms: int) -> None:
+        """Raise unless work may still be done in this part."""
+        if self.doom is not None:
+            raise aborted(self.xid, self.doom)
+        if self.status is not Status.ACTIVE:
+            raise IllegalState(f"transaction {self.xid} has ended here: {self.status.value}")
+        if now_ms >= self.deadline_ms:
+            self.set_doom(Reason(AbortCode.TIMED_OUT, "its time is up"))
+            self.check_usable(now_ms)
+
+    def set_doom(self, reason: Reason) -> None:
+        """From now on the transaction can only roll back; the first reason stays."""
+        with self._lock:
+            self._doom(reason)
+
+    def call_begins(self, rule: RollbackRules, owner: Owner, now_ms: int) -> OutgoingCall:
+        """Register a call; the caller has made sure that the part is usable."""
+        left_ms = max(1, self.deadline_ms - now_ms)
+        call = OutgoingCall(self, rule, TransactionContext(self.group, self.xid, owner, left_ms, self.read_only))
+        with self._lock:
+            self._out.add(call)
+        return call
+
+    def call_ended(self, call: OutgoingCall, report: CallReport | None, doom: Reason | None) -> None:
+        """Take the end of a call; only the first word about it counts."""
+        with self._lock:
+            if call not in self._out:
+                return
+            self._out.discard(call)
+            for ref in report.branches if report else ():
+                self._merge(ref)
+            if report is not None and report.doomed is not None:
+                self._doom(report.doomed)
+            if doom is not None:
+                self._doom(doom)
+
+    def used(self, ref: BranchRef) -> bool:
+        """Note a branch of this process; returns whether this part had not used it before."""
+        with self._lock:
+            if ref.branch in self._own:
+                return False
+            self._own.add(ref.branch)
+            self._merge(ref)
+            return True
+
+    @property
+    def own(self) -> tuple[BranchId, ...]:
+        """The branches of this process that this very part has used."""
+        with self._lock:
+            return tuple(self._own)
+
+    @property
+    def calls_out(self) -> list[OutgoingCall]:
+        """The calls whose end is not known yet."""
+        with self._lock:
+            return list(self._out)
+
+    @property
+    def refs(self) -> tuple[BranchRef, ...]:
+        """The branches seen so far."""
+        with self._lock:
+            return tuple(self._refs.values())
+
+    # --------------------------------------------------------------------------------------------------------- ending
+
+    def close(self, status: Status) -> Reason | None:
+        """Stop taking work, which only one caller can do, and say why the transaction can only roll back, if so.
+
+        Raises `IllegalState` if it was closed before.  Calls still out doom it: nobody can know what they will do.
+        """
+        with self._lock:
+            if self.status is not Status.ACTIVE:
+                raise IllegalState(f"transaction {self.xid} has ended already: {self.status.value}")
+            self.status = status
+            self.in_flight = count = len(self._out)
+            if count:
+                text = f"{count} call{'s' if count > 1 else ''} of the transaction had not returned when it was to end"
+                self._doom(Reason(AbortCode.CALL_END_UNKNOWN, text))
+            return self.doom
+
+    def error(self, reason: Reason) -> Exception:
+        """What to raise for a commit that was refused because of *reason*."""
+        if self.in_flight and reason.code is AbortCode.CALL_END_UNKNOWN:
+            return CallsInFlight(f"transaction {self.xid} was rolled back: {reason.text}")
+        return aborted(self.xid, reason)
+
+    def report(self) -> CallReport:
+        """What the reply of a joined call carries home."""
+        with self._lock:
+            return CallReport(tuple(self._refs.values()), self.doom)
+
+    def _doom(self, reason: Reason) -> None:
+        if self.doom is None and self.status is not Status.COMMITTED:
+            self.doom = reason
+
+    def _merge(self, ref: BranchRef) -> None:
+        """Add up the calls of one branch; its vote, if it has given one, holds only for a branch that was called once."""
+        seen = self._refs.get(ref.branch)
+        if seen is None:
+            self._refs[ref.branch] = ref
+        elif seen.vote is None and ref.vote is None:
+            self._refs[ref.branch] = BranchRef(ref.branch, ref.resource, ref.participant, seen.calls + ref.calls)
+        else:
+            text = f"{ref.resource} was called again after its early vote"
+            self._doom(Reason(AbortCode.PROTOCOL_VIOLATION, text))

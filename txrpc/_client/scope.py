@@ -1,0 +1,255 @@
+"""Scopes: the blocks and decorated functions that a transaction reaches over, and how they nest (propagation)."""
+
+from __future__ import annotations
+
+import enum
+import inspect
+import random
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+from txrpc._client.asking import reason_for
+from txrpc._client.local_transaction import Status
+from txrpc._client.rollback_rules import ALWAYS, Kind, RollbackRules, kinds_of
+from txrpc._context import current, set_current
+from txrpc._protocol.messages import Wait
+from txrpc._wire.metadata import CONTEXT_KEY
+from txrpc.errors import (
+    ConfigurationError,
+    NotJoined,
+    NoTransaction,
+    Reason,
+    TransactionAborted,
+    TransactionExists,
+    Unavailable,
+    UsageError,
+)
+
+__all__ = [
+    "BaseScope",
+    "Plan",
+    "Propagation",
+    "Retry",
+    "Settings",
+    "default_manager",
+    "refuse_unjoined",
+    "set_default_manager",
+]
+
+
+class Propagation(enum.Enum):
+    """What a scope does about the transaction that it finds current, or does not find (the words are Java EE's)."""
+
+    REQUIRED = "required"
+    """Join it, or begin one."""
+    REQUIRES_NEW = "requires new"
+    """Begin one of its own; the current one waits outside."""
+    MANDATORY = "mandatory"
+    """Join it; without one raise `NoTransaction`."""
+    SUPPORTS = "supports"
+    """Join it if there is one."""
+    NOT_SUPPORTED = "not supported"
+    """Run outside any transaction; the current one waits outside."""
+    NEVER = "never"
+    """Run outside any transaction; inside one raise `TransactionExists`."""
+
+
+class Plan(enum.Enum):
+    """What a scope is going to be."""
+
+    ROOT = "root"
+    JOIN = "join"
+    OUTSIDE = "outside"
+
+
+_JOINS = frozenset({Propagation.REQUIRED, Propagation.MANDATORY, Propagation.SUPPORTS})
+_BEGINS = frozenset({Propagation.REQUIRED, Propagation.REQUIRES_NEW})
+
+
+@dataclass(frozen=True, slots=True)
+class Retry:
+    """Run a whole root transaction again when that may help: see `TransactionAborted.retryable`; also when nothing was sent.
+
+    attempts: how often it runs at most, the first time included.
+    backoff_s: before the second attempt sleep a random time up to this many seconds; doubled for each further one.
+    max_backoff_s: the longest sleep.
+    """
+
+    attempts: int = 5
+    backoff_s: float = 0.05
+    max_backoff_s: float = 2.0
+
+    def __post_init__(self) -> None:
+        if self.attempts < 1 or self.backoff_s < 0 or self.max_backoff_s < 0:
+            raise UsageError(f"not a retry policy: {self!r}")
+
+    def sleep_s(self, attempt: int) -> float:
+        """How long to sleep after *attempt* (from 1) failed: full jitter, so that rivals part."""
+        limit: float = min(self.max_backoff_s, self.backoff_s * 2 ** (attempt - 1))
+        return limit * random.random()
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """What `transaction()` and `@transactional` were given."""
+
+    propagation: Propagation = Propagation.REQUIRED
+    timeout_s: float | None = None
+    read_only: bool = False
+    wait: Wait = Wait.ACKNOWLEDGED
+    rule: RollbackRules = ALWAYS
+    retry: Retry | None = None
+    manager: Any = None
+
+    @classmethod
+    def make(
+        cls,
+        propagation: Propagation | str,
+        timeout: float | None,
+        read_only: bool,
+        wait: Wait | str,
+        rollback_for: Kind | Iterable[Kind],
+        no_rollback_for: Kind | Iterable[Kind],
+        retry: Retry | int | None,
+        manager: Any,
+    ) -> Settings:
+        """Check what a user gave; raises `UsageError`."""
+        if timeout is not None and not timeout > 0:
+            raise UsageError(f"timeout is a positive number of seconds, not {timeout!r}")
+        return cls(
+            _member(Propagation, "propagation", propagation),
+            timeout,
+            read_only,
+            _member(Wait, "wait", wait),
+            RollbackRules.make(rollback_for, no_rollback_for),
+            Retry(attempts=retry) if isinstance(retry, int) else retry,
+            manager,
+        )
+
+    def plan(self) -> Plan:
+        """What the scope is going to be, given what is current."""
+        existing, propagation = current(), self.propagation
+        if existing is not None:
+            if propagation is Propagation.NEVER:
+                raise TransactionExists(f"propagation NEVER inside transaction {existing.xid}")
+            if propagation in _JOINS:
+                return Plan.JOIN
+        elif propagation is Propagation.MANDATORY:
+            raise NoTransaction("propagation MANDATORY outside a transaction: call it inside txrpc.transaction()")
+        return Plan.ROOT if propagation in _BEGINS else Plan.OUTSIDE
+
+    def root(self, colour: str) -> Any:
+        """A new root."""
+        manager = self.manager or default_manager(colour)
+        return manager.new_root(self.timeout_s, self.read_only, self.rule)
+
+    def rolls_back(self, error: BaseException) -> bool:
+        """Whether *error*, leaving a root's scope, rolls it back.  What is not an `Exception` always does."""
+        return not isinstance(error, Exception) or self.rule.rolls_back(kinds_of(error))
+
+    def again_in_s(self, attempt: int, error: Exception, transaction: Any) -> float | None:
+        """How long to sleep before running the root again after *error*, or None if that must not be."""
+        if self.retry is None or attempt >= self.retry.attempts or not _retryable(error, transaction):
+            return None
+        return self.retry.sleep_s(attempt)
+
+
+def _retryable(error: Exception, transaction: Any) -> bool:
+    if isinstance(error, TransactionAborted):
+        return error.retryable
+    if isinstance(error, Unavailable | UsageError):
+        return isinstance(error, Unavailable)
+    doom = transaction.doom if transaction is not None else None
+    return doom is not None and doom.retryable and transaction.status is Status.ROLLED_BACK
+
+
+def _member(kind: Any, name: str, given: Any) -> Any:
+    if isinstance(given, kind):
+        return given
+    try:
+        return kind[str(given).upper().replace("-", "_").replace(" ", "_")]
+    except KeyError:
+        allowed = ", ".join(member.name for member in kind)
+        raise UsageError(f"{name} is one of {allowed}, not {given!r}") from None
+
+
+class BaseScope:
+    """One run of a block or of a decorated function.  A colour adds how a root ends."""
+
+    colour: str
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        self.handle: Any = None
+        self._plan = Plan.OUTSIDE
+        self._entry = False
+        self._previous: Any = None
+
+    @property
+    def is_root(self) -> bool:
+        """Whether this scope has begun, or was to begin, the transaction."""
+        return self._plan is Plan.ROOT
+
+    def open(self) -> None:
+        """Decide what this scope is, and begin a root if it is one."""
+        self._plan = self.settings.plan()
+        if self._plan is Plan.ROOT:
+            self.handle = self.settings.root(self.colour)
+        elif self._plan is Plan.JOIN:
+            outer = current()
+            assert outer is not None
+            self._entry = outer.enters_first()
+            self.handle = outer.under(self.settings.rule)
+
+    def enter(self) -> Any:
+        """Open, and become current."""
+        self.open()
+        self._previous = set_current(self.handle)
+        return self.handle
+
+    def verdict(self, error: BaseException | None) -> tuple[bool, Reason | None]:
+        """Whether this scope has a root to end, and the reason if it is to roll back; a joined scope tells the outer one."""
+        if self._plan is Plan.JOIN and error is not None:
+            self.handle.scope_failed(error, self._entry)
+        if self._plan is not Plan.ROOT or self.handle.ended:
+            return False, None
+        rolls_back = error is not None and self.settings.rolls_back(error)
+        return True, reason_for(error) if rolls_back and error is not None else None
+
+
+_connected: dict[str, list[Any]] = {"txrpc": [], "txrpc.aio": []}
+
+
+def refuse_unjoined(args: Iterable[Any]) -> None:
+    """Raise `NotJoined` if these are the arguments of a service method that was called with a transaction which nobody joined."""
+    if current() is not None:
+        return
+    for argument in args:
+        # By its looks: grpc.aio's contexts are of no public class, and tests have contexts of their own.
+        ask = getattr(argument, "invocation_metadata", None)
+        metadata = ask() if callable(ask) and not inspect.iscoroutinefunction(ask) else None
+        if isinstance(metadata, tuple | list) and any(entry[0] == CONTEXT_KEY for entry in metadata):
+            raise NotJoined(
+                "the call came with a transaction, and this server was built without txrpc's interceptors: "
+                "grpc.server(..., interceptors=txrpc.server_interceptors())"
+            )
+
+
+def default_manager(colour: str) -> Any:
+    """The manager of the last `connect` of that colour in this process that was not closed.
+
+    Raises `ConfigurationError` if there is none.
+    """
+    if not _connected[colour]:
+        raise ConfigurationError(f"this process is not connected: call {colour}.connect(...) first")
+    return _connected[colour][-1]
+
+
+def set_default_manager(colour: str, manager: Any, on: bool) -> None:
+    """Make *manager* the default, or no longer."""
+    managers = _connected[colour]
+    if manager in managers:
+        managers.remove(manager)
+    if on:
+        managers.append(manager)

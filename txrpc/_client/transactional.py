@@ -1,0 +1,176 @@
+"""`transaction()` and `@transactional` for synchronous programs."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import time
+from collections.abc import Callable, Generator, Iterable
+from typing import Any, TypeVar, overload
+
+from txrpc._client.rollback_rules import Kind
+from txrpc._client.scope import BaseScope, Propagation, Retry, Settings, refuse_unjoined
+from txrpc._context import bind, set_current
+from txrpc._protocol.messages import Wait
+from txrpc.errors import UsageError
+
+__all__ = ["transaction", "transactional"]
+
+_F = TypeVar("_F", bound=Callable[..., Any])
+
+
+class Scope(BaseScope):
+    """A context manager that is used once."""
+
+    colour = "txrpc"
+
+    def __enter__(self) -> Any:
+        return self.enter()
+
+    def __exit__(self, _type: object, error: BaseException | None, _trace: object) -> None:
+        set_current(self._previous)
+        self.close(error)
+
+    def close(self, error: BaseException | None) -> None:
+        """End what `open` began."""
+        ends, reason = self.verdict(error)
+        if not ends:
+            return
+        if reason is None:
+            self.handle.commit(self.settings.wait)
+        else:
+            self.handle.rollback(reason)
+
+
+def transaction(
+    timeout: float | None = None,
+    *,
+    propagation: Propagation | str = Propagation.REQUIRED,
+    read_only: bool = False,
+    wait: Wait | str = Wait.ACKNOWLEDGED,
+    rollback_for: Kind | Iterable[Kind] = (),
+    no_rollback_for: Kind | Iterable[Kind] = (),
+    manager: Any = None,
+) -> Scope:
+    """A block of one transaction: ``with txrpc.transaction(timeout=5) as tx: ...``.
+
+    At its end the transaction commits; an exception that leaves it rolls it back and goes on.  Inside another transaction the
+    block joins that one, which then only commits where it began (see `Propagation`); *timeout* and *wait* are the root's.
+
+    timeout: seconds until everything not yet prepared rolls back; 30 by default.
+    read_only: the databases refuse what would write.
+    wait: ``ACKNOWLEDGED``: return when every database has committed; ``DECISION``: as soon as the decision is durable.
+    rollback_for, no_rollback_for: exception types and `grpc.StatusCode` members that do, or do not, roll back.
+    manager: instead of the one of the last `txrpc.connect`.
+
+    Leaving the block raises what `Transaction.commit` raises.
+    """
+    return Scope(Settings.make(propagation, timeout, read_only, wait, rollback_for, no_rollback_for, None, manager))
+
+
+@overload
+def transactional(fn: _F, /) -> _F: ...
+@overload
+def transactional(
+    *,
+    propagation: Propagation | str = ...,
+    timeout: float | None = ...,
+    read_only: bool = ...,
+    wait: Wait | str = ...,
+    rollback_for: Kind | Iterable[Kind] = ...,
+    no_rollback_for: Kind | Iterable[Kind] = ...,
+    retry: Retry | int | None = ...,
+    manager: Any = ...,
+) -> Callable[[_F], _F]: ...
+def transactional(
+    fn: Any = None,
+    /,
+    *,
+    propagation: Propagation | str = Propagation.REQUIRED,
+    timeout: float | None = None,
+    read_only: bool = False,
+    wait: Wait | str = Wait.ACKNOWLEDGED,
+    rollback_for: Kind | Iterable[Kind] = (),
+    no_rollback_for: Kind | Iterable[Kind] = (),
+    retry: Retry | int | None = None,
+    manager: Any = None,
+) -> Any:
+    """Run a function, method or generator function inside a transaction: the caller's, or one of its own.
+
+    On a service method the caller's is the one that came with the call.  The arguments are those of `transaction`, and:
+
+    retry: a `Retry`, or how often a root runs at most.  Only a root is run again, as a whole, and only after an error that
+        says that it may help; never a call that joined (its root decides), never a generator.
+
+    Raises `UsageError` when it decorates a coroutine function: that is `txrpc.aio.transactional`'s.
+    """
+    settings = Settings.make(propagation, timeout, read_only, wait, rollback_for, no_rollback_for, retry, manager)
+    decorate = functools.partial(_decorate, settings)
+    return decorate if fn is None else decorate(fn)
+
+
+def _decorate(settings: Settings, fn: Any) -> Any:
+    if inspect.iscoroutinefunction(fn) or inspect.isasyncgenfunction(fn):
+        raise UsageError(f"{fn.__qualname__} is asynchronous: decorate it with txrpc.aio.transactional")
+    if inspect.isgeneratorfunction(fn):
+        if settings.retry is not None:
+            raise UsageError(
+                f"{fn.__qualname__} is a generator: what it has yielded cannot be taken back, so no retry="
+            )
+        return _generator(settings, fn)
+    return _function(settings, fn)
+
+
+def _function(settings: Settings, fn: Any) -> Any:
+    @functools.wraps(fn)
+    def call(*args: Any, **kwargs: Any) -> Any:
+        refuse_unjoined(args)
+        attempt = 1
+        while True:
+            scope = Scope(settings)
+            try:
+                with scope:
+                    return fn(*args, **kwargs)
+            except Exception as error:
+                pause_s = settings.again_in_s(attempt, error, scope.handle) if scope.is_root else None
+                if pause_s is None:
+                    raise
+            time.sleep(pause_s)
+            attempt += 1
+
+    return call
+
+
+def _generator(settings: Settings, fn: Any) -> Any:
+    @functools.wraps(fn)
+    def call(*args: Any, **kwargs: Any) -> Generator[Any, Any, Any]:
+        refuse_unjoined(args)
+        scope = Scope(settings)
+        scope.open()
+        generator = fn(*args, **kwargs)
+        send, argument = generator.send, None
+        try:
+            while True:
+                # Current only while the generator's own code runs: in between its consumer does, in the same context.
+                with bind(scope.handle):
+                    try:
+                        item = send(argument)
+                    except StopIteration as stop:
+                        result = stop.value
+                        break
+                try:
+                    argument = yield item
+                    send = generator.send
+                except GeneratorExit:
+                    with bind(scope.handle):
+                        generator.close()
+                    raise
+                except BaseException as error:
+                    send, argument = generator.throw, error
+        except BaseException as error:
+            scope.close(error)
+            raise
+        scope.close(None)
+        return result
+
+    return call

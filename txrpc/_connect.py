@@ -1,0 +1,127 @@
+"""The doors of synchronous programs, where a manager, its session and the interceptors are put together."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable
+from typing import Any
+
+import grpc
+
+from txrpc._client.manager import JoinedCall, Manager, Transaction
+from txrpc._client.rollback_rules import Kind
+from txrpc._client.scope import default_manager, set_default_manager
+from txrpc._context import current
+from txrpc._environment import coordinator_address
+from txrpc._grpc import client
+from txrpc._grpc.client import ClientInterceptor
+from txrpc._grpc.server import ServerInterceptor
+from txrpc._grpc.session import Session
+from txrpc._protocol.messages import TransactionContext
+from txrpc.errors import ConfigurationError, CoordinatorUnavailable
+from txrpc.options import SessionOptions
+from txrpc.resource import Resource
+
+__all__ = ["begin", "client_interceptors", "connect", "current_transaction", "intercept_channel", "server_interceptors"]
+
+logger = logging.getLogger("txrpc")
+
+
+def connect(
+    address: str | None = None,
+    *,
+    resources: Iterable[Resource] = (),
+    group: str = "default",
+    process: str = "",
+    options: SessionOptions | None = None,
+) -> Manager:
+    """Connect this process to its coordinator, and make the result what `transaction` and the interceptors use.
+
+    address: ``host:port`` of the coordinator; by default what the environment variable ``TXRPC_COORDINATOR`` says.
+    resources: the databases of this process; each is checked first (see the resource's own ``start``).
+    group: the coordinator group, the same everywhere.
+    process: how this process is called in the coordinator's status, for people.
+
+    If the coordinator does not answer within ``options.connect_timeout_s`` a warning is logged and connecting goes on behind.  So
+    does starting a resource whose database is out of reach: until it is ready its use raises `ResourceUnavailable`.
+    Raises `ConfigurationError` if the coordinator refuses this process, or for what a resource's check finds.  Thread-safe.  After
+    a fork call it again, in the child.
+    """
+    options = options or SessionOptions()
+    manager = Manager(group, resources, process)
+    session = Session(
+        coordinator_address(address),
+        hello=manager.hello,
+        on_welcome=manager.on_welcome,
+        on_message=manager.on_message,
+        on_lost=manager.on_lost,
+        options=options,
+    )
+    try:
+        manager.start(session)
+        session.wait_connected(options.connect_timeout_s)
+    except CoordinatorUnavailable as error:
+        logger.warning("%s; connecting goes on in the background", error)
+    except BaseException:
+        manager.close()
+        raise
+    set_default_manager("txrpc", manager, on=True)
+    return manager
+
+
+def begin(
+    timeout: float | None = None,
+    *,
+    read_only: bool = False,
+    rollback_for: Kind | Iterable[Kind] = (),
+    no_rollback_for: Kind | Iterable[Kind] = (),
+) -> Transaction:
+    """`Manager.begin` of the manager of the last `connect`."""
+    manager: Manager = default_manager("txrpc")
+    return manager.begin(timeout, read_only=read_only, rollback_for=rollback_for, no_rollback_for=no_rollback_for)
+
+
+def current_transaction() -> Transaction | JoinedCall | None:
+    """The transaction that the running code belongs to, or None.
+
+    At its root this is the `Transaction`; in a service method that joined it has no ``commit`` and no ``rollback``, but
+    everything else: ``xid``, ``status``, ``time_left_s``, ``set_rollback_only``.
+    """
+    handle: Transaction | JoinedCall | None = current()
+    return handle
+
+
+def client_interceptors(outside: Iterable[str] = ()) -> list[Any]:
+    """For `grpc.intercept_channel`: calls made inside a transaction take it along.
+
+    outside: methods that are meant to be called outside of it: ``"/package.Service/Method"``, or ``"/package.Service/*"``.
+
+    A call inside a transaction that a server answers without taking part raises `NotJoined`, and the transaction rolls back.
+    """
+    return [ClientInterceptor(outside)]
+
+
+def intercept_channel(channel: grpc.Channel, outside: Iterable[str] = ()) -> grpc.Channel:
+    """*channel* with the client interceptor next to the network, whatever interceptors it has already; it is not changed itself.
+
+    For channels that something else has wrapped as they were made, as OpenTelemetry's ``GrpcInstrumentorClient().instrument()``
+    does: above such a wrapper the end of a response stream cannot be seen, and the call raises `NotJoined`.  Otherwise it is
+    ``grpc.intercept_channel(channel, *client_interceptors(outside))``.
+    """
+    return client.intercept_channel(channel, outside)
+
+
+def server_interceptors(manager: Manager | None = None) -> list[Any]:
+    """For `grpc.server`: calls that come with a transaction join it, through *manager* or that of the last `connect`."""
+    if manager is not None:
+        manager.serves = True
+    return [ServerInterceptor(manager or _DefaultJoiner())]
+
+
+class _DefaultJoiner:
+    def join(self, context: TransactionContext) -> JoinedCall:
+        try:
+            manager: Manager = default_manager("txrpc")
+        except ConfigurationError as error:
+            raise CoordinatorUnavailable(f"the called service takes no part in transactions: {error}") from None
+        return manager.join(context)

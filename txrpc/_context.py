@@ -1,0 +1,80 @@
+"""The ambient transaction: which one the running code belongs to.  The only module that uses context variables.
+
+How to think of it: there is one slot, ``current.transaction``.  It holds None or the *handle* of a transaction; a handle is
+made by ``begin`` (a root) or by a server interceptor (a joined call), and code below finds it here without passing it along.
+asyncio copies the slot into every new task by itself.  A new thread starts with an empty slot: `carry` takes it along.
+
+The slot is restored with a plain ``set`` of the previous value, never with ``Token.reset``: a streaming handler's generator
+may be finalised in another context than the one that it began in, where a token is not valid.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, ParamSpec, TypeVar
+
+from contextvars_extras import ContextVarsRegistry
+from contextvars_extras.context_management import bind_to_snapshot_context
+
+__all__ = ["bind", "carry", "current", "set_current"]
+
+_P = ParamSpec("_P")
+_R = TypeVar("_R")
+
+
+Handle = Any
+"""A transaction's handle: what `txrpc._grpc.ports.Handle` and `txrpc.resource.ResourceUser` describe; or None."""
+
+
+class _Ambient(ContextVarsRegistry):
+    transaction: Any = None
+
+
+_ambient = _Ambient()
+# The registry's attribute costs 0.25 us a read, the variable under it 0.05 us; `current` is on every path.
+_slot = _Ambient.transaction.context_var
+
+
+def current() -> Handle:
+    """The handle of the transaction that the running code belongs to, or None."""
+    return _slot.get()
+
+
+def set_current(handle: Handle) -> Handle:
+    """Put *handle* into the slot and return what was there, for the caller to put back."""
+    previous = _slot.get()
+    _slot.set(handle)
+    return previous
+
+
+@contextmanager
+def bind(handle: Handle) -> Iterator[None]:
+    """Make *handle* current for the length of a block; None suspends the current transaction."""
+    previous = set_current(handle)
+    try:
+        yield
+    finally:
+        set_current(previous)
+
+
+def carry(fn: Callable[_P, _R]) -> Callable[_P, _R]:
+    """Wrap *fn* so that it runs, in whatever thread, in a snapshot of the context of the caller of `carry`.
+
+    For thread pools: ``pool.submit(txrpc.carry(work), ...)``.  Every call of the result gets the same snapshot of its own;
+    what *fn* sets is not seen by the caller.
+    """
+    in_snapshot = bind_to_snapshot_context(_invoke)
+
+    @functools.wraps(fn)
+    def carried(*args: _P.args, **kwargs: _P.kwargs) -> _R:
+        result: _R = in_snapshot(fn=fn, args=args, kwargs=kwargs)
+        return result
+
+    return carried
+
+
+def _invoke(fn: Callable[..., _R], args: tuple[Any, ...], kwargs: dict[str, Any]) -> _R:
+    # contextvars-extras 0.7.0 drops the positional arguments of the bound function's call, so everything goes by keyword.
+    return fn(*args, **kwargs)

@@ -1,0 +1,150 @@
+"""What an operator may ask the coordinator."""
+
+from __future__ import annotations
+
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+import grpc
+
+from txrpc._coordinator.driver import CoordinatorDriver
+from txrpc._coordinator.in_doubt import in_doubt
+from txrpc._coordinator.service import SessionService
+from txrpc._protocol.coordinator.events import Close, Rebind
+from txrpc._protocol.coordinator.rows import Branch, State, Transaction
+from txrpc._protocol.coordinator.state import sentence
+from txrpc._protocol.messages import Vote
+from txrpc._protocol.records import Incident
+from txrpc._wire.checks import branch_id, name_from, owner_to, text_from, text_to, xid_from
+from txrpc._wire.v1 import admin_pb2, admin_pb2_grpc, session_pb2
+from txrpc.errors import BadMessage
+from txrpc.ids import RESOURCE_MAX
+
+__all__ = ["AdminService", "library_version"]
+
+_LIMIT = 100
+_LIMIT_MAX = 10_000
+
+
+def library_version() -> str:
+    """The installed version of txrpc."""
+    try:
+        return version("txrpc")
+    except PackageNotFoundError:
+        return "unknown"
+
+
+class AdminService(admin_pb2_grpc.AdminServicer):
+    """See `protos/txrpc/v1/admin.proto`."""
+
+    def __init__(self, driver: CoordinatorDriver, sessions: SessionService, group: str) -> None:
+        self._driver = driver
+        self._sessions = sessions
+        self._group = group
+
+    async def Status(self, request: admin_pb2.StatusRequest, context: Any) -> admin_pb2.StatusReply:
+        """A picture of this moment."""
+        core, now_ms = self._driver.core, self._driver.now_ms()
+        limit = min(request.limit or _LIMIT, _LIMIT_MAX)
+        doubts = sorted(in_doubt(core, now_ms), key=lambda doubt: -doubt.age_ms)
+        oldest = sorted(core.transactions.values(), key=lambda row: row.begun_ms)[:limit]
+        return admin_pb2.StatusReply(
+            owner=owner_to(self._driver.owner),
+            group=self._group,
+            version=library_version(),
+            log=self._driver.log_location,
+            log_healthy=not core.log_trouble,
+            uptime_ms=self._driver.uptime_ms,
+            committed=core.committed,
+            aborted=core.aborted,
+            heuristic=core.heuristic,
+            open=len(core.transactions),
+            in_doubt=len({doubt.xid for doubt in doubts}),
+            lost=core.lost,
+            position=core.position,
+            identities=core.identities,
+            doubts=[
+                admin_pb2.InDoubtBranch(
+                    xid=d.xid, branch=d.branch, resource=d.resource, age_ms=d.age_ms, reason=text_to(d.reason)
+                )
+                for d in doubts[:limit]
+            ],
+            incidents=[_incident(incident) for incident in list(core.incidents.values())[:limit]],
+            sessions=[self._session(entry, now_ms) for entry in core.directory.sessions.values()],
+            transactions=[_transaction(row, now_ms) for row in oldest],
+            messages=self._driver.messages,
+            log_batches=self._driver.book.batches,
+            log_decisions=self._driver.book.records,
+        )
+
+    async def Close(self, request: admin_pb2.CloseRequest, context: Any) -> admin_pb2.CloseReply:
+        """Close incidents that an operator has seen to."""
+        try:
+            xid = xid_from(request.xid)
+            branch = branch_id(request.branch) if request.branch else None
+        except BadMessage as error:
+            await context.abort(grpc.StatusCode.INVALID_ARGUMENT, str(error))
+            raise
+        before = len(self._driver.core.incidents)
+        self._driver.step(Close(xid, branch))
+        return admin_pb2.CloseReply(closed=before - len(self._driver.core.incidents))
+
+    async def Rebind(self, request: admin_pb2.RebindRequest, context: Any) -> admin_pb2.RebindReply:
+        """Let a resource name mean another database."""
+        try:
+            name = name_from("resource", request.name, RESOURCE_MAX)
+        except BadMessage as error:
+            await context.abort(grpc.StatusCode.INVALID_ARGUMENT, str(error))
+            raise
+        before = self._driver.core.identities.get(name, "")
+        self._driver.step(Rebind(name, text_from(request.identity)))
+        return admin_pb2.RebindReply(before=before)
+
+    def _session(self, entry: Any, now_ms: int) -> admin_pb2.SessionStatus:
+        resources = [
+            session_pb2.ResourceInfo(name=r.name, kind=r.kind, identity=r.identity, trouble=text_to(r.trouble))
+            for r in entry.hello.resources
+        ]
+        return admin_pb2.SessionStatus(
+            participant=entry.hello.participant,
+            process=entry.hello.process,
+            peer=self._sessions.peers.get(entry.session, ""),
+            age_ms=now_ms - entry.since_ms,
+            resources=resources,
+        )
+
+
+def _transaction(row: Transaction, now_ms: int) -> admin_pb2.TransactionStatus:
+    return admin_pb2.TransactionStatus(
+        xid=row.xid,
+        state=row.state.value,
+        age_ms=now_ms - row.begun_ms,
+        branches=[_branch(row, branch) for branch in row.branches.values()],
+    )
+
+
+def _incident(incident: Incident) -> admin_pb2.IncidentStatus:
+    finish: Any = incident.finish
+    return admin_pb2.IncidentStatus(
+        xid=incident.xid,
+        branch=incident.branch,
+        resource=incident.resource,
+        finish=finish,
+        at_ms=incident.at_ms,
+        text=sentence(incident),
+    )
+
+
+def _branch(row: Transaction, branch: Branch) -> admin_pb2.BranchStatus:
+    if branch.acked:
+        state = "committed"
+    elif row.state is State.COMMITTING and branch.vote is Vote.PREPARED:
+        state = "committing"
+    else:
+        state = branch.vote.name.lower().replace("_", " ") if branch.vote else "asked"
+    waits = state in ("committing", "asked")
+    reason = branch.trouble or ("told, no answer yet" if waits else "")
+    ref = branch.ref
+    return admin_pb2.BranchStatus(
+        branch=ref.branch, participant=ref.participant, resource=ref.resource, state=state, reason=reason
+    )

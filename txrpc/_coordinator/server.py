@@ -1,0 +1,155 @@
+"""The coordinator process: engine, gRPC server, health, and an orderly end."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import signal
+from typing import Any
+
+import grpc
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection
+
+from txrpc._coordinator.admin import AdminService, library_version
+from txrpc._coordinator.config import CoordinatorConfig
+from txrpc._coordinator.driver import CoordinatorDriver
+from txrpc._coordinator.service import SessionService
+from txrpc._decision_log.port import DecisionLog
+from txrpc._wire.v1 import admin_pb2, admin_pb2_grpc, session_pb2, session_pb2_grpc
+from txrpc.errors import ConfigurationError, Fenced, LogBehind, TxrpcError
+
+__all__ = ["BEHIND", "FAILED", "FENCED", "LOG_CLOSED", "MISCONFIGURED", "NO_ADDRESS", "run", "serve"]
+
+logger = logging.getLogger("txrpc.coordinator")
+
+FAILED, MISCONFIGURED, LOG_CLOSED, FENCED, NO_ADDRESS, BEHIND = 1, 2, 3, 4, 5, 6
+"""Exit codes; 0 is an orderly end."""
+
+_HEALTH_S = 0.5
+SERVICES = ("", "txrpc.v1.Coordinator")
+_LOOPBACK = ("127.", "localhost:", "[::1]")
+
+
+async def serve(config: CoordinatorConfig, log: DecisionLog) -> int:
+    """Run until told to stop (SIGTERM, SIGINT), fenced or broken; returns the exit code.
+
+    Raises `ConfigurationError` when the log cannot be opened.
+    """
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+    driver = CoordinatorDriver(
+        log, config.node, config.group, config.limits(), config.retention_s, config.in_doubt_warn_s
+    )
+    server, health_service = _server(config, driver)
+    try:
+        address = _listen(server, config)  # before the log: opening that would fence a coordinator that has the port
+    except ConfigurationError as error:
+        logger.error("cannot listen", extra={"reason": str(error)})
+        return NO_ADDRESS
+    try:
+        await driver.start()
+    except BaseException:
+        await server.stop(grace=None)
+        raise
+    await server.start()
+    fields = {"address": address, "node": config.node, "group": config.group, "epoch": str(driver.owner.epoch)}
+    logger.info("listening", extra={**fields, "version": library_version()})
+    if not config.listen.startswith(_LOOPBACK):
+        logger.warning("no TLS: whoever reaches this address can end transactions", extra={"address": address})
+    watch = loop.create_task(_watch_health(driver, health_service))
+    code = await _until_over(driver, stop)
+    watch.cancel()
+    with contextlib.suppress(asyncio.CancelledError):
+        await watch
+    await health_service.enter_graceful_shutdown()
+    if code == 0:
+        logger.info("shutting down", extra={"deciding": driver.core.deciding})
+        await driver.drain(config.shutdown_grace_s)
+    await server.stop(grace=1.0)
+    await driver.stop()
+    logger.info("stopped", extra={"committed": driver.core.committed, "aborted": driver.core.aborted})
+    return code
+
+
+def _server(config: CoordinatorConfig, driver: CoordinatorDriver) -> tuple[Any, Any]:
+    server = grpc.aio.server(
+        options=[
+            ("grpc.so_reuseport", 0),
+            ("grpc.max_receive_message_length", config.max_message_bytes),
+            ("grpc.max_send_message_length", -1),
+            ("grpc.keepalive_time_ms", int(config.keepalive_s * 1000)),
+            ("grpc.keepalive_timeout_ms", int(config.keepalive_timeout_s * 1000)),
+            # gRPC 1.85 heeds the keepalive timeout only up to this one, which is a minute by default.
+            ("grpc.http2.ping_timeout_ms", int(config.keepalive_timeout_s * 1000)),
+            ("grpc.keepalive_permit_without_calls", 1),
+            ("grpc.http2.max_pings_without_data", 0),
+            ("grpc.http2.min_ping_interval_without_data_ms", 1_000),
+            ("grpc.http2.min_recv_ping_interval_without_data_ms", 1_000),
+        ]
+    )
+    sessions = SessionService(driver, config.limits())
+    session_pb2_grpc.add_CoordinatorServicer_to_server(sessions, server)
+    admin_pb2_grpc.add_AdminServicer_to_server(AdminService(driver, sessions, config.group), server)
+    health_service: Any = health.aio.HealthServicer()  # type: ignore[attr-defined]
+    health_pb2_grpc.add_HealthServicer_to_server(health_service, server)
+    names = [
+        session_pb2.DESCRIPTOR.services_by_name["Coordinator"].full_name,
+        admin_pb2.DESCRIPTOR.services_by_name["Admin"].full_name,
+        health.SERVICE_NAME,
+        reflection.SERVICE_NAME,
+    ]
+    reflection.enable_server_reflection(names, server)
+    return server, health_service
+
+
+def _listen(server: Any, config: CoordinatorConfig) -> str:
+    host, port = config.address()
+    try:
+        bound = server.add_insecure_port(config.listen)
+    except RuntimeError:
+        bound = 0
+    if not bound:
+        raise ConfigurationError(
+            f"cannot listen on {config.listen}: the port is taken, or the address is not this machine's"
+        )
+    return f"{host}:{bound or port}"
+
+
+async def _until_over(driver: CoordinatorDriver, stop: asyncio.Event) -> int:
+    stopping = asyncio.ensure_future(stop.wait())
+    futures: set[asyncio.Future[Any]] = {stopping, driver.over}
+    await asyncio.wait(futures, return_when=asyncio.FIRST_COMPLETED)
+    stopping.cancel()
+    if not driver.over.done():
+        return 0
+    error = driver.over.result()
+    return FENCED if isinstance(error, Fenced) else BEHIND if isinstance(error, LogBehind) else FAILED
+
+
+async def _watch_health(driver: CoordinatorDriver, service: Any) -> None:
+    """SERVING while the log takes decisions."""
+    shown: object = None
+    while True:
+        status = health_pb2.HealthCheckResponse
+        now = status.NOT_SERVING if driver.core.log_trouble else status.SERVING
+        if now != shown:
+            for name in SERVICES:
+                await service.set(name, now)
+            shown = now
+        await asyncio.sleep(_HEALTH_S)
+
+
+def run(config: CoordinatorConfig) -> int:
+    """`serve` in an event loop of its own, with the log that *config* names."""
+    from txrpc._decision_log.sql import SqlLog
+
+    try:
+        log = SqlLog(config.log)
+        return asyncio.run(serve(config, log))
+    except TxrpcError as error:
+        logger.error("cannot start", extra={"reason": str(error)})
+        return LOG_CLOSED

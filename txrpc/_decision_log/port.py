@@ -1,0 +1,86 @@
+"""The port to where a coordinator makes its decisions durable.
+
+A commit decision is a write-once record owned by an epoch.  Only commits are recorded: by presumed abort (Mohan, Lindsay and
+Obermarck 1986) a transaction without a record is aborted.
+
+A log is used by one thread at a time (the coordinator gives it one of its own) and may block.  Implementations: `memory`
+(tests), `sql`.  All pass `tests/log/contract.py`.
+
+The one subtle thing is what a failure of `record` tells.  If the statement that makes the batch durable was never sent, the
+batch is certainly not recorded (`NotRecorded`) and its transactions may be aborted.  If it was sent and no answer came, nobody
+knows (`RecordUncertain`): the coordinator must repeat the very same batch until it hears, and must abort none of it meanwhile.
+Recording the same decision again is therefore not an error.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Protocol
+
+from txrpc._protocol.records import Decision, Incident, Opened, PreparedBranch
+from txrpc.errors import TxrpcError
+from txrpc.ids import BranchId, Xid
+
+__all__ = ["Decision", "DecisionLog", "LogError", "NotRecorded", "Opened", "PreparedBranch", "RecordUncertain"]
+
+
+class LogError(TxrpcError):
+    """The log did not do what was asked; the message says why and what to change.  (`Fenced` is not one: it is final.)"""
+
+
+class NotRecorded(LogError):
+    """The batch is certainly not in the log."""
+
+
+class RecordUncertain(LogError):
+    """The batch may be in the log or not."""
+
+
+class DecisionLog(Protocol):
+    """Where a coordinator node makes its commit decisions durable."""
+
+    @property
+    def location(self) -> str:
+        """Where the log is, for people: no password in it."""
+
+    def open(self, node: str, nonce: int) -> Opened:
+        """Open a new epoch of *node*: from now on every write of an earlier epoch raises `Fenced`.
+
+        *nonce* (32 bits) tells this epoch from one of the same number in a copy of the log.
+        Raises `ConfigurationError` (unreachable, read-only, missing driver, schema of a newer version, ...).
+        """
+
+    def record(self, decisions: Sequence[Decision]) -> int:
+        """Make a batch of decisions durable, all or none.  Durable when it returns.  An empty batch only asks whether that works.
+
+        Returns the log's new position (rule 18): a number that grows with every batch, in the same transaction, and never falls
+        but on a log that has lost decisions.  Repeating a batch may raise it again.
+        Raises `Fenced`, `NotRecorded` or `RecordUncertain`.
+        """
+
+    def done(self, xids: Iterable[Xid], now_ms: int) -> None:
+        """Mark decisions as acknowledged by every branch.  Need not be forced: losing the mark only repeats phase 2."""
+
+    def outcome(self, xid: Xid) -> Decision | None:
+        """The record of *xid* of this node, done or not, or None."""
+
+    def pending(self) -> Sequence[Decision]:
+        """The decisions of this node that are not marked done."""
+
+    def forget(self, done_before_ms: int, limit: int) -> int:
+        """Delete at most *limit* decisions marked done before that time (milliseconds since 1970); how many went.
+
+        Remembers that time as `Opened.forgotten_ms`, in the same transaction, if any went.
+        """
+
+    def report(self, incidents: Sequence[Incident]) -> None:
+        """Keep *incidents* until `close_incidents`; the latest of a branch replaces an earlier one."""
+
+    def close_incidents(self, branches: Iterable[tuple[Xid, BranchId]], now_ms: int) -> None:
+        """Mark the incidents of these branches closed."""
+
+    def bind(self, identities: Mapping[str, str]) -> None:
+        """From now on these resource names mean these databases (rule 17); "": the next one that comes."""
+
+    def close(self) -> None:
+        """Release connections.  Idempotent."""

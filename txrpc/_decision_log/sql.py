@@ -1,0 +1,290 @@
+"""The decision log in a SQL database, through SQLAlchemy: a SQLite file, or PostgreSQL.
+
+How to think of it
+    Every write is one transaction that first locks the node's row and compares its epoch with our own: that is the fence.
+    A later `open` raises the epoch under the same lock, so whatever an earlier coordinator writes after that fails.
+
+    An error *before* COMMIT was sent means that the batch is not recorded.  An error *at* COMMIT means that nobody knows; then the
+    caller repeats the batch, which is harmless because a decision is written once and never changes.
+
+    It stays unknown until a repeat succeeds: a repeat that fails *before* COMMIT says nothing about the first try.
+
+What the connections are set to, so that a commit is on the disk when it returns and nothing waits for ever, is in
+`txrpc._decision_log.database`.  One connection is used, by one thread at a time.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+from sqlalchemy import bindparam, delete, func, insert, select, update
+from sqlalchemy.engine import Connection
+from sqlalchemy.exc import IntegrityError, ProgrammingError, SQLAlchemyError
+
+from txrpc._decision_log.database import (
+    INSERT,
+    checked_url,
+    had_no_room,
+    make_engine,
+    sentence,
+    shown,
+    warn_if_careless,
+)
+from txrpc._decision_log.port import Decision, LogError, NotRecorded, Opened, RecordUncertain
+from txrpc._decision_log.schema import decisions, epochs, incidents, nodes, pack, prepare_schema, resources, unpack
+from txrpc._protocol.messages import FinishResult
+from txrpc._protocol.records import Incident
+from txrpc._replication import watch_replication
+from txrpc.errors import ConfigurationError, Fenced
+from txrpc.ids import NODE_MAX, BranchId, Epoch, Xid, check_name
+
+__all__ = ["SqlLog"]
+
+_CREATE_ATTEMPTS = 5
+
+
+class SqlLog:
+    """See `txrpc._decision_log.port.DecisionLog`."""
+
+    def __init__(self, url: str) -> None:
+        """Raises `ConfigurationError` if *url* is not one, or names a database or driver that there is none for."""
+        parsed = checked_url(url)
+        self.location: str = shown(parsed)
+        self._engine = make_engine(parsed)
+        self._insert: Any = INSERT[parsed.get_backend_name()]
+        self._node = ""
+        self._epoch = Epoch(0)
+        self._uncertain: set[Xid] = set()
+
+    # ------------------------------------------------------------------------------------------------------ the port
+
+    def open(self, node: str, nonce: int) -> Opened:
+        """See `DecisionLog.open`."""
+        self._node = check_name("node", node, NODE_MAX)
+        self._uncertain.clear()
+        for attempt in range(_CREATE_ATTEMPTS):
+            try:
+                with self._write() as connection:
+                    prepare_schema(connection, self.location)
+                    return self._open(connection, nonce)
+            except (SQLAlchemyError, OSError) as error:
+                # Another coordinator may be creating the same tables, or the same row, at this very moment.
+                if isinstance(error, IntegrityError | ProgrammingError) and attempt < _CREATE_ATTEMPTS - 1:
+                    time.sleep(0.05)
+                    continue
+                self._engine.dispose()
+                raise ConfigurationError(f"cannot open the decision log {self.location}: {sentence(error)}") from error
+        raise AssertionError("unreachable")
+
+    def _open(self, connection: Connection, nonce: int) -> Opened:
+        warn_if_careless(connection, self.location)
+        row = connection.execute(select(nodes).where(nodes.c.node == self._node).with_for_update()).one_or_none()
+        self._epoch = Epoch.make(Epoch(row.epoch).number + 1 if row else 1, nonce)
+        position = row.position if row else 0
+        lineage = self._lineage(connection, position)
+        if row is None:
+            connection.execute(insert(nodes).values(node=self._node, epoch=self._epoch, forgotten_ms=0, position=0))
+        else:
+            connection.execute(update(nodes).where(nodes.c.node == self._node).values(epoch=self._epoch))
+        opened = {"opened_ms": time.time_ns() // 1_000_000, "position": position}
+        connection.execute(insert(epochs).values(node=self._node, epoch=self._epoch, **opened))
+        latest = connection.scalar(select(func.max(decisions.c.decided_ms)).where(decisions.c.node == self._node))
+        forgotten_ms = row.forgotten_ms if row else 0
+        clock_ms = max(forgotten_ms, latest or 0)
+        identities = {name: identity for name, identity in connection.execute(select(resources)) if identity}
+        pending, incidents = self._pending(connection), self._incidents(connection)
+        return Opened(self._epoch, lineage, pending, forgotten_ms, clock_ms, position, incidents, identities)
+
+    def _lineage(self, connection: Connection, position: int) -> dict[Epoch, int]:
+        """Every epoch so far and the position at which the next one was opened, which is the greatest that it reached."""
+        query = select(epochs.c.epoch, epochs.c.position).where(epochs.c.node == self._node)
+        opened = sorted((Epoch(epoch), at) for epoch, at in connection.execute(query))
+        ends = [*(at for _, at in opened[1:]), position]
+        return {epoch: end for (epoch, _), end in zip(opened, ends, strict=False)}
+
+    def record(self, batch: Sequence[Decision]) -> int:
+        """See `DecisionLog.record`."""
+        rows = [
+            {
+                "node": self._node,
+                "xid": bytes(decision.xid),
+                "epoch": int(decision.epoch),
+                "decided_ms": decision.decided_ms,
+                "branches": pack(decision.branches),
+            }
+            for decision in batch
+        ]
+        xids = {decision.xid for decision in batch}
+        sent = False
+        try:
+            with self._engine.connect() as connection:
+                position = self._fence(connection) + len(rows)
+                # Also without a decision: whether the log works shows in a write only.
+                connection.execute(update(nodes).where(nodes.c.node == self._node).values(position=position))
+                if rows:
+                    connection.execute(self._insert(decisions).on_conflict_do_nothing(), rows)
+                    self._check_same(connection, rows)
+                sent = True
+                with watch_replication(connection.connection.driver_connection) as cancelled:
+                    connection.commit()
+                if cancelled:
+                    raise SQLAlchemyError(cancelled[0])
+        except (SQLAlchemyError, OSError) as error:
+            if sent and not had_no_room(error):
+                self._uncertain |= xids
+                raise RecordUncertain(f"no answer to COMMIT from {self.location}: {sentence(error)}") from error
+            if not self._uncertain.isdisjoint(xids):
+                raise RecordUncertain(f"no answer to COMMIT yet from {self.location}: {sentence(error)}") from error
+            raise NotRecorded(f"cannot write to {self.location}: {sentence(error)}") from error
+        self._uncertain -= xids
+        return position
+
+    def done(self, xids: Iterable[Xid], now_ms: int) -> None:
+        """See `DecisionLog.done`."""
+        mark = update(decisions).where(
+            decisions.c.node == self._node, decisions.c.xid == bindparam("b_xid"), decisions.c.done_ms.is_(None)
+        )
+        rows = [{"b_xid": bytes(xid), "done_ms": now_ms} for xid in xids]
+        if rows:
+            with self._errors(), self._write() as connection:
+                self._fence(connection)
+                connection.execute(mark, rows)
+
+    def outcome(self, xid: Xid) -> Decision | None:
+        """See `DecisionLog.outcome`."""
+        query = select(decisions).where(decisions.c.node == self._node, decisions.c.xid == bytes(xid))
+        with self._errors(), self._engine.connect() as connection:
+            row = connection.execute(query).one_or_none()
+            return None if row is None else _decision(row)
+
+    def pending(self) -> Sequence[Decision]:
+        """See `DecisionLog.pending`."""
+        with self._errors(), self._engine.connect() as connection:
+            return self._pending(connection)
+
+    def forget(self, done_before_ms: int, limit: int) -> int:
+        """See `DecisionLog.forget`."""
+        old = (
+            select(decisions.c.xid)
+            .where(decisions.c.node == self._node, decisions.c.done_ms < done_before_ms)
+            .order_by(decisions.c.done_ms)
+            .limit(limit)
+        )
+        with self._errors(), self._write() as connection:
+            self._fence(connection)
+            xids = connection.scalars(old).all()
+            if xids:
+                here = nodes.c.node == self._node
+                connection.execute(delete(decisions).where(decisions.c.node == self._node, decisions.c.xid.in_(xids)))
+                later = (here, nodes.c.forgotten_ms < done_before_ms)
+                connection.execute(update(nodes).where(*later).values(forgotten_ms=done_before_ms))
+            return len(xids)
+
+    def report(self, found: Sequence[Incident]) -> None:
+        """See `DecisionLog.report`."""
+        rows = [
+            {
+                "node": self._node,
+                "xid": bytes(incident.xid),
+                "branch": bytes(incident.branch),
+                "resource": incident.resource,
+                "finish": int(incident.finish),
+                "at_ms": incident.at_ms,
+                "closed_ms": None,
+            }
+            for incident in found
+        ]
+        if rows:
+            insertion = self._insert(incidents)
+            changes = {name: insertion.excluded[name] for name in ("finish", "at_ms", "closed_ms")}
+            with self._errors(), self._write() as connection:
+                self._fence(connection)
+                connection.execute(
+                    insertion.on_conflict_do_update(index_elements=["node", "xid", "branch"], set_=changes), rows
+                )
+
+    def close_incidents(self, branches: Iterable[tuple[Xid, BranchId]], now_ms: int) -> None:
+        """See `DecisionLog.close_incidents`."""
+        mark = update(incidents).where(
+            incidents.c.node == self._node,
+            incidents.c.xid == bindparam("b_xid"),
+            incidents.c.branch == bindparam("b_br"),
+        )
+        rows = [{"b_xid": bytes(xid), "b_br": bytes(branch), "closed_ms": now_ms} for xid, branch in branches]
+        if rows:
+            with self._errors(), self._write() as connection:
+                self._fence(connection)
+                connection.execute(mark, rows)
+
+    def bind(self, identities: Mapping[str, str]) -> None:
+        """See `DecisionLog.bind`."""
+        rows = [{"name": name, "identity": identity} for name, identity in identities.items()]
+        if rows:
+            insertion = self._insert(resources)
+            changes = {"identity": insertion.excluded.identity}
+            with self._errors(), self._write() as connection:
+                self._fence(connection)
+                connection.execute(insertion.on_conflict_do_update(index_elements=["name"], set_=changes), rows)
+
+    def close(self) -> None:
+        """See `DecisionLog.close`."""
+        self._engine.dispose()
+
+    # ------------------------------------------------------------------------------------------------------ under it
+
+    @contextlib.contextmanager
+    def _write(self) -> Iterator[Connection]:
+        with self._engine.begin() as connection:
+            yield connection
+
+    @contextlib.contextmanager
+    def _errors(self) -> Iterator[None]:
+        try:
+            yield
+        except (SQLAlchemyError, OSError) as error:
+            raise LogError(f"the decision log {self.location} does not answer: {sentence(error)}") from error
+
+    def _fence(self, connection: Connection) -> int:
+        """Lock the node's row for the rest of the transaction and compare its epoch (SQLite has locked the whole file).
+
+        Returns the log's position.
+        """
+        query = select(nodes.c.epoch, nodes.c.position).where(nodes.c.node == self._node).with_for_update()
+        row = connection.execute(query).one_or_none()
+        if row is None or row.epoch != self._epoch:
+            later = Epoch(row.epoch) if row else "nobody"
+            raise Fenced(
+                f"epoch {self._epoch} of node {self._node!r} is over: {later} has opened the log {self.location}"
+            )
+        position: int = row.position
+        return position
+
+    def _check_same(self, connection: Connection, rows: Sequence[dict[str, Any]]) -> None:
+        """A decision never changes: what is there under these xids is what was to be written."""
+        wanted = {row["xid"]: (row["epoch"], row["decided_ms"], row["branches"]) for row in rows}
+        columns = (decisions.c.xid, decisions.c.epoch, decisions.c.decided_ms, decisions.c.branches)
+        query = select(*columns).where(decisions.c.node == self._node, decisions.c.xid.in_(list(wanted)))
+        held = {bytes(xid): (epoch, at_ms, bytes(packed)) for xid, epoch, at_ms, packed in connection.execute(query)}
+        if held != wanted:
+            differing = sorted(xid.hex() for xid in wanted if held.get(xid) != wanted[xid])
+            raise AssertionError(f"the log {self.location} holds other decisions about {', '.join(differing)}")
+
+    def _pending(self, connection: Connection) -> tuple[Decision, ...]:
+        query = select(decisions).where(decisions.c.node == self._node, decisions.c.done_ms.is_(None))
+        return tuple(_decision(row) for row in connection.execute(query.order_by(decisions.c.decided_ms)))
+
+    def _incidents(self, connection: Connection) -> tuple[Incident, ...]:
+        query = select(incidents).where(incidents.c.node == self._node, incidents.c.closed_ms.is_(None))
+        return tuple(
+            Incident(
+                Xid(bytes(row.xid)), BranchId(bytes(row.branch)), row.resource, FinishResult(row.finish), row.at_ms
+            )
+            for row in connection.execute(query.order_by(incidents.c.at_ms))
+        )
+
+
+def _decision(row: Any) -> Decision:
+    return Decision(Xid(bytes(row.xid)), Epoch(row.epoch), row.decided_ms, unpack(bytes(row.branches)))

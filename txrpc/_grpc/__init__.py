@@ -1,0 +1,1 @@
+"""gRPC: sessions with the coordinator, and interceptors; synchronous and asyncio."""

@@ -1,0 +1,82 @@
+"""What the interceptors need from a transaction, and nothing more: so that this room does not know the others.
+
+`txrpc._client` implements these; the tests of this room implement them with a recorder.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Protocol
+
+from txrpc._protocol.messages import CallReport, TransactionContext
+from txrpc.errors import Reason
+from txrpc.ids import Xid
+
+__all__ = ["Handle", "Joiner", "OutgoingCallPort"]
+
+
+class OutgoingCallPort(Protocol):
+    """One call of a transaction to another service, from before it is sent until its end is known.
+
+    Exactly one of `replied` and `lost` takes effect, the first one; both may be called from any thread.
+    """
+
+    context: TransactionContext
+    time_left_s: float
+
+    def replied(self, report: CallReport | None, failure: Reason | None = None, kinds: tuple[object, ...] = ()) -> None:
+        """The call's end is known: its status came from the server.
+
+        *report* is the decoded trailing metadata, or None if the callee did not take part.  *failure* is set when the
+        status is not OK; *kinds* are what a rule such as ``no_rollback_for`` may name (the exception, the status code).
+        """
+
+    def lost(self, reason: Reason) -> None:
+        """The call's end is not known (deadline, cancel, lost connection): the transaction can only roll back."""
+
+    def settle_with(self, poll: Callable[[], Any], cancel: Callable[[], Any]) -> None:
+        """Register how to learn the end of a call that the caller may have finished without our noticing (a future, a stream).
+
+        *cancel* brings it about, when the transaction has ended.  *poll* is called before commit and before a reply; it calls
+        `replied` or `lost` if the call is done, else nothing.  In an asyncio program it returns an awaitable.
+        """
+
+
+class Handle(Protocol):
+    """The current transaction, as `txrpc._context.current` returns it."""
+
+    @property
+    def xid(self) -> Xid:
+        """The transaction's identifier."""
+
+    def outgoing(self) -> OutgoingCallPort:
+        """Register a call that is about to be sent.
+
+        Raises `TransactionAborted` (it can only roll back), `TransactionTimedOut`, `IllegalState` (it has ended) or
+        `CoordinatorUnavailable` (it began with no coordinator in reach).
+        """
+
+    def failed(self, error: BaseException) -> None:
+        """The handler of this joined call raised *error* (also its own abort of the RPC)."""
+
+    def leave(self) -> Any:
+        """End this joined call and return its `CallReport`; in an asyncio program an awaitable of it.
+
+        Settles calls that this handler made; those still in flight doom the transaction.  Idempotent.
+        """
+
+    @property
+    def doom(self) -> Reason | None:
+        """Why the transaction can only roll back, or None."""
+
+
+class Joiner(Protocol):
+    """The process's side that lets an incoming call join its transaction: a manager."""
+
+    def join(self, context: TransactionContext) -> Handle:
+        """A handle for one incoming call.
+
+        Raises, before the handler runs: `CoordinatorUnavailable` (no session with the context's coordinator and epoch),
+        `TransactionTimedOut`, `TransactionAborted` (it ended here already: late call), `ConfigurationError` (another group),
+        `LimitExceeded`.
+        """

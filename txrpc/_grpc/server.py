@@ -1,0 +1,141 @@
+"""The server interceptor for synchronous servers: a call that comes with a transaction joins it.
+
+Calls without a transaction get their own handler back, untouched.  For the others the handler is wrapped: the handle is current
+while the user's code runs (for a generator: only while it runs), and the reply carries the branches home in its trailing
+metadata, whatever the user put there kept, whether the handler returned, raised or aborted.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import grpc
+
+from txrpc._context import bind
+from txrpc._grpc.ports import Handle, Joiner
+from txrpc._grpc.shared import Ending, bound, check_sent, ending_of, refusal_of, trailing_of
+from txrpc._protocol.messages import TransactionContext
+from txrpc._wire.metadata import find_context
+from txrpc.errors import TxrpcError
+
+__all__ = ["ServerInterceptor", "behaviour_of", "replaced"]
+
+
+class ServerInterceptor(grpc.ServerInterceptor):  # type: ignore[type-arg]
+    """For `grpc.server`.  Safe for any number of threads.
+
+    Give it first: an interceptor before it that sets trailing metadata of its own would throw the report away.
+    """
+
+    def __init__(self, joiner: Joiner) -> None:
+        self._joiner = joiner
+
+    def intercept_service(self, continuation: Callable[[Any], Any], handler_call_details: Any) -> Any:
+        """See `grpc.ServerInterceptor`."""
+        handler = continuation(handler_call_details)
+        if handler is None:
+            return None
+        try:
+            context = find_context(handler_call_details.invocation_metadata)
+        except TxrpcError as error:
+            return replaced(handler, _refusing(error, handler.response_streaming))
+        if context is None:
+            return handler
+        wrap = _streaming if handler.response_streaming else _unary
+        return replaced(handler, wrap(behaviour_of(handler), self._joiner, context))
+
+
+def behaviour_of(handler: Any) -> Any:
+    """The user's function in a `grpc.RpcMethodHandler`."""
+    return handler.unary_unary or handler.unary_stream or handler.stream_unary or handler.stream_stream
+
+
+def replaced(handler: Any, behaviour: Any) -> Any:
+    """*handler* with another function."""
+    make = {
+        (False, False): grpc.unary_unary_rpc_method_handler,
+        (False, True): grpc.unary_stream_rpc_method_handler,
+        (True, False): grpc.stream_unary_rpc_method_handler,
+        (True, True): grpc.stream_stream_rpc_method_handler,
+    }[handler.request_streaming, handler.response_streaming]
+    return make(behaviour, handler.request_deserializer, handler.response_serializer)
+
+
+def _unary(behaviour: Any, joiner: Joiner, transaction: TransactionContext) -> Any:
+    def call(request: Any, context: Any) -> Any:
+        handle = _join(joiner, transaction, context)
+        try:
+            with bind(handle):
+                response = behaviour(request, context)
+        except BaseException as error:
+            _end(handle, context, error)
+            raise
+        _end(handle, context, None)
+        return response
+
+    return call
+
+
+def _streaming(behaviour: Any, joiner: Joiner, transaction: TransactionContext) -> Any:
+    def call(request: Any, context: Any) -> Iterator[Any]:
+        handle = _join(joiner, transaction, context)
+        responses: Any = None
+        try:
+            with bind(handle):
+                responses = iter(behaviour(request, context))
+            yield from bound(handle, responses)
+        except BaseException as error:
+            try:
+                _close(handle, responses)
+            finally:
+                _end(handle, context, error)
+            raise
+        _end(handle, context, None)
+
+    return call
+
+
+def _join(joiner: Joiner, transaction: TransactionContext, context: Any) -> Handle:
+    try:
+        return joiner.join(transaction)
+    except TxrpcError as error:
+        _finish(context, refusal_of(error))
+        raise
+
+
+def _end(handle: Handle, context: Any, error: BaseException | None) -> None:
+    """End the call's part and put the report into the reply; raises if the status is ours to say."""
+    if error is not None:
+        handle.failed(error)
+    report = handle.leave()
+    if isinstance(error, GeneratorExit):
+        return  # the client is gone, and nobody hears how it ends
+    users_status = context.code() is not None
+    context.add_callback(functools.partial(check_sent, context))
+    _finish(context, ending_of(handle, report, error, users_status))
+
+
+def _finish(context: Any, ending: Ending) -> None:
+    context.set_trailing_metadata(trailing_of(context.trailing_metadata(), ending.trailing))
+    if ending.code is not None:
+        context.abort(ending.code, ending.details)
+
+
+def _close(handle: Handle, responses: Any) -> None:
+    """Let an abandoned generator of the user's run its end, in its transaction; what is no generator has none."""
+    if hasattr(responses, "close"):
+        with bind(handle):
+            responses.close()
+
+
+def _refusing(error: TxrpcError, streaming: bool) -> Any:
+    def refuse(_request: Any, context: Any) -> Any:
+        _finish(context, refusal_of(error))
+
+    def refuse_stream(_request: Any, context: Any) -> Iterator[Any]:
+        _finish(context, refusal_of(error))
+        yield  # never reached: it makes this a generator, as the method's shape wants
+
+    return refuse_stream if streaming else refuse

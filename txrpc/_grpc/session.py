@@ -1,0 +1,252 @@
+"""The session of a synchronous process: one bidirectional stream to the coordinator, kept up by a daemon thread.
+
+How to think of it
+    The thread connects, says Hello, waits for the Welcome and then reads until the stream ends; then it reports the loss, waits
+    a little and connects anew, on a new channel.  gRPC pulls what is to be sent from an iterator, which hands out everything
+    that is waiting as one batch.
+
+    What was queued for a stream that broke is dropped, and whether it arrived is not known.  Nothing is lost by that: whoever
+    waits for an answer is told by `on_lost`, which comes after the last `send` that the stream took, and asks for the outcome
+    on the next session; branches in doubt ask again on every welcome.
+
+    A fork takes the object along but neither the thread nor gRPC's, and perhaps a lock that nobody will release: so every
+    method looks at the process id before it touches anything else.  Measured with grpcio 1.85: a session of the child's own
+    usually works even though gRPC ran in the parent, but not always, and never with GRPC_ENABLE_FORK_SUPPORT=0.  Connecting
+    only after the fork always works.
+"""
+
+from __future__ import annotations
+
+import atexit
+import os
+import threading
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import grpc
+
+from txrpc._grpc.link import (
+    METHOD,
+    TOO_SLOW,
+    Backoff,
+    FromNode,
+    Link,
+    Refused,
+    Waiting,
+    channel_options,
+    check_first,
+    parse,
+    passing,
+)
+from txrpc._protocol.messages import ToCoordinator, Welcome
+from txrpc.options import SessionOptions
+
+__all__ = ["Session"]
+
+
+class _Outgoing:
+    """What waits for one stream, as the iterator that gRPC pulls batches from."""
+
+    def __init__(self, options: SessionOptions, abandon: Callable[[str], None]) -> None:
+        self.waiting = Waiting(options)
+        self._abandon = abandon
+        self._changed = threading.Condition(threading.Lock())
+        self._closed = False
+        self._gone = b""
+
+    def put(self, encoded: list[bytes]) -> bool:
+        """Queue *encoded*; False if the stream is over, or must be because nobody reads it: then nothing was queued."""
+        with self._changed:
+            if self._closed:
+                return False
+            self._closed = full = not self.waiting.add(encoded)
+            self._changed.notify()
+        if full:
+            self._abandon(TOO_SLOW)
+        return not full
+
+    def close(self) -> None:
+        """End the iterator.  What is queued goes out first if the stream still lives."""
+        with self._changed:
+            self._closed = True
+            self._changed.notify()
+
+    def __iter__(self) -> Iterator[bytes]:
+        return self
+
+    def __next__(self) -> bytes:
+        passing("after", self._gone)  # gRPC asks for the next batch once it has taken one
+        self._gone = self._next()
+        passing("before", self._gone)
+        return self._gone
+
+    def _next(self) -> bytes:
+        while True:
+            with self._changed:
+                if self.waiting:
+                    return self.waiting.take()
+                if self._closed:
+                    raise StopIteration
+                self._changed.wait()
+            # Where one thread sends others are about to: let them, and one batch takes all (measured: a quarter more a second).
+            time.sleep(0)
+
+
+class Session(Link):
+    """See the module's docstring.  `send` is for any thread; the callbacks run on the session's own and must not block."""
+
+    _connect = "txrpc.connect()"
+
+    def _set_up(self) -> None:
+        self._changed = threading.Condition(threading.Lock())
+        self._outgoing: _Outgoing | None = None
+        self._call: Any = None
+        self._welcomed_at = 0.0
+        self._thread = threading.Thread(target=self._run, name="txrpc-session", daemon=True)
+
+    def start(self) -> None:
+        """Begin to connect, in the background.  Once only.  An interpreter that ends without `close` closes it."""
+        self._check_process()
+        self.last_error = f"the coordinator at {self.address} has not answered yet"
+        _open.add(self)
+        self._thread.start()
+
+    def close(self, grace_s: float = 2.0) -> None:
+        """End the session for good.  What is queued still goes out, within *grace_s* seconds.  Calling it twice is fine.
+
+        In a forked child it does nothing: the session is the parent's.
+        """
+        if os.getpid() != self._pid:
+            return
+        with self._changed:
+            if self._closed:
+                return
+            self._closed = True
+            outgoing, call = self._outgoing, self._call
+            self._changed.notify_all()
+        _open.discard(self)
+        if outgoing is not None:
+            outgoing.close()
+        elif call is not None:
+            call.cancel()
+        if not self._thread.is_alive() or self._thread is threading.current_thread():
+            return
+        self._thread.join(grace_s)
+        if self._thread.is_alive() and call is not None:
+            call.cancel()
+            self._thread.join(1.0)
+
+    def send(self, node: str, *messages: ToCoordinator) -> None:
+        """Queue *messages* to coordinator *node*, in this order; never blocks.
+
+        Raises, and then nothing was queued: `CoordinatorUnavailable` when there is no session, `LimitExceeded` for a message that
+        is too large for it, `ForkedError` in a forked child.
+        """
+        self._check_process()
+        outgoing = self._outgoing
+        if outgoing is None or not outgoing.put(outgoing.waiting.encode(node, messages)):
+            raise self._unavailable()
+
+    def wait_connected(self, timeout_s: float) -> Welcome:
+        """Wait for a session, at most *timeout_s* seconds.
+
+        Raises `CoordinatorUnavailable` with the last error, `ConfigurationError` if the coordinator will never have this process,
+        `ForkedError` in a forked child.
+        """
+        self._check_process()
+        until = time.monotonic() + timeout_s
+        with self._changed:
+            while (welcome := self._found()) is None:
+                left_s = until - time.monotonic()
+                if left_s <= 0:
+                    raise self._unavailable()
+                self._changed.wait(left_s)
+            return welcome
+
+    # ------------------------------------------------------------------------------------------------ the thread
+
+    def _run(self) -> None:
+        backoff = Backoff(self._options)
+        while not self._closed and self._refused is None:
+            error: Exception | None = None
+            try:
+                self._connect_and_read()
+            except Exception as caught:
+                error = caught
+            lived_s = self._ended(error)
+            with self._changed:
+                if not self._closed and self._refused is None:
+                    self._changed.wait(backoff.next_s(lived_s, at_once=not isinstance(error, Refused)))
+
+    def _connect_and_read(self) -> None:
+        self._abandoned = ""
+        hello = self._hello()
+        with self._channel() as channel:
+            outgoing = _Outgoing(self._options, self._abandon)
+            outgoing.put(outgoing.waiting.encode("", (hello,)))
+            call = channel.stream_stream(METHOD)(outgoing)
+            with self._changed:
+                self._call = call
+                if self._closed:
+                    call.cancel()
+            try:
+                welcome, rest = self._first(call)
+                self._established(welcome, outgoing)
+                self._deliver(rest)
+                for data in call:
+                    self._deliver(parse(data))
+            finally:
+                outgoing.close()
+                call.cancel()
+
+    def _channel(self) -> Any:
+        options = channel_options(self._options)
+        if self._credentials is None:
+            return grpc.insecure_channel(self.address, options=options)
+        return grpc.secure_channel(self.address, self._credentials, options=options)
+
+    def _first(self, call: Any) -> tuple[Welcome, list[FromNode]]:
+        # Bounds the whole attempt: connecting, the handshake, and a coordinator that never says Welcome.
+        guard = threading.Timer(self._options.connect_timeout_s, self._abandon, (self._why(TimeoutError()),))
+        guard.daemon = True
+        guard.start()
+        try:
+            data = next(call, None)
+        finally:
+            guard.cancel()
+        return check_first(parse(data) if data is not None else [])
+
+    def _abandon(self, text: str) -> None:
+        self._abandoned = text
+        self._call.cancel()
+
+    def _established(self, welcome: Welcome, outgoing: _Outgoing) -> None:
+        outgoing.waiting.max_bytes = self._limit(welcome)
+        self._log_established(welcome)
+        self._welcomed_at = time.monotonic()
+        self._outgoing = outgoing
+        self._on_welcome(welcome)
+        # Last: whoever waits for the session finds that everybody has been told.
+        with self._changed:
+            self._welcome, self.last_error = welcome, ""
+            self._changed.notify_all()
+
+    def _ended(self, error: Exception | None) -> float:
+        """Note that the stream, or the attempt at one, is over; return for how many seconds it was established."""
+        with self._changed:
+            established, self._outgoing, self._welcome = self._outgoing is not None, None, None
+            self._note_end(error)
+            self._changed.notify_all()
+        self._log_end(established)
+        return time.monotonic() - self._welcomed_at if established else 0.0
+
+
+_open: set[Session] = set()
+
+
+@atexit.register
+def _close_all() -> None:
+    """An interpreter that goes down under a thread that reads from gRPC may crash, and cannot start the next attempt's threads."""
+    for session in list(_open):
+        session.close(grace_s=0.5)

@@ -1,0 +1,222 @@
+"""What the interceptors of both colours decide: which metadata goes out, and what the end of a call means."""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections.abc import Iterable, Iterator
+from typing import Any, NamedTuple
+
+import grpc
+
+from txrpc._context import bind
+from txrpc._failpoints import failpoint
+from txrpc._grpc.ports import Handle, OutgoingCallPort
+from txrpc._protocol.messages import CallReport
+from txrpc._wire.metadata import BRANCHES_KEY, CONTEXT_KEY, encode_context, encode_report, find_report
+from txrpc._wire.status import code_of, details_of, end_is_known, from_trailing, to_trailing
+from txrpc.errors import (
+    AbortCode,
+    BadMessage,
+    ConfigurationError,
+    LimitExceeded,
+    NotJoined,
+    Reason,
+    TxrpcError,
+    aborted,
+)
+
+__all__ = [
+    "NO_PART",
+    "REPLACED",
+    "Ending",
+    "Outside",
+    "bound",
+    "check_sent",
+    "conclude",
+    "ending_of",
+    "lost_reason",
+    "outgoing_fields",
+    "reason_of",
+    "refusal_of",
+    "replaced",
+    "trailing_of",
+]
+
+logger = logging.getLogger("txrpc.session")
+
+NO_PART = (
+    "the server that answered takes no part in transactions, or something on the way took its answer's trailing metadata, and "
+    "what it did stays: build it with txrpc.server_interceptors(); or say that the call is meant to be outside, with "
+    "client_interceptors(outside=[{!r}]) or in a block of transaction(propagation='not_supported')"
+)
+REPLACED = (
+    "an interceptor put something else in place of the call: txrpc's interceptors must be next to the network, below it; "
+    "txrpc.intercept_channel(channel) puts them there, and grpc.aio takes them last in interceptors=[...]"
+)
+
+
+def bound(handle: Handle, iterator: Iterator[Any]) -> Iterator[Any]:
+    """The items of *iterator*, with *handle* current while it makes them and only then."""
+    while True:
+        with bind(handle):
+            try:
+                item = next(iterator)
+            except StopIteration:
+                return
+        yield item
+
+
+# ------------------------------------------------------------------------------------------------------- client side
+
+
+class Outside:
+    """Which methods are called outside of any transaction: ``/package.Service/Method``, or ``/package.Service/*``."""
+
+    def __init__(self, methods: Iterable[str]) -> None:
+        """Raises `ConfigurationError` for what is no method."""
+        given = [methods] if isinstance(methods, str) else list(methods)
+        for method in given:
+            if not isinstance(method, str) or not _METHOD.fullmatch(method):
+                raise ConfigurationError(f"outside= takes methods as '/package.Service/Method', not {method!r}")
+        self._methods = frozenset(method for method in given if not method.endswith("*"))
+        self._services = tuple(method[:-1] for method in given if method.endswith("*"))
+
+    def __contains__(self, method: str) -> bool:
+        return method in self._methods or (bool(self._services) and method.startswith(self._services))
+
+
+_METHOD = re.compile(r"/[\w.]+/(?:\w+|\*)")
+
+
+def outgoing_fields(
+    out: OutgoingCallPort, timeout: float | None, metadata: Iterable[Any] | None
+) -> tuple[float, list[Any]]:
+    """The call's timeout and metadata: the user's, and the transaction's on top.
+
+    Somebody who passes on the metadata of an incoming call passes on a context as well; there may be only one, and it is ours.
+    """
+    failpoint("client.before_call")
+    time_left_s = out.time_left_s
+    entries = [entry for entry in metadata or () if entry[0] != CONTEXT_KEY]
+    entries.append((CONTEXT_KEY, encode_context(out.context)))
+    return (time_left_s if timeout is None else min(timeout, time_left_s)), entries
+
+
+def conclude(
+    out: OutgoingCallPort, method: str, code: Any, details: str | None, trailing: Any, error: object
+) -> TxrpcError | None:
+    """Tell the transaction how a call ended; returns the error to raise in place of gRPC's, if the callee sent one of ours."""
+    failpoint("client.after_call")
+    try:
+        report = find_report(trailing)
+    except BadMessage as bad:
+        out.lost(Reason(AbortCode.PROTOCOL_VIOLATION, f"{method}: {bad}"[:_TEXT_MAX]))
+        return None
+    if code is grpc.StatusCode.OK:
+        if report is not None:
+            out.replied(report)
+            return None
+        # A real call has trailing metadata, if only empty; and who joins always reports.
+        no_part = Reason(AbortCode.NOT_JOINED, f"{method}: {NO_PART.format(method)}")
+        reason = replaced(method) if trailing is None else no_part
+        out.lost(reason)
+        return NotJoined(reason.text)
+    text = f"{method}: {code.name if code is not None else 'no status'}: {details or ''}"[:_TEXT_MAX]
+    if not end_is_known(trailing):
+        out.lost(Reason(AbortCode.CALL_END_UNKNOWN, text))
+        return None
+    mapped = from_trailing(trailing)
+    failure = reason_of(mapped) if mapped is not None else Reason(AbortCode.APPLICATION_ERROR, text)
+    out.replied(report, failure, (mapped or error, code))
+    return mapped
+
+
+def replaced(method: str) -> Reason:
+    """Something that is no call of gRPC's came back for one: a mistake in how the channel was set up."""
+    return Reason(AbortCode.NOT_JOINED, f"{method}: {REPLACED}")
+
+
+def lost_reason(method: str, error: BaseException) -> Reason:
+    """Why nobody can know how a call ended."""
+    text = f"{type(error).__name__}: {error}".removesuffix(": ")
+    return Reason(AbortCode.CALL_END_UNKNOWN, f"{method}: {text}"[:_TEXT_MAX])
+
+
+def reason_of(error: TxrpcError) -> Reason:
+    """Why a call that failed with *error* dooms the caller's transaction."""
+    reason = getattr(error, "reason", None)
+    if isinstance(reason, Reason):
+        return reason
+    return Reason(_CODES.get(type(error).__name__, AbortCode.APPLICATION_ERROR), str(error))
+
+
+_TEXT_MAX = 300
+
+_CODES = {
+    "CoordinatorUnavailable": AbortCode.COORDINATOR_UNAVAILABLE,
+    "ResourceUnavailable": AbortCode.RESOURCE_UNAVAILABLE,
+    "LimitExceeded": AbortCode.LIMIT_EXCEEDED,
+    "BadMessage": AbortCode.PROTOCOL_VIOLATION,
+}
+
+
+# ------------------------------------------------------------------------------------------------------- server side
+
+
+class Ending(NamedTuple):
+    """How the reply of a joined call must end: trailing metadata always, a status only if it is ours to say."""
+
+    trailing: list[tuple[str, Any]]
+    code: Any = None
+    details: str = ""
+
+
+def trailing_of(users: Iterable[Any] | None, ours: Iterable[tuple[str, Any]]) -> tuple[Any, ...]:
+    """The user's trailing metadata and ours; ours wins where the key is the same."""
+    ours = list(ours)
+    keys = {key for key, _ in ours}
+    return (*((key, value) for key, value in users or () if key not in keys), *ours)
+
+
+def ending_of(handle: Handle, report: CallReport, error: BaseException | None, users_status: bool) -> Ending:
+    """The end of a call whose handler returned (*error* is None) or raised.
+
+    A txrpc error travels as itself.  Where the user chose a status it stays; for any other exception in a doomed transaction
+    the caller learns why it is doomed.
+    """
+    failpoint("participant.before_reply")
+    ours: TxrpcError | None = error if isinstance(error, TxrpcError) else None
+    if ours is None and isinstance(error, Exception) and not users_status and handle.doom is not None:
+        ours = aborted(handle.xid, handle.doom)
+        # gRPC logs what a handler raises, but not in place of what it is replaced by.
+        logger.error("a method of transaction %s failed, which can only roll back anyway", handle.xid, exc_info=error)
+    try:
+        encoded = encode_report(report)
+    except LimitExceeded as too_many:
+        # The root must not commit without the branches that it cannot be told of.
+        handle.failed(too_many)
+        encoded = encode_report(CallReport((), Reason(AbortCode.LIMIT_EXCEEDED, str(too_many))))
+        ours = too_many
+    trailing: list[tuple[str, Any]] = [(BRANCHES_KEY, encoded)]
+    if ours is None:
+        return Ending(trailing)
+    return Ending([*trailing, to_trailing(ours)], code_of(ours), details_of(ours))
+
+
+def refusal_of(error: TxrpcError) -> Ending:
+    """The end of a call that was refused before its handler ran; the status details are the mark of that."""
+    return Ending([to_trailing(error)], code_of(error), details_of(error))
+
+
+def check_sent(context: Any) -> None:
+    """After a joined call has ended: complain if its report did not go out.
+
+    The caller cannot tell such a reply from that of a service that takes no part, and rolls back.
+    """
+    failpoint("participant.after_reply")
+    if all(key != BRANCHES_KEY for key, _ in context.trailing_metadata() or ()):
+        logger.error(
+            "an interceptor replaced the trailing metadata of a call that belongs to a transaction, so its caller does not "
+            "learn of the branches and rolls back: give txrpc's server interceptors first"
+        )

@@ -1,0 +1,400 @@
+"""What the parties of two-phase commit say to each other, as frozen values.
+
+These are the inputs and the sent effects of the state machines.  `txrpc._wire.codec` turns them to protobuf and back; nothing
+in this package knows that bytes exist.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from txrpc._enums import NamedIntEnum
+from txrpc.errors import Reason
+from txrpc.ids import BranchId, Epoch, Gid, ParticipantId, Xid
+
+__all__ = [
+    "PROTOCOL_VERSION",
+    "Abandon",
+    "AboutEnd",
+    "Acked",
+    "BranchRef",
+    "CallReport",
+    "Commit",
+    "CommitOnePhase",
+    "CommitRequest",
+    "Committing",
+    "FinishResult",
+    "FromCoordinator",
+    "GoAway",
+    "Hello",
+    "Inquiry",
+    "OnePhaseDone",
+    "OnePhaseToken",
+    "Outcome",
+    "OutcomeReply",
+    "OutcomeRequest",
+    "Owner",
+    "Prepare",
+    "Resolve",
+    "Resolved",
+    "ResourceInfo",
+    "Rollback",
+    "RollbackRequest",
+    "Tick",
+    "ToCoordinator",
+    "TransactionContext",
+    "Trouble",
+    "Vote",
+    "Voted",
+    "Wait",
+    "Welcome",
+]
+
+PROTOCOL_VERSION = 1
+
+
+class Vote(NamedIntEnum):
+    """A participant's answer to Prepare."""
+
+    PREPARED = 1
+    READ_ONLY = 2
+    ABORT = 3
+
+
+class Outcome(NamedIntEnum):
+    """How a transaction ended.  UNKNOWN is an honest "cannot tell" (forgotten, or not decided yet), never a guess."""
+
+    UNKNOWN = 0
+    COMMITTED = 1
+    ABORTED = 2
+
+
+class FinishResult(NamedIntEnum):
+    """What a resource found when it was told to finish a prepared branch (rule 16)."""
+
+    DONE = 1  # it ended now, as told
+    ALREADY = 2  # the database proves that it ended so before
+    NOT_HERE = 3  # there is no such branch, and no proof of how it ended: a wrong database, or one that has forgotten
+    LOST = 4  # it proves that it is older than its promise, or has another history: a lagging standby, a backup
+    HEURISTIC = 5  # the database proves that it ended the other way: it was done by hand
+
+    @property
+    def is_proof(self) -> bool:
+        """Whether this ends a branch that was told to commit.  What is not here, or lost, is kept until an operator closes it."""
+        return self not in (FinishResult.NOT_HERE, FinishResult.LOST)
+
+
+class Wait(NamedIntEnum):
+    """When a client's commit returns."""
+
+    ACKNOWLEDGED = 0  # when every branch has ended, so that the caller reads its own writes
+    DECISION = 1  # as soon as the decision is durable
+
+
+@dataclass(frozen=True, slots=True)
+class Owner:
+    """The coordinator that a transaction belongs to: a node in one epoch."""
+
+    node: str
+    epoch: Epoch
+
+
+@dataclass(frozen=True, slots=True)
+class TransactionContext:
+    """What travels with every call of a transaction, in the request metadata ``txrpc-context-bin``."""
+
+    group: str
+    xid: Xid
+    owner: Owner
+    time_left_ms: int
+    read_only: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class BranchRef:
+    """A branch as the root sees it: what replies carried home and what the commit request lists.
+
+    `calls` is the number of completed calls that used the branch *and whose reply reached the root* (rule 9); a reply
+    carries the calls of its own subtree and the root adds them up.  `vote` and `token` are set for an early vote.
+    """
+
+    branch: BranchId
+    resource: str
+    participant: ParticipantId
+    calls: int
+    vote: Vote | None = None
+    token: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class CallReport:
+    """What a reply carries home, in the trailing metadata ``txrpc-branches-bin``: branches used, and whether doomed."""
+
+    branches: tuple[BranchRef, ...] = ()
+    doomed: Reason | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ResourceInfo:
+    """A resource as a session announces it.
+
+    `identity` names the database behind it, however it is reached.  `trouble`: why the process cannot use it yet; it is given
+    nothing about that resource until it says Hello again without.
+    """
+
+    name: str
+    kind: str
+    identity: str = ""
+    trouble: str = ""
+
+
+# ------------------------------------------------------------------------------------------ process -> coordinator
+
+
+@dataclass(frozen=True, slots=True)
+class Hello:
+    """First message of a session; said again on it when the process's resources have changed, and then changes nothing else.
+
+    `seen` is the owner (node, epoch) that this process last had a session with, if any; `position` the greatest position of its
+    log that this process has heard of (rule 18).
+    """
+
+    protocol: int
+    group: str
+    participant: ParticipantId
+    process: str
+    resources: tuple[ResourceInfo, ...] = ()
+    seen: Owner | None = None
+    position: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class CommitRequest:
+    """The root asks for the commit.  `begun_tick` is the coordinator's own clock as the client knew it at begin."""
+
+    xid: Xid
+    epoch: Epoch
+    begun_tick: int
+    branches: tuple[BranchRef, ...]
+    time_left_ms: int
+    wait: Wait = Wait.ACKNOWLEDGED
+
+
+@dataclass(frozen=True, slots=True)
+class RollbackRequest:
+    """The root gives up: every branch that it knows of is rolled back now instead of at its deadline.
+
+    *epoch* and *begun_tick* as for `CommitRequest`: what may have been decided and forgotten is looked up first.
+    *everywhere*: calls are still running, so that there may be branches that it does not know of (rule 19).
+    """
+
+    xid: Xid
+    epoch: Epoch
+    begun_tick: int
+    branches: tuple[BranchRef, ...]
+    reason: Reason
+    everywhere: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class OutcomeRequest:
+    """Somebody who lost the answer asks for the outcome of *xid*, begun under *epoch* at that coordinator's *begun_tick*.
+
+    Asking ends it: a transaction that is not being decided is presumed aborted, and a late commit request refused.
+    `branches` is what the commit request listed, if there was one: a commit in one phase leaves no record, so its only branch
+    has to be asked.
+    """
+
+    xid: Xid
+    epoch: Epoch
+    begun_tick: int
+    branches: tuple[BranchRef, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Voted:
+    """Answer to Prepare.  `token` is the database's own transaction id, by which it can be asked for the truth later."""
+
+    xid: Xid
+    branch: BranchId
+    vote: Vote
+    reason: Reason | None = None
+    token: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Committing:
+    """Sent before a commit in one phase is given to the database, with the token by which its end can be learnt."""
+
+    xid: Xid
+    branch: BranchId
+    token: str
+
+
+@dataclass(frozen=True, slots=True)
+class OnePhaseDone:
+    """Answer to CommitOnePhase."""
+
+    xid: Xid
+    branch: BranchId
+    result: Outcome
+    reason: Reason | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Acked:
+    """Answer to Commit: what the database said.  To Rollback only if it had been committed by hand."""
+
+    xid: Xid
+    branch: BranchId
+    finish: FinishResult
+    resource: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Inquiry:
+    """A prepared branch that has not heard its decision asks.
+
+    `since_ms`: how long it has been prepared.  `time_left_ms`: how long its root may still take to ask for the commit, as far
+    as the asking process knows; 0 lets the coordinator presume abort at once.
+    """
+
+    gid: Gid
+    since_ms: int = 0
+    time_left_ms: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Trouble:
+    """What keeps a process from doing what it was told about a branch (rule 20); None: nothing any more."""
+
+    gid: Gid
+    reason: Reason | None
+
+
+@dataclass(frozen=True, slots=True)
+class Resolved:
+    """Answer to Resolve.  UNKNOWN means that the database has forgotten; no answer is sent while it is still running."""
+
+    xid: Xid
+    branch: BranchId
+    result: Outcome
+
+
+# ------------------------------------------------------------------------------------------ coordinator -> process
+
+
+@dataclass(frozen=True, slots=True)
+class Welcome:
+    """Answer to Hello: who the coordinator is, how far its log has come, and what it allows."""
+
+    owner: Owner
+    tick: int
+    max_timeout_ms: int
+    max_branches: int
+    max_message_bytes: int
+    position: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Tick:
+    """The coordinator's own coarse clock (see `txrpc._protocol.coordinator.machine`), and how far its log has come."""
+
+    tick: int
+    position: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Prepare:
+    """First phase: vote on this branch, in which the root saw *calls* calls complete."""
+
+    xid: Xid
+    branch: BranchId
+    calls: int
+
+
+@dataclass(frozen=True, slots=True)
+class CommitOnePhase:
+    """The only branch that may have written: commit it or roll it back, and say which."""
+
+    xid: Xid
+    branch: BranchId
+    calls: int
+
+
+@dataclass(frozen=True, slots=True)
+class Commit:
+    """Second phase: commit this prepared branch.  Goes to any session of its resource, hence the whole identifier."""
+
+    gid: Gid
+    token: str = ""
+    position: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Rollback:
+    """The transaction is aborted: roll this branch back, prepared or not."""
+
+    gid: Gid
+    reason: Reason
+    token: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Abandon:
+    """The transaction is aborted, and nobody knows all of its branches: whatever there is of it is rolled back, and none begun."""
+
+    xid: Xid
+    reason: Reason
+
+
+@dataclass(frozen=True, slots=True)
+class Resolve:
+    """The process that was committing this branch in one phase is gone: ask the database how transaction *token* ended."""
+
+    xid: Xid
+    branch: BranchId
+    resource: str
+    token: str
+
+
+@dataclass(frozen=True, slots=True)
+class OutcomeReply:
+    """Answer to a commit, rollback or outcome request.
+
+    `pending` lists resources whose branch has not acknowledged yet; `heuristic` is a sentence if a branch ended the other way.
+    """
+
+    xid: Xid
+    outcome: Outcome
+    reason: Reason | None = None
+    pending: tuple[str, ...] = ()
+    heuristic: str = ""
+    position: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class OnePhaseToken:
+    """To a root that waits for a commit in one phase whose process is gone: how its end can be learnt."""
+
+    xid: Xid
+    token: str
+
+
+@dataclass(frozen=True, slots=True)
+class GoAway:
+    """The coordinator ends this session.  `retry`: whether connecting again may help."""
+
+    code: str
+    text: str
+    retry: bool
+
+
+AboutEnd = CommitRequest | RollbackRequest | OutcomeRequest
+"""What roots say about the end of a transaction."""
+
+AboutBranch = Prepare | CommitOnePhase | Commit | Rollback | Abandon | Resolve
+"""What a coordinator says about a branch to a process that has it, or can finish it."""
+
+ToCoordinator = Hello | AboutEnd | Voted | Committing | OnePhaseDone | Acked | Inquiry | Resolved | Trouble
+FromCoordinator = Welcome | Tick | AboutBranch | OnePhaseToken | OutcomeReply | GoAway

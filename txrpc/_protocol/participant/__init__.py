@@ -1,0 +1,1 @@
+"""The participant's half of two-phase commit: the branches of one process."""

@@ -1,0 +1,132 @@
+"""One branch as its own process sees it: states, inputs, operations, and the row that the participant's table works on."""
+
+from __future__ import annotations
+
+import enum
+from dataclasses import dataclass
+
+from txrpc._protocol.messages import FinishResult, Outcome, ToCoordinator, Vote
+from txrpc.errors import Reason
+from txrpc.ids import BranchId, Gid, Xid
+
+__all__ = ["BranchInput", "BranchRow", "BranchState", "Do", "Effects", "Operation"]
+
+
+class BranchState(enum.Enum):
+    """Where a branch stands in its own process."""
+
+    ABSENT = "absent"
+    ACTIVE = "active"
+    VOTING = "voting"  # PREPARE is on its way to the database
+    PREPARED = "prepared"  # in doubt: only the coordinator may end it
+    ONE_PHASE = "one phase"  # COMMIT is on its way to the database
+    COMMITTING = "committing"  # COMMIT PREPARED is, or waits for another try
+    ABORTING = "undoing"  # ROLLBACK PREPARED is, or waits for another try
+    ROLLING_BACK = "rolling back"  # unprepared work is being undone
+    RESOLVING = "resolving"  # somebody else's commit in one phase: asking the database how it ended
+    ENDED = "ended"
+
+
+class BranchInput(enum.Enum):
+    """What can happen to a branch."""
+
+    PREPARE = "prepare"
+    COMMIT_ONE_PHASE = "commit one phase"
+    COMMIT = "commit"
+    ROLLBACK = "rollback"
+    RESOLVE = "resolve"
+    LOCAL_COMMIT = "local commit"
+    LOCAL_ROLLBACK = "local rollback"
+    RELEASED = "released"  # the last user of its work left
+    TIME_UP = "time up"
+    PREPARED = "prepared"
+    READ_ONLY = "read only"
+    PREPARE_FAILED = "prepare failed"
+    ONE_PHASE_ENDED = "one phase ended"
+    FINISHED = "finished"
+    FINISH_FAILED = "finish failed"
+    ROLLED_BACK = "rolled back"
+
+
+class Operation(enum.Enum):
+    """What the shell is asked to do with a resource; the names are the resource port's."""
+
+    PREPARE = "prepare"
+    COMMIT_ONE_PHASE = "commit_one_phase"
+    ROLLBACK = "rollback"
+    INTERRUPT = "interrupt"
+    COMMIT_PREPARED = "commit_prepared"
+    ROLLBACK_PREPARED = "rollback_prepared"
+    ONE_PHASE_RESULT = "one_phase_result"
+
+
+@dataclass(frozen=True, slots=True)
+class Do:
+    """Ask a resource for *operation* on the branch *gid*, then step its result (none for INTERRUPT)."""
+
+    operation: Operation
+    gid: Gid
+    token: str = ""
+
+
+@dataclass(slots=True)
+class Effects:
+    """The effects of one step of a participant: operations to start, messages to send, local waiters to wake.
+
+    An operation and a message of one step do not depend on each other; what depends on an operation is sent by the step that
+    takes its result.
+    """
+
+    do: list[Do]
+    send: list[ToCoordinator]
+    settle: list[tuple[BranchId, Outcome, Reason | None]]
+
+
+@dataclass(slots=True)
+class BranchRow:
+    """The mutable record of one branch, and after its end its tombstone."""
+
+    gid: Gid
+    state: BranchState
+    deadline_ms: int
+    """Monotonic; later, when to look again (a retry, an inquiry, the tombstone's end)."""
+    calls: int = 0
+    """Completed calls that used it (rule 9)."""
+    running: int = 0
+    """Calls that have used it and are still running."""
+    users: int = 0
+    """Blocks that are using its work now."""
+    at_work: bool = False
+    """Whether an operation runs whose result has not come: until then no other one may start."""
+    voted: Vote | None = None
+    doom: Reason | None = None
+    vote_reason: Reason | None = None
+    token: str = ""
+    rollback_asked: Reason | None = None
+    attempts: int = 0
+    local: bool = False
+    """Whether a local waiter, not the coordinator, is to be told how a commit in one phase or a rollback ended."""
+    ask_resolved: bool = False
+    outcome: Outcome = Outcome.UNKNOWN
+    finish: FinishResult = FinishResult.DONE
+    in_doubt_ms: int = 0
+    """When it was prepared."""
+    working_ms: int = 0
+    """When the operation at work was started."""
+    trouble: Reason | None = None
+    """What the coordinator was told last of why it does not end (rule 20)."""
+
+    @property
+    def why(self) -> Reason | None:
+        """Why it is rolled back, if it is."""
+        return self.vote_reason or self.doom or self.rollback_asked
+
+    @property
+    def xid(self) -> Xid:
+        """The transaction."""
+        return self.gid.xid
+
+    @property
+    def branch(self) -> BranchId:
+        """The branch's own identifier."""
+        return self.gid.branch

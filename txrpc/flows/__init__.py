@@ -1,1 +1,0 @@
-"""Conversations as generators: one body for both colours."""

@@ -1,1 +1,0 @@
-"""gRPC: interceptors and sessions, in two colours."""

@@ -1,1 +1,0 @@
-"""A process's side of transactions: managers, handles, scopes."""

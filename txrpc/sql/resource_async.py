@@ -1,0 +1,299 @@
+"""The resource manager over a SQLAlchemy `AsyncEngine`; `txrpc.sql.resource` has the words."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
+from typing import Any, Literal
+
+from sqlalchemy.engine import Connection
+from sqlalchemy.exc import DBAPIError
+from sqlalchemy.exc import TimeoutError as PoolTimeout
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, AsyncSession
+
+from txrpc._client.flow import arun
+from txrpc._context import current
+from txrpc._protocol.messages import FinishResult, Outcome, ResourceInfo
+from txrpc.errors import Reason, ResourceUnavailable
+from txrpc.ids import Gid
+from txrpc.resource import Prepared, ReadOnly
+from txrpc.sql.backend import Backend
+from txrpc.sql.commit_status import learn, terminate_backend
+from txrpc.sql.common import (
+    BranchWork,
+    Guard,
+    branch_of,
+    broken,
+    capacity_of,
+    check_engine,
+    check_options,
+    check_outside,
+    check_whole,
+    dialect_of,
+    exhausted,
+    info_of,
+    interrupt,
+    lost,
+    patience_of,
+    refuse_outside,
+    side_engine,
+    watch_session,
+)
+from txrpc.sql.markers import Marker
+
+__all__ = ["AsyncResourceManager"]
+
+_UNBOUNDED = 1_000_000_000
+
+
+class AsyncResourceManager:
+    """A SQL database as a resource of an asyncio program.  See `ResourceManager`; give it to `txrpc.aio.connect`."""
+
+    def __init__(
+        self,
+        name: str,
+        engine: AsyncEngine,
+        *,
+        session_class: type[AsyncSession] = AsyncSession,
+        always_prepare: bool = False,
+        outside: Literal["local", "refuse"] | None = None,
+        markers: bool = False,
+        **session_options: Any,
+    ) -> None:
+        self.name = check_engine(name, engine, AsyncEngine, "an AsyncResourceManager takes a SQLAlchemy AsyncEngine")
+        self.engine = engine
+        self._dialect = dialect_of(engine.sync_engine)
+        self.kind: str = engine.dialect.name
+        self._session_class = session_class
+        self._always_prepare = always_prepare
+        self._outside = check_outside(name, outside)
+        self._wants_markers = markers
+        self._markers = ""
+        """The qualified name of the table of marker rows, if they are wanted."""
+        self.user: Any = None
+        """The manager that was connected with it."""
+        self._session_options = check_options(name, session_options)
+        self._side = AsyncEngine(side_engine(engine.sync_engine))
+        self._places = asyncio.Semaphore(capacity_of(engine.sync_engine) or _UNBOUNDED)
+        """See `ResourceManager`."""
+        self._guard = Guard(engine.sync_engine, self._dialect)
+        self._asks_for_pid = False
+
+    # ------------------------------------------------------------------------------------------------- for users
+
+    @asynccontextmanager
+    async def session(self) -> AsyncIterator[AsyncSession]:
+        """An `AsyncSession` in the current transaction's branch: flushed at the end of the block, committed with the transaction.
+
+        Outside a transaction: an ordinary one that commits at the end of the block and rolls back on an exception.
+        """
+        if current() is None:
+            refuse_outside(self, self._outside)
+            async with self._session_class(self.engine, **self._session_options) as session, session.begin():
+                yield session
+            return
+        async with self.connection() as connection:
+            options = {**self._session_options, "join_transaction_mode": "rollback_only"}
+            async with self._session_class(connection, **options) as session:
+                watch_session(session.sync_session, connection.info, self._dialect)
+                yield session
+                await session.flush()
+
+    @asynccontextmanager
+    async def connection(self) -> AsyncIterator[AsyncConnection]:
+        """An `AsyncConnection` in the current transaction's branch; the rest is as for `session`."""
+        handle = current()
+        if handle is None:
+            refuse_outside(self, self._outside)
+            async with self.engine.begin() as connection:
+                yield connection
+            return
+        async with branch_of(handle, self, AbstractAsyncContextManager) as work:
+            try:
+                yield work.connection
+            except BaseException:
+                if work.doom is not None:
+                    handle.set_rollback_only(work.doom)
+                raise
+            if (reason := lost(work, self.name, self._dialect)) is not None:
+                handle.set_rollback_only(reason)
+
+    # --------------------------------------------------------------------------------- for the manager (the port)
+
+    async def start(self) -> ResourceInfo:
+        """See `txrpc.resource.Resource.start`."""
+        capacity = capacity_of(self.engine.sync_engine)
+        with self._dialect.starting(self.name):
+            self._asks_for_pid = await self._on(self.engine, self._dialect.hides_backends)
+            if self._asks_for_pid:
+                await self._aside(self._dialect.check_pooler, self.engine.sync_engine, self.name)
+            identity, warnings = await self._on(self.engine, self._dialect.preflight, self.name, capacity)
+            if self._wants_markers:
+                self._markers = await self._aside(self._dialect.prepare_table, self.name)
+        return info_of(self.name, self.kind, identity, warnings)
+
+    async def close(self) -> None:
+        """See `txrpc.resource.Resource.close`."""
+        self._guard.remove()
+        await self._side.dispose()
+
+    async def begin(self, read_only: bool, within_s: float | None = None) -> BranchWork:
+        """See `txrpc.resource.Resource.begin`."""
+        engine = self.engine.sync_engine
+        try:
+            async with asyncio.timeout(patience_of(engine, within_s)):
+                await self._places.acquire()
+        except TimeoutError:
+            raise ResourceUnavailable(exhausted(self.name, engine, within_s)) from None
+        try:
+            async with self._errors():
+                work = BranchWork(await self.engine.connect(), self._places.release)
+        except BaseException:
+            self._places.release()
+            raise
+        async with self._errors():
+            try:
+                work.transaction = await work.connection.begin()
+                await work.connection.run_sync(self._guard.watch, work)
+                if read_only:
+                    await work.connection.run_sync(self._dialect.set_read_only)
+                pid = await work.connection.run_sync(self._dialect.backend_pid, self._asks_for_pid)
+                work.backend = Backend(pid, time.monotonic())
+            except BaseException:
+                await self._let_go(work)
+                raise
+            return work
+
+    async def prepare(self, work: BranchWork, gid: Gid) -> Prepared | ReadOnly:
+        """See `txrpc.resource.Resource.prepare`."""
+        check_whole(work, self.name, self._dialect)
+        work.ours = True
+        token: str = await work.connection.run_sync(self._dialect.prepare, gid, *self._to_end(work))
+        await self._let_go(work)
+        return Prepared(token) if token else ReadOnly()
+
+    async def commit_one_phase(self, work: BranchWork, committing: Callable[[str], Awaitable[None]]) -> Outcome:
+        """See `txrpc.resource.Resource.commit_one_phase`."""
+        check_whole(work, self.name, self._dialect)
+        work.ours = True
+        token: str = await work.connection.run_sync(self._dialect.token_to_end, *self._to_end(work))
+        if token:
+            await committing(token)
+        try:
+            durable: bool = await work.connection.run_sync(self._commit, work)
+        except Exception as error:
+            if self._dialect.refused(error):
+                raise
+            return await self._how_it_ended(work, token)
+        await self._let_go(work)
+        return Outcome.COMMITTED if durable else Outcome.UNKNOWN
+
+    def _commit(self, connection: Connection, work: BranchWork) -> bool:
+        durable: bool = self._dialect.commit(work.transaction.sync_transaction, connection)
+        return durable
+
+    async def rollback(self, work: BranchWork) -> None:
+        """See `txrpc.resource.Resource.rollback`."""
+        is_broken = broken(work)
+        await self._let_go(work)
+        if is_broken:
+            await self._see_off(work.backend)
+
+    async def interrupt(self, work: BranchWork) -> None:
+        """See `txrpc.resource.Resource.interrupt`."""
+        if work is not None and work.backend is not None:
+            await self._aside(interrupt, self._dialect, work)
+
+    async def commit_prepared(self, gid: Gid, token: str) -> FinishResult:
+        """See `txrpc.resource.Resource.commit_prepared`."""
+        result: FinishResult = await self._aside(self._dialect.finish, True, gid, token, self._markers)
+        return result
+
+    async def rollback_prepared(self, gid: Gid, token: str) -> FinishResult:
+        """See `txrpc.resource.Resource.rollback_prepared`."""
+        result: FinishResult = await self._aside(self._dialect.finish, False, gid, token, self._markers)
+        return result
+
+    async def in_doubt(self, group: str) -> Sequence[tuple[Gid, int]]:
+        """See `txrpc.resource.Resource.in_doubt`."""
+        found: Sequence[tuple[Gid, int]] = await self._aside(self._dialect.in_doubt, group, self.name)
+        if self._markers:
+            await self._aside(self._dialect.clean, self._markers)
+        return found
+
+    async def one_phase_result(self, token: str) -> Outcome | None:
+        """See `txrpc.resource.Resource.one_phase_result`."""
+        result: Outcome | None = await self._aside(self._dialect.one_phase_result, token, self._markers)
+        return result
+
+    def classify(self, error: BaseException) -> Reason | None:
+        """See `txrpc.resource.Resource.classify`."""
+        reason: Reason | None = self._dialect.classify(error)
+        return reason
+
+    # --------------------------------------------------------------------------------------------------- under it
+
+    def _to_end(self, work: BranchWork) -> tuple[int, bool, Marker | None]:
+        """What the dialect must know to prove what *work* is, and to have it proven later."""
+        marker = Marker(self._markers, os.urandom(8).hex()) if self._markers else None
+        return work.pid, work.notifies or self._always_prepare, marker
+
+    async def _let_go(self, work: BranchWork, spoiled: bool = False) -> None:
+        """Return the connection to its pool, which rolls back whatever is still open on it.  Never raises."""
+        clean = work.give_back()
+        with suppress(Exception):
+            if spoiled or not clean or work.doom is not None:
+                # Doomed: its user has ended SQLAlchemy's transaction, which now would return the connection as it is.
+                await work.connection.invalidate()
+            await work.connection.run_sync(self._guard.release)
+        with suppress(Exception):
+            await work.connection.close()
+
+    async def _how_it_ended(self, work: BranchWork, token: str) -> Outcome:
+        """The connection broke during COMMIT."""
+        await self._let_go(work, spoiled=True)
+        if not token:
+            await self._see_off(work.backend)
+            return Outcome.COMMITTED
+        return await arun(learn(self.one_phase_result, self._break_off, asyncio.sleep, token, work.backend))
+
+    async def _break_off(self, backend: Backend) -> None:
+        await self._aside(self._dialect.interrupt, backend)
+
+    async def _gone(self, backend: Backend) -> bool:
+        gone: bool = await self._aside(self._dialect.is_gone, backend)
+        return gone
+
+    async def _see_off(self, backend: Backend | None) -> None:
+        await arun(terminate_backend(self._break_off, self._gone, asyncio.sleep, backend))
+
+    async def _aside(self, verb: Callable[..., Any], *arguments: Any) -> Any:
+        """Run *verb* on a connection of its own, in AUTOCOMMIT."""
+        return await self._on(self._side, verb, *arguments)
+
+    async def _on(self, engine: AsyncEngine, verb: Callable[..., Any], *arguments: Any) -> Any:
+        """Run *verb* on a connection of *engine*; once more if a pooled connection turned out to be dead."""
+        for again in (True, False):
+            try:
+                async with self._errors(), engine.connect() as connection:
+                    return await connection.run_sync(verb, *arguments)
+            except DBAPIError as error:
+                if not (again and error.connection_invalidated):
+                    raise
+        raise AssertionError("unreachable")
+
+    @asynccontextmanager
+    async def _errors(self) -> AsyncIterator[None]:
+        """Not getting a connection at all is a `ResourceUnavailable`."""
+        try:
+            yield
+        except PoolTimeout:
+            raise ResourceUnavailable(exhausted(self.name, self.engine.sync_engine)) from None
+        except (DBAPIError, OSError) as error:
+            if getattr(error, "statement", None) is None and self._dialect.no_connection(error):
+                text = f"the database of resource {self.name!r} is out of reach: {self._dialect.sentence(error)}"
+                raise ResourceUnavailable(text) from error
+            raise

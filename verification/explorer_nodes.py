@@ -1,0 +1,228 @@
+"""The parts of `verification.explorer_model`: databases, services, a client, and the links between them and the coordinator."""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from txrpc._protocol.coordinator.events import Limits
+from txrpc._protocol.messages import (
+    PROTOCOL_VERSION,
+    BranchRef,
+    CommitRequest,
+    FinishResult,
+    Hello,
+    Outcome,
+    OutcomeReply,
+    OutcomeRequest,
+    Prepare,
+    Resolve,
+    ResourceInfo,
+    RollbackRequest,
+    Tick,
+    Voted,
+    Welcome,
+)
+from txrpc._protocol.participant.branch import BranchInput, Do, Effects, Operation
+from txrpc._protocol.participant.machine import Participant
+from txrpc.errors import AbortCode, Reason
+from txrpc.ids import BranchId, Gid, ParticipantId, Xid
+
+if TYPE_CHECKING:
+    from verification.explorer_model import SmallWorld
+
+__all__ = ["GAVE_UP", "LIMITS", "LONGEST_MS", "REFUSED", "TIMEOUT_MS", "XID", "Client", "Database", "Link", "Service"]
+
+XID = Xid.make(1_000, b"0123456789")
+LIMITS = Limits(max_timeout_ms=60_000, recovery_wait_ms=0)
+TIMEOUT_MS = 5_000
+LONGEST_MS = 300_000
+"""By then all must have ended: the deadline, and some rounds of the slowest question."""
+REFUSED = Reason(AbortCode.CANNOT_PREPARE, "the database refused")
+GAVE_UP = Reason(AbortCode.REQUESTED, "the root gave up")
+
+
+def _half() -> float:
+    return 0.5
+
+
+@dataclass(slots=True)
+class Database:
+    """What one database holds: how each branch stands, and what its next PREPARE will answer."""
+
+    branches: dict[BranchId, str] = field(default_factory=dict)
+    prepared: dict[BranchId, Gid] = field(default_factory=dict)
+    on_prepare: BranchInput = BranchInput.PREPARED
+    forced: int = 0
+    """Forced writes."""
+
+
+class Service:
+    """One incarnation of a process that has one resource."""
+
+    def __init__(self, world: SmallWorld, resource: str, number: int) -> None:
+        self.world, self.resource = world, resource
+        self.id = ParticipantId(number.to_bytes(8, "big"))
+        self.table = Participant(_half)
+        self.database = world.databases[resource]
+        self.session = 0
+
+    def hello(self) -> Hello:
+        """What it says first."""
+        resources = (ResourceInfo(self.resource, "test"),)
+        return Hello(PROTOCOL_VERSION, "bank", self.id, self.resource, resources)
+
+    def call(self) -> BranchRef:
+        """Do the transaction's work here, in one completed call."""
+        world = self.world
+        gid = Gid("bank", "c1", world.owner.epoch, XID, BranchId(self.id), self.id, self.resource)
+        self.table.open(gid, world.now_ms + TIMEOUT_MS).calls = 1
+        self.database.branches[gid.branch] = "active"
+        return BranchRef(gid.branch, self.resource, self.id, 1)
+
+    def vote_early(self, ref: BranchRef) -> BranchRef:
+        """Prepare before the reply; the vote rides home in it instead of going to the coordinator."""
+        effects = self.table.received(Prepare(XID, ref.branch, ref.calls), self.world.now_ms)
+        kind, detail = self._carry_out(effects.do[0])
+        (vote,) = self.table.step(kind, ref.branch, self.world.now_ms, detail).send
+        assert isinstance(vote, Voted)
+        return BranchRef(ref.branch, ref.resource, ref.participant, ref.calls, vote.vote, vote.token)
+
+    def take(self, message: Any) -> None:
+        """A message of the coordinator's has come."""
+        now_ms = self.world.now_ms
+        if isinstance(message, Tick):
+            return
+        if isinstance(message, Welcome):
+            self.honour(self.table.connected(now_ms))
+            for gid in list(self.database.prepared.values()):
+                self.honour(self.table.in_doubt(gid, 0, now_ms))
+        elif isinstance(message, Resolve) and message.token and message.branch not in self.table.rows:
+            owner = self.world.owner
+            gid = Gid("bank", owner.node, owner.epoch, message.xid, message.branch, self.id, message.resource)
+            self.honour(self.table.resolve_foreign(gid, message.token, now_ms))
+        else:
+            self.honour(self.table.received(message, now_ms))
+
+    def woke(self) -> None:
+        """Time has passed."""
+        self.honour(self.table.woke(self.world.now_ms))
+
+    def honour(self, effects: Effects) -> None:
+        """Do what the table says."""
+        for message in effects.send:
+            self.world.send_up(self.session, message)
+        for do in effects.do:
+            if do.operation is Operation.INTERRUPT:
+                continue  # what is under way here does not hang: it ends by itself
+            if do.operation is Operation.COMMIT_ONE_PHASE:
+                committing = self.table.committing(do.gid.branch, "token")
+                if committing is not None:
+                    self.world.send_up(self.session, committing)
+            self.world.jobs.append(("operation", self, do))
+
+    def end(self, do: Do) -> None:
+        """An operation in the database has ended."""
+        kind, detail = self._carry_out(do)
+        self.honour(self.table.step(kind, do.gid.branch, self.world.now_ms, detail))
+
+    def _carry_out(self, do: Do) -> tuple[BranchInput, object]:
+        result: tuple[BranchInput, object] = getattr(self, f"_{do.operation.value}")(do.gid)
+        return result
+
+    def _prepare(self, gid: Gid) -> tuple[BranchInput, object]:
+        kind = self.database.on_prepare
+        if kind is BranchInput.PREPARED:
+            self.database.branches[gid.branch] = "prepared"
+            self.database.prepared[gid.branch] = gid
+            self.database.forced += 1
+            return kind, "token"
+        if kind is BranchInput.READ_ONLY:
+            self.database.branches[gid.branch] = "read-only"
+            return kind, None
+        self.database.branches[gid.branch] = "rolled back"
+        return kind, REFUSED
+
+    def _commit_one_phase(self, gid: Gid) -> tuple[BranchInput, object]:
+        assert self.database.branches[gid.branch] == "active"
+        self.database.branches[gid.branch] = "committed"
+        self.database.forced += 1
+        return BranchInput.ONE_PHASE_ENDED, (Outcome.COMMITTED, None)
+
+    def _rollback(self, gid: Gid) -> tuple[BranchInput, object]:
+        assert self.database.branches[gid.branch] == "active"
+        self.database.branches[gid.branch] = "rolled back"
+        return BranchInput.ROLLED_BACK, None
+
+    def _commit_prepared(self, gid: Gid) -> tuple[BranchInput, object]:
+        return self._finish(gid, "committed")
+
+    def _rollback_prepared(self, gid: Gid) -> tuple[BranchInput, object]:
+        return self._finish(gid, "rolled back")
+
+    def _finish(self, gid: Gid, end: str) -> tuple[BranchInput, object]:
+        if self.database.prepared.pop(gid.branch, None) is None:
+            ended = self.database.branches.get(gid.branch)
+            assert ended in (end, None), f"told to be {end}, but {ended} before"
+            return BranchInput.FINISHED, FinishResult.ALREADY if ended else FinishResult.NOT_HERE
+        self.database.branches[gid.branch] = end
+        self.database.forced += end == "committed"
+        return BranchInput.FINISHED, FinishResult.DONE
+
+    def _one_phase_result(self, gid: Gid) -> tuple[BranchInput, object]:
+        committed = self.database.branches[gid.branch] == "committed"
+        result = Outcome.COMMITTED if committed else Outcome.ABORTED
+        return BranchInput.ONE_PHASE_ENDED, (result, None)
+
+
+class Client:
+    """The root: asks once, and if the answer is lost asks for the outcome until it has one."""
+
+    id = ParticipantId(b"theroot!")
+
+    def __init__(self, world: SmallWorld) -> None:
+        self.world = world
+        self.session = 0
+        self.owner = world.owner
+        self.begun_tick = world.coordinator.tick
+        self.refs: tuple[BranchRef, ...] = ()
+        self.asked = False
+        self.replies: list[OutcomeReply] = []
+
+    def hello(self) -> Hello:
+        """What it says first."""
+        return Hello(PROTOCOL_VERSION, "bank", self.id, "client")
+
+    def commit(self, *refs: BranchRef) -> None:
+        """Ask for the commit."""
+        self.refs, self.asked = refs, True
+        self.world.send_up(
+            self.session, CommitRequest(XID, self.owner.epoch, self.begun_tick, refs, TIMEOUT_MS - 1_000)
+        )
+
+    def give_up(self, *refs: BranchRef) -> None:
+        """Ask for the rollback."""
+        self.refs, self.asked = refs, True
+        self.world.send_up(self.session, RollbackRequest(XID, self.owner.epoch, self.begun_tick, refs, GAVE_UP))
+
+    def take(self, message: Any) -> None:
+        """A message of the coordinator's has come."""
+        if isinstance(message, Welcome):
+            if self.asked and not self.replies:
+                request = OutcomeRequest(XID, self.owner.epoch, self.begun_tick, self.refs)
+                self.world.send_up(self.session, request)
+        elif isinstance(message, OutcomeReply):
+            self.replies.append(message)
+
+    def woke(self) -> None:
+        """Nothing here is timed."""
+
+
+@dataclass(slots=True)
+class Link:
+    """One session's two streams."""
+
+    peer: Service | Client
+    up: deque[Any] = field(default_factory=deque)
+    down: deque[Any] = field(default_factory=deque)

@@ -1,0 +1,469 @@
+"""The protocol with one mistake in it, on purpose: what would a checker be worth that none of these could wake?"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import Any
+from unittest.mock import patch
+
+from txrpc._client import completion as ending
+from txrpc._client.asking import Asking
+from txrpc._client.core import ManagerCore
+from txrpc._client.local_transaction import Status
+from txrpc._decision_log.memory import MemoryLog
+from txrpc._protocol.coordinator import knowledge as recovery
+from txrpc._protocol.coordinator import machine as coordinator_table
+from txrpc._protocol.coordinator import recovery as inquiries
+from txrpc._protocol.coordinator.ended import EndedTransactions
+from txrpc._protocol.coordinator.events import Forgot
+from txrpc._protocol.coordinator.knowledge import Answer, Knowledge
+from txrpc._protocol.coordinator.machine import Coordinator
+from txrpc._protocol.coordinator.rows import Input, State
+from txrpc._protocol.messages import (
+    Acked,
+    CommitRequest,
+    Committing,
+    FinishResult,
+    OnePhaseDone,
+    Outcome,
+    OutcomeReply,
+    OutcomeRequest,
+    Resolved,
+    Vote,
+    Voted,
+)
+from txrpc._protocol.participant import machine as participant_table
+from txrpc._protocol.participant.branch import BranchInput, BranchState, Operation
+from txrpc._protocol.participant.machine import Participant
+from txrpc._protocol.participant.state import Ledger
+from txrpc.errors import AbortCode, CoordinatorUnavailable, Reason
+from txrpc.ids import ParticipantId
+from verification.simulation import Options
+from verification.simulation.coordinator import CoordinatorProcess
+from verification.simulation.process import SimManager
+
+__all__ = ["MUTANTS", "Mutant"]
+
+_C, _P = Coordinator, Participant
+_S, _I = BranchState, BranchInput
+Patches = list[Any]
+
+
+@dataclass(frozen=True)
+class Mutant:
+    """One mistake: what it is, the rule that it breaks, the checkers that may notice first, how it is made, and in which world."""
+
+    name: str
+    breaks: int
+    rules: frozenset[int]
+    patches: Callable[[], Patches]
+    world: Options | None = None
+
+    @contextmanager
+    def made(self) -> Iterator[None]:
+        """The mistake is in the code."""
+        with ExitStack() as stack:
+            for one in self.patches():
+                stack.enter_context(one)
+            yield
+
+
+MUTANTS: list[Mutant] = []
+
+
+def _mutant(
+    breaks: int, *others: int, world: Options | None = None
+) -> Callable[[Callable[[], Patches]], Callable[[], Patches]]:
+    """Register a mistake that *breaks* a rule; the checkers of *others* may see it first."""
+
+    def register(make: Callable[[], Patches]) -> Callable[[], Patches]:
+        name = make.__name__.removeprefix("_").replace("_", " ")
+        MUTANTS.append(Mutant(name, breaks, frozenset({breaks, *others}), make, world))
+        return make
+
+    return register
+
+
+def _coordinator(state: State, kind: Input, action: Any) -> Any:
+    return patch.dict(coordinator_table.TABLE, {(state, kind): action})
+
+
+def _participant(state: BranchState, kind: BranchInput, action: Any) -> Any:
+    return patch.dict(participant_table.TABLE, {(state, kind): action})
+
+
+# ------------------------------------------------------------------------------------------------- the coordinator
+
+
+@_mutant(3)
+def _tells_before_the_decision_is_durable() -> Patches:
+    decide = _C._decide
+
+    def mistaken(self: Any, row: Any) -> None:
+        decide(self, row)
+        if row.state is State.RECORDING:
+            self._recorded(row, None, None)
+
+    return [patch.object(_C, "_decide", mistaken)]
+
+
+@_mutant(3)
+def _answers_the_root_while_the_log_is_still_writing() -> Patches:
+    decide = _C._decide
+
+    def mistaken(self: Any, row: Any) -> None:
+        decide(self, row)
+        if row.state is State.RECORDING:
+            for waiter in row.waiters:
+                self._send(waiter, self._committed_reply(row))
+            row.waiters.clear()
+
+    return [patch.object(_C, "_decide", mistaken)]
+
+
+@_mutant(6)
+def _marks_the_record_done_at_the_decision() -> Patches:
+    recorded = _C._recorded
+
+    def mistaken(self: Any, row: Any, session: None, message: None) -> None:
+        recorded(self, row, session, message)
+        self._out.done.append(row.xid)
+
+    return [_coordinator(State.RECORDING, Input.LOGGED, mistaken)]
+
+
+@_mutant(6, 14, 16)
+def _forgets_at_the_first_acknowledgement() -> Patches:
+    acked = _C._acked
+
+    def mistaken(self: Any, row: Any, session: int, message: Any) -> None:
+        row.missing = 1
+        acked(self, row, session, message)
+
+    return [_coordinator(State.COMMITTING, Input.ACKED, mistaken)]
+
+
+@_mutant(6)
+def _never_marks_a_record_done() -> Patches:
+    acked = _C._acked
+
+    def mistaken(self: Any, row: Any, session: int, message: Any) -> None:
+        acked(self, row, session, message)
+        self._out.done.clear()
+
+    return [_coordinator(State.COMMITTING, Input.ACKED, mistaken)]
+
+
+@_mutant(7, 5)
+def _the_log_has_no_fence() -> Patches:
+    @contextmanager
+    def unfenced(self: Any) -> Iterator[Any]:
+        yield self._node
+
+    return [patch.object(MemoryLog, "_writing", unfenced)]
+
+
+@_mutant(5, 12, 13)
+def _remembers_nothing_of_what_has_ended() -> Patches:
+    return [patch.object(EndedTransactions, "add", lambda self, xid, ended: None)]
+
+
+@_mutant(5, 1, 2, 12, 13)
+def _takes_commit_requests_of_earlier_epochs() -> Patches:
+    return [patch.object(_C, "_of_this_time", lambda self, request: True)]
+
+
+@_mutant(2, 1, 13)
+def _takes_a_vote_against_for_a_vote_for() -> Patches:
+    voted = _C._voted
+
+    def mistaken(self: Any, row: Any, session: int, vote: Any) -> None:
+        if vote.vote is Vote.ABORT:
+            object.__setattr__(vote, "vote", Vote.READ_ONLY)
+        voted(self, row, session, vote)
+
+    return [_coordinator(State.PREPARING, Input.VOTED, mistaken)]
+
+
+@_mutant(2, 1, 8, 13)
+def _counts_a_lost_voter_as_read_only() -> Patches:
+    def mistaken(self: Any, row: Any, session: int, branch: Any) -> None:
+        row.branches[branch].vote = Vote.READ_ONLY
+        row.missing -= 1
+        if not row.missing:
+            self._decide(row)
+
+    return [_coordinator(State.PREPARING, Input.SESSION_LOST, mistaken)]
+
+
+@_mutant(2, 1, 8, 13)
+def _commits_the_first_of_several_branches_in_one_phase() -> Patches:
+    def mistaken(self: Any, row: Any) -> None:
+        for branch in list(row.branches)[1:]:
+            del row.branches[branch]
+        self._delegate(row)
+
+    return [patch.object(_C, "_prepare", mistaken)]
+
+
+@_mutant(5, 1, 4, 6, 14)
+def _rolls_back_branches_of_earlier_epochs_without_asking_the_log() -> Patches:
+    without = frozenset(recovery.UP_TO_THE_LOG - {Knowledge.EARLIER})
+    return [
+        patch.object(inquiries, "UP_TO_THE_LOG", without),
+        patch.object(_C, "_recover", lambda self, decision: None),
+    ]
+
+
+@_mutant(14, 6)
+def _does_not_take_up_what_the_log_has_pending() -> Patches:
+    return [patch.object(_C, "_recover", lambda self, decision: None)]
+
+
+@_mutant(12, 13)
+def _calls_a_slow_commit_aborted() -> Patches:
+    def mistaken(self: Any, row: Any, session: None, message: None) -> None:
+        reply = OutcomeReply(row.xid, Outcome.ABORTED, Reason(AbortCode.TIMED_OUT))
+        for waiter in row.waiters:
+            self._send(waiter, reply)
+        row.waiters.clear()
+
+    return [_coordinator(State.COMMITTING, Input.TIME_UP, mistaken)]
+
+
+@_mutant(13)
+def _guesses_how_a_commit_in_one_phase_ended() -> Patches:
+    def mistaken(self: Any, row: Any, session: int, branch: Any) -> None:
+        self._finish(row, Reason(AbortCode.PARTICIPANT_LOST))
+
+    return [_coordinator(State.ONE_PHASE, Input.SESSION_LOST, mistaken)]
+
+
+@_mutant(15, 1, 2, 3, 6, 13, 14)
+def _believes_whoever_answers() -> Patches:
+    inputs = coordinator_table._INPUTS
+
+    def mistaken(self: Any, session: int, message: Any) -> None:
+        row = self.transactions.get(message.xid)
+        if row is None or message.branch in row.branches:
+            self._enter(message.xid, inputs[type(message)], session, message)
+
+    answers = (Voted, Acked, OnePhaseDone, Resolved, Committing)
+    return [patch.dict(coordinator_table._MESSAGES, dict.fromkeys(answers, mistaken))]
+
+
+@_mutant(3, 1, 5, 6, 12, 13, 14)
+def _aborts_a_batch_of_which_it_does_not_know_whether_it_was_written() -> Patches:
+    write = CoordinatorProcess._write
+
+    def mistaken(self: Any, attempt: int) -> None:
+        if attempt:
+            xids = tuple(decision.xid for decision in self._writing)
+            for xid in xids:
+                self.core._enter(xid, Input.NOT_LOGGED, None, Reason(AbortCode.LOG_UNAVAILABLE))
+        write(self, attempt)
+
+    def stepped(self: Any, attempt: int) -> None:
+        self.core._out = type(self.core._out)()
+        mistaken(self, attempt)
+        self._apply(self.core._out)
+
+    return [patch.object(CoordinatorProcess, "_write", stepped)]
+
+
+@_mutant(5, 1, 14)
+def _answers_a_question_about_a_running_transaction_with_presumed_abort() -> Patches:
+    return [
+        patch.dict(recovery.ANSWERS, {Knowledge.BEING_DECIDED: Answer.ROLL_BACK, Knowledge.AWAITED: Answer.ROLL_BACK})
+    ]
+
+
+# ------------------------------------------------------------------------------------------------- the participant
+
+
+@_mutant(9)
+def _ignores_the_call_count() -> Patches:
+    objection = _P._objection
+
+    def mistaken(self: Any, row: Any, calls: int) -> Any:
+        return objection(self, row, row.calls)
+
+    return [patch.object(_P, "_objection", mistaken)]
+
+
+@_mutant(8, 2, 13, world=Options(crashes=8, transactions=4, calls=4, trouble_ms=8_000))
+def _a_restarted_process_votes_for_the_work_of_the_dead_one() -> Patches:
+    def keeps_its_name(self: Any, process: Any, resources: Any) -> None:
+        made(self, process, resources)
+        self.participant_id = ParticipantId(process.name.encode().ljust(8, b".")[-8:])
+
+    made = SimManager.__init__
+
+    def unknown(self: Any, row: None, message: Any) -> None:
+        self._out.send.append(Voted(message.xid, message.branch, Vote.READ_ONLY))
+
+    return [patch.object(SimManager, "__init__", keeps_its_name), _participant(_S.ABSENT, _I.PREPARE, unknown)]
+
+
+@_mutant(4, 1, 2)
+def _commits_a_prepared_branch_when_nobody_answers() -> Patches:
+    def mistaken(self: Any, row: Any, _: object) -> None:
+        row.state = _S.COMMITTING
+        self._do(Operation.COMMIT_PREPARED, row)
+
+    return [_participant(_S.PREPARED, _I.TIME_UP, mistaken)]
+
+
+@_mutant(1, 4)
+def _rolls_back_a_prepared_branch_at_its_deadline() -> Patches:
+    def mistaken(self: Any, row: Any, _: object) -> None:
+        self._undo_prepared(row)
+
+    return [_participant(_S.PREPARED, _I.TIME_UP, mistaken)]
+
+
+@_mutant(11, 14)
+def _lets_unprepared_branches_live_for_ever() -> Patches:
+    return [_participant(_S.ACTIVE, _I.TIME_UP, _P._ignore)]
+
+
+@_mutant(10)
+def _lets_late_calls_in() -> Patches:
+    found = Ledger.find
+
+    def active(self: Any, xid: Any, resource: str) -> Any:
+        row = found(self, xid, resource)
+        return row if row is not None and row.state is _S.ACTIVE else None
+
+    return [patch.object(Ledger, "closed", lambda self, xid: False), patch.object(Ledger, "find", active)]
+
+
+@_mutant(2, 1, 8)
+def _votes_for_what_the_database_refused() -> Patches:
+    def mistaken(self: Any, row: Any, reason: Any) -> None:
+        self._vote(row, Vote.READ_ONLY)
+        self._end(row, Outcome.COMMITTED)
+
+    return [_participant(_S.VOTING, _I.PREPARE_FAILED, mistaken)]
+
+
+@_mutant(6, 14, 16)
+def _acknowledges_a_commit_that_failed() -> Patches:
+    def mistaken(self: Any, row: Any, _: object) -> None:
+        self._finished_commit(row, FinishResult.DONE)
+
+    return [_participant(_S.COMMITTING, _I.FINISH_FAILED, mistaken)]
+
+
+@_mutant(14)
+def _never_looks_for_branches_that_nobody_knows() -> Patches:
+    return [patch.object(ManagerCore, "swept", lambda self, name, found: None)]
+
+
+@_mutant(13)
+def _does_not_ask_the_database_how_a_commit_in_one_phase_ended() -> Patches:
+    def mistaken(self: Any, gid: Any, token: str, now_ms: int) -> Any:
+        self._begin(now_ms)
+        self._out.send.append(Resolved(gid.xid, gid.branch, Outcome.ABORTED))
+        return self._out
+
+    return [patch.object(_P, "resolve_foreign", mistaken)]
+
+
+# ---------------------------------------------------------------------------------------------------------- the root
+
+
+@_mutant(
+    21,
+    12,
+    13,
+    world=Options(
+        clients=2, services=1, databases=1, transactions=6, calls=1, read_only=0.0, own_resource=0.95,
+        database_crashes=12, patience_s=1,
+    ),
+)  # fmt: skip
+def _lets_the_coordinator_presume_how_a_local_commit_ended() -> Patches:
+    def mistaken(self: Any, part: Any) -> None:
+        if part.status is Status.UNKNOWN and part.owner is not None:
+            request = OutcomeRequest(part.xid, part.owner.epoch, part.begun_tick, part.refs)
+            self._unknown[part.xid] = (part.owner.node, request)
+
+    return [
+        patch.object(Asking, "ended", mistaken),
+        patch.object(Coordinator, "_commits_by_itself", lambda *_: False),
+    ]
+
+
+@_mutant(13)
+def _takes_a_lost_answer_for_an_abort() -> Patches:
+    def mistaken(manager: Any, node: str, request: Any, until_ms: int) -> Any:
+        yield manager.pause, (0.0,)
+        return OutcomeReply(request.xid, Outcome.ABORTED, Reason(AbortCode.COORDINATOR_UNAVAILABLE))
+
+    return [patch.object(ending, "ask_outcome", mistaken)]
+
+
+@_mutant(5, 12, 13)
+def _asks_for_the_commit_again_instead_of_the_outcome() -> Patches:
+    def mistaken(manager: Any, node: str, request: Any, until_ms: int) -> Any:
+        while manager.now_ms() < until_ms:
+            try:
+                live = yield manager.reconnect, ((until_ms - manager.now_ms()) / 1000,)
+                again = CommitRequest(request.xid, live.epoch, manager._tick, request.branches, 5_000)
+                return (yield manager.wait, (manager.post(live.node, again), 5.0))
+            except (CoordinatorUnavailable, TimeoutError):
+                yield manager.pause, (0.05,)
+        return None
+
+    return [patch.object(ending, "ask_outcome", mistaken)]
+
+
+_LOG_LOST = Options(
+    log_restores=2, read_only=0, gives_up=0, transactions=3, database_crashes=2, freezes=2, stray=0.1, loss=0.05
+)
+"""Databases that are away while the decision is made, so that branches ask after the log has lost it."""
+
+
+@_mutant(18, 1, 2, 6, 12, 13, 14, world=_LOG_LOST)
+def _takes_a_log_that_has_lost_decisions_for_a_good_one() -> Patches:
+    return [patch.object(coordinator_table, "is_behind", lambda *_: "")]
+
+
+@_mutant(18, 1, 2, 6, 12, 13, 14, world=_LOG_LOST)
+def _presumes_aborts_before_those_who_know_better_have_come_back() -> Patches:
+    return [patch.object(Coordinator, "_hold", lambda *_: False)]
+
+
+@_mutant(14, 6, 13)
+def _does_not_say_that_a_resource_has_become_ready() -> Patches:
+    return [patch.object(ManagerCore, "_announce", lambda _: None)]
+
+
+_LATE = Options(late_requests=20, transactions=3, read_only=0.0, gives_up=0.0)
+
+
+@_mutant(12, 5, 13, world=_LATE)
+def _takes_the_absence_of_a_memory_for_a_proof_however_old_the_question() -> Patches:
+    return [patch.object(Coordinator, "_of_this_time", lambda *_: True)]
+
+
+@_mutant(12, 5, 13, world=_LATE)
+def _presumes_aborts_where_records_have_been_deleted() -> Patches:
+    return [patch.dict(coordinator_table._EVENTS, {Forgot: lambda *_: None})]
+
+
+@_mutant(
+    17,
+    1,
+    2,
+    4,
+    6,
+    12,
+    13,
+    14,
+    world=Options(misnames=4, databases=3, services=3, transactions=5, read_only=0.0, calls=4),
+)
+def _takes_any_database_under_a_name() -> Patches:
+    return [patch.object(coordinator_table, "refuse_resources", lambda *_: None)]

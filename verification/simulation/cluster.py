@@ -1,0 +1,287 @@
+"""A whole cluster in one thread, from one seed: it works, things go wrong, everything is repaired, and it must come to rest."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+from typing import Any
+
+from txrpc._client import completion as ending
+from txrpc._client.asking import reason_for
+from txrpc._client.flow import Flow
+from txrpc._client.local_transaction import LocalTransaction
+from txrpc._protocol.messages import (
+    Outcome,
+    Wait,
+)
+from txrpc.errors import AbortCode, HeuristicOutcome, OutcomeUnknown, Reason, TransactionAborted, TxrpcError
+from verification.simulation.checkers import all_checkers
+from verification.simulation.coordinator import RETENTION_MS, CoordinatorProcess, Disk
+from verification.simulation.database import Database, Refused
+from verification.simulation.history import History, Violation
+from verification.simulation.network import Network, Stream
+from verification.simulation.options import Options
+from verification.simulation.process import Call, Process, result_of
+from verification.simulation.scheduler import Scheduler, Task
+from verification.simulation.troubles import troubles
+
+__all__ = ["Cluster", "Run", "simulate"]
+
+_REPAIRED_MS = 150_000
+"""How long after the repair everything must have ended: the longest deadline, patience, and the slowest paces of asking."""
+
+
+@dataclass(slots=True)
+class Run:
+    """What came of one seed."""
+
+    seed: int
+    options: Options
+    steps: int
+    outcomes: Counter[str]
+    faults: Counter[str]
+    violation: BaseException | None
+    lines: list[tuple[int, str, str, str]]
+
+
+def simulate(seed: int, options: Options | None = None, trace: bool = False) -> Run:
+    """Run the world of *seed*; a broken rule is in the result, as is a mistake of any kind."""
+    options = options or Options.of(seed)
+    cluster = Cluster(seed, options, trace)
+    violation: BaseException | None = None
+    try:
+        cluster.run()
+    except (Exception, Violation) as error:
+        violation = error
+    lines = cluster.history.lines or []
+    return Run(seed, options, cluster.scheduler.steps, cluster.outcomes, cluster.faults, violation, lines)
+
+
+class Cluster:
+    """The nodes, the story of every root, and the troubles."""
+
+    def __init__(self, seed: int, options: Options, trace: bool = False) -> None:
+        self.options = options
+        self.scheduler = Scheduler(seed)
+        self._dice = self.scheduler.dice
+        self.history = History(all_checkers(), lambda: self.scheduler.now_ms)
+        if trace:
+            self.history.lines = []
+        self.network = Network(self.scheduler, options)
+        self.outcomes: Counter[str] = Counter()
+        self.faults: Counter[str] = Counter()
+        self.wall_ms = 1_700_000_000_000
+        self.disk = Disk()
+        self.right_log: dict[str, Any] | None = None
+        self._coordinators = 0
+        self.old: list[CoordinatorProcess] = []
+        names = [f"db-{n}" for n in range(options.databases)]
+        self.databases = [Database(self.scheduler, name, options, self.history) for name in names]
+        self.start_coordinator()
+        services = [self._process(f"service-{n}", n) for n in range(options.services)]
+        clients = [self._process(f"client-{n}", n) for n in range(options.clients)]
+        self.services, self.clients = services, clients
+        self.processes = services + clients
+        for process in self.processes:
+            process.peers = {service.name: service for service in services}
+            process.dial = self._dial
+            if self._dice.random() < options.slow:
+                process.slow = 10
+        for client in clients:
+            for number in range(options.transactions):
+                at_ms = self._dice.randint(0, options.trouble_ms)
+                self.scheduler.after(at_ms, self._begin, client, f"{client.name}.{number}")
+
+    def _process(self, name: str, number: int) -> Process:
+        """Every process can reach two databases at most, so that some share one and some do not."""
+        chosen = {
+            f"db-{n % len(self.databases)}": self.databases[n % len(self.databases)] for n in (number, number + 1)
+        }
+        return Process(self.scheduler, name, self.network, self.history, chosen)
+
+    # ------------------------------------------------------------------------------------------------- the coordinator
+
+    def start_coordinator(self) -> None:
+        """The next epoch, on the same log."""
+        self._coordinators += 1
+        wall_ms = self.wall_ms + self.scheduler.now_ms
+        name = f"coordinator-{self._coordinators}"
+        self.coordinator = CoordinatorProcess(self.scheduler, name, self.disk, self.options, self.history, wall_ms)
+        self.coordinator.on_behind = lambda: self.scheduler.after(self._dice.randint(50, 2_000), self._bring_log_back)
+
+    def _bring_log_back(self) -> None:
+        """An operator has found the right log after all."""
+        if self.right_log is not None:
+            self.disk.add(self.right_log)
+            self.right_log = None
+            self.note_fault("log brought back", self.coordinator.name, "is given the right log")
+        if not self.coordinator.up:
+            self.start_coordinator()
+
+    def _dial(self, process: Process) -> Stream | None:
+        coordinator = self.coordinator
+        if not coordinator.up or self.network.lost(process, coordinator) or self.network.lost(coordinator, process):
+            return None
+        stream = Stream(self.network, self.scheduler, self.history, process, coordinator)
+        coordinator.accept(stream)
+        return stream
+
+    # --------------------------------------------------------------------------------------------------- the roots' work
+
+    def _begin(self, client: Process, name: str) -> None:
+        if client.up:
+            Task(client, self._root(client, name)).end.then(result_of)
+
+    def _root(self, client: Process, name: str) -> Flow[None]:
+        manager = client.manager
+        timeout_s = self._dice.choice((0.5, 2.0, 5.0, 10.0))
+        if manager.welcome is None:
+            try:
+                yield manager.reconnect, (5.0,)
+            except TxrpcError:
+                self.outcomes["no coordinator"] += 1
+                return
+        part = manager.begin_part(timeout_s, False)
+        try:
+            yield from self._work(client, part, name)
+        except (TxrpcError, Refused) as error:
+            yield from self._give_up(client, part, reason_for(error))
+            return
+        if self._dice.random() < self.options.gives_up:
+            yield from self._give_up(client, part, Reason(AbortCode.REQUESTED, "changed its mind"))
+        else:
+            yield from self._commit(client, part)
+
+    def _work(self, client: Process, part: LocalTransaction, name: str) -> Flow[None]:
+        for number in range(self._dice.randint(1, self.options.calls)):
+            call = self._draw_call(f"{name}/{number}", 0)
+            if self._dice.random() < self.options.own_resource:
+                own = Call(call.name, client.name, self._dice.choice(sorted(client.manager.resources)), call.writes)
+                yield from client.work(part, own, joined=False)
+                call = own
+            else:
+                yield from client.call(part, call)
+            self._saw(part, call)
+
+    def _saw(self, part: LocalTransaction, call: Call) -> None:
+        if call.writes:
+            self.history.note("saw", part.xid, call.name)
+        for further in call.then:
+            self._saw(part, further)
+
+    def _draw_call(self, name: str, depth: int) -> Call:
+        target = self._dice.choice(self.services)
+        resource = self._dice.choice(sorted(target.manager.resources))
+        writes = self._dice.random() >= self.options.read_only
+        then: tuple[Call, ...] = ()
+        if depth < 2 and self._dice.random() < self.options.nested:
+            then = (self._draw_call(f"{name}.{depth}", depth + 1),)
+        return Call(name, target.name, resource, writes, then)
+
+    def _give_up(self, client: Process, part: LocalTransaction, reason: Reason) -> Flow[None]:
+        yield from ending.rollback(client.manager, part, reason)
+        self._told(part, Outcome.ABORTED)
+
+    def _commit(self, client: Process, part: LocalTransaction) -> Flow[None]:
+        wait = self._dice.choice((Wait.ACKNOWLEDGED, Wait.DECISION))
+        self.history.note("listed", part.xid, [ref.branch for ref in part.refs])
+        try:
+            yield from ending.commit(client.manager, part, wait)
+        except TransactionAborted:
+            self._told(part, Outcome.ABORTED)
+        except OutcomeUnknown:
+            client.manager.ended(part)
+            self._told(part, Outcome.UNKNOWN)
+            yield from self._ask_again(client, part)
+        except HeuristicOutcome:
+            self._told(part, Outcome.COMMITTED)
+        else:
+            self._told(part, Outcome.COMMITTED)
+
+    def _ask_again(self, client: Process, part: LocalTransaction) -> Flow[None]:
+        """An application that wants to know asks until it does."""
+        until_ms = client.manager.now_ms() + RETENTION_MS // (2 if self.options.log_restores else 4)
+        while client.manager.now_ms() < until_ms:
+            outcome = yield from client.ask(part.xid, client.manager.now_ms() + 5_000)
+            if outcome is not Outcome.UNKNOWN:
+                self._told(part, outcome)
+                return
+            yield client.manager.pause, (2.0,)
+
+    def _told(self, part: LocalTransaction, outcome: Outcome) -> None:
+        self.outcomes[outcome.name.lower()] += 1
+        self.history.note("told", part.xid, outcome)
+        self.history.line("application", "application", lambda: f"{part.xid} {outcome.name}")
+
+    # -------------------------------------------------------------------------------------------------------- the run
+
+    def run(self) -> None:
+        """Trouble, repair, rest.  Raises `Violation`."""
+        scheduler = self.scheduler
+        start_ms = scheduler.now_ms
+        for trouble in troubles(self):
+            scheduler.after(self._dice.randint(0, self.options.trouble_ms), trouble)
+        for quarter in range(1, 25):
+            scheduler.run(start_ms + quarter * self.options.trouble_ms // 24)
+            if self.coordinator.up and not self.old:
+                self.coordinator.show_doubts()
+        self._repair()
+        for seconds in range(40, 140, 10):
+            scheduler.after(seconds * 1_000, self._close_incidents)
+        scheduler.run(scheduler.now_ms + _REPAIRED_MS, self._at_rest)
+        if not self._at_rest():
+            raise Violation(
+                14, f"not at rest {_REPAIRED_MS // 1000} s after everything was repaired: {self._restless()}"
+            )
+        # Two coordinators' clocks may be a quarter of that apart, and the mark of done be of the one that was ahead.
+        scheduler.run(scheduler.now_ms + RETENTION_MS + RETENTION_MS // 4 + 15_000)
+        self.history.note("rest")
+
+    def _close_incidents(self) -> None:
+        if self.coordinator.up:
+            self.coordinator.close_incidents()
+
+    def _at_rest(self) -> bool:
+        return not self._restless()
+
+    def _restless(self) -> str:
+        if any(process.manager.welcome is None for process in self.processes):
+            return "a process has no session"
+        for database in self.databases:
+            if database.works or database.prepared:
+                return (
+                    f"{database.name} holds {len(database.works)} open and {len(database.prepared)} prepared branches"
+                )
+        if self.coordinator.core.transactions:
+            rows = self.coordinator.core.transactions.values()
+            known = [row for row in rows if row.state.value != "one phase" or row.waiters]
+            if known:
+                return f"the coordinator works on {known}"
+        return ""
+
+    def _repair(self) -> None:
+        self.network.repair()
+        for database in self.databases:
+            database.repair()
+            if not database.up:
+                database.restart()
+            database.thaw()
+        for old in self.old:
+            old.thaw()
+        if not self.coordinator.up:
+            self.start_coordinator()
+        self.coordinator.repair()
+        self.coordinator.thaw()
+        for process in self.processes:
+            process.slow = 1
+            process.thaw()
+            if process.misnamed:
+                process.crash()
+                process.misnamed = {}
+            if not process.up:
+                process.start()
+
+    def note_fault(self, name: str, where: str, text: str) -> None:
+        """Count what goes wrong, and write it down."""
+        self.faults[name] += 1
+        self.history.line(where, where, lambda: f"*** {text}")
