@@ -199,12 +199,14 @@ class SmallWorld:
             if self.quiet:
                 return
             self.let_time_pass()
-        raise AssertionError(f"not quiet: {self.coordinator.transactions} {[s.table.rows for s in self.services]}")
+        raise AssertionError(
+            f"not quiet: {self.coordinator.state.transactions} {[s.table.rows for s in self.services]}"
+        )
 
     def let_time_pass(self) -> None:
         """Go on to when something is due next."""
         assert self.now_ms < 1_000_000 + LONGEST_MS, "it does not end"
-        dues = [s.table.next_wakeup_ms() for s in self.services] + [self.coordinator.next_wakeup_ms()]
+        dues = [s.table.state.next_wakeup_ms() for s in self.services] + [self.coordinator.next_wakeup_ms()]
         self.now_ms = max(self.now_ms, min(due for due in dues if due is not None))
         for service in self.services:
             service.woke()
@@ -217,7 +219,7 @@ class SmallWorld:
         answered = not self.client.asked or self.client.session not in self.links or bool(self.client.replies)
         ended = all(row.state is BranchState.ENDED for row in rows)
         held = any(database.prepared for database in self.databases.values())
-        return ended and not held and answered and not self.coordinator.transactions
+        return ended and not held and answered and not self.coordinator.state.transactions
 
     # ----------------------------------------------------------------------------------------------------- crashes
 
@@ -314,10 +316,10 @@ class SmallWorld:
         for database in self.databases.values():
             database.forced = 0
         nothing: Any = None
-        self.coordinator.committed = self.coordinator.aborted = 0
-        self.coordinator._out = nothing
+        self.coordinator.state.committed = self.coordinator.state.aborted = 0
+        self.coordinator.state.out = nothing
         for service in self.services:
-            service.table._out = nothing
+            service.table.state.out = nothing
 
     # ------------------------------------------------------------------------------------------------- the checker
 
@@ -340,9 +342,9 @@ class SmallWorld:
         """Let the tombstones' time pass; then no service may remember anything."""
         for service in self.services:
             table = service.table
-            while (due_ms := table.next_wakeup_ms()) is not None:
+            while (due_ms := table.state.next_wakeup_ms()) is not None:
                 assert not table.woke(max(due_ms, self.now_ms)).do
-            assert (table.rows, table._by_use, table._closed) == ({}, {}, {})
+            assert (table.rows, table.state.by_use, table.state.closed_until_ms) == ({}, {}, {})
 
 
 def early(refs: list[BranchRef], services: list[Service]) -> list[BranchRef]:

@@ -185,7 +185,7 @@ class Client:
         self.world = world
         self.session = 0
         self.owner = world.owner
-        self.begun_tick = world.coordinator.tick
+        self.begun_tick = world.coordinator.state.tick
         self.refs: tuple[BranchRef, ...] = ()
         self.asked = False
         self.replies: list[OutcomeReply] = []

@@ -13,14 +13,13 @@ from txrpc._client.asking import Asking
 from txrpc._client.core import ManagerCore
 from txrpc._client.local_transaction import Status
 from txrpc._decision_log.memory import MemoryLog
-from txrpc._protocol.coordinator import knowledge as recovery
-from txrpc._protocol.coordinator import machine as coordinator_table
-from txrpc._protocol.coordinator import recovery as inquiries
+from txrpc._protocol.coordinator import knowledge, phases, recovery, requests
+from txrpc._protocol.coordinator import machine as coordinator_machine
 from txrpc._protocol.coordinator.ended import EndedTransactions
 from txrpc._protocol.coordinator.events import Forgot
 from txrpc._protocol.coordinator.knowledge import Answer, Knowledge
-from txrpc._protocol.coordinator.machine import Coordinator
 from txrpc._protocol.coordinator.rows import Input, State
+from txrpc._protocol.coordinator.state import CoordinatorState
 from txrpc._protocol.messages import (
     Acked,
     CommitRequest,
@@ -34,10 +33,11 @@ from txrpc._protocol.messages import (
     Vote,
     Voted,
 )
-from txrpc._protocol.participant import machine as participant_table
+from txrpc._protocol.participant import machine as participant_machine
+from txrpc._protocol.participant import phase_one, phase_two
 from txrpc._protocol.participant.branch import BranchInput, BranchState, Operation
 from txrpc._protocol.participant.machine import Participant
-from txrpc._protocol.participant.state import Ledger
+from txrpc._protocol.participant.state import ParticipantState
 from txrpc.errors import AbortCode, CoordinatorUnavailable, Reason
 from txrpc.ids import ParticipantId
 from verification.simulation import Options
@@ -46,7 +46,6 @@ from verification.simulation.process import SimManager
 
 __all__ = ["MUTANTS", "Mutant"]
 
-_C, _P = Coordinator, Participant
 _S, _I = BranchState, BranchInput
 Patches = list[Any]
 
@@ -87,11 +86,11 @@ def _mutant(
 
 
 def _coordinator(state: State, kind: Input, action: Any) -> Any:
-    return patch.dict(coordinator_table.TABLE, {(state, kind): action})
+    return patch.dict(coordinator_machine.TABLE, {(state, kind): action})
 
 
 def _participant(state: BranchState, kind: BranchInput, action: Any) -> Any:
-    return patch.dict(participant_table.TABLE, {(state, kind): action})
+    return patch.dict(participant_machine.TABLE, {(state, kind): action})
 
 
 # ------------------------------------------------------------------------------------------------- the coordinator
@@ -99,59 +98,59 @@ def _participant(state: BranchState, kind: BranchInput, action: Any) -> Any:
 
 @_mutant(3)
 def _tells_before_the_decision_is_durable() -> Patches:
-    decide = _C._decide
+    decide = phases.decide
 
-    def mistaken(self: Any, row: Any) -> None:
-        decide(self, row)
+    def mistaken(state: Any, row: Any) -> None:
+        decide(state, row)
         if row.state is State.RECORDING:
-            self._recorded(row, None, None)
+            phases.recorded(state, row, None, None)
 
-    return [patch.object(_C, "_decide", mistaken)]
+    return [patch.object(phases, "decide", mistaken)]
 
 
 @_mutant(3)
 def _answers_the_root_while_the_log_is_still_writing() -> Patches:
-    decide = _C._decide
+    decide = phases.decide
 
-    def mistaken(self: Any, row: Any) -> None:
-        decide(self, row)
+    def mistaken(state: Any, row: Any) -> None:
+        decide(state, row)
         if row.state is State.RECORDING:
             for waiter in row.waiters:
-                self._send(waiter, self._committed_reply(row))
+                state.send(waiter, phases.committed_reply(state, row))
             row.waiters.clear()
 
-    return [patch.object(_C, "_decide", mistaken)]
+    return [patch.object(phases, "decide", mistaken)]
 
 
 @_mutant(6)
 def _marks_the_record_done_at_the_decision() -> Patches:
-    recorded = _C._recorded
+    recorded = phases.recorded
 
-    def mistaken(self: Any, row: Any, session: None, message: None) -> None:
-        recorded(self, row, session, message)
-        self._out.done.append(row.xid)
+    def mistaken(state: Any, row: Any, session: None, message: None) -> None:
+        recorded(state, row, session, message)
+        state.out.done.append(row.xid)
 
     return [_coordinator(State.RECORDING, Input.LOGGED, mistaken)]
 
 
 @_mutant(6, 14, 16)
 def _forgets_at_the_first_acknowledgement() -> Patches:
-    acked = _C._acked
+    acked = phases.acked
 
-    def mistaken(self: Any, row: Any, session: int, message: Any) -> None:
+    def mistaken(state: Any, row: Any, session: int, message: Any) -> None:
         row.missing = 1
-        acked(self, row, session, message)
+        acked(state, row, session, message)
 
     return [_coordinator(State.COMMITTING, Input.ACKED, mistaken)]
 
 
 @_mutant(6)
 def _never_marks_a_record_done() -> Patches:
-    acked = _C._acked
+    acked = phases.acked
 
-    def mistaken(self: Any, row: Any, session: int, message: Any) -> None:
-        acked(self, row, session, message)
-        self._out.done.clear()
+    def mistaken(state: Any, row: Any, session: int, message: Any) -> None:
+        acked(state, row, session, message)
+        state.out.done.clear()
 
     return [_coordinator(State.COMMITTING, Input.ACKED, mistaken)]
 
@@ -172,62 +171,62 @@ def _remembers_nothing_of_what_has_ended() -> Patches:
 
 @_mutant(5, 1, 2, 12, 13)
 def _takes_commit_requests_of_earlier_epochs() -> Patches:
-    return [patch.object(_C, "_of_this_time", lambda self, request: True)]
+    return [patch.object(requests, "_of_this_time", lambda self, request: True)]
 
 
 @_mutant(2, 1, 13)
 def _takes_a_vote_against_for_a_vote_for() -> Patches:
-    voted = _C._voted
+    voted = phases.voted
 
-    def mistaken(self: Any, row: Any, session: int, vote: Any) -> None:
+    def mistaken(state: Any, row: Any, session: int, vote: Any) -> None:
         if vote.vote is Vote.ABORT:
             object.__setattr__(vote, "vote", Vote.READ_ONLY)
-        voted(self, row, session, vote)
+        voted(state, row, session, vote)
 
     return [_coordinator(State.PREPARING, Input.VOTED, mistaken)]
 
 
 @_mutant(2, 1, 8, 13)
 def _counts_a_lost_voter_as_read_only() -> Patches:
-    def mistaken(self: Any, row: Any, session: int, branch: Any) -> None:
+    def mistaken(state: Any, row: Any, session: int, branch: Any) -> None:
         row.branches[branch].vote = Vote.READ_ONLY
         row.missing -= 1
         if not row.missing:
-            self._decide(row)
+            phases.decide(state, row)
 
     return [_coordinator(State.PREPARING, Input.SESSION_LOST, mistaken)]
 
 
 @_mutant(2, 1, 8, 13)
 def _commits_the_first_of_several_branches_in_one_phase() -> Patches:
-    def mistaken(self: Any, row: Any) -> None:
+    def mistaken(state: Any, row: Any) -> None:
         for branch in list(row.branches)[1:]:
             del row.branches[branch]
-        self._delegate(row)
+        phases.delegate(state, row)
 
-    return [patch.object(_C, "_prepare", mistaken)]
+    return [patch.object(phases, "prepare", mistaken)]
 
 
 @_mutant(5, 1, 4, 6, 14)
 def _rolls_back_branches_of_earlier_epochs_without_asking_the_log() -> Patches:
-    without = frozenset(recovery.UP_TO_THE_LOG - {Knowledge.EARLIER})
+    without = frozenset(knowledge.UP_TO_THE_LOG - {Knowledge.EARLIER})
     return [
-        patch.object(inquiries, "UP_TO_THE_LOG", without),
-        patch.object(_C, "_recover", lambda self, decision: None),
+        patch.object(recovery, "UP_TO_THE_LOG", without),
+        patch.object(coordinator_machine, "_recover", lambda self, decision: None),
     ]
 
 
 @_mutant(14, 6)
 def _does_not_take_up_what_the_log_has_pending() -> Patches:
-    return [patch.object(_C, "_recover", lambda self, decision: None)]
+    return [patch.object(coordinator_machine, "_recover", lambda self, decision: None)]
 
 
 @_mutant(12, 13)
 def _calls_a_slow_commit_aborted() -> Patches:
-    def mistaken(self: Any, row: Any, session: None, message: None) -> None:
+    def mistaken(state: Any, row: Any, session: None, message: None) -> None:
         reply = OutcomeReply(row.xid, Outcome.ABORTED, Reason(AbortCode.TIMED_OUT))
         for waiter in row.waiters:
-            self._send(waiter, reply)
+            state.send(waiter, reply)
         row.waiters.clear()
 
     return [_coordinator(State.COMMITTING, Input.TIME_UP, mistaken)]
@@ -235,23 +234,23 @@ def _calls_a_slow_commit_aborted() -> Patches:
 
 @_mutant(13)
 def _guesses_how_a_commit_in_one_phase_ended() -> Patches:
-    def mistaken(self: Any, row: Any, session: int, branch: Any) -> None:
-        self._finish(row, Reason(AbortCode.PARTICIPANT_LOST))
+    def mistaken(state: Any, row: Any, session: int, branch: Any) -> None:
+        phases._finish(state, row, Reason(AbortCode.PARTICIPANT_LOST))
 
     return [_coordinator(State.ONE_PHASE, Input.SESSION_LOST, mistaken)]
 
 
 @_mutant(15, 1, 2, 3, 6, 13, 14)
 def _believes_whoever_answers() -> Patches:
-    inputs = coordinator_table._INPUTS
+    inputs = coordinator_machine._INPUTS
 
-    def mistaken(self: Any, session: int, message: Any) -> None:
-        row = self.transactions.get(message.xid)
+    def mistaken(state: Any, session: int, message: Any) -> None:
+        row = state.transactions.get(message.xid)
         if row is None or message.branch in row.branches:
-            self._enter(message.xid, inputs[type(message)], session, message)
+            coordinator_machine._enter(state, message.xid, inputs[type(message)], session, message)
 
     answers = (Voted, Acked, OnePhaseDone, Resolved, Committing)
-    return [patch.dict(coordinator_table._MESSAGES, dict.fromkeys(answers, mistaken))]
+    return [patch.dict(coordinator_machine._MESSAGES, dict.fromkeys(answers, mistaken))]
 
 
 @_mutant(3, 1, 5, 6, 12, 13, 14)
@@ -262,13 +261,15 @@ def _aborts_a_batch_of_which_it_does_not_know_whether_it_was_written() -> Patche
         if attempt:
             xids = tuple(decision.xid for decision in self._writing)
             for xid in xids:
-                self.core._enter(xid, Input.NOT_LOGGED, None, Reason(AbortCode.LOG_UNAVAILABLE))
+                coordinator_machine._enter(
+                    self.core.state, xid, Input.NOT_LOGGED, None, Reason(AbortCode.LOG_UNAVAILABLE)
+                )
         write(self, attempt)
 
     def stepped(self: Any, attempt: int) -> None:
-        self.core._out = type(self.core._out)()
+        self.core.state.out = type(self.core.state.out)()
         mistaken(self, attempt)
-        self._apply(self.core._out)
+        self._apply(self.core.state.out)
 
     return [patch.object(CoordinatorProcess, "_write", stepped)]
 
@@ -276,7 +277,7 @@ def _aborts_a_batch_of_which_it_does_not_know_whether_it_was_written() -> Patche
 @_mutant(5, 1, 14)
 def _answers_a_question_about_a_running_transaction_with_presumed_abort() -> Patches:
     return [
-        patch.dict(recovery.ANSWERS, {Knowledge.BEING_DECIDED: Answer.ROLL_BACK, Knowledge.AWAITED: Answer.ROLL_BACK})
+        patch.dict(knowledge.ANSWERS, {Knowledge.BEING_DECIDED: Answer.ROLL_BACK, Knowledge.AWAITED: Answer.ROLL_BACK})
     ]
 
 
@@ -285,12 +286,12 @@ def _answers_a_question_about_a_running_transaction_with_presumed_abort() -> Pat
 
 @_mutant(9)
 def _ignores_the_call_count() -> Patches:
-    objection = _P._objection
+    objection = phase_one._objection
 
-    def mistaken(self: Any, row: Any, calls: int) -> Any:
-        return objection(self, row, row.calls)
+    def mistaken(state: Any, row: Any, calls: int) -> Any:
+        return objection(state, row, row.calls)
 
-    return [patch.object(_P, "_objection", mistaken)]
+    return [patch.object(phase_one, "_objection", mistaken)]
 
 
 @_mutant(8, 2, 13, world=Options(crashes=8, transactions=4, calls=4, trouble_ms=8_000))
@@ -301,58 +302,61 @@ def _a_restarted_process_votes_for_the_work_of_the_dead_one() -> Patches:
 
     made = SimManager.__init__
 
-    def unknown(self: Any, row: None, message: Any) -> None:
-        self._out.send.append(Voted(message.xid, message.branch, Vote.READ_ONLY))
+    def unknown(state: Any, row: None, message: Any) -> None:
+        state.out.send.append(Voted(message.xid, message.branch, Vote.READ_ONLY))
 
     return [patch.object(SimManager, "__init__", keeps_its_name), _participant(_S.ABSENT, _I.PREPARE, unknown)]
 
 
 @_mutant(4, 1, 2)
 def _commits_a_prepared_branch_when_nobody_answers() -> Patches:
-    def mistaken(self: Any, row: Any, _: object) -> None:
+    def mistaken(state: Any, row: Any, _: object) -> None:
         row.state = _S.COMMITTING
-        self._do(Operation.COMMIT_PREPARED, row)
+        state.do(Operation.COMMIT_PREPARED, row)
 
     return [_participant(_S.PREPARED, _I.TIME_UP, mistaken)]
 
 
 @_mutant(1, 4)
 def _rolls_back_a_prepared_branch_at_its_deadline() -> Patches:
-    def mistaken(self: Any, row: Any, _: object) -> None:
-        self._undo_prepared(row)
+    def mistaken(state: Any, row: Any, _: object) -> None:
+        phase_two.undo_prepared(state, row)
 
     return [_participant(_S.PREPARED, _I.TIME_UP, mistaken)]
 
 
 @_mutant(11, 14)
 def _lets_unprepared_branches_live_for_ever() -> Patches:
-    return [_participant(_S.ACTIVE, _I.TIME_UP, _P._ignore)]
+    return [_participant(_S.ACTIVE, _I.TIME_UP, participant_machine._ignore)]
 
 
 @_mutant(10)
 def _lets_late_calls_in() -> Patches:
-    found = Ledger.find
+    found = ParticipantState.find
 
     def active(self: Any, xid: Any, resource: str) -> Any:
         row = found(self, xid, resource)
         return row if row is not None and row.state is _S.ACTIVE else None
 
-    return [patch.object(Ledger, "closed", lambda self, xid: False), patch.object(Ledger, "find", active)]
+    return [
+        patch.object(ParticipantState, "is_closed", lambda self, xid: False),
+        patch.object(ParticipantState, "find", active),
+    ]
 
 
 @_mutant(2, 1, 8)
 def _votes_for_what_the_database_refused() -> Patches:
-    def mistaken(self: Any, row: Any, reason: Any) -> None:
-        self._vote(row, Vote.READ_ONLY)
-        self._end(row, Outcome.COMMITTED)
+    def mistaken(state: Any, row: Any, reason: Any) -> None:
+        phase_one._vote(state, row, Vote.READ_ONLY)
+        state.end(row, Outcome.COMMITTED)
 
     return [_participant(_S.VOTING, _I.PREPARE_FAILED, mistaken)]
 
 
 @_mutant(6, 14, 16)
 def _acknowledges_a_commit_that_failed() -> Patches:
-    def mistaken(self: Any, row: Any, _: object) -> None:
-        self._finished_commit(row, FinishResult.DONE)
+    def mistaken(state: Any, row: Any, _: object) -> None:
+        phase_two.finished_commit(state, row, FinishResult.DONE)
 
     return [_participant(_S.COMMITTING, _I.FINISH_FAILED, mistaken)]
 
@@ -365,11 +369,11 @@ def _never_looks_for_branches_that_nobody_knows() -> Patches:
 @_mutant(13)
 def _does_not_ask_the_database_how_a_commit_in_one_phase_ended() -> Patches:
     def mistaken(self: Any, gid: Any, token: str, now_ms: int) -> Any:
-        self._begin(now_ms)
-        self._out.send.append(Resolved(gid.xid, gid.branch, Outcome.ABORTED))
-        return self._out
+        self.state.begin(now_ms)
+        self.state.out.send.append(Resolved(gid.xid, gid.branch, Outcome.ABORTED))
+        return self.state.out
 
-    return [patch.object(_P, "resolve_foreign", mistaken)]
+    return [patch.object(Participant, "resolve_foreign", mistaken)]
 
 
 # ---------------------------------------------------------------------------------------------------------- the root
@@ -392,7 +396,7 @@ def _lets_the_coordinator_presume_how_a_local_commit_ended() -> Patches:
 
     return [
         patch.object(Asking, "ended", mistaken),
-        patch.object(Coordinator, "_commits_by_itself", lambda *_: False),
+        patch.object(requests, "_commits_by_itself", lambda *_: False),
     ]
 
 
@@ -428,12 +432,12 @@ _LOG_LOST = Options(
 
 @_mutant(18, 1, 2, 6, 12, 13, 14, world=_LOG_LOST)
 def _takes_a_log_that_has_lost_decisions_for_a_good_one() -> Patches:
-    return [patch.object(coordinator_table, "is_behind", lambda *_: "")]
+    return [patch.object(coordinator_machine, "is_behind", lambda *_: "")]
 
 
 @_mutant(18, 1, 2, 6, 12, 13, 14, world=_LOG_LOST)
 def _presumes_aborts_before_those_who_know_better_have_come_back() -> Patches:
-    return [patch.object(Coordinator, "_hold", lambda *_: False)]
+    return [patch.object(CoordinatorState, "hold", lambda *_: False)]
 
 
 @_mutant(14, 6, 13)
@@ -446,12 +450,12 @@ _LATE = Options(late_requests=20, transactions=3, read_only=0.0, gives_up=0.0)
 
 @_mutant(12, 5, 13, world=_LATE)
 def _takes_the_absence_of_a_memory_for_a_proof_however_old_the_question() -> Patches:
-    return [patch.object(Coordinator, "_of_this_time", lambda *_: True)]
+    return [patch.object(requests, "_of_this_time", lambda *_: True)]
 
 
 @_mutant(12, 5, 13, world=_LATE)
 def _presumes_aborts_where_records_have_been_deleted() -> Patches:
-    return [patch.dict(coordinator_table._EVENTS, {Forgot: lambda *_: None})]
+    return [patch.dict(coordinator_machine._EVENTS, {Forgot: lambda *_: None})]
 
 
 @_mutant(
@@ -466,4 +470,4 @@ def _presumes_aborts_where_records_have_been_deleted() -> Patches:
     world=Options(misnames=4, databases=3, services=3, transactions=5, read_only=0.0, calls=4),
 )
 def _takes_any_database_under_a_name() -> Patches:
-    return [patch.object(coordinator_table, "refuse_resources", lambda *_: None)]
+    return [patch.object(coordinator_machine, "refuse_resources", lambda *_: None)]

@@ -61,7 +61,7 @@ def test_what_has_been_acknowledged_is_not_said_any_more(caplog: pytest.LogCaptu
     watch, restarted = InDoubtReporter(after_ms=100), core()
     restarted.step(SessionOpened(1, Hello(1, "default", PROCESS, "t", (ResourceInfo("a", "t"),))), 10)
     restarted.step(
-        Received(1, restarted.owner.node, Acked(Xid.make(1, bytes(10)), branch(0, "a"), FinishResult.DONE)), 20
+        Received(1, restarted.state.owner.node, Acked(Xid.make(1, bytes(10)), branch(0, "a"), FinishResult.DONE)), 20
     )
     watch.warn(restarted, 200)
     assert [resource for _, resource, _ in said(caplog)] == ["b"]

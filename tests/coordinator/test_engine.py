@@ -99,7 +99,7 @@ class Box:
             loop.call_soon(self.say, Acked(message.gid.xid, message.gid.branch, FinishResult.DONE))
 
     def say(self, message: Voted | Acked | CommitRequest | OutcomeRequest) -> None:
-        self.driver.step(Received(self.number, self.driver.core.owner.node, message))
+        self.driver.step(Received(self.number, self.driver.core.state.owner.node, message))
 
     def close(self, farewell: GoAway) -> None:
         self.farewell = farewell
@@ -108,7 +108,7 @@ class Box:
         xid = Xid.make(number, bytes(10))
         refs = tuple(BranchRef(BranchId(f"{name}{number:07}".encode()), name, PROCESS, 1) for name in ("a", "b"))
         core = self.driver.core
-        self.say(CommitRequest(xid, core.owner.epoch, core.tick, refs, 30_000))
+        self.say(CommitRequest(xid, core.state.owner.epoch, core.state.tick, refs, 30_000))
         return xid
 
     async def outcome(self, xid: Xid, timeout_s: float = 10) -> OutcomeReply:
@@ -158,7 +158,7 @@ async def test_group_commit_takes_everything_that_waits_as_one_batch(driver: Coo
     first = box.commit(1)
     await aeventually(lambda: log.writing == 1)
     rest = [box.commit(i) for i in range(2, 42)]
-    transactions = driver.core.transactions.values()
+    transactions = driver.core.state.transactions.values()
     await aeventually(lambda: [row.state for row in transactions] == [State.RECORDING] * 41)
     log.gate.set()
     for xid in (first, *rest):
@@ -178,7 +178,7 @@ async def test_what_is_certainly_not_recorded_aborts_and_the_log_is_tried_again(
     assert "free some space" in reply.reason.text
     refused = await box.outcome(box.commit(2))
     assert refused.outcome is Outcome.ABORTED
-    await aeventually(lambda: not driver.core.log_trouble)
+    await aeventually(lambda: not driver.core.state.log_trouble)
     assert (await box.outcome(box.commit(3))).outcome is Outcome.COMMITTED
 
 
@@ -188,7 +188,7 @@ async def test_what_may_be_recorded_is_repeated_and_never_aborted(driver: Coordi
     reply = await box.outcome(box.commit(1))
     assert reply.outcome is Outcome.COMMITTED
     assert log.batches == [1]
-    assert not driver.core.log_trouble
+    assert not driver.core.state.log_trouble
 
 
 async def test_a_repeat_that_was_not_recorded_says_nothing_about_the_first_try(
@@ -233,7 +233,7 @@ async def test_a_mistake_at_a_timer_ends_the_engine_too(
 async def test_a_commit_does_not_wait_behind_all_questions(driver: CoordinatorDriver, log: RoughLog) -> None:
     box = Box(driver)
     log.lookup_s = 0.002
-    strange = Epoch.make(driver.core.owner.epoch.number, 7)
+    strange = Epoch.make(driver.core.state.owner.epoch.number, 7)
     for number in range(3_000):  # six seconds of questions
         box.say(OutcomeRequest(Xid.make(10_000 + number, bytes(10)), strange, 0))
     reply = await box.outcome(box.commit(1), timeout_s=3)
@@ -261,7 +261,7 @@ async def test_a_shutdown_finishes_what_is_being_decided_and_refuses_the_rest(
     xid = box.commit(1)
     await aeventually(lambda: log.writing == 1)
     draining = asyncio.create_task(driver.drain(10))
-    await aeventually(lambda: driver.core.draining)
+    await aeventually(lambda: driver.core.state.draining)
     late = await box.outcome(box.commit(2))
     assert late.reason is not None
     assert late.reason.code is AbortCode.SHUTTING_DOWN
@@ -300,7 +300,7 @@ async def test_a_restart_takes_up_what_was_not_done(log: RoughLog) -> None:
     second = CoordinatorDriver(RoughLog(store), "c1", "default", Limits(), 60, 10)
     await second.start()
     again = Box(second)
-    await aeventually(lambda: not second.core.transactions)
+    await aeventually(lambda: not second.core.state.transactions)
     assert {m.gid.xid for m in again.messages if isinstance(m, Commit)} == {xid}
     await second.stop()
     assert xid in store.nodes["c1"].done_ms
@@ -384,4 +384,4 @@ async def test_the_coordinators_clock_never_goes_back_over_a_restart(monkeypatch
     await box.outcome(later)
     await second.stop()
     assert store.nodes["c1"].decisions[later].decided_ms > early_ms
-    assert second.core.tick >= early_ms // 1000
+    assert second.core.state.tick >= early_ms // 1000

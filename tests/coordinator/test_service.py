@@ -108,7 +108,7 @@ async def test_rule_15_bytes_that_are_no_protobuf_are_the_senders_mistake(
     assert (farewell.code, farewell.text) == ("protocol", "what was sent is no batch of messages")
     assert await hear(call) is None
     await house.until(lambda: house.sessions.peers == {})
-    assert len(house.driver.core.directory) == 0
+    assert len(house.driver.core.state.directory) == 0
     assert "Traceback" not in caplog.text
     assert not [record for record in caplog.records if record.levelname == "ERROR"]
 
@@ -140,7 +140,7 @@ async def test_who_never_reads_is_let_go_and_others_are_not_hurt(
     monkeypatch.setattr(service, "_FAREWELL_S", 0.2)
     slow = house.call()
     await say(slow, HELLO)
-    await house.until(lambda: len(house.driver.core.directory) == 1)
+    await house.until(lambda: len(house.driver.core.state.directory) == 1)
     box: Any = house.driver._outboxes[1]
     with pytest.raises(TimeoutError):  # until gRPC takes no more: what fits into its windows is written, not waiting
         for _ in range(5_000):
@@ -149,7 +149,7 @@ async def test_who_never_reads_is_let_go_and_others_are_not_hurt(
             await house.until(lambda: not box._queue, timeout_s=0.5)
     for _ in range(service._OUTBOX_MAX):
         box.put(GoAway("noise", "x" * 400, retry=True))
-    await house.until(lambda: house.driver.core.directory.sessions == {})
+    await house.until(lambda: house.driver.core.state.directory.sessions == {})
     assert "session did not read" in caplog.text
     good = house.call()
     await say(good, HELLO)
@@ -167,7 +167,7 @@ async def test_a_session_that_never_reads_does_not_keep_the_server_from_stopping
     monkeypatch.setattr(service, "_FAREWELL_S", 0.1)
     slow = house.call()
     await say(slow, HELLO)
-    await house.until(lambda: len(house.driver.core.directory) == 1)
+    await house.until(lambda: len(house.driver.core.state.directory) == 1)
     for _ in range(20_000):
         house.driver._outboxes[1].put(GoAway("noise", "x" * 400, retry=True))
     await house.driver.drain(1)
@@ -226,7 +226,7 @@ async def test_who_never_reads_may_vanish_without_a_trace(
     monkeypatch.setattr(service, "_FAREWELL_S", 0.1)
     slow = house.call()
     await say(slow, HELLO)
-    await house.until(lambda: len(house.driver.core.directory) == 1)
+    await house.until(lambda: len(house.driver.core.state.directory) == 1)
     for _ in range(20_000):
         house.driver._outboxes[1].put(GoAway("noise", "x" * 400, retry=True))
     house.driver._outboxes[1].close(GoAway("slow", "", retry=True))

@@ -124,7 +124,7 @@ MUTANTS: dict[str, tuple[Change, str]] = {
         "tests/system/test_restored_log.py -k rule_18",
     ),
     "what has no open transaction is not shown": (
-        Change("txrpc._coordinator.in_doubt", "in core.reports.shown(now_ms):", "in ():"),
+        Change("txrpc._coordinator.in_doubt", "in core.state.reports.shown(now_ms):", "in ():"),
         "tests/system/test_trouble.py -k perhaps_prepared",
     ),
 }

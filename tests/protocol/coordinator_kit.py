@@ -204,14 +204,14 @@ class CoordinatorHarness:
         """Let time pass, alarm by alarm; what was sent meanwhile, clocks aside."""
         start, until_ms = len(self.all.send), self.now_ms + ms
         while (due_ms := self.core.next_wakeup_ms()) is not None and due_ms <= until_ms:
-            assert due_ms > self.now_ms or self.core._timers, "an alarm that does not go away"
+            assert due_ms > self.now_ms or self.core.state.timers, "an alarm that does not go away"
             self.now_ms = max(self.now_ms, due_ms)
             self.step(Woke())
         self.now_ms = until_ms
         return [(session, message) for session, message in self.all.send[start:] if type(message).__name__ != "Tick"]
 
     def state(self, tx: int = 1) -> State:
-        return self.core.state_of(xid(tx))
+        return self.core.state.state_of(xid(tx))
 
     def replies(self, session: int = CLIENT, tx: int = 1) -> list[OutcomeReply]:
         """Every answer that *session* has had about the transaction."""
@@ -228,10 +228,10 @@ class CoordinatorHarness:
     def leftovers(self) -> tuple[list[Any], ...]:
         """Everything that is kept for transactions under way: rows, debts, and what waits for a resource."""
         awaiting_reply = [
-            debt for entry in self.core.directory.sessions.values() for debt in sorted(entry.awaiting_reply)
+            debt for entry in self.core.state.directory.sessions.values() for debt in sorted(entry.awaiting_reply)
         ]
-        unreported = [debt for debts in self.core._waiting_for_resource.values() for debt in sorted(debts)]
-        return list(self.core.transactions), awaiting_reply, unreported
+        unreported = [debt for debts in self.core.state.waiting_for_resource.values() for debt in sorted(debts)]
+        return list(self.core.state.transactions), awaiting_reply, unreported
 
 
 def sent(out: Output | list[tuple[int, Any]]) -> list[str]:

@@ -67,7 +67,7 @@ class Process:
 
     def sleep_until_quiet(self) -> None:
         """Let time pass, alarm by alarm, until none is set."""
-        while (due_ms := self.table.next_wakeup_ms()) is not None:
+        while (due_ms := self.table.state.next_wakeup_ms()) is not None:
             self.sleep(max(0, due_ms - self.now_ms))
 
     def state(self, gid: Gid) -> BranchState:

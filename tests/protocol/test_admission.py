@@ -160,7 +160,7 @@ def test_a_branch_that_was_prepared_before_the_last_record_was_deleted_is_left_a
     out = harness.looked(look, None)
     assert out.send == []
     assert [note.event for note in out.notes] == ["branch older than the log"]
-    assert [report.text for report in harness.core.reports.shown(harness.now_ms)] == [
+    assert [report.text for report in harness.core.state.reports.shown(harness.now_ms)] == [
         "prepared, and this log cannot know its decision: nothing is done about it here"
     ]
     younger = CoordinatorHarness(CLIENT, P, forgotten_ms=CLOCK - 1_001)
@@ -184,19 +184,19 @@ def test_rule_14_what_is_decided_waits_for_a_resource_that_is_not_ready_and_goes
 def test_rule_17_a_resource_that_becomes_ready_is_bound_to_its_database_and_held_against_the_log() -> None:
     harness = CoordinatorHarness(CLIENT)
     harness.join(P, resources=AWAY)
-    assert harness.core.identities == {"audit": "db-2"}
+    assert harness.core.state.identities == {"audit": "db-2"}
     out = harness.hear(P, hello(P, resources=(ResourceInfo("accounts", "test", "db-1"), AWAY[1])))
     assert out.bind == {"accounts": "db-1"}
     harness.join(Q, resources=AWAY[:1])
     ((session, farewell),) = harness.hear(Q, hello(Q, resources=(ResourceInfo("accounts", "test", "db-9"),))).close
     assert (session, farewell.code, farewell.retry) == (Q, "resource_conflict", True)
-    assert sorted(harness.core.directory.sessions) == [CLIENT, P]
+    assert sorted(harness.core.state.directory.sessions) == [CLIENT, P]
 
 
 def test_a_resource_that_is_not_ready_any_more_is_not_given_away_again() -> None:
     harness = CoordinatorHarness(CLIENT, pending=(decision(),))
     harness.join(P, resources=AWAY)
-    assert not harness.core.directory.has("accounts")
-    assert harness.core.directory.has("audit")
+    assert not harness.core.state.directory.has("accounts")
+    assert harness.core.state.directory.has("audit")
     harness.leave(P)
-    assert not harness.core.directory.has("audit")
+    assert not harness.core.state.directory.has("audit")

@@ -164,7 +164,7 @@ def test_rule_6_a_branch_whose_resource_is_away_keeps_the_record_as_long_as_it_t
     assert harness.state() is State.COMMITTING
     (pending,) = harness.replies()
     assert pending.pending == ("accounts", "audit")
-    troubles = {b.trouble for b in harness.core.transactions[xid()].branches.values()}
+    troubles = {b.trouble for b in harness.core.state.transactions[xid()].branches.values()}
     assert troubles == {f"no process with resource {name} is connected" for name in ("accounts", "audit")}
     assert sent(harness.join(P)) == ["11 Welcome", "11 Commit 1", "11 Commit 2"]
 
@@ -293,7 +293,7 @@ def test_rule_12_giving_up_is_held_against_the_log_like_a_question() -> None:
     assert sent(harness.looked(lookup, decision())) == ["1 reply COMMITTED"]
     for epoch, tick in ((EARLIER, BEGUN), (EPOCH, BEGUN)):
         harness = CoordinatorHarness()
-        harness.core.remembered.floor = BEGUN + 1
+        harness.core.state.remembered.floor = BEGUN + 1
         (lookup,) = harness.hear(CLIENT, rollback_request(TWO, epoch=epoch, tick=tick)).look
         rolled_back = ["11 Rollback 1", "11 Rollback 2", "1 reply ABORTED REQUESTED"]
         assert sent(harness.looked(lookup, None)) == rolled_back
@@ -307,7 +307,7 @@ def test_rule_14_a_commit_in_one_phase_that_waits_says_for_what() -> None:
         if token:
             harness.hear(P, committing())
         harness.leave(P)
-        (branch,) = harness.core.transactions[xid()].branches.values()
+        (branch,) = harness.core.state.transactions[xid()].branches.values()
         assert expected in branch.trouble
 
 
@@ -320,7 +320,7 @@ def test_rule_13_a_branch_ended_by_hand_is_said_counted_and_noted() -> None:
     (reply,) = harness.replies()
     assert reply.outcome is Outcome.COMMITTED
     assert reply.heuristic == "accounts was rolled back by hand although the decision was to commit"
-    assert harness.core.heuristic == 1
+    assert harness.core.state.heuristic == 1
     assert [note.event for note in harness.all.notes] == ["heuristic outcome"]
 
 
@@ -344,7 +344,7 @@ def test_rule_15_what_somebody_else_says_does_not_end_a_transaction(name: str) -
     harness.hear(CLIENT, commit_request(TWO))
     harness.hear(Q, FORGED[name]())
     assert harness.state() is State.PREPARING
-    assert list(harness.core.transactions[xid()].branches) == [branch.branch for branch in TWO]
+    assert list(harness.core.state.transactions[xid()].branches) == [branch.branch for branch in TWO]
     harness.hear(P, voted(1))
     harness.hear(P, voted(2))
     harness.logged()
@@ -357,7 +357,7 @@ def test_rule_15_a_second_greeting_of_somebody_else_ends_the_session_and_only_th
     harness = CoordinatorHarness(CLIENT, P, Q)
     out = harness.hear(Q, hello(P))
     assert [(session, farewell.code) for session, farewell in out.close] == [(Q, "protocol")]
-    assert sorted(harness.core.directory.sessions) == [CLIENT, P]
+    assert sorted(harness.core.state.directory.sessions) == [CLIENT, P]
     assert effects(harness.hear(Q, voted(1))) == []
 
 
@@ -368,10 +368,10 @@ def test_rule_15_what_is_for_another_coordinator_changes_nothing_and_a_root_is_t
     assert sent(out) == [f"{CLIENT} reply UNKNOWN UNSPECIFIED"]
     assert [note.event for note in out.notes] == ["protocol violation"]
     assert effects(harness.step(Received(P, "c2", inquiry(1)))) == ["violation"]
-    assert not harness.core.transactions
+    assert not harness.core.state.transactions
     assert effects(harness.hear(CLIENT, commit_request(TWO))) == [f"{P} Prepare 1", f"{P} Prepare 2"]
     assert effects(harness.step(Received(P, "c2", voted(1)))) == ["violation"]
-    assert all(branch.vote is None for branch in harness.core.transactions[xid()].branches.values())
+    assert all(branch.vote is None for branch in harness.core.state.transactions[xid()].branches.values())
 
 
 REFUSED_HELLOS: dict[str, tuple[dict[str, Any], str, bool]] = {
@@ -388,4 +388,4 @@ def test_rule_15_who_does_not_belong_here_is_told_why(name: str) -> None:
     harness.join(Q, identity="db-1")
     ((session, farewell),) = harness.join(P, **changes).close
     assert (session, farewell.code, farewell.retry) == (P, expected, retry)
-    assert P not in harness.core.directory.sessions
+    assert P not in harness.core.state.directory.sessions

@@ -157,7 +157,7 @@ def test_time_never_runs_backwards() -> None:
     harness.step(Drain())
     harness.now_ms -= 20_000
     harness.step(Drain())
-    assert harness.core.tick == BEGUN + 10
+    assert harness.core.state.tick == BEGUN + 10
 
 
 def test_answers_to_sessions_that_are_gone_are_dropped() -> None:
@@ -193,7 +193,7 @@ def test_the_process_of_a_participant_id_is_its_last_session() -> None:
     assert sent(harness.hear(CLIENT, commit_request(TWO))) == ["111 Prepare 1", "111 Prepare 2"]
     harness.leave(P)  # the end of the replaced stream
     assert harness.state() is State.PREPARING
-    owner = harness.core.directory.owner(participant(P))
+    owner = harness.core.state.directory.owner(participant(P))
     assert owner is not None
     assert owner.session == P + 100
 

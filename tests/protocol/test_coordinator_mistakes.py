@@ -54,7 +54,7 @@ def test_a_question_that_was_in_the_log_meanwhile_is_answered_by_what_is_true_no
     """The log's "no record" is older than the decision that has been made since."""
     harness = CoordinatorHarness()
     epoch = EPOCH if tick == 0 else EARLIER
-    harness.core.remembered.floor = 1
+    harness.core.state.remembered.floor = 1
     (lookup,) = harness.hear(OTHER_CLIENT, outcome_request(TWO, epoch=epoch, tick=tick)).look
     harness.hear(CLIENT, commit_request(EARLY))
     harness.logged()
@@ -195,7 +195,7 @@ def test_a_time_that_has_not_come_does_not_start_an_old_transaction_again() -> N
     harness.looked(harness.all.look[0], None)  # presumed aborted, and told so
     harness.sleep(10 * LIMITS.max_timeout_ms)
     assert harness.state() is State.ABSENT
-    (lookup,) = harness.hear(CLIENT, commit_request(EARLY, tick=harness.core.tick + 1)).look
+    (lookup,) = harness.hear(CLIENT, commit_request(EARLY, tick=harness.core.state.tick + 1)).look
     harness.looked(lookup, None)
     (reply,) = harness.replies()
     assert reply.outcome is Outcome.UNKNOWN

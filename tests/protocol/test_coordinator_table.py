@@ -40,7 +40,7 @@ from tests.protocol.coordinator_kit import (
     xid,
 )
 from txrpc._protocol.coordinator.events import Drain, Forgot, LogHealth, Lookup, Output
-from txrpc._protocol.coordinator.machine import TABLE
+from txrpc._protocol.coordinator.machine import TABLE, _enter
 from txrpc._protocol.coordinator.rows import Input, State
 from txrpc._protocol.messages import FinishResult, Outcome, OutcomeReply, Vote, Wait
 
@@ -240,12 +240,12 @@ def arrived(harness: CoordinatorHarness, arrive: Callable[[CoordinatorHarness], 
 
 
 def _kept(harness: CoordinatorHarness) -> tuple[object, ...]:
-    return harness.core.transactions, harness.leftovers()
+    return harness.core.state.transactions, harness.leftovers()
 
 
 def _input(name: str, harness: CoordinatorHarness) -> Callable[[CoordinatorHarness], Output]:
     """`session found` is for a process that is not connected."""
-    if name == "session found" and P in harness.core.directory.sessions:
+    if name == "session found" and P in harness.core.state.directory.sessions:
         return lambda o: o.join(Q + 100)
     return INPUTS[name]
 
@@ -294,8 +294,8 @@ def test_every_entry_is_entered_and_every_missing_one_is_noted(state: State, kin
     harness = next(harness for harness in (story() for story in STORIES.values()) if harness.state() is state)
     session, event = _bare(kind)
     before = copy.deepcopy(_kept(harness))
-    harness.core._out = out = Output()
-    harness.core._enter(xid(), kind, session, event)
+    harness.core.state.out = out = Output()
+    _enter(harness.core.state, xid(), kind, session, event)
     if (state, kind) not in TABLE:
         assert effects(out) == ["violation"]
         assert _kept(harness) == before

@@ -46,7 +46,7 @@ def test_a_prepared_branch_only_ever_asks_however_long_it_takes() -> None:
     process.sent.clear()
     until_ms = T0 + DAY_MS
     while process.now_ms < until_ms:
-        due_ms = process.table.next_wakeup_ms()
+        due_ms = process.table.state.next_wakeup_ms()
         assert due_ms is not None, "nothing would ever ask again"
         process.sleep(max(0, due_ms - process.now_ms))
         assert process.state(ONE) is BranchState.PREPARED
@@ -102,7 +102,7 @@ def test_a_database_out_of_reach_is_tried_again_until_the_decision_is_carried_ou
     for number in range(1, 21):
         told = ["Trouble"] if number in (1, 2, 4, 8, 16) else []
         assert answers(process.local(In.FINISH_FAILED, ONE, FAILED).send) == told
-        due_ms = process.table.next_wakeup_ms()
+        due_ms = process.table.state.next_wakeup_ms()
         assert due_ms is not None
         assert [do.operation for do in process.sleep(max(0, due_ms - process.now_ms)).do] in (
             [Operation.COMMIT_PREPARED],
@@ -149,7 +149,7 @@ def test_committing_work_of_an_earlier_incarnation_in_one_phase_is_refused() -> 
 def test_a_taken_back_branch_is_unknown() -> None:
     process = Process()
     process.table.discard(process.open(ONE))
-    assert process.table.find(ONE.xid, ONE.resource) is None
+    assert process.table.state.find(ONE.xid, ONE.resource) is None
     assert answers(process.hear(prepare(ONE)).send) == ["Voted ABORT"]
 
 
@@ -201,17 +201,17 @@ def test_a_doomed_branch_says_what_doomed_it() -> None:
 def test_a_transaction_that_began_to_end_is_closed_to_calls_until_past_its_deadline() -> None:
     process = Process()
     process.open(ONE)
-    assert not process.table.closed(ONE.xid)
+    assert not process.table.state.is_closed(ONE.xid)
     process.hear(prepare(ONE))
     process.local(In.READ_ONLY, ONE)
     process.sleep(DEADLINE_MS - T0 + 59_999)
-    assert process.table.closed(ONE.xid)
-    row = process.table.find(ONE.xid, ONE.resource)
+    assert process.table.state.is_closed(ONE.xid)
+    row = process.table.state.find(ONE.xid, ONE.resource)
     assert row is not None
     assert row.state is BranchState.ENDED
     process.sleep(1)
-    assert not process.table.closed(ONE.xid)
-    assert process.table.find(ONE.xid, ONE.resource) is None
+    assert not process.table.state.is_closed(ONE.xid)
+    assert process.table.state.find(ONE.xid, ONE.resource) is None
 
 
 @pytest.mark.parametrize("late", [prepare(ONE), one_phase(ONE), commit(ONE), rollback(ONE), resolve(ONE)])
@@ -258,7 +258,7 @@ def test_nothing_is_left_of_an_ended_transaction_in_the_end() -> None:
 
 def leftovers(process: Process) -> tuple[int, int, int, int]:
     table = process.table
-    return len(table.rows), len(table._by_use), len(table._closed), len(table._timers)
+    return len(table.rows), len(table.state.by_use), len(table.state.closed_until_ms), len(table.state.timers)
 
 
 # --------------------------------------------------------------------------------------------- rule 11: deadlines
@@ -267,7 +267,7 @@ def leftovers(process: Process) -> tuple[int, int, int, int]:
 def test_an_unprepared_branch_rolls_back_at_its_deadline_and_not_before() -> None:
     process = Process()
     process.open(ONE)
-    assert process.table.next_wakeup_ms() == DEADLINE_MS
+    assert process.table.state.next_wakeup_ms() == DEADLINE_MS
     assert process.sleep(DEADLINE_MS - T0 - 1).do == []
     assert [do.operation for do in process.sleep(1).do] == [Operation.ROLLBACK]
     (vote,) = process.hear(prepare(ONE)).send

@@ -33,7 +33,7 @@ def test_unprepared_branches_of_an_earlier_epoch_roll_back_at_once_and_vote_abor
     (vote,) = table.received(Prepare(row.xid, row.branch, 1), 1_001).send
     assert isinstance(vote, Voted)
     assert vote.vote is Vote.ABORT
-    assert table.closed(row.xid)
+    assert table.state.is_closed(row.xid)
 
 
 def test_a_call_that_is_using_the_work_is_interrupted() -> None:

@@ -147,7 +147,7 @@ def test_resolving_a_branch_of_this_process_keeps_its_tombstone() -> None:
     process.local(In.ONE_PHASE_ENDED, ONE, (Outcome.COMMITTED, None))
     effects = process.table.resolve_foreign(ONE, "t1", T0)
     assert answers(effects.send) == ["Resolved COMMITTED"]
-    assert process.table.find(ONE.xid, ONE.resource) is not None
+    assert process.table.state.find(ONE.xid, ONE.resource) is not None
 
 
 def test_a_prepare_that_reaches_the_database_after_its_undoing_is_undone_when_it_shows() -> None:

@@ -30,8 +30,10 @@ from tests.protocol.coordinator_kit import (
     voted,
     xid,
 )
+from txrpc._protocol.coordinator import recovery
 from txrpc._protocol.coordinator.events import Forgot
 from txrpc._protocol.coordinator.knowledge import ANSWERS, UP_TO_THE_LOG, Answer, Knowledge, age_of
+from txrpc._protocol.coordinator.state import CoordinatorState
 from txrpc._protocol.messages import Commit, Inquiry, Outcome, Rollback, Vote
 from txrpc._protocol.records import Decision
 from txrpc.errors import AbortCode
@@ -159,13 +161,13 @@ STORIES: dict[str, tuple[Knowledge, list[str], Callable[[CoordinatorHarness], li
 def test_what_a_branch_is_told(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     knowledge, told, story = STORIES[name]
     known: list[Knowledge] = []
-    real = CoordinatorHarness().core.__class__._answer
+    real = recovery._answer
 
-    def spy(core: object, session: int, gid: Gid, knowledge: Knowledge, token: str = "") -> None:
+    def spy(state: CoordinatorState, session: int, message: Inquiry, knowledge: Knowledge, token: str = "") -> None:
         known.append(knowledge)
-        real(core, session, gid, knowledge, token)  # type: ignore[arg-type]
+        real(state, session, message, knowledge, token)
 
-    monkeypatch.setattr("txrpc._protocol.coordinator.machine.Coordinator._answer", spy)
+    monkeypatch.setattr(recovery, "_answer", spy)
     harness = CoordinatorHarness(CLIENT, P, Q)
     assert story(harness) == told
     assert known == [knowledge]

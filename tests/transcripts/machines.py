@@ -154,7 +154,7 @@ class CoordinatorMachine(Machine):
     def run(self, command: str) -> list[str]:
         """What *command* brings about, and how the transactions stand."""
         super().run(command)
-        states = [f"{shown(key)} is {row.state.value}" for key, row in self.core.transactions.items()]
+        states = [f"{shown(key)} is {row.state.value}" for key, row in self.core.state.transactions.items()]
         return [*(self.lines or ["nothing"]), *states]
 
     def _said(self, words: list[str], options: Options, made: Any) -> None:
@@ -221,7 +221,7 @@ class CoordinatorMachine(Machine):
 
     def do_reports(self, _words: list[str], _options: Options) -> None:
         """reports: what an operator is shown of branches whose transaction is not open."""
-        shown_now = self.core.reports.shown(self.now_ms)
+        shown_now = self.core.state.reports.shown(self.now_ms)
         self.lines += [f"{shown(report.xid)} {shown(report.branch)}: {report.text}" for report in shown_now]
 
     def do_one_phase_done(self, words: list[str], options: Options) -> None:
@@ -289,7 +289,9 @@ class CoordinatorMachine(Machine):
     def do_restart(self, _words: list[str], _options: Options) -> None:
         """restart: kill -9, and a new epoch on the same log."""
         self._start()
-        self.lines.append(f"epoch {self.number}, pending {' '.join(map(shown, self.core.transactions)) or 'nothing'}")
+        self.lines.append(
+            f"epoch {self.number}, pending {' '.join(map(shown, self.core.state.transactions)) or 'nothing'}"
+        )
 
 
 class ParticipantMachine(Machine):
@@ -399,7 +401,7 @@ class ParticipantMachine(Machine):
     def do_advance(self, words: list[str], _options: Options) -> None:
         """advance 5s."""
         until_ms = self.now_ms + _ms(words[0])
-        while (due_ms := self.table.next_wakeup_ms()) is not None and due_ms <= until_ms:
+        while (due_ms := self.table.state.next_wakeup_ms()) is not None and due_ms <= until_ms:
             self.now_ms = max(due_ms, self.now_ms)
             self._apply(self.table.woke(self.now_ms))
         self.now_ms = until_ms

@@ -44,7 +44,7 @@ class Branches(ManagerState):
         if trouble := self._starting.trouble(name):
             raise ResourceUnavailable(f"resource {name!r} of this process is not ready: {trouble}")
         with self._lock:
-            row = self._table.find(part.xid, resource.name)
+            row = self._table.state.find(part.xid, resource.name)
             if row is not None:
                 slot = self._slots.get(row.branch)
                 if row.state is not BranchState.ACTIVE or slot is None:
@@ -53,7 +53,7 @@ class Branches(ManagerState):
             return self._open(part, resource)
 
     def _open(self, part: LocalTransaction, resource: Any) -> OpenBranch:
-        if self._table.closed(part.xid):
+        if self._table.state.is_closed(part.xid):
             raise aborted(part.xid, Reason(AbortCode.BRANCH_UNKNOWN, "the transaction has ended here"))
         if len(self._slots) >= _MAX_BRANCHES:
             raise LimitExceeded(f"this process has {_MAX_BRANCHES} open branches")

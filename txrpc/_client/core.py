@@ -94,7 +94,7 @@ class ManagerCore(Branches, Asking):
         if context.time_left_ms <= 0:
             raise aborted(context.xid, Reason(AbortCode.TIMED_OUT, "the call arrived with no time left"))
         with self._lock:
-            if self._table.closed(context.xid):
+            if self._table.state.is_closed(context.xid):
                 raise aborted(
                     context.xid, Reason(AbortCode.BRANCH_UNKNOWN, "the call came after the transaction had ended here")
                 )
@@ -242,7 +242,7 @@ class ManagerCore(Branches, Asking):
         """When `woke` is due."""
         with self._lock:
             due = [*self._start_at.values(), *(self._sweep_at.values() if self.welcome is not None else ())]
-            next_ms = self._table.next_wakeup_ms()
+            next_ms = self._table.state.next_wakeup_ms()
             return min([*due, next_ms] if next_ms is not None else due, default=None)
 
     def swept(self, name: str, found: Sequence[tuple[Gid, int]] | BaseException) -> None:

@@ -47,30 +47,30 @@ class AdminService(admin_pb2_grpc.AdminServicer):
         core, now_ms = self._driver.core, self._driver.now_ms()
         limit = min(request.limit or _LIMIT, _LIMIT_MAX)
         doubts = sorted(in_doubt(core, now_ms), key=lambda doubt: -doubt.age_ms)
-        oldest = sorted(core.transactions.values(), key=lambda row: row.begun_ms)[:limit]
+        oldest = sorted(core.state.transactions.values(), key=lambda row: row.begun_ms)[:limit]
         return admin_pb2.StatusReply(
             owner=owner_to(self._driver.owner),
             group=self._group,
             version=library_version(),
             log=self._driver.log_location,
-            log_healthy=not core.log_trouble,
+            log_healthy=not core.state.log_trouble,
             uptime_ms=self._driver.uptime_ms,
-            committed=core.committed,
-            aborted=core.aborted,
-            heuristic=core.heuristic,
-            open=len(core.transactions),
+            committed=core.state.committed,
+            aborted=core.state.aborted,
+            heuristic=core.state.heuristic,
+            open=len(core.state.transactions),
             in_doubt=len({doubt.xid for doubt in doubts}),
-            lost=core.lost,
-            position=core.position,
-            identities=core.identities,
+            lost=core.state.lost,
+            position=core.state.position,
+            identities=core.state.identities,
             doubts=[
                 admin_pb2.InDoubtBranch(
                     xid=d.xid, branch=d.branch, resource=d.resource, age_ms=d.age_ms, reason=text_to(d.reason)
                 )
                 for d in doubts[:limit]
             ],
-            incidents=[_incident(incident) for incident in list(core.incidents.values())[:limit]],
-            sessions=[self._session(entry, now_ms) for entry in core.directory.sessions.values()],
+            incidents=[_incident(incident) for incident in list(core.state.incidents.values())[:limit]],
+            sessions=[self._session(entry, now_ms) for entry in core.state.directory.sessions.values()],
             transactions=[_transaction(row, now_ms) for row in oldest],
             messages=self._driver.messages,
             log_batches=self._driver.book.batches,
@@ -85,9 +85,9 @@ class AdminService(admin_pb2_grpc.AdminServicer):
         except BadMessage as error:
             await context.abort(grpc.StatusCode.INVALID_ARGUMENT, str(error))
             raise
-        before = len(self._driver.core.incidents)
+        before = len(self._driver.core.state.incidents)
         self._driver.step(Close(xid, branch))
-        return admin_pb2.CloseReply(closed=before - len(self._driver.core.incidents))
+        return admin_pb2.CloseReply(closed=before - len(self._driver.core.state.incidents))
 
     async def Rebind(self, request: admin_pb2.RebindRequest, context: Any) -> admin_pb2.RebindReply:
         """Let a resource name mean another database."""
@@ -96,7 +96,7 @@ class AdminService(admin_pb2_grpc.AdminServicer):
         except BadMessage as error:
             await context.abort(grpc.StatusCode.INVALID_ARGUMENT, str(error))
             raise
-        before = self._driver.core.identities.get(name, "")
+        before = self._driver.core.state.identities.get(name, "")
         self._driver.step(Rebind(name, text_from(request.identity)))
         return admin_pb2.RebindReply(before=before)
 

@@ -31,14 +31,14 @@ class InDoubtBranch:
 
 def in_doubt(core: Coordinator, now_ms: int) -> Iterator[InDoubtBranch]:
     """Every such branch at monotonic time *now_ms*: of transactions being worked on, then what processes report of others."""
-    for row in core.transactions.values():
+    for row in core.state.transactions.values():
         if row.state not in (State.COMMITTING, State.ONE_PHASE):
             continue
         for branch in row.branches.values():
             if not branch.acked and (row.state is State.ONE_PHASE or branch.vote is not None):
                 reason = branch.trouble or "its process has been told and has not answered"
                 yield InDoubtBranch(row.xid, branch.ref.branch, branch.ref.resource, now_ms - row.begun_ms, reason)
-    for report in core.reports.shown(now_ms):
+    for report in core.state.reports.shown(now_ms):
         yield InDoubtBranch(report.xid, report.branch, report.resource, now_ms - report.since_ms, report.text)
 
 

@@ -71,7 +71,7 @@ async def serve(config: CoordinatorConfig, log: DecisionLog) -> int:
         await driver.drain(config.shutdown_grace_s)
     await server.stop(grace=1.0)
     await driver.stop()
-    logger.info("stopped", extra={"committed": driver.core.committed, "aborted": driver.core.aborted})
+    logger.info("stopped", extra={"committed": driver.core.state.committed, "aborted": driver.core.state.aborted})
     return code
 
 
@@ -135,7 +135,7 @@ async def _watch_health(driver: CoordinatorDriver, service: Any) -> None:
     shown: object = None
     while True:
         status = health_pb2.HealthCheckResponse
-        now = status.NOT_SERVING if driver.core.log_trouble else status.SERVING
+        now = status.NOT_SERVING if driver.core.state.log_trouble else status.SERVING
         if now != shown:
             for name in SERVICES:
                 await service.set(name, now)

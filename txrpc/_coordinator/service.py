@@ -106,7 +106,7 @@ class SessionService(session_pb2_grpc.CoordinatorServicer):
 
     async def _serve(self, context: Any) -> bool:
         """The session as the engine sees it; returns whether everything could be written."""
-        mailbox = _Mailbox(self._driver.core.owner.node)
+        mailbox = _Mailbox(self._driver.core.state.owner.node)
         number = self._driver.attach(mailbox)
         self.peers[number] = context.peer()
         reader = asyncio.get_running_loop().create_task(self._read(number, context, mailbox))

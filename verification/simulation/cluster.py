@@ -252,8 +252,8 @@ class Cluster:
                 return (
                     f"{database.name} holds {len(database.works)} open and {len(database.prepared)} prepared branches"
                 )
-        if self.coordinator.core.transactions:
-            rows = self.coordinator.core.transactions.values()
+        if self.coordinator.core.state.transactions:
+            rows = self.coordinator.core.state.transactions.values()
             known = [row for row in rows if row.state.value != "one phase" or row.waiters]
             if known:
                 return f"the coordinator works on {known}"

@@ -260,7 +260,7 @@ class CoordinatorProcess(Node):
             else:
                 self.later(dice.randint(20, 1_000), self._write, attempt + 1)  # nobody knows: the same again
         elif self._keep(self._writing):
-            if self.core.log_trouble:
+            if self.core.state.log_trouble:
                 self._step(LogHealth(True))
             self.soon(self._ended_write, lambda xids: Logged(xids, self._position))
 
@@ -296,7 +296,11 @@ class CoordinatorProcess(Node):
     def _housekeep(self) -> None:
         self.alarm(_HOUSEKEEPING_MS, self._housekeep)
         try:
-            if self.core.log_trouble and not self._writing and self.scheduler.dice.random() >= self.options.log_errors:
+            if (
+                self.core.state.log_trouble
+                and not self._writing
+                and self.scheduler.dice.random() >= self.options.log_errors
+            ):
                 self._log.record([])
                 self._step(LogHealth(True))
             self._mark_done()
@@ -324,7 +328,7 @@ class CoordinatorProcess(Node):
 
     def close_incidents(self) -> None:
         """An operator has seen to all of them."""
-        for xid in {xid for xid, _ in self.core.incidents}:
+        for xid in {xid for xid, _ in self.core.state.incidents}:
             self._step(Close(xid))
 
     # ------------------------------------------------------------------------------------------------ to be looked at

@@ -127,7 +127,7 @@ class _Troubles:
         cluster = self._cluster
         process, wrong = self._dice.choice(cluster.processes), self._dice.choice(cluster.databases)
         name = self._dice.choice(sorted(process.manager.resources))
-        known = cluster.coordinator.core.identities
+        known = cluster.coordinator.core.state.identities
         if not process.up or name == wrong.name or known.get(name) != name:
             return  # whoever is the first to bind a name is right
         cluster.note_fault("misname", process.name, f"takes {wrong.name} for {name}")

@@ -6,15 +6,14 @@ begun or ended meanwhile goes before it.
 
 from __future__ import annotations
 
+from txrpc._protocol.coordinator import phases
 from txrpc._protocol.coordinator.events import Lookup
 from txrpc._protocol.coordinator.knowledge import ANSWERS, UP_TO_THE_LOG, Answer, Knowledge, age_of
 from txrpc._protocol.coordinator.phases import PRESUMED
-from txrpc._protocol.coordinator.requests import Requests
 from txrpc._protocol.coordinator.rows import State
+from txrpc._protocol.coordinator.state import CoordinatorState
 from txrpc._protocol.messages import Commit, Inquiry, Rollback, Trouble, Vote
 from txrpc._protocol.records import Decision
-
-__all__ = ["Inquiries"]
 
 _REFUSED = {
     Knowledge.STRANGE: (
@@ -37,87 +36,88 @@ _PREPARED = {
 }
 
 
-class Inquiries(Requests):
-    """The recovery of branches in doubt."""
+def inquiry(state: CoordinatorState, session: int, message: Inquiry) -> None:
+    gid = message.gid
+    if gid.group != state.group or gid.node != state.owner.node:
+        state.violation(session, message, "asks about a branch of another coordinator")
+        return
+    if not state.directory.sessions[session].has(gid.resource):
+        # It would be told to commit, and could not, and nobody else's acknowledgement would count.
+        state.violation(session, message, "asks about a branch in a resource that it does not have")
+        return
+    knowledge = _knowledge(state, session, message)
+    if gid.xid in state.transactions or knowledge not in UP_TO_THE_LOG:
+        _answer(state, session, message, knowledge)
+    else:
+        state.out.look.append(Lookup(session, message, gid.xid))
 
-    def _inquiry(self, session: int, message: Inquiry) -> None:
-        gid = message.gid
-        if gid.group != self.group or gid.node != self.owner.node:
-            self._violation(session, message, "asks about a branch of another coordinator")
-            return
-        if not self.directory.sessions[session].has(gid.resource):
-            # It would be told to commit, and could not, and nobody else's acknowledgement would count.
-            self._violation(session, message, "asks about a branch in a resource that it does not have")
-            return
-        knowledge = self._knowledge(session, message)
-        if gid.xid in self.transactions or knowledge not in UP_TO_THE_LOG:
-            self._answer(session, message, knowledge)
-        else:
-            self._out.look.append(Lookup(session, message, gid.xid))
 
-    def _inquired_log(self, session: int, message: Inquiry, decision: Decision | None) -> None:
-        """The log has answered; what has begun or ended since then is looked at again."""
-        gid, knowledge, token = message.gid, self._knowledge(session, message), ""
-        if gid.xid not in self.transactions and (decision is not None or knowledge is Knowledge.COMMITTED):
-            # A commit without a record wrote nothing, so a branch that asks was not part of it.
-            prepared = {p.branch: p.token for p in decision.branches} if decision else {}
-            knowledge = Knowledge.COMMITTED if gid.branch in prepared else Knowledge.NOT_IN_RECORD
-            token = prepared.get(gid.branch, "")
-        if knowledge is Knowledge.EARLIER and self._hold(session, message):
-            knowledge = Knowledge.AWAITED
-        self._answer(session, message, knowledge, token)
+def inquired_log(state: CoordinatorState, session: int, message: Inquiry, decision: Decision | None) -> None:
+    """The log has answered; what has begun or ended since then is looked at again."""
+    gid, knowledge, token = message.gid, _knowledge(state, session, message), ""
+    if gid.xid not in state.transactions and (decision is not None or knowledge is Knowledge.COMMITTED):
+        # A commit without a record wrote nothing, so a branch that asks was not part of it.
+        prepared = {p.branch: p.token for p in decision.branches} if decision else {}
+        knowledge = Knowledge.COMMITTED if gid.branch in prepared else Knowledge.NOT_IN_RECORD
+        token = prepared.get(gid.branch, "")
+    if knowledge is Knowledge.EARLIER and state.hold(session, message):
+        knowledge = Knowledge.AWAITED
+    _answer(state, session, message, knowledge, token)
 
-    def _knowledge(self, session: int, message: Inquiry) -> Knowledge:
-        gid = message.gid
-        row = self.transactions.get(gid.xid)
+
+def _knowledge(state: CoordinatorState, session: int, message: Inquiry) -> Knowledge:
+    gid = message.gid
+    row = state.transactions.get(gid.xid)
+    if row is not None:
+        if row.state is not State.COMMITTING:
+            return Knowledge.BEING_DECIDED
+        listed = row.branches.get(gid.branch)
+        return Knowledge.COMMITTED if listed and listed.vote is Vote.PREPARED else Knowledge.NOT_IN_RECORD
+    if gid.xid in state.remembered:
+        return Knowledge.COMMITTED if state.remembered[gid.xid] is None else Knowledge.ABORTED
+    age = age_of(gid.epoch, state.owner.epoch, state.lineage)
+    if age is not Knowledge.STRANGE and state.now_ms + state.offset_ms - message.since_ms <= state.forgotten_ms:
+        return Knowledge.FORGOTTEN
+    if age is not Knowledge.OVERDUE:
+        return age
+    owner = state.directory.owner(gid.participant)
+    owner_asks_itself = owner is not None and owner.session != session
+    return Knowledge.AWAITED if message.time_left_ms > 0 or owner_asks_itself else Knowledge.OVERDUE
+
+
+def _answer(state: CoordinatorState, session: int, message: Inquiry, knowledge: Knowledge, token: str = "") -> None:
+    gid, answer = message.gid, ANSWERS[knowledge]
+    if gid.xid not in state.transactions:
+        state.report(gid, message.since_ms, _PREPARED[answer], answer in _TELLS)
+    if answer is Answer.COMMIT:
+        row = state.transactions.get(gid.xid)
         if row is not None:
-            if row.state is not State.COMMITTING:
-                return Knowledge.BEING_DECIDED
-            listed = row.branches.get(gid.branch)
-            return Knowledge.COMMITTED if listed and listed.vote is Vote.PREPARED else Knowledge.NOT_IN_RECORD
-        if gid.xid in self.remembered:
-            return Knowledge.COMMITTED if self.remembered[gid.xid] is None else Knowledge.ABORTED
-        age = age_of(gid.epoch, self.owner.epoch, self.lineage)
-        if age is not Knowledge.STRANGE and self._now_ms + self._offset_ms - message.since_ms <= self._forgotten_ms:
-            return Knowledge.FORGOTTEN
-        if age is not Knowledge.OVERDUE:
-            return age
-        owner = self.directory.owner(gid.participant)
-        owner_asks_itself = owner is not None and owner.session != session
-        return Knowledge.AWAITED if message.time_left_ms > 0 or owner_asks_itself else Knowledge.OVERDUE
-
-    def _answer(self, session: int, message: Inquiry, knowledge: Knowledge, token: str = "") -> None:
-        gid, answer = message.gid, ANSWERS[knowledge]
-        if gid.xid not in self.transactions:
-            self._report(gid, message.since_ms, _PREPARED[answer], answer in _TELLS)
-        if answer is Answer.COMMIT:
-            row = self.transactions.get(gid.xid)
-            if row is not None:
-                self._tell_commit(row, row.branches[gid.branch], self.directory.sessions[session])
-            else:
-                self._send(session, Commit(gid, token, self.position))
-        elif answer is Answer.PRESUME or answer is Answer.ROLL_BACK:
-            if answer is Answer.PRESUME:
-                self.remembered.add(gid.xid, PRESUMED)
-            ended = gid.xid in self.remembered and self.remembered[gid.xid]
-            self._send(session, Rollback(gid, ended or PRESUMED, token))
-        elif answer is Answer.REFUSE:
-            fields = {"xid": gid.xid, "branch": gid.branch, "resource": gid.resource}
-            event, reason = _REFUSED[knowledge]
-            self._note("error", event, **fields, reason=reason.format(gid.epoch))
-
-    def _trouble(self, session: int, message: Trouble) -> None:
-        """What keeps a process from ending a branch: shown with its transaction, or by itself if that has no row (any more)."""
-        gid = message.gid
-        if not self.directory.sessions[session].has(gid.resource):
-            self._violation(session, message, "reports a branch in a resource that it does not have")
-            return
-        row = self.transactions.get(gid.xid)
-        branch = row.branches.get(gid.branch) if row is not None else None
-        if branch is not None:
-            if branch.session == session:
-                branch.trouble = message.reason.text if message.reason is not None else ""
-        elif message.reason is None:
-            self.reports.drop(gid.xid, gid.branch)
+            phases.tell_commit(state, row, row.branches[gid.branch], state.directory.sessions[session])
         else:
-            self._report(gid, 0, message.reason.text, session=session)
+            state.send(session, Commit(gid, token, state.position))
+    elif answer is Answer.PRESUME or answer is Answer.ROLL_BACK:
+        if answer is Answer.PRESUME:
+            state.remembered.add(gid.xid, PRESUMED)
+        ended = gid.xid in state.remembered and state.remembered[gid.xid]
+        state.send(session, Rollback(gid, ended or PRESUMED, token))
+    elif answer is Answer.REFUSE:
+        fields = {"xid": gid.xid, "branch": gid.branch, "resource": gid.resource}
+        event, reason = _REFUSED[knowledge]
+        state.note("error", event, **fields, reason=reason.format(gid.epoch))
+
+
+def trouble(state: CoordinatorState, session: int, message: Trouble) -> None:
+    """What keeps a process from ending a branch: shown with its transaction, or by itself if that has no row (any more)."""
+    gid = message.gid
+    if not state.directory.sessions[session].has(gid.resource):
+        state.violation(session, message, "reports a branch in a resource that it does not have")
+        return
+    row = state.transactions.get(gid.xid)
+    branch = row.branches.get(gid.branch) if row is not None else None
+    if branch is not None:
+        if branch.session == session:
+            branch.trouble = message.reason.text if message.reason is not None else ""
+    elif message.reason is None:
+        state.reports.drop(gid.xid, gid.branch)
+    else:
+        state.report(gid, 0, message.reason.text, session=session)

@@ -16,13 +16,13 @@ from txrpc._protocol.messages import AboutEnd, FinishResult, FromCoordinator, He
 from txrpc._protocol.records import Incident, Opened
 from txrpc.ids import BranchId, Gid, Xid
 
-__all__ = ["MARGIN_MS", "Desk", "sentence"]
+__all__ = ["MARGIN_MS", "CoordinatorState", "sentence"]
 
 MARGIN_MS = 60_000
 """How much longer than the longest timeout ended transactions are remembered: for messages on their way."""
 
 
-class Desk:
+class CoordinatorState:
     """The state of one coordinator, and the small operations on it that every rule uses."""
 
     def __init__(self, owner: Owner, group: str, opened: Opened, limits: Limits, now_ms: int, clock_ms: int) -> None:
@@ -33,9 +33,9 @@ class Desk:
         self.identities = dict(opened.identities)
         """Which database each resource name means, as far as one has told (rule 17)."""
         self.position = opened.position
-        self._ends = dict(opened.lineage)
-        self._presumes_from_ms = now_ms + (limits.recovery_wait_ms if opened.lineage else 0)
-        self._held: list[tuple[int, AboutEnd | Inquiry]] = []
+        self.ends = dict(opened.lineage)
+        self.presumes_from_ms = now_ms + (limits.recovery_wait_ms if opened.lineage else 0)
+        self.held: list[tuple[int, AboutEnd | Inquiry]] = []
         """Questions about earlier epochs that came before that."""
         self.directory = SessionRegistry()
         self.transactions: dict[Xid, Transaction] = {}
@@ -46,12 +46,12 @@ class Desk:
         """Branches that did not end as decided, until an operator closes them."""
         self.lost = 0
         self.reports = Reports()
-        self._forgotten_ms = opened.forgotten_ms
-        self._offset_ms = clock_ms - now_ms
-        self._now_ms = now_ms
-        self._timers: list[tuple[int, Xid]] = []
-        self._waiting_for_resource: dict[str, set[tuple[Xid, BranchId]]] = {}
-        self._out = Output()
+        self.forgotten_ms = opened.forgotten_ms
+        self.offset_ms = clock_ms - now_ms
+        self.now_ms = self.ticked_ms = now_ms
+        self.timers: list[tuple[int, Xid]] = []
+        self.waiting_for_resource: dict[str, set[tuple[Xid, BranchId]]] = {}
+        self.out = Output()
         self.remembered = EndedTransactions(
             (limits.max_timeout_ms + MARGIN_MS) // 1000, limits.max_remembered, self.tick
         )
@@ -59,7 +59,7 @@ class Desk:
     @property
     def tick(self) -> int:
         """The coordinator's own clock, in seconds."""
-        return (self._now_ms + self._offset_ms) // 1000
+        return (self.now_ms + self.offset_ms) // 1000
 
     def state_of(self, xid: Xid) -> State:
         """The state in which the table is entered for *xid*."""
@@ -70,93 +70,93 @@ class Desk:
             return State.ABSENT
         return State.COMMITTED if self.remembered[xid] is None else State.ABORTED
 
-    def _send(self, session: int, message: FromCoordinator) -> None:
+    def send(self, session: int, message: FromCoordinator) -> None:
         if session in self.directory.sessions:
-            self._out.send.append((session, message))
+            self.out.send.append((session, message))
 
-    def _expect_reply(self, entry: SessionEntry, row: Transaction, branch: Branch, message: FromCoordinator) -> None:
+    def expect_reply(self, entry: SessionEntry, row: Transaction, branch: Branch, message: FromCoordinator) -> None:
         """Send what must be answered: should the session end first, SESSION_LOST says so."""
-        self._cancel_wait(row, branch)
+        self.cancel_wait(row, branch)
         branch.session, branch.trouble = entry.session, ""
         entry.awaiting_reply.add((row.xid, branch.ref.branch))
-        self._send(entry.session, message)
+        self.send(entry.session, message)
 
-    def _cancel_wait(self, row: Transaction, branch: Branch) -> None:
+    def cancel_wait(self, row: Transaction, branch: Branch) -> None:
         """Nobody is waited for any more: neither the session that was asked, nor one with the resource."""
         debt = row.xid, branch.ref.branch
         replier = None if branch.session is None else self.directory.sessions.get(branch.session)
         if replier is not None:
             replier.awaiting_reply.discard(debt)
         branch.session = None
-        waiting = self._waiting_for_resource.get(branch.ref.resource)
+        waiting = self.waiting_for_resource.get(branch.ref.resource)
         if waiting is not None:
             waiting.discard(debt)
             if not waiting:
-                del self._waiting_for_resource[branch.ref.resource]
+                del self.waiting_for_resource[branch.ref.resource]
 
-    def _wait_for_resource(self, row: Transaction, branch: Branch) -> None:
-        self._cancel_wait(row, branch)
+    def wait_for_resource(self, row: Transaction, branch: Branch) -> None:
+        self.cancel_wait(row, branch)
         branch.trouble = f"no process with resource {branch.ref.resource} is connected"
-        self._await_resource(row, branch)
+        self.await_resource(row, branch)
 
-    def _await_resource(self, row: Transaction, branch: Branch) -> None:
+    def await_resource(self, row: Transaction, branch: Branch) -> None:
         """The next session with the resource of *branch* brings SESSION_FOUND."""
-        self._waiting_for_resource.setdefault(branch.ref.resource, set()).add((row.xid, branch.ref.branch))
+        self.waiting_for_resource.setdefault(branch.ref.resource, set()).add((row.xid, branch.ref.branch))
 
-    def _bind(self, hello: Hello) -> None:
+    def bind(self, hello: Hello) -> None:
         """Names that were not known mean from now on what this process says (rule 17)."""
         for resource in hello.resources:
             if resource.identity and resource.name not in self.identities:
-                self.identities[resource.name] = self._out.bind[resource.name] = resource.identity
+                self.identities[resource.name] = self.out.bind[resource.name] = resource.identity
 
-    def _hold(self, session: int, message: AboutEnd | Inquiry) -> bool:
+    def hold(self, session: int, message: AboutEnd | Inquiry) -> bool:
         """Whether it is too early to presume anything about an earlier epoch; *message* is then taken again when it is not."""
-        if self._now_ms >= self._presumes_from_ms:
+        if self.now_ms >= self.presumes_from_ms:
             return False
-        self._held.append((session, message))
+        self.held.append((session, message))
         return True
 
-    def _wake_at(self, row: Transaction, due_ms: int) -> None:
+    def wake_at(self, row: Transaction, due_ms: int) -> None:
         row.time_up_ms = due_ms
-        heapq.heappush(self._timers, (due_ms, row.xid))
+        heapq.heappush(self.timers, (due_ms, row.xid))
 
     # ----------------------------------------------------------------------------------- what an operator must know
 
-    def _incident(self, xid: Xid, branch: BranchId, resource: str, finish: FinishResult) -> None:
+    def incident(self, xid: Xid, branch: BranchId, resource: str, finish: FinishResult) -> None:
         """A branch did not end as decided: record it, count it, and say so, once (rules 1 and 16)."""
         held = self.incidents.get((xid, branch))
         if held is not None and held.finish is finish:
             return
-        incident = Incident(xid, branch, resource, finish, self._now_ms + self._offset_ms)
+        incident = Incident(xid, branch, resource, finish, self.now_ms + self.offset_ms)
         self.incidents[xid, branch] = incident
-        self._out.incidents.append(incident)
+        self.out.incidents.append(incident)
         self.heuristic += finish is FinishResult.HEURISTIC
         self.lost += finish is FinishResult.LOST
         fields = {"xid": xid, "branch": branch, "resource": resource, "reason": sentence(incident)}
-        self._note("error", _EVENTS[finish], **fields)
+        self.note("error", _EVENTS[finish], **fields)
 
-    def _end_incident(self, xid: Xid, branch: BranchId, by: str) -> None:
+    def end_incident(self, xid: Xid, branch: BranchId, by: str) -> None:
         incident = self.incidents.pop((xid, branch), None)
         if incident is not None:
-            self._out.closed.append((xid, branch))
-            self._note("warning", "incident closed", xid=xid, branch=branch, resource=incident.resource, by=by)
+            self.out.closed.append((xid, branch))
+            self.note("warning", "incident closed", xid=xid, branch=branch, resource=incident.resource, by=by)
 
-    def _report(self, gid: Gid, since_ms: int, text: str, told: bool = False, session: int | None = None) -> None:
+    def report(self, gid: Gid, since_ms: int, text: str, told: bool = False, session: int | None = None) -> None:
         """A branch without a row is prepared, or may be: people must be able to see it (rule 14)."""
-        began_ms = self._now_ms - since_ms
-        report = Report(gid.xid, gid.branch, gid.resource, began_ms, self._now_ms, text, int(told), session)
+        began_ms = self.now_ms - since_ms
+        report = Report(gid.xid, gid.branch, gid.resource, began_ms, self.now_ms, text, int(told), session)
         self.reports.add(report)
 
-    def _report_unreachable(self, gid: Gid, text: str) -> None:
+    def report_unreachable(self, gid: Gid, text: str) -> None:
         text = f"{text}; no process with resource {gid.resource} is connected"
-        now_ms = self._now_ms
+        now_ms = self.now_ms
         self.reports.add(Report(gid.xid, gid.branch, gid.resource, now_ms, now_ms, text, unreported=True))
 
-    def _violation(self, session: int | None, message: object, text: str) -> None:
-        self._note("warning", "protocol violation", session=session, message=type(message).__name__, reason=text)
+    def violation(self, session: int | None, message: object, text: str) -> None:
+        self.note("warning", "protocol violation", session=session, message=type(message).__name__, reason=text)
 
-    def _note(self, level: str, event: str, **fields: object) -> None:
-        self._out.notes.append(Note(level, event, fields))
+    def note(self, level: str, event: str, **fields: object) -> None:
+        self.out.notes.append(Note(level, event, fields))
 
 
 def sentence(incident: Incident) -> str:

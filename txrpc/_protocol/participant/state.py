@@ -14,7 +14,7 @@ from txrpc._protocol.messages import Outcome
 from txrpc._protocol.participant.branch import BranchRow, BranchState, Do, Effects, Operation
 from txrpc.ids import BranchId, Gid, Xid
 
-__all__ = ["SLOW_MS", "TOMBSTONE_MS", "Ledger"]
+__all__ = ["SLOW_MS", "TOMBSTONE_MS", "ParticipantState"]
 
 TOMBSTONE_MS = 60_000
 """How much longer than its transaction's deadline an ended branch is remembered: for messages on their way (rule 10)."""
@@ -26,63 +26,60 @@ _AFTER_THE_VOTE = frozenset({Operation.COMMIT_PREPARED, Operation.ROLLBACK_PREPA
 """What must be waited for, however long it takes."""
 
 
-class Ledger:
+class ParticipantState:
     """The state of one participant, and the small operations on it that every rule uses."""
 
     def __init__(self, jitter: Callable[[], float]) -> None:
         """*jitter* returns numbers from 0 to 1, which spread inquiries and retries."""
         self.rows: dict[BranchId, BranchRow] = {}
-        self._by_use: dict[tuple[Xid, str], BranchId] = {}
-        self._closed: dict[Xid, int] = {}
-        self._abandoned: deque[tuple[int, Xid]] = deque()
+        self.by_use: dict[tuple[Xid, str], BranchId] = {}
+        self.closed_until_ms: dict[Xid, int] = {}
+        self.abandoned: deque[tuple[int, Xid]] = deque()
         """Transactions that were closed without a row whose tombstone would open them again, and until when."""
-        self._timers: list[tuple[int, BranchId]] = []
-        self._jitter = jitter
-        self._now_ms = 0
-        self._out = Effects([], [], [])
+        self.timers: list[tuple[int, BranchId]] = []
+        self.jitter = jitter
+        self.now_ms = 0
+        self.out = Effects([], [], [])
 
     def find(self, xid: Xid, resource: str) -> BranchRow | None:
         """The branch of *xid* in *resource* of this process, ended ones included."""
-        branch = self._by_use.get((xid, resource))
+        branch = self.by_use.get((xid, resource))
         return None if branch is None else self.rows[branch]
 
-    def closed(self, xid: Xid) -> bool:
+    def is_closed(self, xid: Xid) -> bool:
         """Whether *xid* has begun to end here, so that a call of it comes too late (rule 10)."""
-        return xid in self._closed
+        return xid in self.closed_until_ms
 
     def next_wakeup_ms(self) -> int | None:
         """When `woke` is due, in the monotonic time of `step`."""
-        return self._timers[0][0] if self._timers else None
+        return self.timers[0][0] if self.timers else None
 
-    def _begin(self, now_ms: int) -> None:
-        self._now_ms = max(now_ms, self._now_ms)
-        self._out = Effects([], [], [])
+    def begin(self, now_ms: int) -> None:
+        self.now_ms = max(now_ms, self.now_ms)
+        self.out = Effects([], [], [])
 
-    def _enter_row(self, gid: Gid, state: BranchState, deadline_ms: int) -> BranchRow:
-        row = BranchRow(gid, state, deadline_ms, in_doubt_ms=self._now_ms)
+    def enter_row(self, gid: Gid, state: BranchState, deadline_ms: int) -> BranchRow:
+        row = BranchRow(gid, state, deadline_ms, in_doubt_ms=self.now_ms)
         self.rows[gid.branch] = row
         if state is BranchState.ACTIVE:
-            heapq.heappush(self._timers, (deadline_ms, gid.branch))
+            heapq.heappush(self.timers, (deadline_ms, gid.branch))
         return row
 
-    def _close(self, row: BranchRow) -> None:
+    def close(self, row: BranchRow) -> None:
         """The transaction begins to end here: no further call of it may come in (rule 10)."""
-        self._closed.setdefault(row.xid, max(row.deadline_ms, self._now_ms) + TOMBSTONE_MS)
+        self.closed_until_ms.setdefault(row.xid, max(row.deadline_ms, self.now_ms) + TOMBSTONE_MS)
 
-    def _end(self, row: BranchRow, outcome: Outcome) -> None:
+    def end(self, row: BranchRow, outcome: Outcome) -> None:
         row.state, row.outcome = BranchState.ENDED, outcome
-        self._wake_in(row, max(self._closed.get(row.xid, 0) - self._now_ms, TOMBSTONE_MS))
+        self.wake_in(row, max(self.closed_until_ms.get(row.xid, 0) - self.now_ms, TOMBSTONE_MS))
 
-    def _wake_in(self, row: BranchRow, wait_ms: int) -> None:
-        row.deadline_ms = self._now_ms + wait_ms
-        heapq.heappush(self._timers, (row.deadline_ms, row.branch))
+    def wake_in(self, row: BranchRow, wait_ms: int) -> None:
+        row.deadline_ms = self.now_ms + wait_ms
+        heapq.heappush(self.timers, (row.deadline_ms, row.branch))
 
-    def _do(self, operation: Operation, row: BranchRow) -> None:
+    def do(self, operation: Operation, row: BranchRow) -> None:
         row.at_work = operation is not Operation.INTERRUPT
         if operation in _AFTER_THE_VOTE:
-            row.working_ms = self._now_ms
-            self._wake_in(row, SLOW_MS)
-        self._out.do.append(Do(operation, row.gid, row.token))
-
-    def _ignore(self, row: object, detail: object) -> None:
-        """Late, repeated, or answered when the work under way ends."""
+            row.working_ms = self.now_ms
+            self.wake_in(row, SLOW_MS)
+        self.out.do.append(Do(operation, row.gid, row.token))
