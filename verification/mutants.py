@@ -15,6 +15,7 @@ from txrpc._client.local_transaction import Status
 from txrpc._decision_log.memory import MemoryLog
 from txrpc._protocol.coordinator import knowledge, phases, recovery, requests
 from txrpc._protocol.coordinator import machine as coordinator_machine
+from txrpc._protocol.coordinator import table as coordinator_table
 from txrpc._protocol.coordinator.ended import EndedTransactions
 from txrpc._protocol.coordinator.events import Forgot
 from txrpc._protocol.coordinator.knowledge import Answer, Knowledge
@@ -33,8 +34,8 @@ from txrpc._protocol.messages import (
     Vote,
     Voted,
 )
-from txrpc._protocol.participant import machine as participant_machine
 from txrpc._protocol.participant import phase_one, phase_two
+from txrpc._protocol.participant import table as participant_table
 from txrpc._protocol.participant.branch import BranchInput, BranchState, Operation
 from txrpc._protocol.participant.machine import Participant
 from txrpc._protocol.participant.state import ParticipantState
@@ -62,11 +63,17 @@ class Mutant:
 
     @contextmanager
     def made(self) -> Iterator[None]:
-        """The mistake is in the code."""
+        """The mistake is in the code, and no table objects to where it leads."""
         with ExitStack() as stack:
+            stack.enter_context(patch.dict(coordinator_table.TABLE, _anywhere(coordinator_table.TABLE, State)))
+            stack.enter_context(patch.dict(participant_table.TABLE, _anywhere(participant_table.TABLE, BranchState)))
             for one in self.patches():
                 stack.enter_context(one)
             yield
+
+
+def _anywhere(table: Any, states: Any) -> Any:
+    return {key: entry._replace(next_states=frozenset(states)) for key, entry in table.items()}
 
 
 MUTANTS: list[Mutant] = []
@@ -86,11 +93,11 @@ def _mutant(
 
 
 def _coordinator(state: State, kind: Input, action: Any) -> Any:
-    return patch.dict(coordinator_machine.TABLE, {(state, kind): action})
+    return patch.dict(coordinator_table.TABLE, {(state, kind): coordinator_table.Entry(action, frozenset(State))})
 
 
 def _participant(state: BranchState, kind: BranchInput, action: Any) -> Any:
-    return patch.dict(participant_machine.TABLE, {(state, kind): action})
+    return patch.dict(participant_table.TABLE, {(state, kind): participant_table.Entry(action, frozenset(BranchState))})
 
 
 # ------------------------------------------------------------------------------------------------- the coordinator
@@ -247,7 +254,7 @@ def _believes_whoever_answers() -> Patches:
     def mistaken(state: Any, session: int, message: Any) -> None:
         row = state.transactions.get(message.xid)
         if row is None or message.branch in row.branches:
-            coordinator_machine._enter(state, message.xid, inputs[type(message)], session, message)
+            coordinator_table.enter(state, message.xid, inputs[type(message)], session, message)
 
     answers = (Voted, Acked, OnePhaseDone, Resolved, Committing)
     return [patch.dict(coordinator_machine._MESSAGES, dict.fromkeys(answers, mistaken))]
@@ -261,9 +268,7 @@ def _aborts_a_batch_of_which_it_does_not_know_whether_it_was_written() -> Patche
         if attempt:
             xids = tuple(decision.xid for decision in self._writing)
             for xid in xids:
-                coordinator_machine._enter(
-                    self.core.state, xid, Input.NOT_LOGGED, None, Reason(AbortCode.LOG_UNAVAILABLE)
-                )
+                coordinator_table.enter(self.core.state, xid, Input.NOT_LOGGED, None, Reason(AbortCode.LOG_UNAVAILABLE))
         write(self, attempt)
 
     def stepped(self: Any, attempt: int) -> None:
@@ -327,7 +332,7 @@ def _rolls_back_a_prepared_branch_at_its_deadline() -> Patches:
 
 @_mutant(11, 14)
 def _lets_unprepared_branches_live_for_ever() -> Patches:
-    return [_participant(_S.ACTIVE, _I.TIME_UP, participant_machine._ignore)]
+    return [_participant(_S.ACTIVE, _I.TIME_UP, participant_table._ignore)]
 
 
 @_mutant(10)

@@ -40,8 +40,8 @@ from tests.protocol.coordinator_kit import (
     xid,
 )
 from txrpc._protocol.coordinator.events import Drain, Forgot, LogHealth, Lookup, Output
-from txrpc._protocol.coordinator.machine import TABLE, _enter
 from txrpc._protocol.coordinator.rows import Input, State
+from txrpc._protocol.coordinator.table import TABLE, enter
 from txrpc._protocol.messages import FinishResult, Outcome, OutcomeReply, Vote, Wait
 
 # ------------------------------------------------------------------------------------------------ how to get there
@@ -295,7 +295,7 @@ def test_every_entry_is_entered_and_every_missing_one_is_noted(state: State, kin
     session, event = _bare(kind)
     before = copy.deepcopy(_kept(harness))
     harness.core.state.out = out = Output()
-    _enter(harness.core.state, xid(), kind, session, event)
+    enter(harness.core.state, xid(), kind, session, event)
     if (state, kind) not in TABLE:
         assert effects(out) == ["violation"]
         assert _kept(harness) == before

@@ -31,7 +31,7 @@ from tests.protocol.participant_kit import (
 from txrpc._protocol.messages import FinishResult, Outcome
 from txrpc._protocol.participant.branch import BranchInput as In
 from txrpc._protocol.participant.branch import BranchRow, BranchState, Effects, Operation
-from txrpc._protocol.participant.machine import TABLE
+from txrpc._protocol.participant.table import TABLE
 from txrpc.ids import BranchId
 
 ONE = gid(1)

@@ -158,6 +158,8 @@ class ManagerState:
         for message in effects.send:
             if isinstance(message, Trouble) and message.reason is not None:
                 logger.warning("%s (%s)", message.reason.text, message.gid)
+        for mistake in effects.mistakes:
+            logger.warning("protocol violation: %s", mistake)
         if effects.send:
             try:
                 for node, messages in itertools.groupby(effects.send, self._node_of):

@@ -42,6 +42,7 @@ from txrpc._protocol.coordinator.events import (
 from txrpc._protocol.coordinator.rows import Input, State, Transaction
 from txrpc._protocol.coordinator.sessions import SessionEntry
 from txrpc._protocol.coordinator.state import CoordinatorState
+from txrpc._protocol.coordinator.table import enter
 from txrpc._protocol.messages import (
     Acked,
     CommitRequest,
@@ -63,9 +64,8 @@ from txrpc._protocol.messages import (
 )
 from txrpc._protocol.records import Decision, Opened
 from txrpc.errors import AbortCode, Reason
-from txrpc.ids import Xid
 
-__all__ = ["TABLE", "Coordinator"]
+__all__ = ["Coordinator"]
 
 
 class Coordinator:
@@ -170,12 +170,12 @@ def _received(state: CoordinatorState, event: Received) -> None:
 def _logged(state: CoordinatorState, event: Logged) -> None:
     state.position = max(state.position, event.position)
     for xid in event.xids:
-        _enter(state, xid, Input.LOGGED, None, None)
+        enter(state, xid, Input.LOGGED, None, None)
 
 
 def _not_logged(state: CoordinatorState, event: NotLogged) -> None:
     for xid in event.xids:
-        _enter(state, xid, Input.NOT_LOGGED, None, event.reason)
+        enter(state, xid, Input.NOT_LOGGED, None, event.reason)
 
 
 def _log_health(state: CoordinatorState, event: LogHealth) -> None:
@@ -195,7 +195,7 @@ def _woke(state: CoordinatorState, _: Woke) -> None:
         _due, xid = heapq.heappop(state.timers)
         row = state.transactions.get(xid)
         if row is not None and row.time_up_ms <= state.now_ms:
-            _enter(state, xid, Input.TIME_UP, None, None)
+            enter(state, xid, Input.TIME_UP, None, None)
     if state.held and state.now_ms >= state.presumes_from_ms:
         held, state.held = state.held, []
         for session, message in held:
@@ -226,7 +226,7 @@ def _drop(state: CoordinatorState, session: int) -> None:
     if entry is None:
         return
     for xid, branch in sorted(entry.awaiting_reply):
-        _enter(state, xid, Input.SESSION_LOST, session, branch)
+        enter(state, xid, Input.SESSION_LOST, session, branch)
     state.reports.left(session, state.now_ms)
 
 
@@ -237,7 +237,7 @@ def _found(state: CoordinatorState, entry: SessionEntry) -> None:
             continue
         state.reports.found(resource.name, state.now_ms)
         for xid, branch in sorted(state.waiting_for_resource.pop(resource.name, ())):
-            _enter(state, xid, Input.SESSION_FOUND, entry.session, branch)
+            enter(state, xid, Input.SESSION_FOUND, entry.session, branch)
 
 
 def _recover(state: CoordinatorState, decision: Decision) -> None:
@@ -270,7 +270,7 @@ def _rebind(state: CoordinatorState, event: Rebind) -> None:
 def _client_request(
     state: CoordinatorState, session: int, message: CommitRequest | RollbackRequest | OutcomeRequest
 ) -> None:
-    _enter(state, message.xid, _INPUTS[type(message)], session, message)
+    enter(state, message.xid, _INPUTS[type(message)], session, message)
 
 
 def _branch_answer(
@@ -288,7 +288,7 @@ def _branch_answer(
         if isinstance(message, Voted | Committing | OnePhaseDone) and speaker != branch.ref.participant:
             state.violation(session, message, "speaks of a branch that is another process's")
             return
-    _enter(state, message.xid, _INPUTS[type(message)], session, message)
+    enter(state, message.xid, _INPUTS[type(message)], session, message)
 
 
 def _hello_again(state: CoordinatorState, session: int, message: Hello) -> None:
@@ -307,81 +307,6 @@ def _hello_again(state: CoordinatorState, session: int, message: Hello) -> None:
     state.bind(message)
     _found(state, entry)
 
-
-def _enter(state: CoordinatorState, xid: Xid, kind: Input, session: int | None, message: object) -> None:
-    before = state.state_of(xid)
-    action = TABLE.get((before, kind))
-    if action is None:
-        state.violation(session, message, f"{kind.value} in state {before.value}")
-    else:
-        action(state, state.transactions.get(xid), session, message)
-
-
-def _ignore(state: CoordinatorState, row: object, session: object, message: object) -> None:
-    """Late, repeated, or overtaken: legal, and nothing to do."""
-
-
-_Action = Callable[[CoordinatorState, Any, Any, Any], None]
-
-TABLE: Final[dict[tuple[State, Input], _Action]] = {
-    (State.ABSENT, Input.COMMIT_REQUEST): requests.begin_commit,
-    (State.ABSENT, Input.ROLLBACK_REQUEST): requests.give_up,
-    (State.ABSENT, Input.OUTCOME_REQUEST): requests.presume,
-    (State.ABSENT, Input.VOTED): _ignore,
-    (State.ABSENT, Input.ONE_PHASE_DONE): _ignore,
-    (State.ABSENT, Input.RESOLVED): _ignore,
-    (State.ABSENT, Input.COMMITTING): _ignore,
-    (State.ABSENT, Input.ACKED): phases.late_ack,
-    (State.ABSENT, Input.SESSION_FOUND): _ignore,
-    (State.PREPARING, Input.COMMIT_REQUEST): requests.join_waiters,
-    (State.PREPARING, Input.ROLLBACK_REQUEST): requests.give_up_early,
-    (State.PREPARING, Input.OUTCOME_REQUEST): requests.join_waiters,
-    (State.PREPARING, Input.VOTED): phases.voted,
-    (State.PREPARING, Input.SESSION_LOST): phases.voter_lost,
-    (State.PREPARING, Input.TIME_UP): phases.time_up,
-    (State.ONE_PHASE, Input.COMMIT_REQUEST): requests.join_waiters,
-    (State.ONE_PHASE, Input.ROLLBACK_REQUEST): requests.join_waiters,
-    (State.ONE_PHASE, Input.OUTCOME_REQUEST): requests.join_waiters,
-    (State.ONE_PHASE, Input.COMMITTING): phases.token,
-    (State.ONE_PHASE, Input.ONE_PHASE_DONE): phases.one_phase_done,
-    (State.ONE_PHASE, Input.RESOLVED): phases.one_phase_done,
-    (State.ONE_PHASE, Input.SESSION_LOST): phases.committer_lost,
-    (State.ONE_PHASE, Input.SESSION_FOUND): phases.resume_one_phase,
-    (State.ONE_PHASE, Input.TIME_UP): phases.one_phase_time_up,
-    (State.RECORDING, Input.COMMIT_REQUEST): requests.join_waiters,
-    (State.RECORDING, Input.ROLLBACK_REQUEST): requests.join_waiters,
-    (State.RECORDING, Input.OUTCOME_REQUEST): requests.join_waiters,
-    (State.RECORDING, Input.LOGGED): phases.recorded,
-    (State.RECORDING, Input.NOT_LOGGED): phases.not_recorded,
-    (State.RECORDING, Input.TIME_UP): _ignore,
-    (State.COMMITTING, Input.COMMIT_REQUEST): requests.join_waiters,
-    (State.COMMITTING, Input.ROLLBACK_REQUEST): requests.join_waiters,
-    (State.COMMITTING, Input.OUTCOME_REQUEST): requests.join_waiters,
-    (State.COMMITTING, Input.ACKED): phases.acked,
-    (State.COMMITTING, Input.SESSION_LOST): phases.finisher_lost,
-    (State.COMMITTING, Input.SESSION_FOUND): phases.resume_commit,
-    (State.COMMITTING, Input.TIME_UP): phases.ack_time_up,
-    (State.COMMITTED, Input.COMMIT_REQUEST): requests.reply_ended,
-    (State.COMMITTED, Input.ROLLBACK_REQUEST): requests.reply_ended,
-    (State.COMMITTED, Input.OUTCOME_REQUEST): requests.reply_ended,
-    (State.COMMITTED, Input.VOTED): _ignore,
-    (State.COMMITTED, Input.ONE_PHASE_DONE): _ignore,
-    (State.COMMITTED, Input.RESOLVED): _ignore,
-    (State.COMMITTED, Input.COMMITTING): _ignore,
-    (State.COMMITTED, Input.ACKED): phases.late_ack,
-    (State.COMMITTED, Input.SESSION_FOUND): _ignore,
-    (State.ABORTED, Input.COMMIT_REQUEST): requests.reply_ended,
-    (State.ABORTED, Input.ROLLBACK_REQUEST): requests.reply_ended,
-    (State.ABORTED, Input.OUTCOME_REQUEST): requests.reply_ended,
-    (State.ABORTED, Input.VOTED): _ignore,
-    (State.ABORTED, Input.ONE_PHASE_DONE): _ignore,
-    (State.ABORTED, Input.RESOLVED): _ignore,
-    (State.ABORTED, Input.COMMITTING): _ignore,
-    (State.ABORTED, Input.ACKED): phases.late_ack,
-    (State.ABORTED, Input.SESSION_LOST): _ignore,  # by the loss of another branch of the same session
-    (State.ABORTED, Input.SESSION_FOUND): _ignore,
-}
-"""What each input does in each state.  A missing entry is a mistake of the sender, or of this program."""
 
 _INPUTS: Final[dict[type, Input]] = {
     CommitRequest: Input.COMMIT_REQUEST,

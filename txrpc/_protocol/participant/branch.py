@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import enum
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from txrpc._protocol.messages import FinishResult, Outcome, ToCoordinator, Vote
 from txrpc.errors import Reason
@@ -71,15 +71,20 @@ class Do:
 
 @dataclass(slots=True)
 class Effects:
-    """The effects of one step of a participant: operations to start, messages to send, local waiters to wake.
+    """The effects of one step of a participant.
 
-    An operation and a message of one step do not depend on each other; what depends on an operation is sent by the step that
-    takes its result.
+    They may be applied in any order: what depends on an operation is sent by the step that takes its result.
     """
 
-    do: list[Do]
-    send: list[ToCoordinator]
-    settle: list[tuple[BranchId, Outcome, Reason | None]]
+    do: list[Do] = field(default_factory=list)
+    """Operations to start.  Each brings its result back as an input, except INTERRUPT, which makes another one end sooner."""
+    send: list[ToCoordinator] = field(default_factory=list)
+    """Messages to the coordinator of their branch, in this order.  Without a session they are dropped: whoever needs an answer
+    asks again."""
+    settle: list[tuple[BranchId, Outcome, Reason | None]] = field(default_factory=list)
+    """Branches that this process ended by itself, for those who wait for that: at most once for each."""
+    mistakes: list[str] = field(default_factory=list)
+    """Inputs that the table does not allow, for the log: the sender's mistake, or this program's.  They changed nothing."""
 
 
 @dataclass(slots=True)

@@ -25,7 +25,7 @@ from __future__ import annotations
 
 import heapq
 from collections.abc import Callable, Iterable
-from typing import Any, Final
+from typing import Final
 
 from txrpc._protocol.messages import (
     Abandon,
@@ -43,10 +43,11 @@ from txrpc._protocol.messages import (
 from txrpc._protocol.participant import phase_one, phase_two
 from txrpc._protocol.participant.branch import BranchInput, BranchRow, BranchState, Effects, Operation
 from txrpc._protocol.participant.state import TOMBSTONE_MS, ParticipantState
+from txrpc._protocol.participant.table import TABLE, enter
 from txrpc.errors import AbortCode, Reason
 from txrpc.ids import BranchId, Gid
 
-__all__ = ["TABLE", "AboutBranch", "Participant"]
+__all__ = ["AboutBranch", "Participant"]
 
 AboutBranch = Prepare | CommitOnePhase | Commit | Rollback | Resolve
 """What a coordinator says about branches."""
@@ -79,7 +80,7 @@ class Participant:
     def step(self, kind: BranchInput, branch: BranchId, now_ms: int, detail: object = None) -> Effects:
         """Take a local input: a result, a release, a local commit or rollback."""
         self.state.begin(now_ms)
-        _enter(self.state, kind, branch, detail)
+        enter(self.state, kind, branch, detail)
         return self.state.out
 
     def woke(self, now_ms: int) -> Effects:
@@ -93,7 +94,7 @@ class Participant:
             if row.at_work and row.state in _PROMISED:
                 phase_two.slow(self.state, row, None)
             elif not row.at_work or row.state in _UNPROMISED:
-                _enter(self.state, BranchInput.TIME_UP, branch, None)
+                enter(self.state, BranchInput.TIME_UP, branch, None)
         return self.state.out
 
     def committing(self, branch: BranchId, token: str) -> Committing | None:
@@ -109,10 +110,10 @@ class Participant:
         named = message.gid if isinstance(message, Commit | Rollback) else message
         row = self.state.rows.get(named.branch)
         if row is None or row.xid == named.xid:
-            _enter(self.state, kind, named.branch, message)
+            enter(self.state, kind, named.branch, message)
         elif named is message:
             # Somebody listed another transaction's branch as its own (rule 15): of that pair nothing is known here.
-            TABLE[BranchState.ABSENT, kind](self.state, None, message)
+            TABLE[BranchState.ABSENT, kind].action(self.state, None, message)
         return self.state.out
 
     def connected(self, now_ms: int) -> Effects:
@@ -141,7 +142,7 @@ class Participant:
         for row in list(self.state.rows.values()):
             gone = row.gid.node == owner.node and row.gid.epoch != owner.epoch
             if gone and row.state is BranchState.ACTIVE and (row.calls or row.running):
-                _enter(self.state, BranchInput.ROLLBACK, row.branch, Rollback(row.gid, reason))
+                enter(self.state, BranchInput.ROLLBACK, row.branch, Rollback(row.gid, reason))
         return self.state.out
 
     def abandon(self, message: Abandon, resources: Iterable[str], longest_ms: int, now_ms: int) -> Effects:
@@ -157,7 +158,7 @@ class Participant:
         for resource in resources:
             row = self.state.find(message.xid, resource)
             if row is not None and row.state is BranchState.ACTIVE:
-                _enter(self.state, BranchInput.ROLLBACK, row.branch, Rollback(row.gid, message.reason))
+                enter(self.state, BranchInput.ROLLBACK, row.branch, Rollback(row.gid, message.reason))
         return self.state.out
 
     def in_doubt(self, gid: Gid, since_ms: int, now_ms: int) -> Effects:
@@ -177,7 +178,7 @@ class Participant:
         """Ask the database for the end of a commit in one phase that another process had begun."""
         self.state.begin(now_ms)
         if gid.branch in self.state.rows:
-            _enter(self.state, BranchInput.RESOLVE, gid.branch, Resolve(gid.xid, gid.branch, gid.resource, token))
+            enter(self.state, BranchInput.RESOLVE, gid.branch, Resolve(gid.xid, gid.branch, gid.resource, token))
         else:
             row = self.state.enter_row(gid, BranchState.RESOLVING, now_ms)
             row.token = token
@@ -185,92 +186,7 @@ class Participant:
         return self.state.out
 
 
-def _enter(state: ParticipantState, kind: BranchInput, branch: BranchId, detail: object) -> None:
-    row = state.rows.get(branch)
-    before = BranchState.ABSENT if row is None else row.state
-    action = TABLE.get((before, kind))
-    if action is None:
-        return
-    if row is not None and kind in _RESULTS:
-        row.at_work = False
-        if row.trouble is not None and kind is not BranchInput.FINISH_FAILED:
-            row.trouble = None
-            state.out.send.append(Trouble(row.gid, None))
-    action(state, row, detail)
-
-
-def _ignore(state: ParticipantState, row: object, detail: object) -> None:
-    """Late, repeated, or answered when the work under way ends."""
-
-
-_Action = Callable[[ParticipantState, Any, Any], None]
-_S = BranchState
-_I = BranchInput
-
-TABLE: Final[dict[tuple[BranchState, BranchInput], _Action]] = {
-    (_S.ABSENT, _I.PREPARE): phase_one.prepare_unknown,
-    (_S.ABSENT, _I.COMMIT_ONE_PHASE): phase_one.one_phase_unknown,
-    (_S.ABSENT, _I.COMMIT): phase_two.commit_foreign,
-    (_S.ABSENT, _I.ROLLBACK): phase_two.rollback_foreign,
-    (_S.ABSENT, _I.RESOLVE): phase_two.resolve_absent,
-    (_S.ACTIVE, _I.PREPARE): phase_one.prepare,
-    (_S.ACTIVE, _I.COMMIT_ONE_PHASE): phase_one.one_phase,
-    (_S.ACTIVE, _I.ROLLBACK): phase_two.rollback_active,
-    (_S.ACTIVE, _I.RESOLVE): phase_two.resolve_active,
-    (_S.ACTIVE, _I.LOCAL_COMMIT): phase_one.local_commit,
-    (_S.ACTIVE, _I.LOCAL_ROLLBACK): phase_two.local_rollback,
-    (_S.ACTIVE, _I.TIME_UP): phase_two.deadline,
-    (_S.VOTING, _I.PREPARE): _ignore,
-    (_S.VOTING, _I.ROLLBACK): phase_two.rollback_voting,
-    (_S.VOTING, _I.LOCAL_ROLLBACK): phase_two.give_up_voting,
-    (_S.VOTING, _I.TIME_UP): phase_two.overdue,
-    (_S.VOTING, _I.PREPARED): phase_one.did_prepare,
-    (_S.VOTING, _I.READ_ONLY): phase_one.was_read_only,
-    (_S.VOTING, _I.PREPARE_FAILED): phase_one.prepare_failed,
-    (_S.PREPARED, _I.PREPARE): phase_one.prepare_again,
-    (_S.PREPARED, _I.COMMIT): phase_two.commit,
-    (_S.PREPARED, _I.ROLLBACK): phase_two.rollback_prepared,
-    (_S.PREPARED, _I.LOCAL_ROLLBACK): phase_two.give_up_prepared,
-    (_S.PREPARED, _I.TIME_UP): phase_two.ask_again,
-    (_S.ONE_PHASE, _I.COMMIT_ONE_PHASE): _ignore,
-    (_S.ONE_PHASE, _I.ROLLBACK): _ignore,
-    (_S.ONE_PHASE, _I.RESOLVE): _ignore,
-    (_S.ONE_PHASE, _I.TIME_UP): phase_two.overdue,
-    (_S.ONE_PHASE, _I.ONE_PHASE_ENDED): phase_one.one_phase_ended,
-    (_S.COMMITTING, _I.COMMIT): _ignore,
-    (_S.COMMITTING, _I.TIME_UP): phase_two.try_commit_again,
-    (_S.COMMITTING, _I.FINISHED): phase_two.finished_commit,
-    (_S.COMMITTING, _I.FINISH_FAILED): phase_two.finish_failed,
-    (_S.ABORTING, _I.PREPARE): phase_one.prepare_late,
-    (_S.ABORTING, _I.ROLLBACK): _ignore,
-    (_S.ABORTING, _I.LOCAL_ROLLBACK): phase_two.settle_later,
-    (_S.ABORTING, _I.TIME_UP): phase_two.try_undo_again,
-    (_S.ABORTING, _I.FINISHED): phase_two.finished_undo,
-    (_S.ABORTING, _I.FINISH_FAILED): phase_two.finish_failed,
-    (_S.ROLLING_BACK, _I.PREPARE): phase_one.prepare_late,
-    (_S.ROLLING_BACK, _I.COMMIT_ONE_PHASE): phase_one.one_phase_undone,
-    (_S.ROLLING_BACK, _I.ROLLBACK): _ignore,
-    (_S.ROLLING_BACK, _I.RESOLVE): phase_two.resolve_later,
-    (_S.ROLLING_BACK, _I.LOCAL_COMMIT): phase_two.settle_later,
-    (_S.ROLLING_BACK, _I.LOCAL_ROLLBACK): phase_two.settle_later,
-    (_S.ROLLING_BACK, _I.RELEASED): phase_two.released,
-    (_S.ROLLING_BACK, _I.TIME_UP): phase_two.break_off,
-    (_S.ROLLING_BACK, _I.ROLLED_BACK): phase_two.rolled_back,
-    (_S.RESOLVING, _I.RESOLVE): _ignore,
-    (_S.RESOLVING, _I.TIME_UP): phase_two.try_resolve_again,
-    (_S.RESOLVING, _I.ONE_PHASE_ENDED): phase_two.resolved,
-    (_S.RESOLVING, _I.FINISH_FAILED): phase_two.finish_failed,
-    (_S.ENDED, _I.PREPARE): phase_one.prepare_late,
-    (_S.ENDED, _I.COMMIT_ONE_PHASE): phase_one.one_phase_again,
-    (_S.ENDED, _I.COMMIT): phase_two.commit_again,
-    (_S.ENDED, _I.ROLLBACK): _ignore,
-    (_S.ENDED, _I.RESOLVE): phase_two.resolve_ended,
-    (_S.ENDED, _I.LOCAL_COMMIT): phase_two.settle_now,
-    (_S.ENDED, _I.LOCAL_ROLLBACK): phase_two.settle_now,
-    (_S.ENDED, _I.RELEASED): _ignore,
-    (_S.ENDED, _I.TIME_UP): phase_two.expire,
-}
-"""What each input does in each state.  A missing entry is somebody's mistake, and does nothing."""
+_S, _I = BranchState, BranchInput
 
 _MESSAGES: Final[dict[type, BranchInput]] = {
     Prepare: _I.PREPARE,
@@ -285,8 +201,3 @@ _UNPROMISED: Final = frozenset({_S.VOTING, _S.ONE_PHASE})
 
 _PROMISED: Final = frozenset({_S.COMMITTING, _S.ABORTING, _S.RESOLVING})
 """What is under way here may take its time, and is trouble when it does (rule 20)."""
-
-_RESULTS: Final = frozenset(
-    {_I.PREPARED, _I.READ_ONLY, _I.PREPARE_FAILED, _I.ONE_PHASE_ENDED, _I.FINISHED, _I.FINISH_FAILED, _I.ROLLED_BACK}
-)
-"""What ends an operation's work."""

@@ -39,7 +39,7 @@ class ParticipantState:
         self.timers: list[tuple[int, BranchId]] = []
         self.jitter = jitter
         self.now_ms = 0
-        self.out = Effects([], [], [])
+        self.out = Effects()
 
     def find(self, xid: Xid, resource: str) -> BranchRow | None:
         """The branch of *xid* in *resource* of this process, ended ones included."""
@@ -56,7 +56,7 @@ class ParticipantState:
 
     def begin(self, now_ms: int) -> None:
         self.now_ms = max(now_ms, self.now_ms)
-        self.out = Effects([], [], [])
+        self.out = Effects()
 
     def enter_row(self, gid: Gid, state: BranchState, deadline_ms: int) -> BranchRow:
         row = BranchRow(gid, state, deadline_ms, in_doubt_ms=self.now_ms)
