@@ -14,8 +14,8 @@ from tests.proof import note_proof
 from verification.replay import report
 from verification.simulate import run_seeds
 from verification.simulation import Options, simulate
-from verification.simulation.checkers import all_checkers
-from verification.simulation.history import FACTS
+from verification.simulation.checkers import LateMessages, all_checkers
+from verification.simulation.history import FACTS, Violation
 
 
 @pytest.fixture(autouse=True)
@@ -81,6 +81,19 @@ def test_without_faults_everything_commits_that_was_not_given_up() -> None:
 def test_every_fact_has_a_checker_that_listens() -> None:
     heard = {fact for fact in FACTS for checker in all_checkers() if hasattr(checker, fact)}
     assert heard == set(FACTS)
+
+
+def test_a_call_that_still_runs_when_its_transaction_ends_is_not_a_late_one() -> None:
+    """Seed 96578 of an earlier world: a repeated call wrote in a branch that had just voted against because of it."""
+    checker = LateMessages()
+    checker.wrote(0, "x", "b1", "call 1", "p")
+    checker.wrote(1, "x", "b2", "call 2", "p")
+    checker.prepared(2, "x", "b1")
+    checker.wrote(3, "x", "b2", "call 2", "p")
+    with pytest.raises(Violation, match="rule 10"):
+        checker.wrote(4, "x", "b1", "call 1", "p")
+    with pytest.raises(Violation, match="rule 10"):
+        checker.wrote(5, "x", "b3", "call 3", "p")
 
 
 _DIGEST = """

@@ -230,21 +230,27 @@ class WholeWork:
 
 
 class LateMessages:
-    """10: once a transaction has begun to end in a process, no work is added to it there."""
+    """10: once a transaction has begun to end in a process, no work is added to it there.
+
+    A call that runs meanwhile, in a branch that is not prepared, makes that branch vote against: what it writes is undone.
+    """
 
     def __init__(self) -> None:
         self._process: dict[Any, Any] = {}
         self._ending: set[Any] = set()
+        self._promised: set[Any] = set()
 
     def prepared(self, _now_ms: int, xid: Any, branch: Any) -> None:
         self._ending.add((xid, self._process[branch]))
+        self._promised.add(branch)
 
     def committed(self, _now_ms: int, xid: Any, branch: Any, _calls: Any, _was_prepared: bool) -> None:
-        self._ending.add((xid, self._process[branch]))
+        self.prepared(_now_ms, xid, branch)
 
     def wrote(self, _now_ms: int, xid: Any, branch: Any, call: Any, process: Any) -> None:
+        is_new = branch not in self._process
         self._process[branch] = process
-        if (xid, process) in self._ending:
+        if branch in self._promised or (is_new and (xid, process) in self._ending):
             raise Violation(10, f"{xid}: call {call} writes in branch {branch}, where the transaction has begun to end")
 
 
