@@ -34,6 +34,7 @@ def _marks(start: int) -> list[pytest.MarkDecorator]:
     return [mark for bound, mark in marks if start >= bound]
 
 
+@pytest.mark.timeout(900)
 @pytest.mark.parametrize("start", [pytest.param(start, marks=_marks(start)) for start in range(0, MORE, CHUNK)])
 def test_no_world_breaks_a_rule(start: int) -> None:
     tally = run_seeds(range(start, start + CHUNK))

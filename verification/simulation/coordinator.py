@@ -251,7 +251,7 @@ class CoordinatorProcess(Node):
         """The batch reaches the disk; or does not; or did and nobody hears of it."""
         dice = self.scheduler.dice
         if dice.random() < self.options.log_errors:
-            kept = dice.random() < 0.5
+            kept = self._landed or dice.random() < 0.5
             if kept and not self._keep(self._writing):
                 return
             self._step(LogHealth(False, _TROUBLE.text))
