@@ -4,9 +4,12 @@ The names for synchronous programs; `txrpc.aio` has the same for asyncio.  Start
 `transactional`; the databases are in `txrpc.sql`.
 """
 
+from txrpc._client.client import JoinedTransaction, RootTransaction
 from txrpc._client.local_transaction import Status
-from txrpc._client.manager import JoinedCall, Manager, Transaction
+from txrpc._client.manager import TransactionManager
 from txrpc._client.scope import Propagation, Retry
+from txrpc._client.state import ManagerStatus
+from txrpc._client.transaction import Transaction
 from txrpc._client.transactional import transaction, transactional
 from txrpc._connect import (
     begin,
@@ -58,9 +61,9 @@ __all__ = [
     "HeuristicOutcome",
     "IllegalState",
     "InvalidName",
-    "JoinedCall",
+    "JoinedTransaction",
     "LimitExceeded",
-    "Manager",
+    "ManagerStatus",
     "NoTransaction",
     "NotJoined",
     "Outcome",
@@ -69,11 +72,13 @@ __all__ = [
     "Reason",
     "ResourceUnavailable",
     "Retry",
+    "RootTransaction",
     "SessionOptions",
     "Status",
     "Transaction",
     "TransactionAborted",
     "TransactionExists",
+    "TransactionManager",
     "TransactionTimedOut",
     "TxrpcError",
     "Unavailable",

@@ -1,4 +1,4 @@
-"""The doors of synchronous programs, where a manager, its session and the interceptors are put together."""
+"""Public entry points for synchronous programs: build the manager, its session and the interceptors."""
 
 from __future__ import annotations
 
@@ -8,9 +8,11 @@ from typing import Any
 
 import grpc
 
-from txrpc._client.manager import JoinedCall, Manager, Transaction
+from txrpc._client.client import Client, JoinedTransaction, RootTransaction
+from txrpc._client.manager import TransactionManager
 from txrpc._client.rollback_rules import Kind
-from txrpc._client.scope import default_manager, set_default_manager
+from txrpc._client.scope import default_client, set_default_client
+from txrpc._client.transaction import Transaction
 from txrpc._context import current
 from txrpc._environment import coordinator_address
 from txrpc._grpc import client
@@ -34,7 +36,7 @@ def connect(
     group: str = "default",
     process: str = "",
     options: SessionOptions | None = None,
-) -> Manager:
+) -> TransactionManager:
     """Connect this process to its coordinator, and make the result what `transaction` and the interceptors use.
 
     address: ``host:port`` of the coordinator; by default what the environment variable ``TXRPC_COORDINATOR`` says.
@@ -48,25 +50,25 @@ def connect(
     a fork call it again, in the child.
     """
     options = options or SessionOptions()
-    manager = Manager(group, resources, process)
+    client = Client(group, resources, process)
     session = Session(
         coordinator_address(address),
-        hello=manager.hello,
-        on_welcome=manager.on_welcome,
-        on_message=manager.on_message,
-        on_lost=manager.on_lost,
+        hello=client.hello,
+        on_welcome=client.on_welcome,
+        on_message=client.on_message,
+        on_lost=client.on_lost,
         options=options,
     )
     try:
-        manager.start(session)
+        client.start(session)
         session.wait_connected(options.connect_timeout_s)
     except CoordinatorUnavailable as error:
         logger.warning("%s; connecting goes on in the background", error)
     except BaseException:
-        manager.close()
+        client.close()
         raise
-    set_default_manager("txrpc", manager, on=True)
-    return manager
+    set_default_client("txrpc", client, on=True)
+    return TransactionManager(client)
 
 
 def begin(
@@ -75,20 +77,20 @@ def begin(
     read_only: bool = False,
     rollback_for: Kind | Iterable[Kind] = (),
     no_rollback_for: Kind | Iterable[Kind] = (),
-) -> Transaction:
-    """`Manager.begin` of the manager of the last `connect`."""
-    manager: Manager = default_manager("txrpc")
-    return manager.begin(timeout, read_only=read_only, rollback_for=rollback_for, no_rollback_for=no_rollback_for)
+) -> RootTransaction:
+    """`Client.begin` of the manager of the last `connect`."""
+    client: Client = default_client("txrpc")
+    return client.begin(timeout, read_only=read_only, rollback_for=rollback_for, no_rollback_for=no_rollback_for)
 
 
-def current_transaction() -> Transaction | JoinedCall | None:
+def current_transaction() -> Transaction | None:
     """The transaction that the running code belongs to, or None.
 
-    At its root this is the `Transaction`; in a service method that joined it has no ``commit`` and no ``rollback``, but
+    At its root this is the `RootTransaction`; in a service method that joined it has no ``commit`` and no ``rollback``, but
     everything else: ``xid``, ``status``, ``time_left_s``, ``set_rollback_only``.
     """
-    handle: Transaction | JoinedCall | None = current()
-    return handle
+    transaction: Transaction | None = current()
+    return transaction
 
 
 def client_interceptors(outside: Iterable[str] = ()) -> list[Any]:
@@ -111,17 +113,17 @@ def intercept_channel(channel: grpc.Channel, outside: Iterable[str] = ()) -> grp
     return client.intercept_channel(channel, outside)
 
 
-def server_interceptors(manager: Manager | None = None) -> list[Any]:
+def server_interceptors(manager: TransactionManager | None = None) -> list[Any]:
     """For `grpc.server`: calls that come with a transaction join it, through *manager* or that of the last `connect`."""
     if manager is not None:
-        manager.serves = True
-    return [ServerInterceptor(manager or _DefaultJoiner())]
+        manager._client.serves = True
+    return [ServerInterceptor(_DefaultJoiner() if manager is None else manager._client)]
 
 
 class _DefaultJoiner:
-    def join(self, context: TransactionContext) -> JoinedCall:
+    def join(self, context: TransactionContext) -> JoinedTransaction:
         try:
-            manager: Manager = default_manager("txrpc")
+            client: Client = default_client("txrpc")
         except ConfigurationError as error:
             raise CoordinatorUnavailable(f"the called service takes no part in transactions: {error}") from None
-        return manager.join(context)
+        return client.join(context)

@@ -1,4 +1,4 @@
-"""The doors of asyncio programs, where a manager, its session and the interceptors are put together."""
+"""Public entry points for asyncio programs: build the manager, its session and the interceptors."""
 
 from __future__ import annotations
 
@@ -6,9 +6,11 @@ import logging
 from collections.abc import Iterable
 from typing import Any
 
-from txrpc._client.manager_async import AsyncJoinedCall, AsyncManager, AsyncTransaction
+from txrpc._client.client_async import AsyncClient, AsyncJoinedTransaction, AsyncRootTransaction
+from txrpc._client.manager_async import AsyncTransactionManager
 from txrpc._client.rollback_rules import Kind
-from txrpc._client.scope import default_manager, set_default_manager
+from txrpc._client.scope import default_client, set_default_client
+from txrpc._client.transaction import Transaction
 from txrpc._context import current
 from txrpc._environment import coordinator_address
 from txrpc._grpc.client_async import aio_client_interceptors
@@ -31,28 +33,28 @@ async def connect(
     group: str = "default",
     process: str = "",
     options: SessionOptions | None = None,
-) -> AsyncManager:
+) -> AsyncTransactionManager:
     """Connect this process to its coordinator.  See `txrpc.connect`; the manager belongs to the running event loop."""
     options = options or SessionOptions()
-    manager = AsyncManager(group, resources, process)
+    client = AsyncClient(group, resources, process)
     session = AsyncSession(
         coordinator_address(address),
-        hello=manager.hello,
-        on_welcome=manager.on_welcome,
-        on_message=manager.on_message,
-        on_lost=manager.on_lost,
+        hello=client.hello,
+        on_welcome=client.on_welcome,
+        on_message=client.on_message,
+        on_lost=client.on_lost,
         options=options,
     )
     try:
-        await manager.start(session)
+        await client.start(session)
         await session.wait_connected(options.connect_timeout_s)
     except CoordinatorUnavailable as error:
         logger.warning("%s; connecting goes on in the background", error)
     except BaseException:
-        await manager.close()
+        await client.close()
         raise
-    set_default_manager("txrpc.aio", manager, on=True)
-    return manager
+    set_default_client("txrpc.aio", client, on=True)
+    return AsyncTransactionManager(client)
 
 
 def begin(
@@ -61,20 +63,20 @@ def begin(
     read_only: bool = False,
     rollback_for: Kind | Iterable[Kind] = (),
     no_rollback_for: Kind | Iterable[Kind] = (),
-) -> AsyncTransaction:
-    """`Manager.begin` of the manager of the last `connect`."""
-    manager: AsyncManager = default_manager("txrpc.aio")
-    return manager.begin(timeout, read_only=read_only, rollback_for=rollback_for, no_rollback_for=no_rollback_for)
+) -> AsyncRootTransaction:
+    """`Client.begin` of the manager of the last `connect`."""
+    client: AsyncClient = default_client("txrpc.aio")
+    return client.begin(timeout, read_only=read_only, rollback_for=rollback_for, no_rollback_for=no_rollback_for)
 
 
-def current_transaction() -> AsyncTransaction | AsyncJoinedCall | None:
+def current_transaction() -> Transaction | None:
     """The transaction that the running code belongs to, or None.
 
-    At its root this is the `Transaction`; in a service method that joined it has no ``commit`` and no ``rollback``, but
+    At its root this is the `RootTransaction`; in a service method that joined it has no ``commit`` and no ``rollback``, but
     everything else: ``xid``, ``status``, ``time_left_s``, ``set_rollback_only``.
     """
-    handle: AsyncTransaction | AsyncJoinedCall | None = current()
-    return handle
+    transaction: Transaction | None = current()
+    return transaction
 
 
 def client_interceptors(outside: Iterable[str] = ()) -> list[Any]:
@@ -82,17 +84,17 @@ def client_interceptors(outside: Iterable[str] = ()) -> list[Any]:
     return aio_client_interceptors(outside)
 
 
-def server_interceptors(manager: AsyncManager | None = None) -> list[Any]:
+def server_interceptors(manager: AsyncTransactionManager | None = None) -> list[Any]:
     """For `grpc.aio.server`: calls that come with a transaction join it, through *manager* or that of the last `connect`."""
     if manager is not None:
-        manager.serves = True
-    return [AsyncServerInterceptor(manager or _DefaultJoiner())]
+        manager._client.serves = True
+    return [AsyncServerInterceptor(_DefaultJoiner() if manager is None else manager._client)]
 
 
 class _DefaultJoiner:
-    def join(self, context: TransactionContext) -> AsyncJoinedCall:
+    def join(self, context: TransactionContext) -> AsyncJoinedTransaction:
         try:
-            manager: AsyncManager = default_manager("txrpc.aio")
+            client: AsyncClient = default_client("txrpc.aio")
         except ConfigurationError as error:
             raise CoordinatorUnavailable(f"the called service takes no part in transactions: {error}") from None
-        return manager.join(context)
+        return client.join(context)

@@ -14,6 +14,8 @@ def coordinator_address(given: str | None) -> str:
     address = given or os.environ.get("TXRPC_COORDINATOR", "")
     if not address:
         raise ConfigurationError("no coordinator: pass connect('host:port') or set TXRPC_COORDINATOR")
+    if "://" in address:
+        raise ConfigurationError(f"the coordinator's address is 'host:port', without a scheme, not {address!r}")
     host, colon, port = address.rpartition(":")
     if not colon or not host or not port.isdigit() or not 0 < int(port) < 65536:
         raise ConfigurationError(f"the coordinator's address is 'host:port', not {address!r}")

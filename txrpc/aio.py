@@ -12,6 +12,7 @@ from txrpc import (
     IllegalState,
     InvalidName,
     LimitExceeded,
+    ManagerStatus,
     NotJoined,
     NoTransaction,
     Outcome,
@@ -22,6 +23,7 @@ from txrpc import (
     Retry,
     SessionOptions,
     Status,
+    Transaction,
     TransactionAborted,
     TransactionExists,
     TransactionTimedOut,
@@ -32,9 +34,9 @@ from txrpc import (
     Xid,
     carry,
 )
-from txrpc._client.manager_async import AsyncJoinedCall as JoinedCall
-from txrpc._client.manager_async import AsyncManager as Manager
-from txrpc._client.manager_async import AsyncTransaction as Transaction
+from txrpc._client.client_async import AsyncJoinedTransaction as JoinedTransaction
+from txrpc._client.client_async import AsyncRootTransaction as RootTransaction
+from txrpc._client.manager_async import AsyncTransactionManager as TransactionManager
 from txrpc._client.transactional_async import transaction, transactional
 from txrpc._connect_async import begin, client_interceptors, connect, current_transaction, server_interceptors
 
@@ -49,9 +51,9 @@ __all__ = [
     "HeuristicOutcome",
     "IllegalState",
     "InvalidName",
-    "JoinedCall",
+    "JoinedTransaction",
     "LimitExceeded",
-    "Manager",
+    "ManagerStatus",
     "NoTransaction",
     "NotJoined",
     "Outcome",
@@ -60,11 +62,13 @@ __all__ = [
     "Reason",
     "ResourceUnavailable",
     "Retry",
+    "RootTransaction",
     "SessionOptions",
     "Status",
     "Transaction",
     "TransactionAborted",
     "TransactionExists",
+    "TransactionManager",
     "TransactionTimedOut",
     "TxrpcError",
     "Unavailable",

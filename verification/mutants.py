@@ -10,7 +10,7 @@ from unittest.mock import patch
 
 from txrpc._client import completion as ending
 from txrpc._client.asking import Asking
-from txrpc._client.core import ManagerCore
+from txrpc._client.core import ClientCore
 from txrpc._client.local_transaction import Status
 from txrpc._decision_log.memory import MemoryLog
 from txrpc._protocol.coordinator import knowledge, phases, recovery, requests
@@ -368,7 +368,7 @@ def _acknowledges_a_commit_that_failed() -> Patches:
 
 @_mutant(14)
 def _never_looks_for_branches_that_nobody_knows() -> Patches:
-    return [patch.object(ManagerCore, "swept", lambda self, name, found: None)]
+    return [patch.object(ClientCore, "swept", lambda self, name, found: None)]
 
 
 @_mutant(13)
@@ -447,7 +447,7 @@ def _presumes_aborts_before_those_who_know_better_have_come_back() -> Patches:
 
 @_mutant(14, 6, 13)
 def _does_not_say_that_a_resource_has_become_ready() -> Patches:
-    return [patch.object(ManagerCore, "_announce", lambda _: None)]
+    return [patch.object(ClientCore, "_announce", lambda _: None)]
 
 
 _LATE = Options(late_requests=20, transactions=3, read_only=0.0, gives_up=0.0)

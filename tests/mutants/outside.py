@@ -75,7 +75,7 @@ MUTANTS: dict[str, tuple[Change, str]] = {
     ),
     "finishing waits behind PREPARE": (
         Change(
-            "txrpc._client.manager", "self._finishers if do.operation in FINISHING else self._workers", "self._workers"
+            "txrpc._client.client", "self._finishers if do.operation in FINISHING else self._workers", "self._workers"
         ),
         "tests/sql/test_workers.py -k f9",
     ),
@@ -92,7 +92,9 @@ MUTANTS: dict[str, tuple[Change, str]] = {
         "tests/system/test_calls_in_flight.py -k rule_9_a_call_that_still_runs",
     ),
     "a fan-out in a service is left to its deadline": (
-        Change("txrpc._client.handles", "            if self._part.in_flight:\n                self._abandon()\n", ""),
+        Change(
+            "txrpc._client.transaction", "            if self._part.in_flight:\n                self._abandon()\n", ""
+        ),
         "tests/system/test_calls_in_flight.py -k rule_19",
     ),
     "a server that takes no part is good enough": (

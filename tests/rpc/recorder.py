@@ -69,6 +69,7 @@ class Handle:
     def __init__(self, xid: Xid | None = None, time_left_s: float = 30.0) -> None:
         self.xid = xid or Xid.make(int(time.time() * 1000), bytes(10))
         self.time_left_s = time_left_s
+        self.joined = False
         self.doom: Reason | None = None
         self.refuses: TxrpcError | None = None
         self.calls: list[Out] = []

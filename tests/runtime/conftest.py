@@ -6,9 +6,9 @@ from typing import Any, cast
 import pytest
 
 from tests.runtime.memory_resource import AsyncMemoryResource, MemoryResource
-from txrpc._client.manager import Manager
-from txrpc._client.manager_async import AsyncManager
-from txrpc._client.scope import set_default_manager
+from txrpc._client.client import Client
+from txrpc._client.client_async import AsyncClient
+from txrpc._client.scope import set_default_client
 
 
 class NoSession:
@@ -31,11 +31,11 @@ def notebook() -> MemoryResource:
 
 
 @pytest.fixture
-def manager(notebook: MemoryResource) -> Iterator[Manager]:
+def manager(notebook: MemoryResource) -> Iterator[Client]:
     """A manager with one resource and no coordinator, as the default one."""
-    manager = Manager("default", [notebook, MemoryResource("second")])
+    manager = Client("default", [notebook, MemoryResource("second")])
     manager.start(NoSession())
-    set_default_manager("txrpc", manager, on=True)
+    set_default_client("txrpc", manager, on=True)
     with manager:
         yield manager
 
@@ -46,9 +46,9 @@ def aio_notebook() -> AsyncMemoryResource:
 
 
 @pytest.fixture
-async def aio_manager(aio_notebook: AsyncMemoryResource) -> AsyncIterator[AsyncManager]:
-    manager = AsyncManager("default", cast("Any", [aio_notebook, AsyncMemoryResource("second")]))
+async def aio_manager(aio_notebook: AsyncMemoryResource) -> AsyncIterator[AsyncClient]:
+    manager = AsyncClient("default", cast("Any", [aio_notebook, AsyncMemoryResource("second")]))
     await manager.start(AsyncNoSession())
-    set_default_manager("txrpc.aio", manager, on=True)
+    set_default_client("txrpc.aio", manager, on=True)
     async with manager:
         yield manager

@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 
 from tests.runtime.memory_resource import MemoryResource
-from txrpc._client.manager import Manager
+from txrpc._client.client import Client
+from txrpc._client.manager import TransactionManager
 from txrpc._client.transactional import transaction
 from txrpc._protocol.messages import CommitRequest, Inquiry, Owner, Prepare, Welcome
 from txrpc.errors import (
@@ -47,13 +48,13 @@ class Session:
         self.sent += messages
 
 
-def two_branches(session: Session, timeout: float = 1) -> tuple[Manager, Any]:
+def two_branches(session: Session, timeout: float = 1) -> tuple[Client, Any]:
     first, second = MemoryResource("first"), MemoryResource("second")
-    manager = Manager("default", [first, second])
+    manager = Client("default", [first, second])
     manager.patience_ms = 300
     manager.start(session)
     manager.on_welcome(WELCOME)
-    scope = transaction(timeout, manager=manager)
+    scope = transaction(timeout, manager=TransactionManager(manager))
     scope.__enter__()
     first.write("one")
     second.write("two")
@@ -106,7 +107,7 @@ def test_a_request_that_was_sent_and_never_answered_is_unknown() -> None:
 def test_closing_while_work_is_due_leaves_no_thread_with_an_error() -> None:
     """The clock's thread could submit to a pool that was shut down already."""
     for _ in range(20):
-        manager = Manager("default", [MemoryResource("first")])
+        manager = Client("default", [MemoryResource("first")])
         manager.start(Session())
         manager.on_welcome(WELCOME)
         manager.close()

@@ -13,8 +13,9 @@ import pytest
 from tests.runtime.conftest import NoSession
 from tests.runtime.memory_resource import MemoryResource, NotebookError
 from tests.waiting import eventually
+from txrpc._client.client import Client, RootTransaction
 from txrpc._client.local_transaction import Status
-from txrpc._client.manager import Manager
+from txrpc._client.manager import TransactionManager
 from txrpc._client.scope import Propagation, Retry
 from txrpc._client.transactional import transaction, transactional
 from txrpc._context import carry, current, set_current
@@ -71,7 +72,7 @@ def test_a_transaction_without_work_commits(notebook: MemoryResource) -> None:
     assert notebook.verbs == []
 
 
-def test_explicit_begin_and_commit(manager: Manager, notebook: MemoryResource) -> None:
+def test_explicit_begin_and_commit(manager: Client, notebook: MemoryResource) -> None:
     tx = manager.begin(timeout=5)
     assert current() is tx
     assert 4 < tx.time_left_s <= 5
@@ -86,7 +87,7 @@ def test_explicit_begin_and_commit(manager: Manager, notebook: MemoryResource) -
         pytest.fail("a finished transaction gave work")
 
 
-def test_explicit_rollback(manager: Manager, notebook: MemoryResource) -> None:
+def test_explicit_rollback(manager: Client, notebook: MemoryResource) -> None:
     tx = manager.begin()
     notebook.write("one")
     tx.rollback("changed my mind")
@@ -95,7 +96,7 @@ def test_explicit_rollback(manager: Manager, notebook: MemoryResource) -> None:
     assert tx.status is Status.ROLLED_BACK
 
 
-def test_begin_inside_a_transaction_is_refused(manager: Manager) -> None:
+def test_begin_inside_a_transaction_is_refused(manager: Client) -> None:
     with transaction(), pytest.raises(TransactionExists):
         manager.begin()
 
@@ -103,6 +104,7 @@ def test_begin_inside_a_transaction_is_refused(manager: Manager) -> None:
 def test_a_block_whose_transaction_was_ended_by_hand_is_done(notebook: MemoryResource) -> None:
     with transaction() as tx:
         notebook.write("one")
+        assert isinstance(tx, RootTransaction)
         tx.rollback()
     assert notebook.lines == []
 
@@ -209,11 +211,11 @@ def test_propagation_inside_a_transaction(propagation: Propagation) -> None:
 
 def test_a_requires_new_inside_is_independent(notebook: MemoryResource) -> None:
     second = MemoryResource("second")
-    with Manager("default", [notebook, second]) as manager:
+    with Client("default", [notebook, second]) as manager:
         manager.start(NoSession())
-        with pytest.raises(KeyError), transaction(manager=manager):
+        with pytest.raises(KeyError), transaction(manager=TransactionManager(manager)):
             notebook.write("outer")
-            with transaction(propagation="requires new", manager=manager):
+            with transaction(propagation="requires new", manager=TransactionManager(manager)):
                 second.write("inner")
             raise KeyError
     assert (notebook.lines, second.lines) == ([], ["inner"])
@@ -413,9 +415,7 @@ def test_commit_while_another_thread_uses_the_work_rolls_back(notebook: MemoryRe
 # -------------------------------------------------------------------------------------------- rule 11: deadlines
 
 
-def test_rule_11_an_open_branch_rolls_back_at_its_deadline_by_itself(
-    manager: Manager, notebook: MemoryResource
-) -> None:
+def test_rule_11_an_open_branch_rolls_back_at_its_deadline_by_itself(manager: Client, notebook: MemoryResource) -> None:
     tx = manager.begin(timeout=0.2)
     notebook.write("one")
     assert notebook.rolled_back.wait(5)
@@ -428,7 +428,7 @@ def test_rule_11_an_open_branch_rolls_back_at_its_deadline_by_itself(
 
 
 def test_rule_11_the_clock_goes_on_when_the_system_has_no_thread_left(
-    manager: Manager, notebook: MemoryResource, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    manager: Client, notebook: MemoryResource, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """F12: it ended with the exception, and no deadline was kept in that process any more."""
     start, refused = threading.Thread.start, list[threading.Thread]()
@@ -450,7 +450,7 @@ def test_rule_11_the_clock_goes_on_when_the_system_has_no_thread_left(
 
 
 def test_rule_11_a_mistake_in_the_clock_does_not_end_it(
-    manager: Manager, notebook: MemoryResource, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    manager: Client, notebook: MemoryResource, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     woke, failed = manager.woke, list[int]()
 
@@ -469,7 +469,7 @@ def test_rule_11_a_mistake_in_the_clock_does_not_end_it(
 
 
 def test_rule_11_work_in_use_at_the_deadline_is_interrupted(notebook: MemoryResource) -> None:
-    with pytest.raises(TransactionTimedOut), transaction(timeout=0.2) as tx, tx.use(notebook) as page:
+    with pytest.raises(TransactionTimedOut), transaction(timeout=0.2), current().use(notebook) as page:
         until = time.monotonic() + 5
         while not page.interrupted and time.monotonic() < until:
             time.sleep(0.01)
@@ -480,7 +480,7 @@ def test_rule_11_work_in_use_at_the_deadline_is_interrupted(notebook: MemoryReso
 # ----------------------------------------------------------------------------------------------------- alone, forked
 
 
-def test_without_a_coordinator_a_second_resource_is_refused(notebook: MemoryResource, manager: Manager) -> None:
+def test_without_a_coordinator_a_second_resource_is_refused(notebook: MemoryResource, manager: Client) -> None:
     second = manager.resources["second"]
     with pytest.raises(CoordinatorUnavailable, match="one resource"), transaction():
         notebook.write("one")
@@ -498,7 +498,7 @@ def test_a_resource_of_somebody_else_is_refused() -> None:
         MemoryResource("stranger").write("x")
 
 
-def test_a_resource_that_cannot_begin_leaves_nothing_behind(notebook: MemoryResource, manager: Manager) -> None:
+def test_a_resource_that_cannot_begin_leaves_nothing_behind(notebook: MemoryResource, manager: Client) -> None:
     with transaction():
         notebook.fail_begin = ConnectionError("down")
         with pytest.raises(ConnectionError):
@@ -525,7 +525,7 @@ def test_a_forked_child_gets_a_clear_error() -> None:
     assert "txrpc.connect()" in text
 
 
-def test_nothing_is_kept_of_the_work_of_branches_that_have_ended(manager: Manager, notebook: MemoryResource) -> None:
+def test_nothing_is_kept_of_the_work_of_branches_that_have_ended(manager: Client, notebook: MemoryResource) -> None:
     with transaction():
         notebook.write("kept")
     with suppress(ValueError), transaction():

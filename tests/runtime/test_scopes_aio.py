@@ -8,8 +8,8 @@ from collections.abc import AsyncIterator
 import pytest
 
 from tests.runtime.memory_resource import AsyncMemoryResource, NotebookError
+from txrpc._client.client_async import AsyncClient
 from txrpc._client.local_transaction import Status
-from txrpc._client.manager_async import AsyncManager
 from txrpc._client.scope import Propagation, Retry
 from txrpc._client.transactional_async import transaction, transactional
 from txrpc._context import current
@@ -30,7 +30,7 @@ from txrpc.testing import failpoint
 
 
 async def test_a_mistake_of_the_program_around_an_operation_leaves_no_work_open(
-    aio_manager: AsyncManager, aio_notebook: AsyncMemoryResource
+    aio_manager: AsyncClient, aio_notebook: AsyncMemoryResource
 ) -> None:
     with failpoint("participant.before_commit_one_phase", "error"), pytest.raises(OutcomeUnknown):
         async with transaction():
@@ -38,7 +38,7 @@ async def test_a_mistake_of_the_program_around_an_operation_leaves_no_work_open(
     assert aio_notebook.verbs == ["begin", "rollback"]
 
 
-async def test_a_block_commits_at_its_end(aio_manager: AsyncManager, aio_notebook: AsyncMemoryResource) -> None:
+async def test_a_block_commits_at_its_end(aio_manager: AsyncClient, aio_notebook: AsyncMemoryResource) -> None:
     async with transaction() as tx:
         assert current() is tx
         await aio_notebook.note("one")
@@ -49,9 +49,7 @@ async def test_a_block_commits_at_its_end(aio_manager: AsyncManager, aio_noteboo
     assert aio_notebook.verbs == ["begin", "commit_one_phase"]
 
 
-async def test_an_exception_rolls_back_and_goes_on(
-    aio_manager: AsyncManager, aio_notebook: AsyncMemoryResource
-) -> None:
+async def test_an_exception_rolls_back_and_goes_on(aio_manager: AsyncClient, aio_notebook: AsyncMemoryResource) -> None:
     with pytest.raises(KeyError):
         async with transaction() as tx:
             await aio_notebook.note("one")
@@ -61,7 +59,7 @@ async def test_an_exception_rolls_back_and_goes_on(
     assert aio_notebook.verbs == ["begin", "rollback"]
 
 
-async def test_explicit_begin_commit_and_rollback(aio_manager: AsyncManager, aio_notebook: AsyncMemoryResource) -> None:
+async def test_explicit_begin_commit_and_rollback(aio_manager: AsyncClient, aio_notebook: AsyncMemoryResource) -> None:
     tx = aio_manager.begin(timeout=5)
     with pytest.raises(TransactionExists):
         aio_manager.begin()
@@ -77,7 +75,7 @@ async def test_explicit_begin_commit_and_rollback(aio_manager: AsyncManager, aio
 
 
 async def test_cancelling_a_task_rolls_its_transaction_back(
-    aio_manager: AsyncManager, aio_notebook: AsyncMemoryResource
+    aio_manager: AsyncClient, aio_notebook: AsyncMemoryResource
 ) -> None:
     wrote = asyncio.Event()
 
@@ -96,9 +94,7 @@ async def test_cancelling_a_task_rolls_its_transaction_back(
     assert aio_notebook.lines == []
 
 
-async def test_tasks_of_one_transaction_take_turns(
-    aio_manager: AsyncManager, aio_notebook: AsyncMemoryResource
-) -> None:
+async def test_tasks_of_one_transaction_take_turns(aio_manager: AsyncClient, aio_notebook: AsyncMemoryResource) -> None:
     inside: list[int] = []
     most: list[int] = []
 
@@ -119,7 +115,7 @@ async def test_tasks_of_one_transaction_take_turns(
 
 
 async def test_a_failed_statement_dooms_even_if_its_error_is_swallowed(
-    aio_manager: AsyncManager, aio_notebook: AsyncMemoryResource
+    aio_manager: AsyncClient, aio_notebook: AsyncMemoryResource
 ) -> None:
     with pytest.raises(TransactionAborted) as caught:
         async with transaction():
@@ -129,7 +125,7 @@ async def test_a_failed_statement_dooms_even_if_its_error_is_swallowed(
     assert caught.value.reason.code is AbortCode.STATEMENT_FAILED
 
 
-async def test_callbacks_may_be_coroutines(aio_manager: AsyncManager) -> None:
+async def test_callbacks_may_be_coroutines(aio_manager: AsyncClient) -> None:
     seen: list[Outcome] = []
 
     async def later(outcome: Outcome) -> None:
@@ -143,7 +139,7 @@ async def test_callbacks_may_be_coroutines(aio_manager: AsyncManager) -> None:
 
 
 @pytest.mark.parametrize("propagation", list(Propagation))
-async def test_propagation(aio_manager: AsyncManager, propagation: Propagation) -> None:
+async def test_propagation(aio_manager: AsyncClient, propagation: Propagation) -> None:
     @transactional(propagation=propagation)
     async def inside() -> object:
         handle = current()
@@ -164,7 +160,7 @@ async def test_propagation(aio_manager: AsyncManager, propagation: Propagation) 
             assert (await inside() == tx.xid) == joins
 
 
-async def test_retry_runs_the_whole_root_again(aio_manager: AsyncManager, aio_notebook: AsyncMemoryResource) -> None:
+async def test_retry_runs_the_whole_root_again(aio_manager: AsyncClient, aio_notebook: AsyncMemoryResource) -> None:
     attempts: list[object] = []
 
     @transactional(retry=Retry(attempts=3, backoff_s=0))
@@ -181,7 +177,7 @@ async def test_retry_runs_the_whole_root_again(aio_manager: AsyncManager, aio_no
 
 
 async def test_generators_are_current_only_while_their_own_code_runs(
-    aio_manager: AsyncManager, aio_notebook: AsyncMemoryResource
+    aio_manager: AsyncClient, aio_notebook: AsyncMemoryResource
 ) -> None:
     @transactional
     async def work() -> AsyncIterator[int]:
@@ -204,7 +200,7 @@ async def test_generators_are_current_only_while_their_own_code_runs(
     assert aio_notebook.verbs[-1] == "rollback"
 
 
-async def test_rule_11_deadlines(aio_manager: AsyncManager, aio_notebook: AsyncMemoryResource) -> None:
+async def test_rule_11_deadlines(aio_manager: AsyncClient, aio_notebook: AsyncMemoryResource) -> None:
     tx = aio_manager.begin(timeout=0.2)
     await aio_notebook.note("one")
     async with asyncio.timeout(5):
@@ -213,7 +209,7 @@ async def test_rule_11_deadlines(aio_manager: AsyncManager, aio_notebook: AsyncM
     with pytest.raises(TransactionTimedOut):
         await tx.commit()
     with pytest.raises(TransactionTimedOut):
-        async with transaction(timeout=0.2) as tx, tx.use(aio_notebook) as page:
+        async with transaction(timeout=0.2), current().use(aio_notebook) as page:
             async with asyncio.timeout(5):
                 while not page.interrupted:
                     await asyncio.sleep(0.01)
@@ -221,7 +217,7 @@ async def test_rule_11_deadlines(aio_manager: AsyncManager, aio_notebook: AsyncM
     assert aio_notebook.lines == []
 
 
-async def test_without_a_coordinator(aio_manager: AsyncManager, aio_notebook: AsyncMemoryResource) -> None:
+async def test_without_a_coordinator(aio_manager: AsyncClient, aio_notebook: AsyncMemoryResource) -> None:
     with pytest.raises(CoordinatorUnavailable, match="one resource"):
         async with transaction():
             await aio_notebook.note("one")

@@ -13,8 +13,10 @@ from tests.runtime.memory_resource import AsyncMemoryResource, MemoryResource
 from tests.runtime.test_ending import WELCOME
 from tests.waiting import aeventually, eventually
 from txrpc._client import core
-from txrpc._client.manager import Manager
-from txrpc._client.manager_async import AsyncManager
+from txrpc._client.client import Client
+from txrpc._client.client_async import AsyncClient
+from txrpc._client.manager import TransactionManager
+from txrpc._client.manager_async import AsyncTransactionManager
 from txrpc._client.starting import Starting
 from txrpc._client.transactional import transaction
 from txrpc._client.transactional_async import transaction as atransaction
@@ -86,15 +88,15 @@ def test_a_database_that_is_away_does_not_keep_the_others_and_is_taken_in_when_i
 
     second.start = held  # type: ignore[method-assign]
     session = Recorded()
-    with Manager("default", [first, second]) as manager:
+    with Client("default", [first, second]) as manager:
         manager.start(session)
         assert str(GONE) in caplog.text
         assert [(r.name, r.trouble) for r in manager.hello().resources] == [("first", ""), ("second", str(GONE))]
         manager.on_welcome(WELCOME)
-        with transaction(manager=manager):
+        with transaction(manager=TransactionManager(manager)):
             first.write("one")
         with pytest.raises(ResourceUnavailable, match=r"'second' of this process is not ready: .*connection refused"):
-            with transaction(manager=manager):
+            with transaction(manager=TransactionManager(manager)):
                 second.write("two")
         second_may_come.set()
         eventually(lambda: len(session.hellos()) == 2, evidence=lambda: str(session.sent))
@@ -102,7 +104,7 @@ def test_a_database_that_is_away_does_not_keep_the_others_and_is_taken_in_when_i
             {"first": "", "second": "still starting up"},
             {"first": "", "second": ""},
         ]
-        with transaction(manager=manager):
+        with transaction(manager=TransactionManager(manager)):
             second.write("two")
     assert (first.lines, second.lines) == (["one"], ["two"])
 
@@ -110,12 +112,12 @@ def test_a_database_that_is_away_does_not_keep_the_others_and_is_taken_in_when_i
 async def test_the_same_in_asyncio() -> None:
     first, second = AsyncLate("first"), AsyncLate("second", GONE, GONE)
     resources: list[Any] = [first, second]
-    async with AsyncManager("default", resources) as manager:
+    async with AsyncClient("default", resources) as manager:
         await manager.start(AsyncNoSession())
-        async with atransaction(manager=manager):
+        async with atransaction(manager=AsyncTransactionManager(manager)):
             await first.note("one")
         await aeventually(lambda: not manager._starting.trouble("second"))
-        async with atransaction(manager=manager):
+        async with atransaction(manager=AsyncTransactionManager(manager)):
             await second.note("two")
     assert (first.lines, second.lines) == (["one"], ["two"])
 
@@ -124,7 +126,7 @@ def test_who_says_hello_while_a_resource_comes_up_says_it_again() -> None:
     """The session's thread asks for the Hello; what happens before the Welcome is not on it."""
     session = Recorded()
     late = Late("second", GONE)
-    with Manager("default", [late]) as manager:
+    with Client("default", [late]) as manager:
         manager.start(session)
         manager.hello()
         eventually(lambda: not manager._starting.trouble("second"))
@@ -137,11 +139,11 @@ def test_who_says_hello_while_a_resource_comes_up_says_it_again() -> None:
 def test_a_database_that_does_not_answer_at_all_is_waited_for_in_the_background(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(Manager, "start_patience_s", 0.05)
+    monkeypatch.setattr(Client, "start_patience_s", 0.05)
     answers, second = threading.Event(), Late("second")
     start = second.start
     second.start = lambda: (answers.wait(30), start())[1]  # type: ignore[method-assign]
-    with Manager("default", [Late("first"), second]) as manager:
+    with Client("default", [Late("first"), second]) as manager:
         manager.start(NoSession())
         assert manager.hello().resources[1].trouble == "its database has not answered yet"
         answers.set()
@@ -161,7 +163,7 @@ def test_what_waiting_does_not_mend_is_raised_and_every_trouble_named(
     errors: list[Exception | None], says: str
 ) -> None:
     resources = [Late(f"r{number}", error) for number, error in enumerate(errors)]
-    with Manager("default", [Late("healthy"), *resources]) as manager:
+    with Client("default", [Late("healthy"), *resources]) as manager:
         with pytest.raises((ConfigurationError, ValueError), match=says):
             manager.start(NoSession())
 

@@ -11,8 +11,8 @@ from tests.postgres import ExistingServer, Server, start_servers
 from tests.runtime.conftest import NoSession
 from tests.sql.blocking import ASYNC_DRIVERS, Blocking
 from tests.sql.kit import Make, numbers
-from txrpc._client.manager import Manager
-from txrpc._client.scope import set_default_manager
+from txrpc._client.client import Client
+from txrpc._client.scope import set_default_client
 
 
 @pytest.fixture(scope="session")
@@ -66,8 +66,8 @@ def make(url: str) -> Iterator[Make]:
 def bank(make: Make) -> Iterator[txrpc.sql.ResourceManager]:
     """A resource with a manager around it, so that transactions work; no coordinator."""
     resource = make()
-    manager = Manager("default", [resource])
+    manager = Client("default", [resource])
     manager.start(NoSession())
-    set_default_manager("txrpc", manager, on=True)
+    set_default_client("txrpc", manager, on=True)
     yield resource
     manager.close()

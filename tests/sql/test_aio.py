@@ -20,8 +20,8 @@ from tests.versions import asyncpg_is_before
 from tests.waiting import until_a_backend_waits_for
 from txrpc._client import transactional
 from txrpc._client import transactional_async as transactional_aio
-from txrpc._client.manager_async import AsyncManager
-from txrpc._client.scope import set_default_manager
+from txrpc._client.client_async import AsyncClient
+from txrpc._client.scope import set_default_client
 from txrpc._protocol.messages import FinishResult, Outcome
 from txrpc.errors import AbortCode, ConfigurationError, IllegalState, ResourceUnavailable, TransactionAborted
 from txrpc.resource import Prepared
@@ -60,9 +60,9 @@ async def make(url: str, driver: str) -> AsyncIterator[AioMake]:
 async def bank(make: AioMake) -> AsyncIterator[txrpc.sql.AsyncResourceManager]:
     """A resource with a manager around it, so that transactions work; no coordinator."""
     resource = make()
-    manager = AsyncManager("default", [resource])
+    manager = AsyncClient("default", [resource])
     await manager.start(AsyncNoSession())
-    set_default_manager("txrpc.aio", manager, on=True)
+    set_default_client("txrpc.aio", manager, on=True)
     yield resource
     await manager.close()
 
@@ -278,12 +278,12 @@ async def test_the_two_colours_do_not_mix(bank: txrpc.sql.AsyncResourceManager, 
 
 async def test_nor_the_other_way_round(bank: txrpc.sql.AsyncResourceManager, url: str) -> None:
     from tests.runtime.conftest import NoSession
-    from txrpc._client.manager import Manager
+    from txrpc._client.client import Client
 
     other = txrpc.sql.ResourceManager("bank", sa.create_engine(url))
-    manager = Manager("default", [other])
+    manager = Client("default", [other])
     manager.start(NoSession())
-    set_default_manager("txrpc", manager, on=True)
+    set_default_client("txrpc", manager, on=True)
     try:
         with pytest.raises(IllegalState, match=r"synchronous program: use txrpc\.sql\.ResourceManager"):
             with transactional.transaction():

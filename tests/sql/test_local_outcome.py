@@ -18,8 +18,8 @@ from tests.postgres import Server
 from tests.runtime.conftest import AsyncNoSession, NoSession
 from tests.sql.kit import Make, Proxy, rows
 from tests.waiting import eventually, until_a_backend_waits_for
-from txrpc._client.manager import Manager
-from txrpc._client.manager_async import AsyncManager
+from txrpc._client.client import Client
+from txrpc._client.client_async import AsyncClient
 from txrpc.sql import commit_status as truth
 
 SLOW = (
@@ -30,13 +30,13 @@ INSERT = sa.text("INSERT INTO row VALUES ('a', 1)")
 
 
 @asynccontextmanager
-async def cancelled_commit(url: str, server: Server, driver: str) -> AsyncIterator[tuple[AsyncManager, txrpc.Xid]]:
+async def cancelled_commit(url: str, server: Server, driver: str) -> AsyncIterator[tuple[AsyncClient, txrpc.Xid]]:
     """A commit of one row that is cancelled while the database is at it."""
     database = sa.make_url(url).database or ""
     server.execute(SLOW, database)
     engine = create_async_engine(sa.make_url(url).set(drivername=f"postgresql+{driver}"))
     bank = txrpc.sql.AsyncResourceManager("bank", engine)
-    manager = AsyncManager("default", [bank])
+    manager = AsyncClient("default", [bank])
     await manager.start(AsyncNoSession())
     tx = manager.begin(timeout=30)
     async with bank.connection() as connection:
@@ -89,7 +89,7 @@ def test_rule_21_a_local_commit_whose_database_went_away_is_learnt_when_it_is_ba
     make: Make, url: str, proxy: Proxy
 ) -> None:
     looking, bank = make(), make(at=proxy.url(url))
-    manager = Manager("default", [bank])
+    manager = Client("default", [bank])
     manager.start(NoSession())
     try:
         tx = manager.begin(timeout=30)

@@ -17,7 +17,7 @@ import txrpc.sql
 from tests.postgres import Server
 from tests.runtime.conftest import NoSession
 from tests.sql.kit import Make, gid, insert
-from txrpc._client.manager import Manager
+from txrpc._client.client import Client
 from txrpc._protocol.messages import FinishResult, Outcome
 from txrpc.resource import Prepared, ReadOnly
 from txrpc.testing.postgres import PostgresServer
@@ -111,7 +111,7 @@ def test_rule_17_two_names_of_one_database_are_refused_in_one_process(make: Make
     one = make()
     other = txrpc.sql.ResourceManager("shelf", one.engine)
     with pytest.raises(txrpc.ConfigurationError, match=r"resources 'bank' and 'shelf' are one database \(\d+/\d+\)"):
-        Manager("default", [one, other]).start(NoSession())
+        Client("default", [one, other]).start(NoSession())
     other.close()
 
 

@@ -17,7 +17,8 @@ from tests.postgres import Server
 from tests.runtime.conftest import NoSession
 from tests.sql.kit import Make, gid, insert
 from tests.waiting import eventually
-from txrpc._client.manager import Manager
+from txrpc._client.client import Client
+from txrpc._client.manager import TransactionManager
 from txrpc._client.transactional import transaction
 from txrpc._decision_log.port import RecordUncertain
 from txrpc._decision_log.sql import SqlLog
@@ -97,10 +98,10 @@ def test_rule_22_a_commit_that_waits_is_not_broken_off_at_its_deadline(make: Mak
 
 def test_rule_22_the_client_of_a_commit_that_waits_is_told_that_nobody_knows_yet(make: Make, waiting: Server) -> None:
     resource = make()
-    manager = Manager("default", [resource])
+    manager = Client("default", [resource])
     manager.patience_ms = 500
     manager.start(NoSession())
-    with pytest.raises(txrpc.OutcomeUnknown), transaction(timeout=0.5, manager=manager) as tx:
+    with pytest.raises(txrpc.OutcomeUnknown), transaction(timeout=0.5, manager=TransactionManager(manager)) as tx:
         with resource.connection() as connection:
             connection.execute(sa.text("INSERT INTO row VALUES ('a', 1)"))
     assert manager.outcome(tx.xid, timeout=0.3) is txrpc.Outcome.UNKNOWN

@@ -14,8 +14,8 @@ from sqlalchemy.orm.exc import StaleDataError
 import txrpc.sql
 from tests.runtime.conftest import NoSession
 from tests.sql.kit import Make, Row, gid, insert, rows
-from txrpc._client.manager import Manager
-from txrpc._client.scope import set_default_manager
+from txrpc._client.client import Client
+from txrpc._client.scope import set_default_client
 from txrpc._client.transactional import transaction, transactional
 from txrpc._protocol.messages import FinishResult
 from txrpc.errors import AbortCode, ConfigurationError, IllegalState, ResourceUnavailable, TransactionAborted
@@ -32,9 +32,9 @@ class Own(Session):
 def test_session_options_and_class_inside_and_outside_a_transaction(make: Make) -> None:
     engine = make().engine
     resource = txrpc.sql.ResourceManager("own", engine, session_class=Own, expire_on_commit=False, autoflush=False)
-    manager = Manager("default", [resource])
+    manager = Client("default", [resource])
     manager.start(NoSession())
-    set_default_manager("txrpc", manager, on=True)
+    set_default_client("txrpc", manager, on=True)
     with manager:
         with transaction(), resource.session() as inside:
             inside.add(Row(name="a", value=1))
@@ -175,9 +175,9 @@ def test_a_lost_update_that_the_orm_notices_undoes_everything(bank: txrpc.sql.Re
 def test_a_script_that_ends_the_transaction_dooms_it(make: Make, driver: str, script: str, says: str) -> None:
     """F18: one that began another transaction at once was not noticed, and half of it stayed."""
     resource = make(driver)
-    manager = Manager("default", [resource])
+    manager = Client("default", [resource])
     manager.start(NoSession())
-    set_default_manager("txrpc", manager, on=True)
+    set_default_client("txrpc", manager, on=True)
     with manager, pytest.raises(TransactionAborted), transaction():
         with pytest.raises((IllegalState, DBAPIError), match=says), resource.connection() as connection:
             connection.exec_driver_sql(script)

@@ -19,9 +19,11 @@ from tests.postgres import Server
 from tests.runtime.conftest import NoSession
 from tests.sql.kit import Make, gid, insert
 from tests.waiting import aeventually, eventually, until_a_backend_waits_for
-from txrpc._client.manager import Manager
-from txrpc._client.manager_async import AsyncManager
-from txrpc._client.scope import set_default_manager
+from txrpc._client.client import Client
+from txrpc._client.client_async import AsyncClient
+from txrpc._client.manager import TransactionManager
+from txrpc._client.manager_async import AsyncTransactionManager
+from txrpc._client.scope import set_default_client
 from txrpc._protocol.messages import Commit, Owner, Prepare, Welcome
 from txrpc.resource import Prepared
 from txrpc.sql import postgresql
@@ -62,7 +64,7 @@ def test_f9_commit_prepared_never_queues_behind_the_prepares_that_wait_for_it(
     server.execute(UNIQUE, database)
     resource = make()
     order = _prepared(resource)
-    manager = Manager("default", [resource], workers=1)
+    manager = Client("default", [resource], workers=1)
     manager.start(_Silent())
     manager.on_welcome(_welcome(order))
     tx = manager.begin(60)
@@ -85,7 +87,7 @@ async def test_f9_commit_prepared_never_queues_behind_the_prepares_that_wait_for
     order = _prepared(make())
     engine = create_async_engine(sa.make_url(url).set(drivername="postgresql+asyncpg"))
     resource = txrpc.sql.AsyncResourceManager("bank", engine)
-    manager = AsyncManager("default", [resource], workers=1)
+    manager = AsyncClient("default", [resource], workers=1)
     await manager.start(_AsyncNoSession())
     manager.on_welcome(_welcome(order))
     tx = manager.begin(60)
@@ -114,10 +116,10 @@ class _AsyncNoSession(_Silent):
 def alone(make: Make) -> Iterator[txrpc.sql.ResourceManager]:
     """A resource with one connection, and a manager with all the patience in the world."""
     resource = make(pool_size=1, max_overflow=0)
-    manager = Manager("default", [resource])
+    manager = Client("default", [resource])
     manager.patience_ms = 600_000
     manager.start(NoSession())
-    set_default_manager("txrpc", manager, on=True)
+    set_default_client("txrpc", manager, on=True)
     yield resource
     manager.close()
 
@@ -200,17 +202,17 @@ def test_g2_another_backend_with_the_same_process_id_is_not_ended(make: Make) ->
 def test_g4_the_deadline_bounds_the_wait_for_a_connection(make: Make, pool: dict[str, int]) -> None:
     """It was the pool's own time-out, half a minute, whatever the transaction's was; and nothing named the pool."""
     resource = make(pool_timeout=600, **pool)
-    manager = Manager("default", [resource])
+    manager = Client("default", [resource])
     manager.start(NoSession())
     held = [resource.begin(False) for _ in range(sum(pool.values()))]
     with pytest.raises(txrpc.ResourceUnavailable, match=r"every connection of resource 'bank' is in use .* had left"):
-        with txrpc.transaction(timeout=0.5, manager=manager), resource.connection():
+        with txrpc.transaction(timeout=0.5, manager=TransactionManager(manager)), resource.connection():
             pass
     for work in held:
         resource.rollback(work)
         resource.rollback(work)  # a place is given back once
     for _ in range(3):
-        with txrpc.transaction(manager=manager), resource.connection() as connection:
+        with txrpc.transaction(manager=TransactionManager(manager)), resource.connection() as connection:
             connection.execute(sa.text("SELECT 1"))
     assert resource._places._value == sum(pool.values())
     manager.close()
@@ -221,15 +223,15 @@ async def test_g4_the_deadline_bounds_the_wait_for_a_connection_aio(url: str) ->
         sa.make_url(url).set(drivername="postgresql+asyncpg"), pool_size=1, max_overflow=0, pool_timeout=600
     )
     resource = txrpc.sql.AsyncResourceManager("bank", engine)
-    manager = AsyncManager("default", [resource])
+    manager = AsyncClient("default", [resource])
     await manager.start(_AsyncNoSession())
     held = await resource.begin(False)
     with pytest.raises(txrpc.ResourceUnavailable, match=r"every connection of resource 'bank' is in use .* had left"):
-        async with txrpc.aio.transaction(timeout=0.5, manager=manager):
+        async with txrpc.aio.transaction(timeout=0.5, manager=AsyncTransactionManager(manager)):
             async with resource.connection():
                 pass
     await resource.rollback(held)
-    async with txrpc.aio.transaction(manager=manager):
+    async with txrpc.aio.transaction(manager=AsyncTransactionManager(manager)):
         async with resource.connection() as connection:
             await connection.execute(sa.text("SELECT 1"))
     await manager.close()

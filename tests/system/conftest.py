@@ -30,11 +30,11 @@ def make_world(servers: dict[str, Server], tmp_path: Path) -> Iterator[Callable[
 
 
 @pytest.fixture
-def connected() -> Iterator[Callable[[World], txrpc.Manager]]:
+def connected() -> Iterator[Callable[[World], txrpc.TransactionManager]]:
     """``connected(world)``: this process as a client of that world."""
-    managers: list[txrpc.Manager] = []
+    managers: list[txrpc.TransactionManager] = []
 
-    def connect(world: World) -> txrpc.Manager:
+    def connect(world: World) -> txrpc.TransactionManager:
         managers.append(txrpc.connect(world.coordinator.address, process="test"))
         return managers[-1]
 

@@ -143,8 +143,8 @@ def test_a_thread_of_a_service_without_the_transaction_writes_nothing(shop: Shop
 def test_what_a_resource_does_outside_a_transaction(shop: Shop, outside: Any, served: bool, allowed: bool) -> None:
     """Both `session` and `connection`; it depends on whether this process serves, unless it was said."""
     resource = txrpc.sql.ResourceManager("bank", shop.engine, outside=outside)
-    resource.user = shop.manager
-    shop.manager.serves = served
+    resource.user = shop.manager._client
+    shop.manager._client.serves = served
     for block in (resource.session, resource.connection):
         if allowed:
             with block() as used:
@@ -175,7 +175,7 @@ async def test_a_decorated_coroutine_of_a_server_without_interceptors_writes_not
     server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler("t.S", handlers),))
     port = server.add_insecure_port("127.0.0.1:0")
     await server.start()
-    session: Any = shop.client._session
+    session: Any = shop.client._client._session
     client = await txrpc.aio.connect(session.address, process="aio")
     try:
         async with grpc.aio.insecure_channel(
@@ -188,4 +188,69 @@ async def test_a_decorated_coroutine_of_a_server_without_interceptors_writes_not
         assert shop.names() == []
     finally:
         await client.close()
+        await server.stop(0)
+
+
+def test_interceptors_that_are_given_twice_count_once(shop: Shop) -> None:
+    """B9: every commit failed, because two calls had been counted where the service saw one."""
+    twice = [*txrpc.server_interceptors(shop.manager), *txrpc.server_interceptors(shop.manager)]
+    server = grpc.server(ThreadPoolExecutor(4), interceptors=twice)
+
+    def put(request: bytes, _context: object) -> bytes:
+        shop.put(request.decode())
+        return b""
+
+    def put_all(request: bytes, _context: object) -> Iterator[bytes]:
+        for name in request.decode():
+            shop.put(name)
+            yield b""
+
+    handlers = {
+        "Put": grpc.unary_unary_rpc_method_handler(put),
+        "PutAll": grpc.unary_stream_rpc_method_handler(put_all),
+    }
+    server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler("t.S", handlers),))
+    port = server.add_insecure_port("127.0.0.1:0")
+    server.start()
+    shop.ends.callback(lambda: server.stop(0).wait())
+    channel = shop.ends.enter_context(grpc.insecure_channel(f"127.0.0.1:{port}"))
+    doubled: Any = grpc.intercept_channel(channel, *txrpc.client_interceptors(), *txrpc.client_interceptors())
+    with shop.client.transaction():
+        doubled.unary_unary("/t.S/Put")(b"a")
+        assert len(list(doubled.unary_stream("/t.S/PutAll")(b"bc"))) == 2
+    assert shop.names() == ["a", "b", "c"]
+
+
+async def test_interceptors_that_are_given_twice_count_once_in_asyncio(shop: Shop) -> None:
+    """B9, as above; the service is a synchronous one in an asyncio server."""
+    address = shop.client._client._session_or_raise().address
+    async with await txrpc.aio.connect(address, process="aio client") as client:
+        twice = [*txrpc.aio.server_interceptors(), *txrpc.aio.server_interceptors()]
+        server = grpc.aio.server(interceptors=twice)
+        seen: list[Any] = []
+
+        async def get(_request: bytes, _context: object) -> bytes:
+            seen.append(txrpc.aio.current_transaction())
+            return b"here"
+
+        async def get_all(_request: bytes, _context: object) -> Any:
+            for _ in range(2):
+                seen.append(txrpc.aio.current_transaction())
+                yield b"here"
+
+        handlers = {
+            "Get": grpc.unary_unary_rpc_method_handler(get),
+            "GetAll": grpc.unary_stream_rpc_method_handler(get_all),
+        }
+        server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler("t.S", handlers),))
+        port = server.add_insecure_port("127.0.0.1:0")
+        await server.start()
+        doubled = [*txrpc.aio.client_interceptors(), *txrpc.aio.client_interceptors()]
+        async with grpc.aio.insecure_channel(f"127.0.0.1:{port}", interceptors=doubled) as channel:
+            stub: Any = channel
+            async with client.transaction() as tx:
+                assert await stub.unary_unary("/t.S/Get")(b"") == b"here"
+                assert [answer async for answer in stub.unary_stream("/t.S/GetAll")(b"")] == [b"here", b"here"]
+        assert [each.xid for each in seen] == [tx.xid] * 3
+        assert tx.status is txrpc.Status.COMMITTED
         await server.stop(0)

@@ -95,7 +95,7 @@ async def test_the_same_in_asyncio(make_world: Make, servers: dict[str, Server],
 
 
 def test_rule_14_a_decision_that_waits_is_carried_out_when_the_database_lets_somebody_in(
-    make_world: Make, servers: dict[str, Server], connected: Callable[[World], txrpc.Manager]
+    make_world: Make, servers: dict[str, Server], connected: Callable[[World], txrpc.TransactionManager]
 ) -> None:
     """The service dies with a decided branch; who comes for it is refused by the database for a while."""
     world = make_world(bank_a="participant.before_commit_prepared=kill")

@@ -17,7 +17,7 @@ from tests.system.world import World
 from tests.waiting import eventually
 
 Make = Callable[..., World]
-Connect = Callable[[World], txrpc.Manager]
+Connect = Callable[[World], txrpc.TransactionManager]
 ACCOUNT = bank_pb2.Amount(account="0000", cents=100)
 
 

@@ -9,7 +9,7 @@ from typing import Any
 from txrpc._client import completion as ending
 from txrpc._client.flow import Flow
 from txrpc._client.local_transaction import LocalTransaction, Status
-from txrpc._client.state import ManagerState
+from txrpc._client.state import ClientState
 from txrpc._protocol.messages import (
     BranchRef,
     Outcome,
@@ -31,7 +31,7 @@ _ANY_EPOCH = Epoch(0)
 """In a question about a transaction that this process knows nothing of but its XID."""
 
 
-class Asking(ManagerState):
+class Asking(ClientState):
     """`txrpc._client.completion.Ending` for both colours, but for what waits."""
 
     ask: Callable[..., Any]
@@ -89,7 +89,7 @@ class Asking(ManagerState):
                 )
 
     def outcome_flow(self, xid: Xid, until_ms: int) -> Flow[Outcome]:
-        """`Manager.outcome` in both colours."""
+        """`Client.outcome` in both colours."""
         with self._lock:
             commit = self._local.get(xid)
             node, request = self._unknown.get(xid) or ("", OutcomeRequest(xid, _ANY_EPOCH, 0))

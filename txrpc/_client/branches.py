@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from txrpc._client.local_transaction import LocalTransaction
-from txrpc._client.state import ManagerState
+from txrpc._client.state import ClientState
 from txrpc._client.using import OpenBranch
 from txrpc._protocol.messages import (
     BranchRef,
@@ -30,7 +30,7 @@ NOBODY = Owner("none", Epoch.make(1, 0))
 """Owner of a transaction that began with no coordinator in reach: its one branch is never prepared, only committed in one phase."""
 
 
-class Branches(ManagerState):
+class Branches(ClientState):
     """`txrpc._client.using.Branches` for both colours."""
 
     def slot(self, part: LocalTransaction, resource: Any) -> OpenBranch:

@@ -24,6 +24,7 @@ from typing import Any
 from txrpc._client.asking import Asking, keep
 from txrpc._client.branches import NOBODY, Branches
 from txrpc._client.local_transaction import LocalTransaction
+from txrpc._client.state import ManagerStatus
 from txrpc._protocol.messages import (
     PROTOCOL_VERSION,
     Abandon,
@@ -50,7 +51,7 @@ from txrpc.errors import (
 )
 from txrpc.ids import Gid, Xid
 
-__all__ = ["ManagerCore"]
+__all__ = ["ClientCore"]
 
 logger = logging.getLogger("txrpc.client")
 
@@ -60,8 +61,8 @@ _SWEEP_RETRY_MS = 2_000
 _START_RETRY_MS = 2_000
 
 
-class ManagerCore(Branches, Asking):
-    """See the module's docstring; `Manager` and `AsyncManager` add threads and tasks."""
+class ClientCore(Branches, Asking):
+    """See the module's docstring; `Client` and `AsyncClient` add threads and tasks."""
 
     # --------------------------------------------------------------------------------------------------- transactions
 
@@ -222,6 +223,12 @@ class ManagerCore(Branches, Asking):
             self.tell(self.welcome.owner.node, self.hello())
 
     # ----------------------------------------------------------------------------------------------------- the clock
+
+    def status(self) -> ManagerStatus:
+        """See `TransactionManager.status`."""
+        with self._lock:
+            node = self.welcome.owner.node if self.welcome is not None else None
+            return ManagerStatus(node, {name: self._starting.trouble(name) for name in self.resources})
 
     def woke(self) -> list[str]:
         """Let time pass; returns the resources to look after now: to start, or, if they are ready, to sweep their databases."""

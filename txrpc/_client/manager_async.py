@@ -1,194 +1,50 @@
-"""The manager of an asyncio program: tasks on the program's own event loop, and no thread."""
+"""`AsyncTransactionManager`: what `txrpc.aio.connect` returns.  It has a client, which does the work."""
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
-from collections.abc import AsyncIterator, Iterable
-from contextlib import asynccontextmanager
-from typing import Any, Self
+from collections.abc import Iterable
+from types import TracebackType
+from typing import Any, Self, overload
 
-from txrpc._client import completion as ending
-from txrpc._client import using
-from txrpc._client.branch_operation import operate
-from txrpc._client.core import ManagerCore
-from txrpc._client.flow import arun
-from txrpc._client.handles import JoinedBase, RootBase, log_callback_error
-from txrpc._client.local_transaction import LocalTransaction
-from txrpc._client.rollback_rules import Kind, RollbackRules
-from txrpc._client.scope import set_default_manager
-from txrpc._client.state import FINISHING
-from txrpc._client.using import OpenBranch
-from txrpc._context import current, set_current
-from txrpc._failpoints import failpoint
-from txrpc._protocol.messages import CallReport, Outcome, Owner, TransactionContext, Wait
-from txrpc._protocol.participant.branch import Do, Operation
-from txrpc.errors import AbortCode, Reason, TransactionExists
+from txrpc._client.client_async import AsyncClient, AsyncRootTransaction
+from txrpc._client.rollback_rules import Kind
+from txrpc._client.scope import Propagating, Propagation
+from txrpc._client.state import ManagerStatus
+from txrpc._client.transaction import Transaction
+from txrpc._client.transactional_async import AsyncScope, transaction
+from txrpc._protocol.messages import Outcome, Wait
 from txrpc.ids import Xid
-from txrpc.resource import AsyncResource, Work
 
-__all__ = ["AsyncJoinedCall", "AsyncManager", "AsyncTransaction"]
-
-_FINISHERS = 4
+__all__ = ["AsyncTransactionManager"]
 
 
-class AsyncBranchLock:
-    """A lock that its holder's task may take again, and that any task may give back."""
+class AsyncTransactionManager:
+    """An asyncio process's side of its transactions.  It belongs to the event loop that it was connected in.
 
-    __slots__ = ("_depth", "_lock", "_owner")
+    As a context manager it closes itself: ``async with await txrpc.aio.connect(...) as manager: ...``.
+    """
 
-    def __init__(self) -> None:
-        self._lock = asyncio.Lock()
-        self._owner: asyncio.Task[Any] | None = None
-        self._depth = 0
+    __slots__ = ("_client",)
 
-    async def acquire(self, timeout_s: float) -> bool:
-        """Take it, waiting for at most *timeout_s*."""
-        me = asyncio.current_task()
-        if self._owner is not me or me is None:
-            try:
-                async with asyncio.timeout(max(0.0, timeout_s)):
-                    await self._lock.acquire()
-            except TimeoutError:
-                return False
-            self._owner = me
-        self._depth += 1
-        return True
+    def __init__(self, client: AsyncClient) -> None:
+        self._client = client
 
-    def release(self) -> None:
-        """Give it back."""
-        self._depth -= 1
-        if not self._depth:
-            self._owner = None
-            self._lock.release()
+    def __repr__(self) -> str:
+        return f"<TransactionManager {self.process} of group {self.group}>"
 
+    @property
+    def group(self) -> str:
+        """The coordinator group that it belongs to."""
+        return self._client.group
 
-class _Uses:
-    """`use` in this colour."""
+    @property
+    def process(self) -> str:
+        """What this process is called in the coordinator's status, for people."""
+        return self._client.process
 
-    joined: bool
-    _manager: Any
-    _part: LocalTransaction
-
-    @asynccontextmanager
-    async def use(self, resource: AsyncResource) -> AsyncIterator[Work]:
-        """Take the turn on this transaction's branch in *resource*.  See `txrpc.resource.ResourceUser`."""
-        slot: OpenBranch = await arun(using.enter(self._manager, self._part, resource, self.joined))
-        try:
-            yield slot.work
-        except BaseException as error:
-            instead = using.failed(self._part, slot, error)
-            if instead is not None:
-                raise instead from error
-            raise
-        finally:
-            using.leave(self._manager, slot)
-
-
-class AsyncJoinedCall(_Uses, JoinedBase):
-    """The current transaction inside a service method that was called with a transaction's context."""
-
-    async def leave(self) -> CallReport:
-        """End this call's part.  See `txrpc._grpc.ports.Handle`."""
-        if self._report is None:
-            await arun(ending.settle(self._part))
-        return self._leave()
-
-
-class AsyncTransaction(_Uses, RootBase):
-    """A transaction at its root.  `commit` and `rollback` end it, from any task, once."""
-
-    _previous: Any = None
-    _is_current = False
-
-    async def commit(self, wait: Wait = Wait.ACKNOWLEDGED) -> None:
-        """Commit every branch, or none.  See `txrpc.Transaction.commit`."""
-        try:
-            await arun(ending.commit(self._manager, self._part, wait))
-        finally:
-            self._manager.ended(self._part)
-            await self._completed()
-
-    async def rollback(self, reason: Reason | str | None = None) -> None:
-        """Roll every branch back.  Raises `IllegalState` if it was committed."""
-        if not isinstance(reason, Reason):
-            reason = Reason(AbortCode.REQUESTED, reason or "rollback() was called")
-        try:
-            await arun(ending.rollback(self._manager, self._part, reason))
-        finally:
-            await self._completed()
-
-    def _make_current(self) -> None:
-        self._previous, self._is_current = set_current(self), True
-
-    async def _completed(self) -> None:
-        if self._is_current:
-            set_current(self._previous)
-            self._is_current, self._previous = False, None
-        callbacks, self._part.callbacks = self._part.callbacks, []
-        for callback in callbacks:
-            try:
-                result = callback(self._outcome())
-                if asyncio.iscoroutine(result):
-                    await result
-            except Exception as error:
-                log_callback_error(self.xid, error)
-
-
-class AsyncManager(ManagerCore):
-    """An asyncio process's side of txrpc: what `txrpc.aio.connect` returns.  Belongs to the loop that it was started on."""
-
-    def __init__(self, group: str, resources: Iterable[AsyncResource], process: str = "", workers: int = 16) -> None:
-        super().__init__(group, resources, process)
-        self._loop: asyncio.AbstractEventLoop | None = None
-        self._tasks: set[asyncio.Task[None]] = set()
-        # See `Manager`: per resource, and for finishing apart.
-        self._workers = {name: asyncio.Semaphore(workers) for name in self.resources}
-        self._finishers = {name: asyncio.Semaphore(_FINISHERS) for name in self.resources}
-        self._timer: asyncio.TimerHandle | None = None
-        self._timer_ms = 0
-        self._closed = False
-
-    # ------------------------------------------------------------------------------------------------------ life
-
-    async def start(self, session: Any) -> None:
-        """Check the resources and open the session.  See `txrpc.Manager.start`."""
-        self._loop = asyncio.get_running_loop()
-        for name in self.resources:
-            self._spawn(self._start_resource(name))
-        if self._tasks:
-            await asyncio.wait(self._tasks, timeout=self.start_patience_s)
-        self._starting.check()
-        self._session = session
-        await session.start()
-
-    async def close(self, grace_s: float = 5.0) -> None:
-        """End the session and let go of the resources.
-
-        Roll-backs and commits under way get *grace_s* seconds; what stays prepared is finished by whoever connects next.
-        """
-        if self._closed:
-            return
-        self._closed = True
-        set_default_manager("txrpc.aio", self, on=False)
-        if self._timer is not None:
-            self._timer.cancel()
-        if self._tasks:
-            _done, late = await asyncio.wait(self._tasks, timeout=grace_s)
-            for task in late:
-                task.cancel()
-        if self._session is not None:
-            await self._session.close()
-        for resource in self.resources.values():
-            await resource.close()
-
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(self, *_: object) -> None:
-        await self.close()
-
-    # ---------------------------------------------------------------------------------------------------- transactions
+    def status(self) -> ManagerStatus:
+        """Return whether there is a session with a coordinator, and which resources are ready.  Sends nothing."""
+        return self._client.status()
 
     def begin(
         self,
@@ -197,137 +53,83 @@ class AsyncManager(ManagerCore):
         read_only: bool = False,
         rollback_for: Kind | Iterable[Kind] = (),
         no_rollback_for: Kind | Iterable[Kind] = (),
-    ) -> AsyncTransaction:
-        """Begin a transaction and make it current in this task until it ends; *timeout* in seconds, 30 by default.
+    ) -> AsyncRootTransaction:
+        """Begin a transaction and make it current in this context until it ends.
 
-        Sends nothing.  Raises `TransactionExists` inside another one, `UsageError` for a bad argument, `ForkedError`.
+        timeout: seconds until everything that is not prepared yet rolls back; 30 by default.
+        read_only: the databases refuse what would write.
+        rollback_for, no_rollback_for: see `txrpc.aio.transaction`.
+
+        Sends nothing.  Raises `TransactionExists` inside another transaction, `UsageError` for a bad argument, `ForkedError`.
         """
-        if (existing := current()) is not None:
-            raise TransactionExists(
-                f"begin() inside transaction {existing.xid}: end it first, or use propagation REQUIRES_NEW"
-            )
-        transaction = self.new_root(timeout, read_only, RollbackRules.make(rollback_for, no_rollback_for))
-        transaction._make_current()
-        return transaction
+        return self._client.begin(
+            timeout, read_only=read_only, rollback_for=rollback_for, no_rollback_for=no_rollback_for
+        )
 
-    def new_root(self, timeout: float | None, read_only: bool, rule: RollbackRules) -> AsyncTransaction:
-        """A transaction that is not current anywhere."""
-        return AsyncTransaction(self, self.begin_part(timeout, read_only), rule)
-
-    def join(self, context: TransactionContext) -> AsyncJoinedCall:
-        """A handle for one incoming call.  See `txrpc._grpc.ports.Joiner`."""
-        return AsyncJoinedCall(self, self.join_part(context))
+    @overload
+    def transaction(
+        self,
+        timeout: float | None = ...,
+        *,
+        propagation: Propagating = ...,
+        read_only: bool = ...,
+        wait: Wait | str = ...,
+        rollback_for: Kind | Iterable[Kind] = ...,
+        no_rollback_for: Kind | Iterable[Kind] = ...,
+    ) -> AsyncScope[Transaction]: ...
+    @overload
+    def transaction(
+        self,
+        timeout: float | None = ...,
+        *,
+        propagation: Propagation | str,
+        read_only: bool = ...,
+        wait: Wait | str = ...,
+        rollback_for: Kind | Iterable[Kind] = ...,
+        no_rollback_for: Kind | Iterable[Kind] = ...,
+    ) -> AsyncScope[Transaction | None]: ...
+    def transaction(
+        self,
+        timeout: float | None = None,
+        *,
+        propagation: Propagation | str = Propagation.REQUIRED,
+        read_only: bool = False,
+        wait: Wait | str = Wait.ACKNOWLEDGED,
+        rollback_for: Kind | Iterable[Kind] = (),
+        no_rollback_for: Kind | Iterable[Kind] = (),
+    ) -> AsyncScope[Any]:
+        """A block of one transaction of this manager's: see `txrpc.aio.transaction`."""
+        return transaction(
+            timeout,
+            propagation=propagation,
+            read_only=read_only,
+            wait=wait,
+            rollback_for=rollback_for,
+            no_rollback_for=no_rollback_for,
+            manager=self,
+        )
 
     async def outcome(self, xid: Xid, timeout: float = 10.0) -> Outcome:
-        """How *xid* ended, asked for at most *timeout* seconds.  See `txrpc.Manager.outcome`."""
-        outcome: Outcome = await arun(self.outcome_flow(xid, self.now_ms() + int(timeout * 1000)))
-        return outcome
+        """Return how *xid* ended, asking for at most *timeout* seconds.
 
-    # ------------------------------------------------------------------------------------------ what the flows wait for
+        For a transaction of this manager's whose commit raised `OutcomeUnknown`, or was cancelled, the answer is definite as
+        soon as its database (if it used only one, of this process) or its coordinator is back.  For any other transaction,
+        UNKNOWN means that there is no record of a commit (any more).
+        Raises `CoordinatorUnavailable` if the coordinator did not answer.
+        """
+        return await self._client.outcome(xid, timeout)
 
-    async def wait(self, future: asyncio.Future[Any], timeout_s: float) -> Any:
-        """The result of *future*; raises `TimeoutError`."""
-        async with asyncio.timeout(timeout_s):
-            return await future
+    async def close(self, grace_s: float = 5.0) -> None:
+        """End the session and let go of the resources.
 
-    def ask(self, resource: AsyncResource, token: str) -> asyncio.Future[Outcome | None]:
-        """See `txrpc._client.completion.Ending`."""
-        return asyncio.ensure_future(resource.one_phase_result(token))
+        Roll-backs and commits under way get *grace_s* seconds; what stays prepared is finished by the process that connects next.
+        """
+        await self._client.close(grace_s)
 
-    async def pause(self, seconds: float) -> None:
-        """Sleep."""
-        await asyncio.sleep(seconds)
+    async def __aenter__(self) -> Self:
+        return self
 
-    async def reconnect(self, timeout_s: float) -> Owner:
-        """The owner of the live session, waiting for one if need be; raises `CoordinatorUnavailable`."""
-        welcome = self.welcome or await self._session_or_raise().wait_connected(timeout_s)
-        owner: Owner = welcome.owner
-        return owner
-
-    # -------------------------------------------------------------------------------------------------- this colour's
-
-    def _start(self, do: Do, slot: OpenBranch | None) -> None:
-        self._spawn(self._operate(do, slot))
-
-    def _spawn(self, coroutine: Any) -> None:
-        if self._loop is None or self._loop.is_closed():
-            coroutine.close()
-            return
-        task = self._loop.create_task(coroutine)
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
-
-    async def _operate(self, do: Do, slot: OpenBranch | None) -> None:
-        set_current(None)  # the task has copied the slot of whoever caused it
-        resource = self.resources[do.gid.resource]
-        work = slot.work if slot is not None else None
-        try:
-            if do.operation is Operation.INTERRUPT:
-                await resource.interrupt(work)
-                return
-
-            async def committing(token: str) -> None:
-                self._committing(do, token)
-
-            failpoint(f"participant.before_{do.operation.value}")
-            pools = self._finishers if do.operation in FINISHING else self._workers
-            async with pools[do.gid.resource]:
-                result = await arun(operate(do, resource, work, committing))
-            failpoint(f"participant.after_{do.operation.value}")
-            self._operated(do, result)
-        except Exception as error:
-            if self._leaves_work(do, slot):
-                with contextlib.suppress(Exception):
-                    await resource.rollback(work)
-            self._broke(do, error)
-
-    def _future(self) -> asyncio.Future[Any]:
-        return asyncio.get_running_loop().create_future()
-
-    def _settle(self, future: asyncio.Future[Any], result: Any) -> None:
-        if future.done():
-            return
-        if isinstance(result, BaseException):
-            future.set_exception(result)
-            future.exception()  # whoever waited may be gone, which is no news
-        else:
-            future.set_result(result)
-
-    def _turn(self) -> AsyncBranchLock:
-        return AsyncBranchLock()
-
-    def _wake(self) -> None:
-        next_ms = self.next_wakeup_ms()
-        if next_ms is None or self._closed or self._loop is None:
-            return
-        if self._timer is None or next_ms < self._timer_ms:
-            if self._timer is not None:
-                self._timer.cancel()
-            self._timer_ms = next_ms
-            self._timer = self._loop.call_later(max(0, next_ms - self.now_ms()) / 1000, self._tick_tock)
-
-    def _tick_tock(self) -> None:
-        self._timer = None
-        for name in self.woke():
-            self._spawn(self._look_after(name))
-        self._wake()
-
-    async def _look_after(self, name: str) -> None:
-        if self._starting.trouble(name):
-            await self._start_resource(name)
-        else:
-            await self._sweep(name)
-
-    async def _start_resource(self, name: str) -> None:
-        try:
-            self.started(name, await self.resources[name].start())
-        except Exception as error:
-            self.started(name, error)
-
-    async def _sweep(self, name: str) -> None:
-        try:
-            async with self._finishers[name]:
-                found = await self.resources[name].in_doubt(self.group)
-            self.swept(name, found)
-        except Exception as error:
-            self.swept(name, error)
+    async def __aexit__(
+        self, _kind: type[BaseException] | None, _error: BaseException | None, _trace: TracebackType | None
+    ) -> None:
+        await self.close()

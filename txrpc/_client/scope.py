@@ -7,7 +7,7 @@ import inspect
 import random
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from txrpc._client.asking import reason_for
 from txrpc._client.local_transaction import Status
@@ -29,12 +29,14 @@ from txrpc.errors import (
 __all__ = [
     "BaseScope",
     "Plan",
+    "Propagating",
     "Propagation",
     "Retry",
     "Settings",
-    "default_manager",
+    "default_client",
+    "refuse_undecoratable",
     "refuse_unjoined",
-    "set_default_manager",
+    "set_default_client",
 ]
 
 
@@ -53,6 +55,21 @@ class Propagation(enum.Enum):
     """Run outside any transaction; the current one waits outside."""
     NEVER = "never"
     """Run outside any transaction; inside one raise `TransactionExists`."""
+
+
+Propagating = Literal[
+    Propagation.REQUIRED,
+    Propagation.REQUIRES_NEW,
+    Propagation.MANDATORY,
+    "required",
+    "requires_new",
+    "requires new",
+    "mandatory",
+    "REQUIRED",
+    "REQUIRES_NEW",
+    "MANDATORY",
+]
+"""The propagations with which a block always has a transaction."""
 
 
 class Plan(enum.Enum):
@@ -115,8 +132,11 @@ class Settings:
         manager: Any,
     ) -> Settings:
         """Check what a user gave; raises `UsageError`."""
-        if timeout is not None and not timeout > 0:
+        is_number = isinstance(timeout, int | float) and not isinstance(timeout, bool)
+        if timeout is not None and not (is_number and timeout > 0):
             raise UsageError(f"timeout is a positive number of seconds, not {timeout!r}")
+        if retry is not None and not isinstance(retry, int | Retry):
+            raise UsageError(f"retry is a txrpc.Retry, or how often to try at most, not {retry!r}")
         return cls(
             _member(Propagation, "propagation", propagation),
             timeout,
@@ -141,8 +161,8 @@ class Settings:
 
     def root(self, colour: str) -> Any:
         """A new root."""
-        manager = self.manager or default_manager(colour)
-        return manager.new_root(self.timeout_s, self.read_only, self.rule)
+        client = default_client(colour) if self.manager is None else self.manager._client
+        return client.new_root(self.timeout_s, self.read_only, self.rule)
 
     def rolls_back(self, error: BaseException) -> bool:
         """Whether *error*, leaving a root's scope, rolls it back.  What is not an `Exception` always does."""
@@ -200,18 +220,18 @@ class BaseScope:
             outer = current()
             assert outer is not None
             self._entry = outer.enters_first()
-            self.handle = outer.under(self.settings.rule)
+            self.handle = outer
 
     def enter(self) -> Any:
         """Open, and become current."""
         self.open()
-        self._previous = set_current(self.handle)
+        self._previous = set_current(self.handle, self.settings.rule)
         return self.handle
 
     def verdict(self, error: BaseException | None) -> tuple[bool, Reason | None]:
         """Whether this scope has a root to end, and the reason if it is to roll back; a joined scope tells the outer one."""
         if self._plan is Plan.JOIN and error is not None:
-            self.handle.scope_failed(error, self._entry)
+            self.handle.scope_failed(error, self.settings.rule, self._entry)
         if self._plan is not Plan.ROOT or self.handle.ended:
             return False, None
         rolls_back = error is not None and self.settings.rolls_back(error)
@@ -236,7 +256,18 @@ def refuse_unjoined(args: Iterable[Any]) -> None:
             )
 
 
-def default_manager(colour: str) -> Any:
+def refuse_undecoratable(fn: Any) -> None:
+    """Raise `UsageError` for what `@transactional` cannot decorate."""
+    if isinstance(fn, classmethod | staticmethod):
+        kind = type(fn).__name__
+        raise UsageError(f"write @{kind} above @transactional, not below it")
+    if isinstance(fn, type):
+        raise UsageError(f"{fn.__qualname__} is a class: decorate its methods")
+    if not callable(fn):
+        raise UsageError(f"@transactional decorates a function; timeouts and the like are named: timeout={fn!r}")
+
+
+def default_client(colour: str) -> Any:
     """The manager of the last `connect` of that colour in this process that was not closed.
 
     Raises `ConfigurationError` if there is none.
@@ -246,7 +277,7 @@ def default_manager(colour: str) -> Any:
     return _connected[colour][-1]
 
 
-def set_default_manager(colour: str, manager: Any, on: bool) -> None:
+def set_default_client(colour: str, manager: Any, on: bool) -> None:
     """Make *manager* the default, or no longer."""
     managers = _connected[colour]
     if manager in managers:

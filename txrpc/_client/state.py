@@ -8,7 +8,8 @@ import os
 import random
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 from txrpc._client.completion import LocalCommit
@@ -33,9 +34,26 @@ from txrpc.errors import (
 )
 from txrpc.ids import GROUP_MAX, RESOURCE_MAX, BranchId, ParticipantId, Xid, check_name
 
-__all__ = ["FINISHING", "ManagerState", "SessionPort"]
+__all__ = ["FINISHING", "ClientState", "ManagerStatus", "SessionPort"]
 
 logger = logging.getLogger("txrpc.client")
+
+
+@dataclass(frozen=True, slots=True)
+class ManagerStatus:
+    """What a manager knows without asking anyone.
+
+    coordinator: the node whose session is open, or None while there is no session.
+    resources: by name, what keeps the resource from being used; "" if it is ready.
+    """
+
+    coordinator: str | None
+    resources: Mapping[str, str]
+
+    @property
+    def ready(self) -> bool:
+        """True if there is a session and every resource is ready."""
+        return self.coordinator is not None and not any(self.resources.values())
 
 
 class SessionPort(Protocol):
@@ -49,7 +67,7 @@ class SessionPort(Protocol):
         """Queue for coordinator *node*; raises `CoordinatorUnavailable` when there is no session."""
 
 
-class ManagerState:
+class ClientState:
     """The table, the slots, the futures and the session; and how the table's effects are honoured."""
 
     patience_ms = 30_000

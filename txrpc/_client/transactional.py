@@ -6,29 +6,44 @@ import functools
 import inspect
 import time
 from collections.abc import Callable, Generator, Iterable
-from typing import Any, TypeVar, overload
+from typing import TYPE_CHECKING, Any, Generic, TypeVar, overload
 
 from txrpc._client.rollback_rules import Kind
-from txrpc._client.scope import BaseScope, Propagation, Retry, Settings, refuse_unjoined
-from txrpc._context import bind, set_current
+from txrpc._client.scope import (
+    BaseScope,
+    Propagating,
+    Propagation,
+    Retry,
+    Settings,
+    refuse_undecoratable,
+    refuse_unjoined,
+)
+from txrpc._client.transaction import Transaction
+from txrpc._context import bind, restore
 from txrpc._protocol.messages import Wait
 from txrpc.errors import UsageError
 
-__all__ = ["transaction", "transactional"]
+if TYPE_CHECKING:
+    from txrpc._client.manager import TransactionManager
+
+__all__ = ["Scope", "transaction", "transactional"]
 
 _F = TypeVar("_F", bound=Callable[..., Any])
+_T = TypeVar("_T")
+"""What a block yields: a `Transaction`, or None where the propagation allows for none."""
 
 
-class Scope(BaseScope):
+class Scope(BaseScope, Generic[_T]):
     """A context manager that is used once."""
 
     colour = "txrpc"
 
-    def __enter__(self) -> Any:
-        return self.enter()
+    def __enter__(self) -> _T:
+        transaction: _T = self.enter()
+        return transaction
 
     def __exit__(self, _type: object, error: BaseException | None, _trace: object) -> None:
-        set_current(self._previous)
+        restore(self._previous)
         self.close(error)
 
     def close(self, error: BaseException | None) -> None:
@@ -42,6 +57,28 @@ class Scope(BaseScope):
             self.handle.rollback(reason)
 
 
+@overload
+def transaction(
+    timeout: float | None = ...,
+    *,
+    propagation: Propagating = ...,
+    read_only: bool = ...,
+    wait: Wait | str = ...,
+    rollback_for: Kind | Iterable[Kind] = ...,
+    no_rollback_for: Kind | Iterable[Kind] = ...,
+    manager: TransactionManager | None = ...,
+) -> Scope[Transaction]: ...
+@overload
+def transaction(
+    timeout: float | None = ...,
+    *,
+    propagation: Propagation | str,
+    read_only: bool = ...,
+    wait: Wait | str = ...,
+    rollback_for: Kind | Iterable[Kind] = ...,
+    no_rollback_for: Kind | Iterable[Kind] = ...,
+    manager: TransactionManager | None = ...,
+) -> Scope[Transaction | None]: ...
 def transaction(
     timeout: float | None = None,
     *,
@@ -50,8 +87,8 @@ def transaction(
     wait: Wait | str = Wait.ACKNOWLEDGED,
     rollback_for: Kind | Iterable[Kind] = (),
     no_rollback_for: Kind | Iterable[Kind] = (),
-    manager: Any = None,
-) -> Scope:
+    manager: TransactionManager | None = None,
+) -> Scope[Any]:
     """A block of one transaction: ``with txrpc.transaction(timeout=5) as tx: ...``.
 
     At its end the transaction commits; an exception that leaves it rolls it back and goes on.  Inside another transaction the
@@ -63,7 +100,7 @@ def transaction(
     rollback_for, no_rollback_for: exception types and `grpc.StatusCode` members that do, or do not, roll back.
     manager: instead of the one of the last `txrpc.connect`.
 
-    Leaving the block raises what `Transaction.commit` raises.
+    Leaving the block raises what `RootTransaction.commit` raises.
     """
     return Scope(Settings.make(propagation, timeout, read_only, wait, rollback_for, no_rollback_for, None, manager))
 
@@ -80,7 +117,7 @@ def transactional(
     rollback_for: Kind | Iterable[Kind] = ...,
     no_rollback_for: Kind | Iterable[Kind] = ...,
     retry: Retry | int | None = ...,
-    manager: Any = ...,
+    manager: TransactionManager | None = ...,
 ) -> Callable[[_F], _F]: ...
 def transactional(
     fn: Any = None,
@@ -93,7 +130,7 @@ def transactional(
     rollback_for: Kind | Iterable[Kind] = (),
     no_rollback_for: Kind | Iterable[Kind] = (),
     retry: Retry | int | None = None,
-    manager: Any = None,
+    manager: TransactionManager | None = None,
 ) -> Any:
     """Run a function, method or generator function inside a transaction: the caller's, or one of its own.
 
@@ -110,6 +147,7 @@ def transactional(
 
 
 def _decorate(settings: Settings, fn: Any) -> Any:
+    refuse_undecoratable(fn)
     if inspect.iscoroutinefunction(fn) or inspect.isasyncgenfunction(fn):
         raise UsageError(f"{fn.__qualname__} is asynchronous: decorate it with txrpc.aio.transactional")
     if inspect.isgeneratorfunction(fn):
@@ -127,7 +165,7 @@ def _function(settings: Settings, fn: Any) -> Any:
         refuse_unjoined(args)
         attempt = 1
         while True:
-            scope = Scope(settings)
+            scope: Scope[Any] = Scope(settings)
             try:
                 with scope:
                     return fn(*args, **kwargs)
@@ -145,14 +183,14 @@ def _generator(settings: Settings, fn: Any) -> Any:
     @functools.wraps(fn)
     def call(*args: Any, **kwargs: Any) -> Generator[Any, Any, Any]:
         refuse_unjoined(args)
-        scope = Scope(settings)
+        scope: Scope[Any] = Scope(settings)
         scope.open()
         generator = fn(*args, **kwargs)
         send, argument = generator.send, None
         try:
             while True:
                 # Current only while the generator's own code runs: in between its consumer does, in the same context.
-                with bind(scope.handle):
+                with bind(scope.handle, settings.rule):
                     try:
                         item = send(argument)
                     except StopIteration as stop:
@@ -162,7 +200,7 @@ def _generator(settings: Settings, fn: Any) -> Any:
                     argument = yield item
                     send = generator.send
                 except GeneratorExit:
-                    with bind(scope.handle):
+                    with bind(scope.handle, settings.rule):
                         generator.close()
                     raise
                 except BaseException as error:

@@ -6,29 +6,44 @@ import asyncio
 import functools
 import inspect
 from collections.abc import AsyncIterator, Callable, Iterable
-from typing import Any, TypeVar, overload
+from typing import TYPE_CHECKING, Any, Generic, TypeVar, overload
 
 from txrpc._client.rollback_rules import Kind
-from txrpc._client.scope import BaseScope, Propagation, Retry, Settings, refuse_unjoined
-from txrpc._context import bind, set_current
+from txrpc._client.scope import (
+    BaseScope,
+    Propagating,
+    Propagation,
+    Retry,
+    Settings,
+    refuse_undecoratable,
+    refuse_unjoined,
+)
+from txrpc._client.transaction import Transaction
+from txrpc._context import bind, restore
 from txrpc._protocol.messages import Wait
 from txrpc.errors import UsageError
 
-__all__ = ["transaction", "transactional"]
+if TYPE_CHECKING:
+    from txrpc._client.manager_async import AsyncTransactionManager
+
+__all__ = ["AsyncScope", "transaction", "transactional"]
 
 _F = TypeVar("_F", bound=Callable[..., Any])
+_T = TypeVar("_T")
+"""What a block yields: a `Transaction`, or None where the propagation allows for none."""
 
 
-class AsyncScope(BaseScope):
+class AsyncScope(BaseScope, Generic[_T]):
     """An asynchronous context manager that is used once."""
 
     colour = "txrpc.aio"
 
-    async def __aenter__(self) -> Any:
-        return self.enter()
+    async def __aenter__(self) -> _T:
+        transaction: _T = self.enter()
+        return transaction
 
     async def __aexit__(self, _type: object, error: BaseException | None, _trace: object) -> None:
-        set_current(self._previous)
+        restore(self._previous)
         await self.close(error)
 
     async def close(self, error: BaseException | None) -> None:
@@ -42,6 +57,28 @@ class AsyncScope(BaseScope):
             await self.handle.rollback(reason)
 
 
+@overload
+def transaction(
+    timeout: float | None = ...,
+    *,
+    propagation: Propagating = ...,
+    read_only: bool = ...,
+    wait: Wait | str = ...,
+    rollback_for: Kind | Iterable[Kind] = ...,
+    no_rollback_for: Kind | Iterable[Kind] = ...,
+    manager: AsyncTransactionManager | None = ...,
+) -> AsyncScope[Transaction]: ...
+@overload
+def transaction(
+    timeout: float | None = ...,
+    *,
+    propagation: Propagation | str,
+    read_only: bool = ...,
+    wait: Wait | str = ...,
+    rollback_for: Kind | Iterable[Kind] = ...,
+    no_rollback_for: Kind | Iterable[Kind] = ...,
+    manager: AsyncTransactionManager | None = ...,
+) -> AsyncScope[Transaction | None]: ...
 def transaction(
     timeout: float | None = None,
     *,
@@ -50,8 +87,8 @@ def transaction(
     wait: Wait | str = Wait.ACKNOWLEDGED,
     rollback_for: Kind | Iterable[Kind] = (),
     no_rollback_for: Kind | Iterable[Kind] = (),
-    manager: Any = None,
-) -> AsyncScope:
+    manager: AsyncTransactionManager | None = None,
+) -> AsyncScope[Any]:
     """A block of one transaction: ``async with txrpc.aio.transaction(timeout=5) as tx: ...``.  See `txrpc.transaction`."""
     return AsyncScope(
         Settings.make(propagation, timeout, read_only, wait, rollback_for, no_rollback_for, None, manager)
@@ -70,7 +107,7 @@ def transactional(
     rollback_for: Kind | Iterable[Kind] = ...,
     no_rollback_for: Kind | Iterable[Kind] = ...,
     retry: Retry | int | None = ...,
-    manager: Any = ...,
+    manager: AsyncTransactionManager | None = ...,
 ) -> Callable[[_F], _F]: ...
 def transactional(
     fn: Any = None,
@@ -83,7 +120,7 @@ def transactional(
     rollback_for: Kind | Iterable[Kind] = (),
     no_rollback_for: Kind | Iterable[Kind] = (),
     retry: Retry | int | None = None,
-    manager: Any = None,
+    manager: AsyncTransactionManager | None = None,
 ) -> Any:
     """Run a coroutine function, or asynchronous generator function, inside a transaction.  See `txrpc.transactional`.
 
@@ -95,6 +132,7 @@ def transactional(
 
 
 def _decorate(settings: Settings, fn: Any) -> Any:
+    refuse_undecoratable(fn)
     if inspect.isasyncgenfunction(fn):
         if settings.retry is not None:
             raise UsageError(
@@ -112,7 +150,7 @@ def _function(settings: Settings, fn: Any) -> Any:
         refuse_unjoined(args)
         attempt = 1
         while True:
-            scope = AsyncScope(settings)
+            scope: AsyncScope[Any] = AsyncScope(settings)
             try:
                 async with scope:
                     return await fn(*args, **kwargs)
@@ -130,14 +168,14 @@ def _generator(settings: Settings, fn: Any) -> Any:
     @functools.wraps(fn)
     async def call(*args: Any, **kwargs: Any) -> AsyncIterator[Any]:
         refuse_unjoined(args)
-        scope = AsyncScope(settings)
+        scope: AsyncScope[Any] = AsyncScope(settings)
         scope.open()
         generator = fn(*args, **kwargs)
         send, argument = generator.asend, None
         try:
             while True:
                 # Current only while the generator's own code runs: in between its consumer does, in the same context.
-                with bind(scope.handle):
+                with bind(scope.handle, settings.rule):
                     try:
                         item = await send(argument)
                     except StopAsyncIteration:
@@ -146,7 +184,7 @@ def _generator(settings: Settings, fn: Any) -> Any:
                     argument = yield item
                     send = generator.asend
                 except GeneratorExit:
-                    with bind(scope.handle):
+                    with bind(scope.handle, settings.rule):
                         await generator.aclose()
                     raise
                 except BaseException as error:

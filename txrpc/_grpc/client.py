@@ -16,7 +16,7 @@ import grpc
 
 from txrpc._context import current
 from txrpc._grpc.ports import OutgoingCallPort
-from txrpc._grpc.shared import Outside, bound, conclude, lost_reason, outgoing_fields, replaced
+from txrpc._grpc.shared import Outside, bound, conclude, has_context, lost_reason, outgoing_fields, replaced
 from txrpc.errors import TxrpcError
 
 __all__ = ["ClientInterceptor", "intercept_channel"]
@@ -179,7 +179,7 @@ def _intercept(
     outside: Outside, continuation: Callable[..., Any], details: Any, request: Any, wrap: type[_Open]
 ) -> Any:
     handle = current()
-    if handle is None or (method := _text(details.method)) in outside:
+    if handle is None or has_context(details.metadata) or (method := _text(details.method)) in outside:
         return continuation(details, request)
     out: OutgoingCallPort = handle.outgoing()
     timeout, metadata = outgoing_fields(out, details.timeout, details.metadata)

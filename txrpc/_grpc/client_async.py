@@ -171,6 +171,10 @@ class _StreamStream(_Writes, _StreamResponse, grpc.aio.StreamStreamCall):  # typ
     pass
 
 
+class _CallDetails(grpc.aio.ClientCallDetails):
+    """What an interceptor of ours has filled in."""
+
+
 class _Interceptor:
     def __init__(self, outside: Outside) -> None:
         self._outside = outside
@@ -222,11 +226,12 @@ async def _intercept(
     outside: Outside, continuation: Callable[..., Any], details: Any, request: Any, wrap: Callable[..., _Open]
 ) -> Any:
     handle = current()
-    if handle is None or (method := _text(details.method)) in outside:
+    given_twice = isinstance(details, _CallDetails)  # the outer one of the two does the work
+    if handle is None or given_twice or (method := _text(details.method)) in outside:
         return await continuation(details, request)
     out: OutgoingCallPort = handle.outgoing()
     timeout, metadata = outgoing_fields(out, details.timeout, details.metadata)
-    ours = grpc.aio.ClientCallDetails(
+    ours = _CallDetails(
         details.method, timeout, grpc.aio.Metadata(*metadata), details.credentials, details.wait_for_ready
     )
     try:

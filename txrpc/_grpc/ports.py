@@ -45,6 +45,9 @@ class OutgoingCallPort(Protocol):
 class Handle(Protocol):
     """The current transaction, as `txrpc._context.current` returns it."""
 
+    joined: bool
+    """True in a service method that joined its caller's transaction."""
+
     @property
     def xid(self) -> Xid:
         """The transaction's identifier."""

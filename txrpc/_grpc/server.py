@@ -15,7 +15,7 @@ import grpc
 
 from txrpc._context import bind
 from txrpc._grpc.ports import Handle, Joiner
-from txrpc._grpc.shared import Ending, bound, check_sent, ending_of, refusal_of, trailing_of
+from txrpc._grpc.shared import Ending, bound, check_sent, ending_of, has_joined, refusal_of, trailing_of
 from txrpc._protocol.messages import TransactionContext
 from txrpc._wire.metadata import find_context
 from txrpc.errors import TxrpcError
@@ -65,6 +65,8 @@ def replaced(handler: Any, behaviour: Any) -> Any:
 
 def _unary(behaviour: Any, joiner: Joiner, transaction: TransactionContext) -> Any:
     def call(request: Any, context: Any) -> Any:
+        if has_joined(transaction):
+            return behaviour(request, context)
         handle = _join(joiner, transaction, context)
         try:
             with bind(handle):
@@ -80,6 +82,9 @@ def _unary(behaviour: Any, joiner: Joiner, transaction: TransactionContext) -> A
 
 def _streaming(behaviour: Any, joiner: Joiner, transaction: TransactionContext) -> Any:
     def call(request: Any, context: Any) -> Iterator[Any]:
+        if has_joined(transaction):
+            yield from behaviour(request, context)
+            return
         handle = _join(joiner, transaction, context)
         responses: Any = None
         try:

@@ -16,7 +16,7 @@ import grpc
 from txrpc._context import bind
 from txrpc._grpc.ports import Handle, Joiner
 from txrpc._grpc.server import behaviour_of, replaced
-from txrpc._grpc.shared import Ending, check_sent, ending_of, refusal_of, trailing_of
+from txrpc._grpc.shared import Ending, check_sent, ending_of, has_joined, refusal_of, trailing_of
 from txrpc._grpc.threads import in_threads
 from txrpc._protocol.messages import TransactionContext
 from txrpc._wire.metadata import find_context
@@ -104,6 +104,8 @@ class _Call:
 
     def _wrap_coroutine(self) -> Any:
         async def call(request: Any, context: Any) -> Any:
+            if has_joined(self._transaction):
+                return await self._behaviour(request, context)
             handle = await self._join(context)
             try:
                 with bind(handle):
@@ -118,6 +120,10 @@ class _Call:
 
     def _wrap_generator(self) -> Any:
         async def call(request: Any, context: Any) -> AsyncIterator[Any]:
+            if has_joined(self._transaction):
+                async for response in self._behaviour(request, context):
+                    yield response
+                return
             handle = await self._join(context)
             responses = self._behaviour(request, _Context(context, self, handle))
             try:

@@ -9,10 +9,10 @@ from typing import Any, NamedTuple
 
 import grpc
 
-from txrpc._context import bind
+from txrpc._context import bind, current
 from txrpc._failpoints import failpoint
 from txrpc._grpc.ports import Handle, OutgoingCallPort
-from txrpc._protocol.messages import CallReport
+from txrpc._protocol.messages import CallReport, TransactionContext
 from txrpc._wire.metadata import BRANCHES_KEY, CONTEXT_KEY, encode_context, encode_report, find_report
 from txrpc._wire.status import code_of, details_of, end_is_known, from_trailing, to_trailing
 from txrpc.errors import (
@@ -29,12 +29,15 @@ from txrpc.errors import (
 __all__ = [
     "NO_PART",
     "REPLACED",
+    "ContextEntry",
     "Ending",
     "Outside",
     "bound",
     "check_sent",
     "conclude",
     "ending_of",
+    "has_context",
+    "has_joined",
     "lost_reason",
     "outgoing_fields",
     "reason_of",
@@ -89,6 +92,27 @@ class Outside:
 _METHOD = re.compile(r"/[\w.]+/(?:\w+|\*)")
 
 
+class ContextEntry(NamedTuple):
+    """The metadata's entry with the transaction's context, as an interceptor of ours makes it.
+
+    What a user passes on from an incoming call is a plain tuple.
+    """
+
+    key: str
+    value: bytes
+
+
+def has_context(metadata: Iterable[Any] | None) -> bool:
+    """True if an interceptor of ours has already added the context: it was given twice, and the outer one does the work."""
+    return any(isinstance(entry, ContextEntry) for entry in metadata or ())
+
+
+def has_joined(transaction: TransactionContext) -> bool:
+    """True if the running code is in a call of *transaction* that has been joined: the interceptor was given twice."""
+    handle: Handle | None = current()
+    return handle is not None and handle.joined and handle.xid == transaction.xid
+
+
 def outgoing_fields(
     out: OutgoingCallPort, timeout: float | None, metadata: Iterable[Any] | None
 ) -> tuple[float, list[Any]]:
@@ -99,7 +123,7 @@ def outgoing_fields(
     failpoint("client.before_call")
     time_left_s = out.time_left_s
     entries = [entry for entry in metadata or () if entry[0] != CONTEXT_KEY]
-    entries.append((CONTEXT_KEY, encode_context(out.context)))
+    entries.append(ContextEntry(CONTEXT_KEY, encode_context(out.context)))
     return (time_left_s if timeout is None else min(timeout, time_left_s)), entries
 
 

@@ -93,7 +93,7 @@ def txrpc_process(tmp_path: Path) -> Iterator[Callable[..., Child]]:
 
 
 @pytest.fixture
-def txrpc_manager(txrpc_coordinator: CoordinatorProcess) -> Iterator[txrpc.Manager]:
+def txrpc_manager(txrpc_coordinator: CoordinatorProcess) -> Iterator[txrpc.TransactionManager]:
     """The test as a client: `txrpc.transaction` works in it."""
     import txrpc
 

@@ -1,4 +1,4 @@
-"""A process of an application: the real `ManagerCore`, flows and parts, on simulated sessions, calls and databases."""
+"""A process of an application: the real `ClientCore`, flows and parts, on simulated sessions, calls and databases."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from typing import Any
 from txrpc._client import using
 from txrpc._client.asking import reason_for
 from txrpc._client.branch_operation import operate
-from txrpc._client.core import ManagerCore
+from txrpc._client.core import ClientCore
 from txrpc._client.flow import Flow
-from txrpc._client.handles import JoinedBase
 from txrpc._client.local_transaction import LocalTransaction
 from txrpc._client.rollback_rules import ALWAYS
+from txrpc._client.transaction import JoinedTransactionBase
 from txrpc._client.using import OpenBranch
 from txrpc._protocol.messages import (
     AboutEnd,
@@ -88,7 +88,7 @@ class _Turn:
                 promise.keep(True)
 
 
-class SimManager(ManagerCore):
+class SimManager(ClientCore):
     """The manager of one incarnation: everything real but threads, sockets and time."""
 
     def __init__(self, process: Process, resources: list[SimResource]) -> None:
@@ -338,7 +338,7 @@ class Process(Node):
         except TxrpcError as error:
             answer(Reply(None, reason_for(error)))
             return
-        handle = JoinedBase(self.manager, part)
+        handle = JoinedTransactionBase(self.manager, part)
 
         def ended(end: Promise) -> None:
             failure = None

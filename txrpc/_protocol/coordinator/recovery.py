@@ -15,6 +15,8 @@ from txrpc._protocol.coordinator.state import CoordinatorState
 from txrpc._protocol.messages import Commit, Inquiry, Rollback, Trouble, Vote
 from txrpc._protocol.records import Decision
 
+__all__ = ["inquired_log", "inquiry", "trouble"]
+
 _REFUSED = {
     Knowledge.STRANGE: (
         "branch of a strange epoch",

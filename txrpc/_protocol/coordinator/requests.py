@@ -25,6 +25,8 @@ from txrpc._protocol.messages import (
 )
 from txrpc.errors import AbortCode, Reason
 
+__all__ = ["begin_commit", "give_up", "give_up_early", "join_waiters", "presume", "reply_ended", "without_record"]
+
 
 def begin_commit(state: CoordinatorState, row: None, session: int, request: CommitRequest) -> None:
     if not _of_this_time(state, request):

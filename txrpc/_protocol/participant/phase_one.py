@@ -22,6 +22,23 @@ from txrpc._protocol.participant.state import ParticipantState
 from txrpc.errors import AbortCode, Reason
 from txrpc.ids import BranchId
 
+__all__ = [
+    "committing",
+    "did_prepare",
+    "local_commit",
+    "one_phase",
+    "one_phase_again",
+    "one_phase_ended",
+    "one_phase_undone",
+    "one_phase_unknown",
+    "prepare",
+    "prepare_again",
+    "prepare_failed",
+    "prepare_late",
+    "prepare_unknown",
+    "was_read_only",
+]
+
 _ASK_AFTER_MS: Final = 1_000
 """How long at least a prepared branch waits for the decision before it asks."""
 

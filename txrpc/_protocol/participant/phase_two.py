@@ -25,6 +25,44 @@ from txrpc._protocol.participant.branch import BranchRow, BranchState, Do, Opera
 from txrpc._protocol.participant.state import TOMBSTONE_MS, ParticipantState
 from txrpc.errors import AbortCode, Reason
 
+__all__ = [
+    "ask_again",
+    "break_off",
+    "commit",
+    "commit_again",
+    "commit_foreign",
+    "deadline",
+    "expire",
+    "finish_failed",
+    "finished_commit",
+    "finished_undo",
+    "give_up_prepared",
+    "give_up_voting",
+    "inquire",
+    "local_rollback",
+    "overdue",
+    "released",
+    "resolve_absent",
+    "resolve_active",
+    "resolve_ended",
+    "resolve_later",
+    "resolved",
+    "rollback_active",
+    "rollback_foreign",
+    "rollback_prepared",
+    "rollback_voting",
+    "rolled_back",
+    "settle_later",
+    "settle_now",
+    "slow",
+    "tell_local",
+    "try_commit_again",
+    "try_resolve_again",
+    "try_undo_again",
+    "undo_prepared",
+    "undo_work",
+]
+
 ASK_AGAIN_MS: Final = 15_000
 """The pace at which a branch in doubt asks, before jitter."""
 

@@ -1,39 +1,41 @@
-"""What a transaction's handle is in both colours: the object that `txrpc._context.current` returns.
+"""The transaction objects that users see: what is the same in synchronous and in asyncio programs.
 
-A handle is a part seen under a rule.  A nested scope is the same part under another rule (`under`), so handles are cheap
-copies and whatever must be shared lives in the part.
+A nested block has the same object as the block around it; what a block says about errors is in the context beside it.
 """
 
 from __future__ import annotations
 
-import copy
 import logging
 from collections.abc import Callable
-from typing import Any, Self
+from typing import Any
 
 from txrpc._client.asking import reason_for
 from txrpc._client.completion import cancel_calls
-from txrpc._client.core import ManagerCore
+from txrpc._client.core import ClientCore
 from txrpc._client.local_transaction import LocalTransaction, OutgoingCall, Status
 from txrpc._client.rollback_rules import RollbackRules, kinds_of
+from txrpc._context import current_rules
 from txrpc._protocol.messages import CallReport, Outcome, RollbackRequest
 from txrpc.errors import AbortCode, CoordinatorUnavailable, Reason, TxrpcError, UsageError
 from txrpc.ids import Xid
 
-__all__ = ["BaseHandle", "JoinedBase", "RootBase", "log_callback_error"]
+__all__ = ["JoinedTransactionBase", "RootTransactionBase", "Transaction", "log_callback_error"]
 
 logger = logging.getLogger("txrpc.client")
 
 
-class BaseHandle:
-    """A transaction as the code inside it sees it.  Safe to use from several threads or tasks."""
+class Transaction:
+    """A transaction as the code inside it sees it.  Safe to use from several threads or tasks.
+
+    Only the object of its root can end it: see `RootTransaction`.
+    """
 
     joined = False
 
-    def __init__(self, manager: ManagerCore, part: LocalTransaction, rule: RollbackRules) -> None:
+    def __init__(self, manager: ClientCore, part: LocalTransaction, rules: RollbackRules) -> None:
         self._manager = manager
         self._part = part
-        self._rule = rule
+        self._rules = rules
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self.xid} {self.status.value}>"
@@ -71,6 +73,18 @@ class BaseHandle:
             reason = Reason(AbortCode.REQUESTED, reason or "set_rollback_only() was called")
         self._part.set_doom(reason)
 
+    def after_completion(self, callback: Callable[[Outcome], Any]) -> None:
+        """Call *callback* with the `Outcome` once the transaction has ended, in the order of registration.
+
+        Its exceptions are logged and change nothing.  Raises `UsageError` if the transaction has ended already, and
+        in a service method that joined it: only its root learns how it ends.
+        """
+        if self.joined:
+            raise UsageError("only the root of a transaction learns how it ends: call after_completion() there")
+        if self._part.status not in (Status.ACTIVE, Status.COMMITTING):
+            raise UsageError(f"transaction {self.xid} has ended already: {self._part.status.value}")
+        self._part.callbacks.append(callback)
+
     def outgoing(self) -> OutgoingCall:
         """Register a call that is about to be sent.  See `txrpc._grpc.ports.Handle`."""
         now_ms = self._manager.now_ms()
@@ -80,41 +94,33 @@ class BaseHandle:
                 "the transaction began with no coordinator in reach, so it cannot leave this process: "
                 "is the coordinator running at the address given to txrpc.connect()?"
             )
-        return self._part.call_begins(self._rule, self._part.owner, now_ms)
-
-    def under(self, rule: RollbackRules) -> Self:
-        """The same transaction under another rule."""
-        other = copy.copy(self)
-        other._rule = rule
-        return other
+        return self._part.call_begins(current_rules() or self._rules, self._part.owner, now_ms)
 
     def enters_first(self) -> bool:
         """Whether the scope that is being entered is the outermost one of a joined call."""
         return False
 
-    def scope_failed(self, error: BaseException, entry: bool) -> None:
-        """*error* leaves a nested scope; *entry*: the outermost one of a joined call, whose caller's rule has the last word."""
+    def scope_failed(self, error: BaseException, rules: RollbackRules, entry: bool) -> None:
+        """*error* leaves a nested block with those *rules*; *entry*: the outermost one of a joined call, whose caller decides."""
         kinds = kinds_of(error)
-        rolls_back = self._rule.requires_rollback(kinds) if entry else self._rule.rolls_back(kinds)
-        if rolls_back:
+        if rules.requires_rollback(kinds) if entry else rules.rolls_back(kinds):
             self._part.set_doom(reason_for(error))
 
 
-class JoinedBase(BaseHandle):
+class JoinedTransactionBase(Transaction):
     """One incoming call's handle."""
 
     joined = True
 
-    def __init__(self, manager: ManagerCore, part: LocalTransaction) -> None:
+    def __init__(self, manager: ClientCore, part: LocalTransaction) -> None:
         super().__init__(manager, part, RollbackRules())
-        # Shared by the copies that `under` makes.
-        self._entered: list[bool] = []
+        self._entered = False
         self._report: CallReport | None = None
 
     def enters_first(self) -> bool:
         """Whether the scope that is being entered is the outermost one."""
-        self._entered.append(True)
-        return len(self._entered) == 1
+        first, self._entered = not self._entered, True
+        return first
 
     def failed(self, error: BaseException) -> None:
         """The handler raised *error*; what that means is up to the caller's rule, which sees the status of the reply."""
@@ -144,22 +150,13 @@ class JoinedBase(BaseHandle):
             self._manager.tell(part.owner.node, request)
 
 
-class RootBase(BaseHandle):
+class RootTransactionBase(Transaction):
     """A root's handle: the only one that can end the transaction."""
 
     @property
     def pending(self) -> tuple[str, ...]:
         """After a commit: resources that have not acknowledged the decision yet (they will)."""
         return self._part.pending
-
-    def after_completion(self, callback: Callable[[Outcome], Any]) -> None:
-        """Call *callback* with the `Outcome` once the transaction has ended, in the order of registration.
-
-        Its exceptions are logged and change nothing.  Raises `UsageError` if the transaction has ended already.
-        """
-        if self._part.status not in (Status.ACTIVE, Status.COMMITTING):
-            raise UsageError(f"transaction {self.xid} has ended already: {self._part.status.value}")
-        self._part.callbacks.append(callback)
 
     def _outcome(self) -> Outcome:
         return _OUTCOMES.get(self._part.status, Outcome.UNKNOWN)

@@ -1,0 +1,333 @@
+"""The manager of an asyncio program: tasks on the program's own event loop, and no thread."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Iterable
+from contextlib import asynccontextmanager
+from typing import Any, Self
+
+from txrpc._client import completion as ending
+from txrpc._client import using
+from txrpc._client.branch_operation import operate
+from txrpc._client.core import ClientCore
+from txrpc._client.flow import arun
+from txrpc._client.local_transaction import LocalTransaction
+from txrpc._client.rollback_rules import Kind, RollbackRules
+from txrpc._client.scope import set_default_client
+from txrpc._client.state import FINISHING
+from txrpc._client.transaction import JoinedTransactionBase, RootTransactionBase, log_callback_error
+from txrpc._client.using import OpenBranch
+from txrpc._context import current, restore, set_current
+from txrpc._failpoints import failpoint
+from txrpc._protocol.messages import CallReport, Outcome, Owner, TransactionContext, Wait
+from txrpc._protocol.participant.branch import Do, Operation
+from txrpc.errors import AbortCode, Reason, TransactionExists
+from txrpc.ids import Xid
+from txrpc.resource import AsyncResource, Work
+
+__all__ = ["AsyncClient", "AsyncJoinedTransaction", "AsyncRootTransaction"]
+
+_FINISHERS = 4
+
+
+class AsyncBranchLock:
+    """A lock that its holder's task may take again, and that any task may give back."""
+
+    __slots__ = ("_depth", "_lock", "_owner")
+
+    def __init__(self) -> None:
+        self._lock = asyncio.Lock()
+        self._owner: asyncio.Task[Any] | None = None
+        self._depth = 0
+
+    async def acquire(self, timeout_s: float) -> bool:
+        """Take it, waiting for at most *timeout_s*."""
+        me = asyncio.current_task()
+        if self._owner is not me or me is None:
+            try:
+                async with asyncio.timeout(max(0.0, timeout_s)):
+                    await self._lock.acquire()
+            except TimeoutError:
+                return False
+            self._owner = me
+        self._depth += 1
+        return True
+
+    def release(self) -> None:
+        """Give it back."""
+        self._depth -= 1
+        if not self._depth:
+            self._owner = None
+            self._lock.release()
+
+
+class _Uses:
+    """`use` in this colour."""
+
+    joined: bool
+    _manager: Any
+    _part: LocalTransaction
+
+    @asynccontextmanager
+    async def use(self, resource: AsyncResource) -> AsyncIterator[Work]:
+        """Take the turn on this transaction's branch in *resource*.  See `txrpc.resource.ResourceUser`."""
+        slot: OpenBranch = await arun(using.enter(self._manager, self._part, resource, self.joined))
+        try:
+            yield slot.work
+        except BaseException as error:
+            instead = using.failed(self._part, slot, error)
+            if instead is not None:
+                raise instead from error
+            raise
+        finally:
+            using.leave(self._manager, slot)
+
+
+class AsyncJoinedTransaction(_Uses, JoinedTransactionBase):
+    """The current transaction inside a service method that was called with a transaction's context."""
+
+    async def leave(self) -> CallReport:
+        """End this call's part.  See `txrpc._grpc.ports.Handle`."""
+        if self._report is None:
+            await arun(ending.settle(self._part))
+        return self._leave()
+
+
+class AsyncRootTransaction(_Uses, RootTransactionBase):
+    """A transaction at its root.  `commit` and `rollback` end it, from any task, once."""
+
+    _previous: Any = None
+    _is_current = False
+
+    async def commit(self, wait: Wait = Wait.ACKNOWLEDGED) -> None:
+        """Commit every branch, or none.  See `txrpc.RootTransaction.commit`."""
+        try:
+            await arun(ending.commit(self._manager, self._part, wait))
+        finally:
+            self._manager.ended(self._part)
+            await self._completed()
+
+    async def rollback(self, reason: Reason | str | None = None) -> None:
+        """Roll every branch back.  Raises `IllegalState` if it was committed."""
+        if not isinstance(reason, Reason):
+            reason = Reason(AbortCode.REQUESTED, reason or "rollback() was called")
+        try:
+            await arun(ending.rollback(self._manager, self._part, reason))
+        finally:
+            await self._completed()
+
+    def _make_current(self) -> None:
+        self._previous, self._is_current = set_current(self, self._rules), True
+
+    async def _completed(self) -> None:
+        if self._is_current:
+            restore(self._previous)
+            self._is_current, self._previous = False, None
+        callbacks, self._part.callbacks = self._part.callbacks, []
+        for callback in callbacks:
+            try:
+                result = callback(self._outcome())
+                if asyncio.iscoroutine(result):
+                    await result
+            except Exception as error:
+                log_callback_error(self.xid, error)
+
+
+class AsyncClient(ClientCore):
+    """An asyncio process's side of txrpc: what `txrpc.aio.connect` returns.  Belongs to the loop that it was started on."""
+
+    def __init__(self, group: str, resources: Iterable[AsyncResource], process: str = "", workers: int = 16) -> None:
+        super().__init__(group, resources, process)
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._tasks: set[asyncio.Task[None]] = set()
+        # See `Client`: per resource, and for finishing apart.
+        self._workers = {name: asyncio.Semaphore(workers) for name in self.resources}
+        self._finishers = {name: asyncio.Semaphore(_FINISHERS) for name in self.resources}
+        self._timer: asyncio.TimerHandle | None = None
+        self._timer_ms = 0
+        self._closed = False
+
+    # ------------------------------------------------------------------------------------------------------ life
+
+    async def start(self, session: Any) -> None:
+        """Check the resources and open the session.  See `txrpc.Client.start`."""
+        self._loop = asyncio.get_running_loop()
+        for name in self.resources:
+            self._spawn(self._start_resource(name))
+        if self._tasks:
+            await asyncio.wait(self._tasks, timeout=self.start_patience_s)
+        self._starting.check()
+        self._session = session
+        await session.start()
+
+    async def close(self, grace_s: float = 5.0) -> None:
+        """End the session and let go of the resources.
+
+        Roll-backs and commits under way get *grace_s* seconds; what stays prepared is finished by whoever connects next.
+        """
+        if self._closed:
+            return
+        self._closed = True
+        set_default_client("txrpc.aio", self, on=False)
+        if self._timer is not None:
+            self._timer.cancel()
+        if self._tasks:
+            _done, late = await asyncio.wait(self._tasks, timeout=grace_s)
+            for task in late:
+                task.cancel()
+        if self._session is not None:
+            await self._session.close()
+        for resource in self.resources.values():
+            await resource.close()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.close()
+
+    # ---------------------------------------------------------------------------------------------------- transactions
+
+    def begin(
+        self,
+        timeout: float | None = None,
+        *,
+        read_only: bool = False,
+        rollback_for: Kind | Iterable[Kind] = (),
+        no_rollback_for: Kind | Iterable[Kind] = (),
+    ) -> AsyncRootTransaction:
+        """Begin a transaction and make it current in this task until it ends; *timeout* in seconds, 30 by default.
+
+        Sends nothing.  Raises `TransactionExists` inside another one, `UsageError` for a bad argument, `ForkedError`.
+        """
+        if (existing := current()) is not None:
+            raise TransactionExists(
+                f"begin() inside transaction {existing.xid}: end it first, or use propagation REQUIRES_NEW"
+            )
+        transaction = self.new_root(timeout, read_only, RollbackRules.make(rollback_for, no_rollback_for))
+        transaction._make_current()
+        return transaction
+
+    def new_root(self, timeout: float | None, read_only: bool, rule: RollbackRules) -> AsyncRootTransaction:
+        """A transaction that is not current anywhere."""
+        return AsyncRootTransaction(self, self.begin_part(timeout, read_only), rule)
+
+    def join(self, context: TransactionContext) -> AsyncJoinedTransaction:
+        """A handle for one incoming call.  See `txrpc._grpc.ports.Joiner`."""
+        return AsyncJoinedTransaction(self, self.join_part(context))
+
+    async def outcome(self, xid: Xid, timeout: float = 10.0) -> Outcome:
+        """How *xid* ended, asked for at most *timeout* seconds.  See `txrpc.Client.outcome`."""
+        outcome: Outcome = await arun(self.outcome_flow(xid, self.now_ms() + int(timeout * 1000)))
+        return outcome
+
+    # ------------------------------------------------------------------------------------------ what the flows wait for
+
+    async def wait(self, future: asyncio.Future[Any], timeout_s: float) -> Any:
+        """The result of *future*; raises `TimeoutError`."""
+        async with asyncio.timeout(timeout_s):
+            return await future
+
+    def ask(self, resource: AsyncResource, token: str) -> asyncio.Future[Outcome | None]:
+        """See `txrpc._client.completion.Ending`."""
+        return asyncio.ensure_future(resource.one_phase_result(token))
+
+    async def pause(self, seconds: float) -> None:
+        """Sleep."""
+        await asyncio.sleep(seconds)
+
+    async def reconnect(self, timeout_s: float) -> Owner:
+        """The owner of the live session, waiting for one if need be; raises `CoordinatorUnavailable`."""
+        welcome = self.welcome or await self._session_or_raise().wait_connected(timeout_s)
+        owner: Owner = welcome.owner
+        return owner
+
+    # -------------------------------------------------------------------------------------------------- this colour's
+
+    def _start(self, do: Do, slot: OpenBranch | None) -> None:
+        self._spawn(self._operate(do, slot))
+
+    def _spawn(self, coroutine: Any) -> None:
+        if self._loop is None or self._loop.is_closed():
+            coroutine.close()
+            return
+        task = self._loop.create_task(coroutine)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _operate(self, do: Do, slot: OpenBranch | None) -> None:
+        set_current(None)  # the task has copied the slot of whoever caused it
+        resource = self.resources[do.gid.resource]
+        work = slot.work if slot is not None else None
+        try:
+            if do.operation is Operation.INTERRUPT:
+                await resource.interrupt(work)
+                return
+
+            async def committing(token: str) -> None:
+                self._committing(do, token)
+
+            failpoint(f"participant.before_{do.operation.value}")
+            pools = self._finishers if do.operation in FINISHING else self._workers
+            async with pools[do.gid.resource]:
+                result = await arun(operate(do, resource, work, committing))
+            failpoint(f"participant.after_{do.operation.value}")
+            self._operated(do, result)
+        except Exception as error:
+            if self._leaves_work(do, slot):
+                with contextlib.suppress(Exception):
+                    await resource.rollback(work)
+            self._broke(do, error)
+
+    def _future(self) -> asyncio.Future[Any]:
+        return asyncio.get_running_loop().create_future()
+
+    def _settle(self, future: asyncio.Future[Any], result: Any) -> None:
+        if future.done():
+            return
+        if isinstance(result, BaseException):
+            future.set_exception(result)
+            future.exception()  # whoever waited may be gone, which is no news
+        else:
+            future.set_result(result)
+
+    def _turn(self) -> AsyncBranchLock:
+        return AsyncBranchLock()
+
+    def _wake(self) -> None:
+        next_ms = self.next_wakeup_ms()
+        if next_ms is None or self._closed or self._loop is None:
+            return
+        if self._timer is None or next_ms < self._timer_ms:
+            if self._timer is not None:
+                self._timer.cancel()
+            self._timer_ms = next_ms
+            self._timer = self._loop.call_later(max(0, next_ms - self.now_ms()) / 1000, self._tick_tock)
+
+    def _tick_tock(self) -> None:
+        self._timer = None
+        for name in self.woke():
+            self._spawn(self._look_after(name))
+        self._wake()
+
+    async def _look_after(self, name: str) -> None:
+        if self._starting.trouble(name):
+            await self._start_resource(name)
+        else:
+            await self._sweep(name)
+
+    async def _start_resource(self, name: str) -> None:
+        try:
+            self.started(name, await self.resources[name].start())
+        except Exception as error:
+            self.started(name, error)
+
+    async def _sweep(self, name: str) -> None:
+        try:
+            async with self._finishers[name]:
+                found = await self.resources[name].in_doubt(self.group)
+            self.swept(name, found)
+        except Exception as error:
+            self.swept(name, error)
