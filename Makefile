@@ -58,6 +58,8 @@ lint: $(READY) ## check style, types, import rules, generated code and the house
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(BIN)/python scripts/generate.py --check
+	PYTHONPATH=. $(BIN)/python scripts/diagrams.py --check
+	$(BIN)/python scripts/figures.py
 	$(PYTEST) tests/house
 
 format: $(READY) ## let ruff format and sort

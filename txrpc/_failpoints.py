@@ -87,7 +87,7 @@ class Point:
         """Raises `ConfigurationError` for an unknown name or action."""
         if name not in POINTS:
             near = difflib.get_close_matches(name, POINTS, 1)
-            hint = f": did you mean {near[0]}?" if near else ": txrpc._failpoints.POINTS has them all"
+            hint = f": did you mean {near[0]}?" if near else ": the names are in docs/testing-your-services.md"
             raise ConfigurationError(f"there is no failpoint {name!r}{hint}")
         what, _, at = action.partition("@")
         self.action, _, seconds = what.partition(":")

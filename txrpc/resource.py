@@ -1,5 +1,7 @@
 """The port to whatever holds data: what a resource manager must do, and what a transaction offers it in return.
 
+Everything that a resource of your own imports is here.
+
 A resource is small on purpose: five verbs and two questions.  Everything about *when* they may be called is in
 `txrpc._protocol.participant.machine`; a resource never decides.  There is one protocol a colour, with the same names.
 
@@ -18,7 +20,21 @@ from txrpc._protocol.messages import FinishResult, Outcome, ResourceInfo
 from txrpc.errors import Reason
 from txrpc.ids import Gid, Xid
 
-__all__ = ["AsyncResource", "AsyncUser", "Prepared", "ReadOnly", "Resource", "ResourceUser", "Work"]
+__all__ = [
+    "AsyncResource",
+    "AsyncUser",
+    "FinishResult",
+    "Gid",
+    "Outcome",
+    "Prepared",
+    "ReadOnly",
+    "Reason",
+    "Resource",
+    "ResourceInfo",
+    "ResourceUser",
+    "Work",
+    "Xid",
+]
 
 Work = Any
 

@@ -1,0 +1,94 @@
+"""Print what can be counted about the code's shape, and fail if a bound is passed.
+
+towers: classes that exist only as the base of one other class.  any: parameters annotated `Any` or `object`, of all parameters.
+comments: comment lines in 100 lines of `_protocol`.  public names: what a manager shows.  functions and files: median and 90th
+percentile of their lines.
+"""
+
+from __future__ import annotations
+
+import ast
+import statistics
+import sys
+from collections import Counter
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+PATHS = [path for path in sorted((ROOT / "txrpc").rglob("*.py")) if "_wire/v1" not in path.as_posix()]
+TREES = {path: ast.parse(path.read_text()) for path in PATHS}
+BOUNDS = {
+    "towers": 2,
+    "parameters that are Any or object, %": 11.0,
+    "public names of the manager": 10,
+    "median lines of a function": 5,
+    "90th percentile of a function": 15,
+    "median lines of a file": 140,
+}
+"""At most so much; they may only shrink."""
+
+
+def functions() -> list[ast.FunctionDef | ast.AsyncFunctionDef]:
+    """All functions and methods."""
+    kinds = ast.FunctionDef | ast.AsyncFunctionDef
+    return [node for tree in TREES.values() for node in ast.walk(tree) if isinstance(node, kinds)]
+
+
+def towers() -> list[str]:
+    """Classes of ours that are the base of exactly one other, are made nowhere, and stand for nothing themselves."""
+    classes = [node for tree in TREES.values() for node in ast.walk(tree) if isinstance(node, ast.ClassDef)]
+    bases = Counter(base.id for node in classes for base in node.bases if isinstance(base, ast.Name))
+    names = Counter(node.id for tree in TREES.values() for node in ast.walk(tree) if isinstance(node, ast.Name))
+    return sorted(
+        node.name
+        for node in classes
+        if bases[node.name] == 1 and names[node.name] == 1 and not any("Protocol" in ast.unparse(b) for b in node.bases)
+    )
+
+
+def loose_parameters() -> float:
+    """Per cent of all parameters."""
+    parameters = [
+        ast.unparse(argument.annotation)
+        for function in functions()
+        for argument in (*function.args.posonlyargs, *function.args.args, *function.args.kwonlyargs)
+        if argument.annotation is not None
+    ]
+    return 100 * sum(annotation in ("Any", "object") for annotation in parameters) / len(parameters)
+
+
+def lines_of(function: ast.FunctionDef | ast.AsyncFunctionDef) -> int:
+    """Without the docstring."""
+    first = function.body[0]
+    docstring = (first.end_lineno or 0) - first.lineno + 1 if ast.get_docstring(function) is not None else 0
+    return (function.end_lineno or 0) - function.lineno + 1 - docstring
+
+
+def public_names() -> int:
+    """Of `TransactionManager`."""
+    tree = TREES[ROOT / "txrpc" / "_client" / "manager.py"]
+    (manager,) = [node for node in tree.body if isinstance(node, ast.ClassDef)]
+    return len({n.name for n in manager.body if isinstance(n, ast.FunctionDef) and not n.name.startswith("_")})
+
+
+def main() -> int:
+    """See the module's docstring; returns the exit code."""
+    lengths = sorted(map(lines_of, functions()))
+    files = sorted(len(path.read_text().splitlines()) for path in PATHS)
+    figures: dict[str, float] = {
+        "towers": len(towers()),
+        "parameters that are Any or object, %": round(loose_parameters(), 1),
+        "public names of the manager": public_names(),
+        "median lines of a function": statistics.median(lengths),
+        "90th percentile of a function": lengths[len(lengths) * 9 // 10],
+        "median lines of a file": statistics.median(files),
+    }
+    passed = [name for name, figure in figures.items() if figure > BOUNDS[name]]
+    for name, figure in figures.items():
+        print(f"{name:40} {figure:6} of at most {BOUNDS[name]}{'  <- too much' if name in passed else ''}")
+    if towers():
+        print("towers:", ", ".join(towers()))
+    return int(bool(passed))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
