@@ -57,7 +57,7 @@ def _points_in(path: Path) -> set[str]:
     ("text", "said"),
     [
         ("coordinator.after_recrd=kill", "did you mean coordinator.after_record?"),
-        ("nonsense=kill", "txrpc._failpoints.POINTS has them all"),
+        ("nonsense=kill", "the names are in docs/testing-your-services.md"),
         ("coordinator.after_record", "NAME=ACTION"),
         ("coordinator.after_record=explode", "an action is kill, stop, error or sleep:SECONDS"),
         ("coordinator.after_record=sleep", "sleep:SECONDS"),
