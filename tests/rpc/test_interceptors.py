@@ -62,9 +62,11 @@ def test_outside_a_transaction_nothing_is_added(world: World, shape: str) -> Non
 
 
 def test_outside_a_transaction_the_objects_are_grpcs_own() -> None:
-    handler = grpc.unary_unary_rpc_method_handler(lambda request, _: request)
+    handler = grpc.unary_unary_rpc_method_handler(lambda request, context: (request, context))
     call = SimpleNamespace(method="/t.T/x", invocation_metadata=(("x", "y"),))
-    assert ServerInterceptor(Recorder()).intercept_service(lambda _: handler, call) is handler
+    wrapped = ServerInterceptor(Recorder()).intercept_service(lambda _: handler, call)
+    given = object(), object()
+    assert wrapped.unary_unary(*given) == given
     assert ServerInterceptor(Recorder()).intercept_service(lambda _: None, call) is None
     passed: list[Any] = []
     details, request, answer = object(), object(), object()

@@ -86,7 +86,9 @@ async def test_outside_a_transaction_the_objects_are_grpcs_own() -> None:
     async def nothing(_call: Any) -> Any:
         return None
 
-    assert await AsyncServerInterceptor(service()).intercept_service(found, call) is handler
+    wrapped = await AsyncServerInterceptor(service()).intercept_service(found, call)
+    given = object()
+    assert await wrapped.unary_unary(given, None) is given
     assert await AsyncServerInterceptor(service()).intercept_service(nothing, call) is None
     passed: list[Any] = []
     details, request, answer = object(), object(), object()

@@ -257,6 +257,16 @@ def deposit(world: World) -> str:
     return "committed"
 
 
+def linger_in_commit(world: World) -> None:
+    """COMMIT takes a moment, so that `Committing` has certainly left the process that is about to die."""
+    world.servers["bank-a"].execute(
+        "CREATE FUNCTION linger() RETURNS trigger LANGUAGE plpgsql AS $$BEGIN PERFORM pg_sleep(0.5); RETURN NULL; END$$;"
+        "CREATE CONSTRAINT TRIGGER linger AFTER UPDATE ON account DEFERRABLE INITIALLY DEFERRED "
+        "FOR EACH ROW EXECUTE FUNCTION linger()",
+        world.databases["bank-a"],
+    )
+
+
 @pytest.mark.parametrize(
     ("failpoint", "expected"),
     [
@@ -268,13 +278,7 @@ def test_rule_13_the_truth_after_a_crash_in_one_phase_commit(
     make_world: Make, connected: Connect, failpoint: str | None, expected: str
 ) -> None:
     world = make_world(**({"bank_a": failpoint} if failpoint else {}))
-    # COMMIT takes a moment, so that `Committing` has certainly left the process that is about to die.
-    world.servers["bank-a"].execute(
-        "CREATE FUNCTION linger() RETURNS trigger LANGUAGE plpgsql AS $$BEGIN PERFORM pg_sleep(0.5); RETURN NULL; END$$;"
-        "CREATE CONSTRAINT TRIGGER linger AFTER UPDATE ON account DEFERRABLE INITIALLY DEFERRED "
-        "FOR EACH ROW EXECUTE FUNCTION linger()",
-        world.databases["bank-a"],
-    )
+    linger_in_commit(world)
     connected(world)
     reviver = world.revive(world.services["bank-a"]) if failpoint else None
     told = deposit(world)
@@ -290,6 +294,7 @@ def test_rule_13_the_token_of_a_one_phase_commit_survives_its_process_and_the_co
 ) -> None:
     """F10b: both died, and the coordinator took the only token with it: UNKNOWN for ever, though the database knew."""
     world = make_world(bank_a="participant.before_one_phase_done=kill")
+    linger_in_commit(world)
     manager = connected(world)
 
     def both_die_and_come_back() -> None:

@@ -62,7 +62,7 @@ def test_rule_16_a_branch_ended_by_hand_is_an_incident_until_an_operator_closes_
     status = world.status()
     (incident,) = status["incidents"]
     assert incident["xid"] == str(tx.xid)
-    assert (incident["resource"], incident["finish"]) == ("bank-a", "FINISH_HEURISTIC")
+    assert (incident["resource"], incident["finish"]) == ("bank-a", "FINISH_RESULT_HEURISTIC")
     assert "ended by hand" in incident["text"]
     shown = _cli(world, "status").stdout
     assert str(tx.xid)[:12] in shown

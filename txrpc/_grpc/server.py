@@ -15,12 +15,21 @@ import grpc
 
 from txrpc._context import bind
 from txrpc._grpc.ports import Handle, Joiner
-from txrpc._grpc.shared import Ending, bound, check_sent, ending_of, has_joined, refusal_of, trailing_of
+from txrpc._grpc.shared import (
+    Ending,
+    bound,
+    check_sent,
+    ending_of,
+    has_joined,
+    plain_ending_of,
+    refusal_of,
+    trailing_of,
+)
 from txrpc._protocol.messages import TransactionContext
 from txrpc._wire.metadata import find_context
 from txrpc.errors import TxrpcError
 
-__all__ = ["ServerInterceptor", "behaviour_of", "replaced"]
+__all__ = ["ServerInterceptor", "behaviour_of", "plain", "replaced"]
 
 
 class ServerInterceptor(grpc.ServerInterceptor):  # type: ignore[type-arg]
@@ -42,7 +51,7 @@ class ServerInterceptor(grpc.ServerInterceptor):  # type: ignore[type-arg]
         except TxrpcError as error:
             return replaced(handler, _refusing(error, handler.response_streaming))
         if context is None:
-            return handler
+            return replaced(handler, plain(behaviour_of(handler), handler.response_streaming))
         wrap = _streaming if handler.response_streaming else _unary
         return replaced(handler, wrap(behaviour_of(handler), self._joiner, context))
 
@@ -100,6 +109,37 @@ def _streaming(behaviour: Any, joiner: Joiner, transaction: TransactionContext) 
         _end(handle, context, None)
 
     return call
+
+
+def plain(behaviour: Any, streams: bool) -> Any:
+    """*behaviour* of a call without a transaction, whose errors get the status that they would have in one."""
+    if hasattr(behaviour, "experimental_non_blocking"):
+        return behaviour  # of another signature
+
+    @functools.wraps(behaviour)
+    def call(request: Any, context: Any) -> Any:
+        try:
+            return behaviour(request, context)
+        except Exception as error:
+            _fail(context, error)
+            raise
+
+    @functools.wraps(behaviour)
+    def stream(request: Any, context: Any) -> Iterator[Any]:
+        try:
+            yield from behaviour(request, context)
+        except Exception as error:
+            _fail(context, error)
+            raise
+
+    return stream if streams else call
+
+
+def _fail(context: Any, error: Exception) -> None:
+    """Raises if the status is ours to say."""
+    ending = plain_ending_of(error, users_status=context.code() is not None)
+    if ending is not None:
+        _finish(context, ending)
 
 
 def _join(joiner: Joiner, transaction: TransactionContext, context: Any) -> Handle:

@@ -15,8 +15,8 @@ import grpc
 
 from txrpc._context import bind
 from txrpc._grpc.ports import Handle, Joiner
-from txrpc._grpc.server import behaviour_of, replaced
-from txrpc._grpc.shared import Ending, check_sent, ending_of, has_joined, refusal_of, trailing_of
+from txrpc._grpc.server import behaviour_of, plain, replaced
+from txrpc._grpc.shared import Ending, check_sent, ending_of, has_joined, plain_ending_of, refusal_of, trailing_of
 from txrpc._grpc.threads import in_threads
 from txrpc._protocol.messages import TransactionContext
 from txrpc._wire.metadata import find_context
@@ -43,12 +43,45 @@ class AsyncServerInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[type-a
             transaction = find_context(handler_call_details.invocation_metadata)
         except TxrpcError as error:
             return replaced(handler, _refusing(error))
-        if transaction is None:
-            return handler
         behaviour = behaviour_of(handler)
+        if transaction is None:
+            return replaced(handler, _plain(behaviour, handler.response_streaming))
         if not (inspect.iscoroutinefunction(behaviour) or inspect.isasyncgenfunction(behaviour)):
             behaviour = in_threads(behaviour, handler.request_streaming, handler.response_streaming)
         return replaced(handler, _Call(self._joiner, transaction, behaviour).wrapper())
+
+
+def _plain(behaviour: Any, streams: bool) -> Any:
+    """*behaviour* of a call without a transaction, whose errors get the status that they would have in one."""
+    if inspect.isasyncgenfunction(behaviour):
+
+        async def stream(request: Any, context: Any) -> AsyncIterator[Any]:
+            try:
+                async for response in behaviour(request, context):
+                    yield response
+            except Exception as error:
+                await _fail(context, error)
+                raise
+
+        return stream
+    if not inspect.iscoroutinefunction(behaviour):
+        return plain(behaviour, streams)  # in a thread of gRPC's
+
+    async def call(request: Any, context: Any) -> Any:
+        try:
+            return await behaviour(request, context)
+        except Exception as error:
+            await _fail(context, error)
+            raise
+
+    return call
+
+
+async def _fail(context: Any, error: Exception) -> None:
+    """Raises if the status is ours to say."""
+    ending = plain_ending_of(error, users_status=bool(context.code()))
+    if ending is not None:
+        await _abort(context, ending)
 
 
 class _Context:

@@ -40,6 +40,7 @@ __all__ = [
     "has_joined",
     "lost_reason",
     "outgoing_fields",
+    "plain_ending_of",
     "reason_of",
     "refusal_of",
     "replaced",
@@ -206,12 +207,19 @@ def trailing_of(users: Iterable[Any] | None, ours: Iterable[tuple[str, Any]]) ->
 def ending_of(handle: Handle, report: CallReport, error: BaseException | None, users_status: bool) -> Ending:
     """The end of a call whose handler returned (*error* is None) or raised.
 
-    A txrpc error travels as itself.  Where the user chose a status it stays; for any other exception in a doomed transaction
-    the caller learns why it is doomed.
+    A txrpc error travels as itself, and what a called service answered goes on as it came.  Where the user chose a status it
+    stays; for any other exception in a doomed transaction the caller learns why it is doomed.
     """
     failpoint("participant.before_reply")
     ours: TxrpcError | None = error if isinstance(error, TxrpcError) else None
-    if ours is None and isinstance(error, Exception) and not users_status and handle.doom is not None:
+    answered = None if error is None or users_status else _answered(error, [])
+    if (
+        answered is None
+        and ours is None
+        and isinstance(error, Exception)
+        and not users_status
+        and handle.doom is not None
+    ):
         ours = aborted(handle.xid, handle.doom)
         # gRPC logs what a handler raises, but not in place of what it is replaced by.
         logger.error("a method of transaction %s failed, which can only roll back anyway", handle.xid, exc_info=error)
@@ -224,13 +232,36 @@ def ending_of(handle: Handle, report: CallReport, error: BaseException | None, u
         ours = too_many
     trailing: list[tuple[str, Any]] = [(BRANCHES_KEY, encoded)]
     if ours is None:
-        return Ending(trailing)
+        return Ending(trailing) if answered is None else answered._replace(trailing=trailing)
     return Ending([*trailing, to_trailing(ours)], code_of(ours), details_of(ours))
 
 
 def refusal_of(error: TxrpcError) -> Ending:
     """The end of a call that was refused before its handler ran; the status details are the mark of that."""
     return Ending([to_trailing(error)], code_of(error), details_of(error))
+
+
+def plain_ending_of(error: BaseException, users_status: bool) -> Ending | None:
+    """The end of a call without a transaction whose handler raised; None if gRPC's own is right.
+
+    An error of txrpc travels as itself, also to callers that know nothing of txrpc; what a called service answered goes on as it
+    came, however many services are in between.
+    """
+    if users_status or not isinstance(error, Exception):
+        return None
+    return refusal_of(error) if isinstance(error, TxrpcError) else _answered(error, [])
+
+
+def _answered(error: BaseException, trailing: list[tuple[str, Any]]) -> Ending | None:
+    """The status of a call that the handler made, if that is what left it."""
+    code = getattr(error, "code", None)
+    details = getattr(error, "details", None)
+    if not isinstance(error, grpc.RpcError) or not callable(code) or not callable(details):
+        return None
+    status = code()
+    if not isinstance(status, grpc.StatusCode) or status is grpc.StatusCode.OK:
+        return None
+    return Ending(trailing, status, str(details() or "")[:_TEXT_MAX])
 
 
 def check_sent(context: Any) -> None:
