@@ -3,7 +3,8 @@
 Everything that a resource of your own imports is here.
 
 A resource is small on purpose: five verbs and two questions.  Everything about *when* they may be called is in
-`txrpc._protocol.participant.machine`; a resource never decides.  There is one protocol a colour, with the same names.
+`txrpc._protocol.participant.machine`; a resource never decides.  There is one protocol for synchronous and one for asyncio
+programs, with the same names.
 
 `Work` is whatever a resource needs to remember about one open branch (for SQL: a connection with an open database
 transaction).  It is opaque to everybody else.

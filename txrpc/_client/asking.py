@@ -32,7 +32,7 @@ _ANY_EPOCH = Epoch(0)
 
 
 class Asking(ClientState):
-    """`txrpc._client.completion.Ending` for both colours, but for what waits."""
+    """`txrpc._client.completion.Ending` but for what waits, which a client adds."""
 
     ask: Callable[..., Any]
     wait: Callable[[Any, float], Any]
@@ -89,7 +89,7 @@ class Asking(ClientState):
                 )
 
     def outcome_flow(self, xid: Xid, until_ms: int) -> Flow[Outcome]:
-        """`Client.outcome` in both colours."""
+        """`Client.outcome` and `AsyncClient.outcome`."""
         with self._lock:
             commit = self._local.get(xid)
             node, request = self._unknown.get(xid) or ("", OutcomeRequest(xid, _ANY_EPOCH, 0))

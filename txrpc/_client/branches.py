@@ -31,7 +31,7 @@ NOBODY = Owner("none", Epoch.make(1, 0))
 
 
 class Branches(ClientState):
-    """`txrpc._client.using.Branches` for both colours."""
+    """`txrpc._client.using.Branches` for both clients."""
 
     def slot(self, part: LocalTransaction, resource: Any) -> OpenBranch:
         """See `txrpc._client.using.Branches`."""

@@ -67,7 +67,7 @@ class BranchLock:
 
 
 class _Uses:
-    """`use` in this colour."""
+    """`use`, blocking."""
 
     joined: bool
     _manager: Any
@@ -267,7 +267,7 @@ class Client(ClientCore):
         owner: Owner = welcome.owner
         return owner
 
-    # -------------------------------------------------------------------------------------------------- this colour's
+    # -------------------------------------------------------------------------------------------------- what blocks or awaits
 
     def _start(self, do: Do, slot: OpenBranch | None) -> None:
         pools = self._finishers if do.operation in FINISHING else self._workers

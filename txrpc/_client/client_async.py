@@ -64,7 +64,7 @@ class AsyncBranchLock:
 
 
 class _Uses:
-    """`use` in this colour."""
+    """`use`, awaited."""
 
     joined: bool
     _manager: Any
@@ -244,7 +244,7 @@ class AsyncClient(ClientCore):
         owner: Owner = welcome.owner
         return owner
 
-    # -------------------------------------------------------------------------------------------------- this colour's
+    # -------------------------------------------------------------------------------------------------- what blocks or awaits
 
     def _start(self, do: Do, slot: OpenBranch | None) -> None:
         self._spawn(self._operate(do, slot))

@@ -62,7 +62,7 @@ _PAUSE_S = 0.05
 
 
 class Ending(Protocol):
-    """What ending a transaction needs from its manager.  `wait` and `reconnect` have the manager's colour."""
+    """What ending a transaction needs from its manager.  `wait` and `reconnect` block or are awaited."""
 
     participant_id: ParticipantId
     patience_ms: int

@@ -1,4 +1,4 @@
-"""What both managers share: the participant's table and everything around it that has no colour.
+"""What both clients share: the participant's table and everything around it that neither blocks nor awaits.
 
 How to think of it
     A manager is the process's side of txrpc.  It holds the participant (the table of this process's branches), the session to

@@ -1,8 +1,8 @@
 """Conversations as generators: one body, two shells.
 
 A flow yields what it wants done, as a `Call` of a function with arguments, and receives the result or the exception.  `run` makes
-the call and blocks; `arun` makes it and awaits.  Whatever a flow calls has one name in both colours (a resource's verbs, a
-manager's waits), so the flow does not know its colour.  A step costs about a microsecond.
+the call and blocks; `arun` makes it and awaits.  Whatever a flow calls has one name, synchronous and asyncio (a resource's
+verbs, a client's waits), so the flow does not know which it is.  A step costs about a microsecond.
 """
 
 from __future__ import annotations

@@ -159,9 +159,9 @@ class Settings:
             raise NoTransaction("propagation MANDATORY outside a transaction: call it inside txrpc.transaction()")
         return Plan.ROOT if propagation in _BEGINS else Plan.OUTSIDE
 
-    def root(self, colour: str) -> Any:
+    def root(self, entry_point: str) -> Any:
         """A new root."""
-        client = default_client(colour) if self.manager is None else self.manager._client
+        client = default_client(entry_point) if self.manager is None else self.manager._client
         return client.new_root(self.timeout_s, self.read_only, self.rule)
 
     def rolls_back(self, error: BaseException) -> bool:
@@ -195,9 +195,9 @@ def _member(kind: Any, name: str, given: Any) -> Any:
 
 
 class BaseScope:
-    """One run of a block or of a decorated function.  A colour adds how a root ends."""
+    """One run of a block or of a decorated function.  Its subclasses add how a root ends."""
 
-    colour: str
+    entry_point: str
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
@@ -215,7 +215,7 @@ class BaseScope:
         """Decide what this scope is, and begin a root if it is one."""
         self._plan = self.settings.plan()
         if self._plan is Plan.ROOT:
-            self.handle = self.settings.root(self.colour)
+            self.handle = self.settings.root(self.entry_point)
         elif self._plan is Plan.JOIN:
             outer = current()
             assert outer is not None
@@ -267,19 +267,19 @@ def refuse_undecoratable(fn: Any) -> None:
         raise UsageError(f"@transactional decorates a function; timeouts and the like are named: timeout={fn!r}")
 
 
-def default_client(colour: str) -> Any:
-    """The manager of the last `connect` of that colour in this process that was not closed.
+def default_client(entry_point: str) -> Any:
+    """The client of the last *entry_point*.connect() in this process that was not closed.
 
     Raises `ConfigurationError` if there is none.
     """
-    if not _connected[colour]:
-        raise ConfigurationError(f"this process is not connected: call {colour}.connect(...) first")
-    return _connected[colour][-1]
+    if not _connected[entry_point]:
+        raise ConfigurationError(f"this process is not connected: call {entry_point}.connect(...) first")
+    return _connected[entry_point][-1]
 
 
-def set_default_client(colour: str, manager: Any, on: bool) -> None:
+def set_default_client(entry_point: str, manager: Any, on: bool) -> None:
     """Make *manager* the default, or no longer."""
-    managers = _connected[colour]
+    managers = _connected[entry_point]
     if manager in managers:
         managers.remove(manager)
     if on:

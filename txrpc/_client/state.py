@@ -57,7 +57,7 @@ class ManagerStatus:
 
 
 class SessionPort(Protocol):
-    """What a manager needs of `txrpc._grpc.session`; one a colour, `start`, `close` and `wait_connected` being coloured."""
+    """What a manager needs of `txrpc._grpc.session`; there are two: `start`, `close` and `wait_connected` block or are awaited."""
 
     start: Callable[[], Any]
     close: Callable[..., Any]
@@ -116,7 +116,7 @@ class ClientState:
         """How the ends can be learnt of those commits in one phase whose process was lost."""
         self._local: dict[Xid, LocalCommit] = {}
 
-    # ------------------------------------------------------------------------------------------- what a colour adds
+    # ------------------------------------------------------------------------------------------- what blocks or awaits
 
     def _start(self, do: Do, slot: OpenBranch | None) -> None:
         """Carry out an operation on a resource, elsewhere, and call `_operated` with its result."""

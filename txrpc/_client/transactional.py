@@ -36,7 +36,7 @@ _T = TypeVar("_T")
 class Scope(BaseScope, Generic[_T]):
     """A context manager that is used once."""
 
-    colour = "txrpc"
+    entry_point = "txrpc"
 
     def __enter__(self) -> _T:
         transaction: _T = self.enter()

@@ -36,7 +36,7 @@ _T = TypeVar("_T")
 class AsyncScope(BaseScope, Generic[_T]):
     """An asynchronous context manager that is used once."""
 
-    colour = "txrpc.aio"
+    entry_point = "txrpc.aio"
 
     async def __aenter__(self) -> _T:
         transaction: _T = self.enter()

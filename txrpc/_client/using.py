@@ -22,7 +22,7 @@ class OpenBranch:
         self.row = row
         self.resource = resource
         self.turn = turn
-        """``acquire(timeout_s)`` in the manager's colour, and ``release()``; re-entered by the thread or task that has it."""
+        """``acquire(timeout_s)``, which blocks or is awaited, and ``release()``; re-entered by the thread or task that has it."""
         self.work: Work = None
         self.gone = False
         """The resource could not begin: whoever waited for the turn starts again."""

@@ -1,7 +1,7 @@
 """The engine: feeds events to the pure coordinator and honours what comes out, in order.
 
 How to think of it
-    One event loop, one colour.  `step` is synchronous: an event goes in, messages go to outboxes, and what is for the log goes to
+    One event loop.  `step` is synchronous: an event goes in, messages go to outboxes, and what is for the log goes to
     the `Logbook`, which answers with further events.  When the log says "fenced", this engine is over.
 
     A mistake of our own in one of the engine's tasks ends the engine: what it holds in memory cannot be trusted any more, what

@@ -84,7 +84,7 @@ class Backoff:
 
 
 class Waiting:
-    """Encoded messages that wait for one stream, in order.  Not thread-safe: each colour guards it in its own way."""
+    """Encoded messages that wait for one stream, in order.  Not thread-safe: each session guards it in its own way."""
 
     def __init__(self, options: SessionOptions) -> None:
         self._queue: deque[bytes] = deque()
@@ -127,10 +127,10 @@ class Waiting:
 
 
 class Link:
-    """The half of a session that has no colour: who is told what, and what is known of the coordinator."""
+    """The half of a session that neither blocks nor awaits: who is told what, and what is known of the coordinator."""
 
     _connect = ""
-    """What to call in a forked child; set by each colour."""
+    """What to call in a forked child; set by each session."""
 
     def __init__(
         self,
@@ -169,7 +169,7 @@ class Link:
         self._set_up()
 
     def _set_up(self) -> None:
-        """What each colour has besides."""
+        """What each session has besides."""
         raise NotImplementedError
 
     @property

@@ -1,6 +1,6 @@
 """The session of an asyncio process: one bidirectional stream to the coordinator, kept up by a task.
 
-`txrpc._grpc.session` has the theory; this is the same in the other colour.
+`txrpc._grpc.session` has the theory; this is the same for asyncio.
 """
 
 from __future__ import annotations

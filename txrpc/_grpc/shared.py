@@ -1,4 +1,4 @@
-"""What the interceptors of both colours decide: which metadata goes out, and what the end of a call means."""
+"""What the synchronous and the asyncio interceptors decide alike: which metadata goes out, and what the end of a call means."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the resource managers of both colours share."""
+"""What the synchronous and the asyncio resource manager share."""
 
 from __future__ import annotations
 
@@ -156,13 +156,13 @@ def interrupt(connection: Connection, dialect: Any, work: BranchWork) -> None:
 
 
 def branch_of(handle: Any, resource: Any, wanted: type) -> Any:
-    """``handle.use(resource)``; raises `IllegalState` if the two are not of one colour."""
+    """``handle.use(resource)``; raises `IllegalState` if one is synchronous and the other asyncio."""
     block = handle.use(resource)
     if not isinstance(block, wanted):
         text = "belongs to a synchronous program: use txrpc.sql.ResourceManager in it"
         if wanted is AbstractContextManager:
             text = "belongs to an asyncio program: use txrpc.sql.AsyncResourceManager in it"
-        raise IllegalState(f"resource {resource.name!r} is of the other colour: transaction {handle.xid} {text}")
+        raise IllegalState(f"resource {resource.name!r} does not fit its transaction: transaction {handle.xid} {text}")
     return block
 
 

@@ -103,7 +103,7 @@ class SimManager(ClientCore):
         for name in self.resources:
             self._look_after(name)
 
-    # -------------------------------------------------------------------------------------------------- this colour's
+    # -------------------------------------------------------------------------------------------------- what blocks or awaits
 
     def now_ms(self) -> int:
         return self._process.clock_ms()
