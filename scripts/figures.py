@@ -18,7 +18,7 @@ PATHS = [path for path in sorted((ROOT / "txrpc").rglob("*.py")) if "_wire/v1" n
 TREES = {path: ast.parse(path.read_text()) for path in PATHS}
 BOUNDS = {
     "towers": 2,
-    "parameters that are Any or object, %": 11.0,
+    "parameters that are Any or object, %": 12.0,
     "public names of the manager": 10,
     "median lines of a function": 5,
     "90th percentile of a function": 15,
