@@ -24,9 +24,9 @@ from typing import Any
 
 import click
 
-from txrpc._protocol.coordinator.rows import Branch, Transaction
+from txrpc._protocol.coordinator.rows import BranchRow, TransactionRow
 from txrpc._protocol.coordinator.sessions import SessionEntry
-from txrpc._protocol.participant.branch import BranchInput, BranchRow
+from txrpc._protocol.participant.branch import BranchInput, ParticipantBranch
 from txrpc.ids import BranchId, Epoch, ParticipantId, Xid
 from verification.explorer_model import SmallWorld, early
 from verification.explorer_nodes import Database
@@ -235,7 +235,7 @@ def _reduce(value: Any) -> tuple[Any, ...]:
     return _remake, (kind, *[getattr(value, name) for name in kind.__slots__])
 
 
-_PLAIN = dict.fromkeys((BranchRow, Branch, Transaction, Database, SessionEntry), _reduce)
+_PLAIN = dict.fromkeys((ParticipantBranch, BranchRow, TransactionRow, Database, SessionEntry), _reduce)
 
 
 class _Shelf:

@@ -15,7 +15,7 @@ from txrpc._protocol.messages import (
     Rollback,
     Voted,
 )
-from txrpc._protocol.participant.branch import BranchInput, BranchRow, BranchState, Do, Effects, Operation
+from txrpc._protocol.participant.branch import BranchInput, BranchState, Do, Effects, Operation, ParticipantBranch
 from txrpc._protocol.participant.machine import AboutBranch, Participant
 from txrpc.errors import AbortCode, Reason
 from txrpc.ids import BranchId, Epoch, Gid, ParticipantId, Xid
@@ -46,7 +46,7 @@ class Process:
         self.sent: list[Any] = []
         self.settled: list[tuple[BranchId, Outcome, Reason | None]] = []
 
-    def open(self, gid: Gid, calls: int = 1) -> BranchRow:
+    def open(self, gid: Gid, calls: int = 1) -> ParticipantBranch:
         """A branch that *calls* calls have used."""
         row = self.table.open(gid, DEADLINE_MS)
         row.calls = calls

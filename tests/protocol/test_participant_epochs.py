@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from txrpc._protocol.messages import Owner, Prepare, Vote, Voted
-from txrpc._protocol.participant.branch import BranchInput, BranchRow, BranchState, Operation
+from txrpc._protocol.participant.branch import BranchInput, BranchState, Operation, ParticipantBranch
 from txrpc._protocol.participant.machine import Participant
 from txrpc.errors import AbortCode
 from txrpc.ids import BranchId, Epoch, Gid, ParticipantId, Xid
@@ -16,7 +16,7 @@ def gid(number: int, owner: Owner = OLD) -> Gid:
     return Gid("default", owner.node, owner.epoch, xid, branch, ParticipantId(bytes(8)), "bank")
 
 
-def called(table: Participant, number: int, owner: Owner = OLD) -> BranchRow:
+def called(table: Participant, number: int, owner: Owner = OLD) -> ParticipantBranch:
     """A branch that one call has used."""
     row = table.open(gid(number, owner), 30_000)
     row.calls = 1

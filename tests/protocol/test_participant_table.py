@@ -30,7 +30,7 @@ from tests.protocol.participant_kit import (
 )
 from txrpc._protocol.messages import FinishResult, Outcome
 from txrpc._protocol.participant.branch import BranchInput as In
-from txrpc._protocol.participant.branch import BranchRow, BranchState, Effects, Operation
+from txrpc._protocol.participant.branch import BranchState, Effects, Operation, ParticipantBranch
 from txrpc._protocol.participant.table import TABLE
 from txrpc.ids import BranchId
 
@@ -217,7 +217,7 @@ def arrived(process: Process, arrive: Callable[[Process], Effects]) -> str:
     return described(process, effects)
 
 
-def _state(rows: dict[BranchId, BranchRow]) -> BranchState:
+def _state(rows: dict[BranchId, ParticipantBranch]) -> BranchState:
     return rows[ONE.branch].state if ONE.branch in rows else BranchState.ABSENT
 
 

@@ -1,6 +1,6 @@
 """How a root ends its transaction: commit, rollback, and learning an outcome whose answer got lost.
 
-The flows see a manager through the `Ending` port.  Three things deserve thought:
+The flows see a client through the `Ending` port.  Three things deserve thought:
 
 A request that was never sent leaves the transaction certainly uncommitted, and may be sent later.  A request that was sent and
 not answered is never sent again, because by then the coordinator may have ended the transaction and forgotten it: instead the

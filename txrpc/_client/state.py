@@ -1,4 +1,4 @@
-"""What both managers hold, and the effects of the participant's table: the ground floor of `txrpc._client.core`."""
+"""What both clients hold, and how the effects of the participant's table are applied."""
 
 from __future__ import annotations
 

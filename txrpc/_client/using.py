@@ -6,7 +6,7 @@ from typing import Any, Protocol
 
 from txrpc._client.flow import Flow
 from txrpc._client.local_transaction import LocalTransaction
-from txrpc._protocol.participant.branch import BranchRow, BranchState
+from txrpc._protocol.participant.branch import BranchState, ParticipantBranch
 from txrpc.errors import AbortCode, Reason, TransactionAborted, aborted
 from txrpc.resource import Work
 
@@ -18,7 +18,7 @@ class OpenBranch:
 
     __slots__ = ("gone", "resource", "row", "turn", "work")
 
-    def __init__(self, row: BranchRow, resource: Any, turn: Any) -> None:
+    def __init__(self, row: ParticipantBranch, resource: Any, turn: Any) -> None:
         self.row = row
         self.resource = resource
         self.turn = turn

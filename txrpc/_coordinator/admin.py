@@ -11,7 +11,7 @@ from txrpc._coordinator.driver import CoordinatorDriver
 from txrpc._coordinator.in_doubt import in_doubt
 from txrpc._coordinator.service import SessionService
 from txrpc._protocol.coordinator.events import Close, Rebind
-from txrpc._protocol.coordinator.rows import Branch, State, Transaction
+from txrpc._protocol.coordinator.rows import BranchRow, State, TransactionRow
 from txrpc._protocol.coordinator.state import sentence
 from txrpc._protocol.messages import Vote
 from txrpc._protocol.records import Incident
@@ -114,7 +114,7 @@ class AdminService(admin_pb2_grpc.AdminServicer):
         )
 
 
-def _transaction(row: Transaction, now_ms: int) -> admin_pb2.TransactionStatus:
+def _transaction(row: TransactionRow, now_ms: int) -> admin_pb2.TransactionStatus:
     return admin_pb2.TransactionStatus(
         xid=row.xid,
         state=row.state.value,
@@ -135,7 +135,7 @@ def _incident(incident: Incident) -> admin_pb2.IncidentStatus:
     )
 
 
-def _branch(row: Transaction, branch: Branch) -> admin_pb2.BranchStatus:
+def _branch(row: TransactionRow, branch: BranchRow) -> admin_pb2.BranchStatus:
     if branch.acked:
         state = "committed"
     elif row.state is State.COMMITTING and branch.vote is Vote.PREPARED:

@@ -4,7 +4,7 @@ How to think of it
     One event loop.  `step` is synchronous: an event goes in, messages go to outboxes, and what is for the log goes to
     the `Logbook`, which answers with further events.  When the log says "fenced", this engine is over.
 
-    A mistake of our own in one of the engine's tasks ends the engine: what it holds in memory cannot be trusted any more, what
+    A mistake of our own in one of the driver's tasks ends the driver: what it holds in memory cannot be trusted any more, what
     the log holds can, and the next start begins from there.
 
 Time is monotonic.  The coordinator's own clock starts at the wall clock, or at the log's if that is ahead, and no later jump of

@@ -1,4 +1,4 @@
-"""The engine's hand on the decision log: what waits to be written, asked and marked, and when that is done.
+"""The driver's hand on the decision log: what waits to be written, asked and marked, and when that is done.
 
 How to think of it
     The writer takes whatever is waiting as one batch into the log, in the log's own thread; while that sync runs, the next

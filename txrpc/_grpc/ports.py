@@ -1,6 +1,6 @@
-"""What the interceptors need from a transaction, and nothing more: so that this room does not know the others.
+"""What the interceptors need from a transaction, and nothing more: so that this package does not know the others.
 
-`txrpc._client` implements these; the tests of this room implement them with a recorder.
+`txrpc._client` implements these; the tests of this package implement them with a recorder.
 """
 
 from __future__ import annotations

@@ -3,8 +3,9 @@
 How to think of it
     `step` takes one event and the time and returns effects as values.  Every transaction that is being worked on has a row
     in `transactions`; what happened before is in `remembered` (this epoch, for as long as a request about it can come) or in
-    the log.  `TABLE` names what each (state, input) does; a missing entry is somebody's mistake: it is noted and changes
-    nothing.  `requests`, `inquiries` and `rounds` have the actions, `desk` the plumbing under them.
+    the log.  This module takes events and turns them into inputs; `table` says what each input does to a transaction in each
+    state.  `requests`, `recovery` and `phases` have those actions, as functions of a `CoordinatorState` (`state`).  Calls go one
+    way: machine, table, requests and recovery, phases, state.
 
     A commit request from below the remembered horizon or of another epoch is refused (rule 5); asking again adds a waiter and
     never starts anything twice (rule 12).
@@ -39,7 +40,7 @@ from txrpc._protocol.coordinator.events import (
     SessionOpened,
     Woke,
 )
-from txrpc._protocol.coordinator.rows import Input, State, Transaction
+from txrpc._protocol.coordinator.rows import Input, State, TransactionRow
 from txrpc._protocol.coordinator.sessions import SessionEntry
 from txrpc._protocol.coordinator.state import CoordinatorState
 from txrpc._protocol.coordinator.table import enter
@@ -88,7 +89,7 @@ class Coordinator:
         for decision in opened.pending:
             _recover(self.state, decision)
 
-    # ------------------------------------------------------------------------------------------------------- doors
+    # ------------------------------------------------------------------------------------------------------- what drives it
 
     def step(self, event: Event, now_ms: int) -> Output:
         """Take one event at monotonic time *now_ms* and return what must be done about it, in order."""
@@ -241,7 +242,7 @@ def _found(state: CoordinatorState, entry: SessionEntry) -> None:
 
 
 def _recover(state: CoordinatorState, decision: Decision) -> None:
-    row = Transaction.recovered(decision, state.now_ms)
+    row = TransactionRow.recovered(decision, state.now_ms)
     state.transactions[row.xid] = row
     for branch in row.branches.values():
         phases.tell_commit(state, row, branch, None)

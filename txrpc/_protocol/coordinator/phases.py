@@ -1,11 +1,11 @@
-"""The rounds of a commit: one phase, two phases, and their ends.  Each method is one entry, or a shared part, of the table.
+"""The phases of a commit: one phase, two phases, and their ends.  Each function is one entry, or a shared part, of the table.
 
 The rules of the design's section 5 that live here:
     3  `decide` appends and goes to RECORDING, where nobody is told anything; only LOGGED (`_recorded`) tells.
     5  every end is remembered before it is told, abort and commit alike.
     6  a record is marked done when the last prepared branch has acknowledged, never before.
 
-A branch's answer counts only from the session that was asked last (`Branch.session`); whoever else answers is late, or lies.
+A branch's answer counts only from the session that was asked last (`BranchRow.session`); whoever else answers is late, or lies.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from txrpc._protocol.coordinator.events import Close
-from txrpc._protocol.coordinator.rows import Branch, State, Transaction, aborted_vote
+from txrpc._protocol.coordinator.rows import BranchRow, State, TransactionRow, aborted_vote
 from txrpc._protocol.coordinator.sessions import SessionEntry
 from txrpc._protocol.coordinator.state import MARGIN_MS, CoordinatorState, sentence
 from txrpc._protocol.messages import (
@@ -45,7 +45,7 @@ __all__ = ["PRESUMED"]
 PRESUMED = Reason(AbortCode.PRESUMED, "no decision on record")
 
 
-def _lost(branch: Branch) -> Reason:
+def _lost(branch: BranchRow) -> Reason:
     text = f"the process that holds the branch in {branch.ref.resource} is not connected"
     return Reason(AbortCode.PARTICIPANT_LOST, text)
 
@@ -53,7 +53,7 @@ def _lost(branch: Branch) -> Reason:
 # --------------------------------------------------------------------------------------------------- one phase
 
 
-def delegate(state: CoordinatorState, row: Transaction) -> None:
+def delegate(state: CoordinatorState, row: TransactionRow) -> None:
     (branch,) = row.branches.values()
     entry = state.directory.owner(branch.ref.participant)
     if entry is None:
@@ -65,11 +65,13 @@ def delegate(state: CoordinatorState, row: Transaction) -> None:
     state.expect_reply(entry, row, branch, CommitOnePhase(row.xid, branch.ref.branch, branch.ref.calls))
 
 
-def token(state: CoordinatorState, row: Transaction, session: int, message: Committing) -> None:
+def token(state: CoordinatorState, row: TransactionRow, session: int, message: Committing) -> None:
     row.branches[message.branch].token = message.token
 
 
-def one_phase_done(state: CoordinatorState, row: Transaction, session: int, message: OnePhaseDone | Resolved) -> None:
+def one_phase_done(
+    state: CoordinatorState, row: TransactionRow, session: int, message: OnePhaseDone | Resolved
+) -> None:
     reason = message.reason if isinstance(message, OnePhaseDone) else None
     if message.result is Outcome.COMMITTED:
         row.branches[message.branch].acked = True
@@ -80,7 +82,7 @@ def one_phase_done(state: CoordinatorState, row: Transaction, session: int, mess
         _one_phase_unknown(state, row, reason)
 
 
-def _one_phase_unknown(state: CoordinatorState, row: Transaction, reason: Reason | None) -> None:
+def _one_phase_unknown(state: CoordinatorState, row: TransactionRow, reason: Reason | None) -> None:
     text = "the process that was committing its only branch is gone, and its database cannot tell"
     reply = OutcomeReply(row.xid, Outcome.UNKNOWN, reason or Reason(AbortCode.UNSPECIFIED, text))
     for session in row.waiters:
@@ -91,7 +93,7 @@ def _one_phase_unknown(state: CoordinatorState, row: Transaction, reason: Reason
     state.wake_at(row, state.now_ms + MARGIN_MS)
 
 
-def one_phase_time_up(state: CoordinatorState, row: Transaction, session: None, message: None) -> None:
+def one_phase_time_up(state: CoordinatorState, row: TransactionRow, session: None, message: None) -> None:
     begun_tick = (row.begun_ms + state.offset_ms) // 1000
     if not row.waiters and state.remembered.floor > begun_tick:
         del state.transactions[row.xid]
@@ -106,7 +108,7 @@ def one_phase_time_up(state: CoordinatorState, row: Transaction, session: None, 
         _one_phase_unknown(state, row, reason)
 
 
-def resolve(state: CoordinatorState, row: Transaction, branch: Branch) -> None:
+def resolve(state: CoordinatorState, row: TransactionRow, branch: BranchRow) -> None:
     """Learn how a commit in one phase ended: from its own process, or from anybody who can ask the database."""
     own = state.directory.owner(branch.ref.participant)
     entry = own or (state.directory.finisher(branch.ref.participant, branch.ref.resource) if branch.token else None)
@@ -128,11 +130,11 @@ def ask_only_branch(state: CoordinatorState, session: int, request: AboutEnd) ->
         state.send(session, OutcomeReply(request.xid, Outcome.UNKNOWN, Reason(AbortCode.LIMIT_EXCEEDED, text)))
         return
     ref = request.branches[0]
-    row = Transaction(
+    row = TransactionRow(
         request.xid,
         request.epoch,
         State.ONE_PHASE,
-        {ref.branch: Branch(ref, None, ref.token)},
+        {ref.branch: BranchRow(ref, None, ref.token)},
         state.now_ms,
         state.now_ms + state.limits.ack_wait_ms,
         waiters={session: Wait.ACKNOWLEDGED},
@@ -145,7 +147,7 @@ def ask_only_branch(state: CoordinatorState, session: int, request: AboutEnd) ->
 # --------------------------------------------------------------------------------------------------- two phases
 
 
-def prepare(state: CoordinatorState, row: Transaction) -> None:
+def prepare(state: CoordinatorState, row: TransactionRow) -> None:
     doomed = aborted_vote(row.branches)
     if doomed is not None:
         abort(state, row, doomed)
@@ -164,7 +166,7 @@ def prepare(state: CoordinatorState, row: Transaction) -> None:
         decide(state, row)
 
 
-def voted(state: CoordinatorState, row: Transaction, session: int, vote: Voted) -> None:
+def voted(state: CoordinatorState, row: TransactionRow, session: int, vote: Voted) -> None:
     branch = row.branches[vote.branch]
     branch.vote, branch.token = vote.vote, vote.token
     state.cancel_wait(row, branch)
@@ -177,7 +179,7 @@ def voted(state: CoordinatorState, row: Transaction, session: int, vote: Voted) 
         decide(state, row)
 
 
-def decide(state: CoordinatorState, row: Transaction) -> None:
+def decide(state: CoordinatorState, row: TransactionRow) -> None:
     prepared = row.prepared()
     if not prepared:
         _finish(state, row, None)  # nobody wrote: there is nothing to make durable
@@ -189,7 +191,7 @@ def decide(state: CoordinatorState, row: Transaction) -> None:
         state.out.append.append(Decision(row.xid, row.epoch, clock_ms, prepared))
 
 
-def recorded(state: CoordinatorState, row: Transaction, session: None, message: None) -> None:
+def recorded(state: CoordinatorState, row: TransactionRow, session: None, message: None) -> None:
     row.state = State.COMMITTING
     row.missing = 0
     for branch in row.branches.values():
@@ -203,11 +205,11 @@ def recorded(state: CoordinatorState, row: Transaction, session: None, message: 
     state.wake_at(row, state.now_ms + state.limits.ack_wait_ms)
 
 
-def not_recorded(state: CoordinatorState, row: Transaction, session: None, reason: Reason) -> None:
+def not_recorded(state: CoordinatorState, row: TransactionRow, session: None, reason: Reason) -> None:
     abort(state, row, reason)
 
 
-def tell_commit(state: CoordinatorState, row: Transaction, branch: Branch, entry: SessionEntry | None) -> None:
+def tell_commit(state: CoordinatorState, row: TransactionRow, branch: BranchRow, entry: SessionEntry | None) -> None:
     commit = Commit(row.gid(state.group, state.owner, branch), branch.token, state.position)
     if entry is None:
         state.wait_for_resource(row, branch)
@@ -217,7 +219,7 @@ def tell_commit(state: CoordinatorState, row: Transaction, branch: Branch, entry
         state.expect_reply(entry, row, branch, commit)
 
 
-def acked(state: CoordinatorState, row: Transaction, session: int, message: Acked) -> None:
+def acked(state: CoordinatorState, row: TransactionRow, session: int, message: Acked) -> None:
     branch, finish = row.branches[message.branch], message.finish
     resource = branch.ref.resource
     state.cancel_wait(row, branch)
@@ -233,7 +235,7 @@ def acked(state: CoordinatorState, row: Transaction, session: int, message: Acke
     _acknowledged(state, row, branch)
 
 
-def _not_here(state: CoordinatorState, row: Transaction, branch: Branch, finish: FinishResult) -> None:
+def _not_here(state: CoordinatorState, row: TransactionRow, branch: BranchRow, finish: FinishResult) -> None:
     """No acknowledgement (rule 16): it asks again, and whoever connects with its resource is told."""
     state.await_resource(row, branch)
     keep_open(state, row, branch, state.incidents[row.xid, branch.ref.branch])
@@ -241,7 +243,7 @@ def _not_here(state: CoordinatorState, row: Transaction, branch: Branch, finish:
         ack_time_up(state, row, None, None)
 
 
-def keep_open(state: CoordinatorState, row: Transaction, branch: Branch, incident: Incident) -> None:
+def keep_open(state: CoordinatorState, row: TransactionRow, branch: BranchRow, incident: Incident) -> None:
     branch.trouble = sentence(incident)
     if incident.finish is FinishResult.LOST:
         row.heuristic = f"{branch.ref.resource} has lost its branch although the decision was to commit"
@@ -267,7 +269,7 @@ def close(state: CoordinatorState, event: Close) -> None:
             _acknowledged(state, row, branch)
 
 
-def _acknowledged(state: CoordinatorState, row: Transaction, branch: Branch) -> None:
+def _acknowledged(state: CoordinatorState, row: TransactionRow, branch: BranchRow) -> None:
     branch.acked = True
     row.missing -= 1
     if not row.missing:
@@ -275,7 +277,7 @@ def _acknowledged(state: CoordinatorState, row: Transaction, branch: Branch) -> 
         _finish(state, row, None)
 
 
-def ack_time_up(state: CoordinatorState, row: Transaction, session: None, message: None) -> None:
+def ack_time_up(state: CoordinatorState, row: TransactionRow, session: None, message: None) -> None:
     reply = committed_reply(state, row)
     for waiter in row.waiters:
         state.send(waiter, reply)
@@ -285,14 +287,14 @@ def ack_time_up(state: CoordinatorState, row: Transaction, session: None, messag
 # ---------------------------------------------------------------------------------------------------- the end
 
 
-def abort(state: CoordinatorState, row: Transaction, reason: Reason) -> None:
+def abort(state: CoordinatorState, row: TransactionRow, reason: Reason) -> None:
     """Abort a transaction of which nobody can have heard COMMITTED: nothing is written (presumed abort)."""
     for branch in row.branches.values():
         _tell_rollback(state, row, branch, reason)
     _finish(state, row, reason)
 
 
-def _tell_rollback(state: CoordinatorState, row: Transaction, branch: Branch, reason: Reason) -> None:
+def _tell_rollback(state: CoordinatorState, row: TransactionRow, branch: BranchRow, reason: Reason) -> None:
     if branch.vote is Vote.ABORT or branch.vote is Vote.READ_ONLY:
         return  # has ended by itself
     ref, gid = branch.ref, row.gid(state.group, state.owner, branch)
@@ -308,12 +310,12 @@ def _tell_rollback(state: CoordinatorState, row: Transaction, branch: Branch, re
         state.report_unreachable(gid, "perhaps prepared: it was asked to, and its process was lost")
 
 
-def time_up(state: CoordinatorState, row: Transaction, session: None, message: None) -> None:
+def time_up(state: CoordinatorState, row: TransactionRow, session: None, message: None) -> None:
     slow = sorted({b.ref.resource for b in row.branches.values() if b.vote is None})
     abort(state, row, Reason(AbortCode.TIMED_OUT, f"no vote in time from {', '.join(slow)}"))
 
 
-def _finish(state: CoordinatorState, row: Transaction, reason: Reason | None) -> None:
+def _finish(state: CoordinatorState, row: TransactionRow, reason: Reason | None) -> None:
     del state.transactions[row.xid]
     state.remembered.add(row.xid, reason)
     for branch in row.branches.values():
@@ -341,24 +343,24 @@ def abort_unknown(
     if epoch == state.owner.epoch:
         state.remembered.add(xid, reason)
     state.aborted += count
-    row = Transaction(xid, epoch, State.PREPARING, {}, state.now_ms, state.now_ms)
+    row = TransactionRow(xid, epoch, State.PREPARING, {}, state.now_ms, state.now_ms)
     for ref in branches:
-        _tell_rollback(state, row, Branch(ref, ref.vote, ref.token), reason)
+        _tell_rollback(state, row, BranchRow(ref, ref.vote, ref.token), reason)
     state.send(session, OutcomeReply(xid, Outcome.ABORTED, reason))
 
 
-def committed_reply(state: CoordinatorState, row: Transaction) -> OutcomeReply:
+def committed_reply(state: CoordinatorState, row: TransactionRow) -> OutcomeReply:
     return OutcomeReply(row.xid, Outcome.COMMITTED, None, row.unfinished(), row.heuristic, state.position)
 
 
 # ---------------------------------------------------------------------------------------- sessions come and go
 
 
-def voter_lost(state: CoordinatorState, row: Transaction, session: int, branch: BranchId) -> None:
+def voter_lost(state: CoordinatorState, row: TransactionRow, session: int, branch: BranchId) -> None:
     abort(state, row, _lost(row.branches[branch]))
 
 
-def committer_lost(state: CoordinatorState, row: Transaction, session: int, branch: BranchId) -> None:
+def committer_lost(state: CoordinatorState, row: TransactionRow, session: int, branch: BranchId) -> None:
     lost = row.branches[branch]
     if lost.token:
         for waiter in row.waiters:
@@ -366,15 +368,15 @@ def committer_lost(state: CoordinatorState, row: Transaction, session: int, bran
     resolve(state, row, lost)
 
 
-def finisher_lost(state: CoordinatorState, row: Transaction, session: int, branch: BranchId) -> None:
+def finisher_lost(state: CoordinatorState, row: TransactionRow, session: int, branch: BranchId) -> None:
     ref = row.branches[branch].ref
     tell_commit(state, row, row.branches[branch], state.directory.finisher(ref.participant, ref.resource))
 
 
-def resume_one_phase(state: CoordinatorState, row: Transaction, session: int, branch: BranchId) -> None:
+def resume_one_phase(state: CoordinatorState, row: TransactionRow, session: int, branch: BranchId) -> None:
     resolve(state, row, row.branches[branch])
 
 
-def resume_commit(state: CoordinatorState, row: Transaction, session: int, branch: BranchId) -> None:
+def resume_commit(state: CoordinatorState, row: TransactionRow, session: int, branch: BranchId) -> None:
     if not row.branches[branch].acked:
         tell_commit(state, row, row.branches[branch], state.directory.sessions[session])

@@ -10,7 +10,7 @@ from txrpc._protocol.coordinator import phases
 from txrpc._protocol.coordinator.admission import check_branches
 from txrpc._protocol.coordinator.events import Lookup
 from txrpc._protocol.coordinator.phases import PRESUMED
-from txrpc._protocol.coordinator.rows import Branch, State, Transaction
+from txrpc._protocol.coordinator.rows import BranchRow, State, TransactionRow
 from txrpc._protocol.coordinator.state import CoordinatorState
 from txrpc._protocol.messages import (
     Abandon,
@@ -37,11 +37,11 @@ def begin_commit(state: CoordinatorState, row: None, session: int, request: Comm
         phases.abort_unknown(state, session, request.xid, request.epoch, request.branches, reason)
         return
     left_ms = min(request.time_left_ms, state.limits.max_timeout_ms)
-    begun = Transaction(
+    begun = TransactionRow(
         request.xid,
         request.epoch,
         State.PREPARING,
-        {ref.branch: Branch(ref, ref.vote, ref.token) for ref in request.branches},
+        {ref.branch: BranchRow(ref, ref.vote, ref.token) for ref in request.branches},
         state.now_ms,
         state.now_ms + left_ms,
         waiters={session: request.wait},
@@ -68,7 +68,7 @@ def _refuse_commit(state: CoordinatorState, request: CommitRequest) -> Reason | 
     return check_branches(request.branches, state.limits)
 
 
-def join_waiters(state: CoordinatorState, row: Transaction, session: int, request: ToCoordinator) -> None:
+def join_waiters(state: CoordinatorState, row: TransactionRow, session: int, request: ToCoordinator) -> None:
     wait = request.wait if isinstance(request, CommitRequest) else Wait.ACKNOWLEDGED
     waited = state.now_ms >= row.time_up_ms
     if row.state is State.COMMITTING and (wait is Wait.DECISION or waited):
@@ -99,7 +99,7 @@ def give_up(state: CoordinatorState, row: None, session: int, request: RollbackR
     _abandon(state, request)
 
 
-def give_up_early(state: CoordinatorState, row: Transaction, session: int, request: RollbackRequest) -> None:
+def give_up_early(state: CoordinatorState, row: TransactionRow, session: int, request: RollbackRequest) -> None:
     row.waiters[session] = Wait.ACKNOWLEDGED
     phases.abort(state, row, request.reason)
     _abandon(state, request)

@@ -10,7 +10,7 @@ from txrpc._protocol.records import Decision, PreparedBranch
 from txrpc.errors import AbortCode, Reason
 from txrpc.ids import BranchId, Epoch, Gid, Xid
 
-__all__ = ["Branch", "Input", "State", "Transaction", "aborted_vote"]
+__all__ = ["BranchRow", "Input", "State", "TransactionRow", "aborted_vote"]
 
 
 class State(enum.Enum):
@@ -44,7 +44,7 @@ class Input(enum.Enum):
 
 
 @dataclass(slots=True)
-class Branch:
+class BranchRow:
     """A branch within a coordinator's transaction.  `session` is where it was last told something, while that is open."""
 
     ref: BranchRef
@@ -56,13 +56,13 @@ class Branch:
 
 
 @dataclass(slots=True)
-class Transaction:
+class TransactionRow:
     """The mutable record of one transaction between its commit request and its end."""
 
     xid: Xid
     epoch: Epoch
     state: State
-    branches: dict[BranchId, Branch]
+    branches: dict[BranchId, BranchRow]
     begun_ms: int
     time_up_ms: int
     missing: int = 0
@@ -71,7 +71,7 @@ class Transaction:
     """Sessions to tell the outcome."""
     heuristic: str = ""
 
-    def gid(self, group: str, owner: Owner, branch: Branch) -> Gid:
+    def gid(self, group: str, owner: Owner, branch: BranchRow) -> Gid:
         """The identifier under which the database of *branch* holds it."""
         ref = branch.ref
         return Gid(group, owner.node, self.epoch, self.xid, ref.branch, ref.participant, ref.resource)
@@ -91,16 +91,16 @@ class Transaction:
         )
 
     @classmethod
-    def recovered(cls, decision: Decision, now_ms: int) -> Transaction:
+    def recovered(cls, decision: Decision, now_ms: int) -> TransactionRow:
         """A decision that an earlier epoch made durable and did not finish."""
         branches = {
-            p.branch: Branch(BranchRef(p.branch, p.resource, p.participant, 0), Vote.PREPARED, p.token)
+            p.branch: BranchRow(BranchRef(p.branch, p.resource, p.participant, 0), Vote.PREPARED, p.token)
             for p in decision.branches
         }
         return cls(decision.xid, decision.epoch, State.COMMITTING, branches, now_ms, now_ms, missing=len(branches))
 
 
-def aborted_vote(branches: dict[BranchId, Branch]) -> Reason | None:
+def aborted_vote(branches: dict[BranchId, BranchRow]) -> Reason | None:
     """The early vote that already dooms the transaction, if there is one.  (Early ABORT votes carry no reason of their own.)"""
     for branch in branches.values():
         if branch.vote is Vote.ABORT:

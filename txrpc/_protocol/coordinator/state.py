@@ -1,6 +1,6 @@
-"""The coordinator's desk: the rows being worked on, what is remembered, and how effects are put into the output.
+"""The state of a coordinator: the rows being worked on, what is remembered, and how effects are put into the output.
 
-Plumbing only.  What a row does when something happens is in `rounds`; what the outside may ask for is in `coordinator`.
+What a row does when something happens is in `phases`; what the outside may ask for is in `requests` and `recovery`.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import heapq
 from txrpc._protocol.coordinator.ended import EndedTransactions
 from txrpc._protocol.coordinator.events import Limits, Note, Output
 from txrpc._protocol.coordinator.reports import Report, Reports
-from txrpc._protocol.coordinator.rows import Branch, State, Transaction
+from txrpc._protocol.coordinator.rows import BranchRow, State, TransactionRow
 from txrpc._protocol.coordinator.sessions import SessionEntry, SessionRegistry
 from txrpc._protocol.messages import AboutEnd, FinishResult, FromCoordinator, Hello, Inquiry, Owner
 from txrpc._protocol.records import Incident, Opened
@@ -38,7 +38,7 @@ class CoordinatorState:
         self.held: list[tuple[int, AboutEnd | Inquiry]] = []
         """Questions about earlier epochs that came before that."""
         self.directory = SessionRegistry()
-        self.transactions: dict[Xid, Transaction] = {}
+        self.transactions: dict[Xid, TransactionRow] = {}
         self.committed = self.aborted = self.heuristic = 0
         self.log_trouble = ""
         self.draining = False
@@ -74,14 +74,16 @@ class CoordinatorState:
         if session in self.directory.sessions:
             self.out.send.append((session, message))
 
-    def expect_reply(self, entry: SessionEntry, row: Transaction, branch: Branch, message: FromCoordinator) -> None:
+    def expect_reply(
+        self, entry: SessionEntry, row: TransactionRow, branch: BranchRow, message: FromCoordinator
+    ) -> None:
         """Send what must be answered: should the session end first, SESSION_LOST says so."""
         self.cancel_wait(row, branch)
         branch.session, branch.trouble = entry.session, ""
         entry.awaiting_reply.add((row.xid, branch.ref.branch))
         self.send(entry.session, message)
 
-    def cancel_wait(self, row: Transaction, branch: Branch) -> None:
+    def cancel_wait(self, row: TransactionRow, branch: BranchRow) -> None:
         """Nobody is waited for any more: neither the session that was asked, nor one with the resource."""
         debt = row.xid, branch.ref.branch
         replier = None if branch.session is None else self.directory.sessions.get(branch.session)
@@ -94,12 +96,12 @@ class CoordinatorState:
             if not waiting:
                 del self.waiting_for_resource[branch.ref.resource]
 
-    def wait_for_resource(self, row: Transaction, branch: Branch) -> None:
+    def wait_for_resource(self, row: TransactionRow, branch: BranchRow) -> None:
         self.cancel_wait(row, branch)
         branch.trouble = f"no process with resource {branch.ref.resource} is connected"
         self.await_resource(row, branch)
 
-    def await_resource(self, row: Transaction, branch: Branch) -> None:
+    def await_resource(self, row: TransactionRow, branch: BranchRow) -> None:
         """The next session with the resource of *branch* brings SESSION_FOUND."""
         self.waiting_for_resource.setdefault(branch.ref.resource, set()).add((row.xid, branch.ref.branch))
 
@@ -116,7 +118,7 @@ class CoordinatorState:
         self.held.append((session, message))
         return True
 
-    def wake_at(self, row: Transaction, due_ms: int) -> None:
+    def wake_at(self, row: TransactionRow, due_ms: int) -> None:
         row.time_up_ms = due_ms
         heapq.heappush(self.timers, (due_ms, row.xid))
 

@@ -9,7 +9,7 @@ from txrpc._protocol.messages import FinishResult, Outcome, ToCoordinator, Vote
 from txrpc.errors import Reason
 from txrpc.ids import BranchId, Gid, Xid
 
-__all__ = ["BranchInput", "BranchRow", "BranchState", "Do", "Effects", "Operation"]
+__all__ = ["BranchInput", "BranchState", "Do", "Effects", "Operation", "ParticipantBranch"]
 
 
 class BranchState(enum.Enum):
@@ -88,7 +88,7 @@ class Effects:
 
 
 @dataclass(slots=True)
-class BranchRow:
+class ParticipantBranch:
     """The mutable record of one branch, and after its end its tombstone."""
 
     gid: Gid

@@ -17,8 +17,8 @@ After a failed PREPARE nobody knows whether the database holds the branch: the v
 until the database confirms that there is nothing (left) to end.
 
 Where things are
-    `branch` has the words and the row, `ledger` the rows and the plumbing, `voting` and `finishing` the actions that `TABLE`
-    names, and this module the doors and the table.
+    `branch` has the words and the row, `state` the rows and the small operations on them, `phase_one` and `phase_two` the
+    functions that the table (`table`) names, and this module what the process calls.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ from txrpc._protocol.messages import (
     Trouble,
 )
 from txrpc._protocol.participant import phase_one, phase_two
-from txrpc._protocol.participant.branch import BranchInput, BranchRow, BranchState, Effects, Operation
+from txrpc._protocol.participant.branch import BranchInput, BranchState, Effects, Operation, ParticipantBranch
 from txrpc._protocol.participant.state import TOMBSTONE_MS, ParticipantState
 from txrpc._protocol.participant.table import TABLE, enter
 from txrpc.errors import AbortCode, Reason
@@ -61,19 +61,19 @@ class Participant:
         self.state = ParticipantState(jitter)
 
     @property
-    def rows(self) -> dict[BranchId, BranchRow]:
+    def rows(self) -> dict[BranchId, ParticipantBranch]:
         """The branches that are known here, ended ones included, until their tombstones expire."""
         return self.state.rows
 
-    # ------------------------------------------------------------------------------------------------------ local doors
+    # ------------------------------------------------------------------------------------------------------ what the process says
 
-    def open(self, gid: Gid, deadline_ms: int) -> BranchRow:
+    def open(self, gid: Gid, deadline_ms: int) -> ParticipantBranch:
         """Enter a new branch, ACTIVE.  The caller has made sure that there is none, and that *xid* is not closed."""
         row = self.state.enter_row(gid, BranchState.ACTIVE, deadline_ms)
         self.state.by_use[gid.xid, gid.resource] = gid.branch
         return row
 
-    def discard(self, row: BranchRow) -> None:
+    def discard(self, row: ParticipantBranch) -> None:
         """Take back `open`: the resource could not begin, so there is no work."""
         del self.state.rows[row.branch], self.state.by_use[row.xid, row.gid.resource]
 

@@ -1,6 +1,6 @@
 """How branches answer the question that ends their work: prepare and vote, or commit in one phase.
 
-Each method is one entry, or a shared part, of the participant's table.
+Each function is one entry, or a shared part, of the participant's table.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from txrpc._protocol.messages import (
     Voted,
 )
 from txrpc._protocol.participant import phase_two
-from txrpc._protocol.participant.branch import BranchRow, BranchState, Operation
+from txrpc._protocol.participant.branch import BranchState, Operation, ParticipantBranch
 from txrpc._protocol.participant.state import ParticipantState
 from txrpc.errors import AbortCode, Reason
 from txrpc.ids import BranchId
@@ -48,7 +48,7 @@ _LOST: Final = Reason(AbortCode.BRANCH_UNKNOWN, "the process that did this work 
 # ------------------------------------------------------------------------------------------------------- two phases
 
 
-def prepare(state: ParticipantState, row: BranchRow, message: Prepare) -> None:
+def prepare(state: ParticipantState, row: ParticipantBranch, message: Prepare) -> None:
     state.close(row)
     reason = _objection(state, row, message.calls)
     if reason is None:
@@ -59,7 +59,7 @@ def prepare(state: ParticipantState, row: BranchRow, message: Prepare) -> None:
         phase_two.undo_work(state, row, reason)
 
 
-def _objection(state: ParticipantState, row: BranchRow, calls: int) -> Reason | None:
+def _objection(state: ParticipantState, row: ParticipantBranch, calls: int) -> Reason | None:
     """Why this branch may not be committed, or None (rule 9)."""
     if row.doom is not None:
         return row.doom
@@ -76,7 +76,7 @@ def _objection(state: ParticipantState, row: BranchRow, calls: int) -> Reason | 
     return None
 
 
-def _vote(state: ParticipantState, row: BranchRow, vote: Vote, reason: Reason | None = None) -> None:
+def _vote(state: ParticipantState, row: ParticipantBranch, vote: Vote, reason: Reason | None = None) -> None:
     row.voted = vote
     state.out.send.append(Voted(row.xid, row.branch, vote, reason, row.token))
 
@@ -85,18 +85,18 @@ def prepare_unknown(state: ParticipantState, row: None, message: Prepare) -> Non
     state.out.send.append(Voted(message.xid, message.branch, Vote.ABORT, _LOST))
 
 
-def prepare_again(state: ParticipantState, row: BranchRow, message: Prepare) -> None:
+def prepare_again(state: ParticipantState, row: ParticipantBranch, message: Prepare) -> None:
     _vote(state, row, Vote.PREPARED)
 
 
-def prepare_late(state: ParticipantState, row: BranchRow, message: Prepare) -> None:
+def prepare_late(state: ParticipantState, row: ParticipantBranch, message: Prepare) -> None:
     if row.outcome is Outcome.COMMITTED and row.voted is not None:
         _vote(state, row, row.voted)  # a question asked twice gets one answer
     else:
         _vote(state, row, Vote.ABORT, row.why or Reason(AbortCode.BRANCH_UNKNOWN, "the branch has ended"))
 
 
-def did_prepare(state: ParticipantState, row: BranchRow, token: str) -> None:
+def did_prepare(state: ParticipantState, row: ParticipantBranch, token: str) -> None:
     row.token = token
     row.in_doubt_ms = state.now_ms
     if row.rollback_asked is not None:
@@ -107,7 +107,7 @@ def did_prepare(state: ParticipantState, row: BranchRow, token: str) -> None:
     state.wake_in(row, max(row.deadline_ms - state.now_ms, _ASK_AFTER_MS))
 
 
-def was_read_only(state: ParticipantState, row: BranchRow, _: object) -> None:
+def was_read_only(state: ParticipantState, row: ParticipantBranch, _: object) -> None:
     if row.rollback_asked is None:
         _vote(state, row, Vote.READ_ONLY)
         state.end(row, Outcome.COMMITTED)
@@ -116,7 +116,7 @@ def was_read_only(state: ParticipantState, row: BranchRow, _: object) -> None:
         state.end(row, Outcome.ABORTED)
 
 
-def prepare_failed(state: ParticipantState, row: BranchRow, reason: Reason) -> None:
+def prepare_failed(state: ParticipantState, row: ParticipantBranch, reason: Reason) -> None:
     row.vote_reason = reason
     if row.rollback_asked is None:
         _vote(state, row, Vote.ABORT, reason)
@@ -126,7 +126,7 @@ def prepare_failed(state: ParticipantState, row: BranchRow, reason: Reason) -> N
 # -------------------------------------------------------------------------------------------------------- one phase
 
 
-def one_phase(state: ParticipantState, row: BranchRow, message: CommitOnePhase) -> None:
+def one_phase(state: ParticipantState, row: ParticipantBranch, message: CommitOnePhase) -> None:
     state.close(row)
     reason = _objection(state, row, message.calls)
     if reason is None:
@@ -141,11 +141,11 @@ def one_phase_unknown(state: ParticipantState, row: None, message: CommitOnePhas
     state.out.send.append(OnePhaseDone(message.xid, message.branch, Outcome.ABORTED, _LOST))
 
 
-def one_phase_again(state: ParticipantState, row: BranchRow, message: CommitOnePhase) -> None:
+def one_phase_again(state: ParticipantState, row: ParticipantBranch, message: CommitOnePhase) -> None:
     state.out.send.append(OnePhaseDone(row.xid, row.branch, row.outcome, row.why))
 
 
-def local_commit(state: ParticipantState, row: BranchRow, calls: int | None) -> None:
+def local_commit(state: ParticipantState, row: ParticipantBranch, calls: int | None) -> None:
     state.close(row)
     row.local = True
     # The root's own use counts nothing; calls that came in through a service are counted like everywhere.
@@ -165,11 +165,11 @@ def committing(state: ParticipantState, branch: BranchId, token: str) -> Committ
     return None if row.local else Committing(row.xid, branch, token)
 
 
-def one_phase_undone(state: ParticipantState, row: BranchRow, message: CommitOnePhase) -> None:
+def one_phase_undone(state: ParticipantState, row: ParticipantBranch, message: CommitOnePhase) -> None:
     state.out.send.append(OnePhaseDone(row.xid, row.branch, Outcome.ABORTED, row.doom))
 
 
-def one_phase_ended(state: ParticipantState, row: BranchRow, detail: tuple[Outcome, Reason | None]) -> None:
+def one_phase_ended(state: ParticipantState, row: ParticipantBranch, detail: tuple[Outcome, Reason | None]) -> None:
     result, reason = detail
     row.vote_reason = reason
     if row.local:

@@ -1,6 +1,6 @@
 """How branches end: phase two, undoing, the deadline, and the questions of whom the answer did not reach.
 
-Each method is one entry, or a shared part, of the participant's table. Undoing comes in two kinds: work that was
+Each function is one entry, or a shared part, of the participant's table. Undoing comes in two kinds: work that was
 never prepared is rolled back (`_undo_work`), and what the database may hold prepared is ended by its identifier
 (`_undo_prepared`).
 """
@@ -21,7 +21,7 @@ from txrpc._protocol.messages import (
     Rollback,
     Trouble,
 )
-from txrpc._protocol.participant.branch import BranchRow, BranchState, Do, Operation
+from txrpc._protocol.participant.branch import BranchState, Do, Operation, ParticipantBranch
 from txrpc._protocol.participant.state import TOMBSTONE_MS, ParticipantState
 from txrpc.errors import AbortCode, Reason
 
@@ -81,7 +81,7 @@ _TO_DO: Final = {
 # -------------------------------------------------------------------------------------------------------- phase two
 
 
-def commit(state: ParticipantState, row: BranchRow, message: Commit) -> None:
+def commit(state: ParticipantState, row: ParticipantBranch, message: Commit) -> None:
     row.state = BranchState.COMMITTING
     row.token = row.token or message.token
     state.do(Operation.COMMIT_PREPARED, row)
@@ -91,16 +91,16 @@ def commit_foreign(state: ParticipantState, row: None, message: Commit) -> None:
     commit(state, state.enter_row(message.gid, BranchState.PREPARED, state.now_ms), message)
 
 
-def commit_again(state: ParticipantState, row: BranchRow, message: Commit) -> None:
+def commit_again(state: ParticipantState, row: ParticipantBranch, message: Commit) -> None:
     finish = row.finish if row.outcome is Outcome.COMMITTED else FinishResult.HEURISTIC
     state.out.send.append(Acked(row.xid, row.branch, finish, row.gid.resource))
 
 
-def rollback_voting(state: ParticipantState, row: BranchRow, message: Rollback) -> None:
+def rollback_voting(state: ParticipantState, row: ParticipantBranch, message: Rollback) -> None:
     row.rollback_asked = row.rollback_asked or message.reason
 
 
-def rollback_prepared(state: ParticipantState, row: BranchRow, message: Rollback) -> None:
+def rollback_prepared(state: ParticipantState, row: ParticipantBranch, message: Rollback) -> None:
     row.rollback_asked = message.reason
     row.token = row.token or message.token
     undo_prepared(state, row)
@@ -110,12 +110,12 @@ def rollback_foreign(state: ParticipantState, row: None, message: Rollback) -> N
     rollback_prepared(state, state.enter_row(message.gid, BranchState.PREPARED, state.now_ms), message)
 
 
-def undo_prepared(state: ParticipantState, row: BranchRow) -> None:
+def undo_prepared(state: ParticipantState, row: ParticipantBranch) -> None:
     row.state = BranchState.ABORTING
     state.do(Operation.ROLLBACK_PREPARED, row)
 
 
-def finished_commit(state: ParticipantState, row: BranchRow, finish: FinishResult) -> None:
+def finished_commit(state: ParticipantState, row: ParticipantBranch, finish: FinishResult) -> None:
     state.out.send.append(Acked(row.xid, row.branch, finish, row.gid.resource))
     if not finish.is_proof:
         # Still in doubt, as far as this process can tell: another one may reach the right database, or this one later.
@@ -127,7 +127,7 @@ def finished_commit(state: ParticipantState, row: BranchRow, finish: FinishResul
     state.end(row, Outcome.COMMITTED)
 
 
-def finished_undo(state: ParticipantState, row: BranchRow, finish: FinishResult) -> None:
+def finished_undo(state: ParticipantState, row: ParticipantBranch, finish: FinishResult) -> None:
     if finish is FinishResult.HEURISTIC:
         # An abort needs no acknowledgement (presumed abort); this one is for the operator.
         state.out.send.append(Acked(row.xid, row.branch, finish, row.gid.resource))
@@ -136,7 +136,7 @@ def finished_undo(state: ParticipantState, row: BranchRow, finish: FinishResult)
     state.end(row, Outcome.ABORTED)
 
 
-def finish_failed(state: ParticipantState, row: BranchRow, reason: Reason) -> None:
+def finish_failed(state: ParticipantState, row: ParticipantBranch, reason: Reason) -> None:
     wait_ms = _RETRY_MS[min(row.attempts, len(_RETRY_MS) - 1)]
     row.attempts += 1
     state.wake_in(row, int(wait_ms * (0.5 + state.jitter())))
@@ -144,13 +144,13 @@ def finish_failed(state: ParticipantState, row: BranchRow, reason: Reason) -> No
         _trouble(state, row, reason)
 
 
-def _trouble(state: ParticipantState, row: BranchRow, reason: Reason) -> None:
+def _trouble(state: ParticipantState, row: ParticipantBranch, reason: Reason) -> None:
     """Tell the coordinator, and whoever reads this process's log, what keeps the branch from ending (rule 20)."""
     row.trouble = Reason(reason.code, f"cannot {_TO_DO[row.state]} the branch in {row.gid.resource}: {reason.text}")
     state.out.send.append(Trouble(row.gid, row.trouble))
 
 
-def slow(state: ParticipantState, row: BranchRow, _: object) -> None:
+def slow(state: ParticipantState, row: ParticipantBranch, _: object) -> None:
     """The database has not answered yet; there is nothing to do but to say so."""
     waited_ms = state.now_ms - row.working_ms
     text = f"its database has not answered for {waited_ms / 1000:.0f} s"
@@ -158,42 +158,42 @@ def slow(state: ParticipantState, row: BranchRow, _: object) -> None:
     state.wake_in(row, waited_ms)
 
 
-def try_commit_again(state: ParticipantState, row: BranchRow, _: object) -> None:
+def try_commit_again(state: ParticipantState, row: ParticipantBranch, _: object) -> None:
     state.do(Operation.COMMIT_PREPARED, row)
 
 
-def try_undo_again(state: ParticipantState, row: BranchRow, _: object) -> None:
+def try_undo_again(state: ParticipantState, row: ParticipantBranch, _: object) -> None:
     state.do(Operation.ROLLBACK_PREPARED, row)
 
 
 # -------------------------------------------------------------------------------------------------- unprepared work
 
 
-def rollback_active(state: ParticipantState, row: BranchRow, message: Rollback) -> None:
+def rollback_active(state: ParticipantState, row: ParticipantBranch, message: Rollback) -> None:
     state.close(row)
     undo_work(state, row, message.reason)
 
 
-def local_rollback(state: ParticipantState, row: BranchRow, reason: Reason) -> None:
+def local_rollback(state: ParticipantState, row: ParticipantBranch, reason: Reason) -> None:
     row.local = True
     state.close(row)
     undo_work(state, row, reason)
 
 
-def deadline(state: ParticipantState, row: BranchRow, _: object) -> None:
+def deadline(state: ParticipantState, row: ParticipantBranch, _: object) -> None:
     state.close(row)
     undo_work(
         state, row, Reason(AbortCode.TIMED_OUT, f"the deadline passed with the branch in {row.gid.resource} open")
     )
 
 
-def give_up_voting(state: ParticipantState, row: BranchRow, reason: Reason) -> None:
+def give_up_voting(state: ParticipantState, row: ParticipantBranch, reason: Reason) -> None:
     """The root gives up while its own branch prepares: nothing has been promised yet."""
     row.local = True
     row.rollback_asked = row.rollback_asked or reason
 
 
-def overdue(state: ParticipantState, row: BranchRow, _: object) -> None:
+def overdue(state: ParticipantState, row: ParticipantBranch, _: object) -> None:
     """PREPARE or COMMIT hangs past the deadline, and its locks with it (rule 11): a constraint waits, a connection is dead.
 
     What began in the last moment is given a while; then it is broken off in the database, again and again.  Its result still
@@ -207,13 +207,13 @@ def overdue(state: ParticipantState, row: BranchRow, _: object) -> None:
     heapq.heappush(state.timers, (state.now_ms + _OVERDUE_MS, row.branch))
 
 
-def give_up_prepared(state: ParticipantState, row: BranchRow, _: Reason) -> None:
+def give_up_prepared(state: ParticipantState, row: ParticipantBranch, _: Reason) -> None:
     """The root gives up with its own branch prepared: it will ask for no commit, but only the coordinator may say so."""
     row.local = True
     inquire(state, row)
 
 
-def undo_work(state: ParticipantState, row: BranchRow, reason: Reason) -> None:
+def undo_work(state: ParticipantState, row: ParticipantBranch, reason: Reason) -> None:
     row.doom = row.doom or reason
     row.state = BranchState.ROLLING_BACK
     if row.users:
@@ -225,35 +225,35 @@ def undo_work(state: ParticipantState, row: BranchRow, reason: Reason) -> None:
         state.do(Operation.ROLLBACK, row)
 
 
-def break_off(state: ParticipantState, row: BranchRow, _: object) -> None:
+def break_off(state: ParticipantState, row: ParticipantBranch, _: object) -> None:
     """Break a use off, again and again until it has ended (rule 11): one try may fail, and the use would keep its locks."""
     if row.users:
         state.do(Operation.INTERRUPT, row)
         state.wake_in(row, _OVERDUE_MS)
 
 
-def released(state: ParticipantState, row: BranchRow, _: object) -> None:
+def released(state: ParticipantState, row: ParticipantBranch, _: object) -> None:
     if not row.at_work:
         state.do(Operation.ROLLBACK, row)
 
 
-def rolled_back(state: ParticipantState, row: BranchRow, _: object) -> None:
+def rolled_back(state: ParticipantState, row: ParticipantBranch, _: object) -> None:
     tell_local(state, row, Outcome.ABORTED)
     if row.ask_resolved:
         state.out.send.append(Resolved(row.xid, row.branch, Outcome.ABORTED))
     state.end(row, Outcome.ABORTED)
 
 
-def settle_later(state: ParticipantState, row: BranchRow, _: object) -> None:
+def settle_later(state: ParticipantState, row: ParticipantBranch, _: object) -> None:
     row.local = True
 
 
-def settle_now(state: ParticipantState, row: BranchRow, _: object) -> None:
+def settle_now(state: ParticipantState, row: ParticipantBranch, _: object) -> None:
     row.local = True
     tell_local(state, row, row.outcome)
 
 
-def tell_local(state: ParticipantState, row: BranchRow, result: Outcome) -> None:
+def tell_local(state: ParticipantState, row: ParticipantBranch, result: Outcome) -> None:
     if row.local:
         state.out.settle.append((row.branch, result, None if result is Outcome.COMMITTED else row.why))
 
@@ -261,29 +261,29 @@ def tell_local(state: ParticipantState, row: BranchRow, result: Outcome) -> None
 # -------------------------------------------------------------------------------------------- questions, tombstones
 
 
-def ask_again(state: ParticipantState, row: BranchRow, _: object) -> None:
+def ask_again(state: ParticipantState, row: ParticipantBranch, _: object) -> None:
     inquire(state, row)
     state.wake_in(row, int(ASK_AGAIN_MS * (0.5 + state.jitter())))
 
 
-def inquire(state: ParticipantState, row: BranchRow) -> None:
+def inquire(state: ParticipantState, row: ParticipantBranch) -> None:
     asked_by_ms = 0 if row.local else state.closed_until_ms.get(row.xid, 0) - TOMBSTONE_MS
     left_ms = max(0, asked_by_ms - state.now_ms)
     state.out.send.append(Inquiry(row.gid, state.now_ms - row.in_doubt_ms, left_ms))
 
 
-def resolve_active(state: ParticipantState, row: BranchRow, message: Resolve) -> None:
+def resolve_active(state: ParticipantState, row: ParticipantBranch, message: Resolve) -> None:
     """The request to commit in one phase never came, and who asked for it wants to know: now it never will be done."""
     row.ask_resolved = True
     state.close(row)
     undo_work(state, row, Reason(AbortCode.COORDINATOR_RESTARTED, "the commit request was lost"))
 
 
-def resolve_later(state: ParticipantState, row: BranchRow, message: Resolve) -> None:
+def resolve_later(state: ParticipantState, row: ParticipantBranch, message: Resolve) -> None:
     row.ask_resolved = True
 
 
-def resolve_ended(state: ParticipantState, row: BranchRow, message: Resolve) -> None:
+def resolve_ended(state: ParticipantState, row: ParticipantBranch, message: Resolve) -> None:
     if row.outcome is Outcome.UNKNOWN and row.token:
         # The database could not be asked then, and may be back (rule 13).
         row.state = BranchState.RESOLVING
@@ -297,7 +297,7 @@ def resolve_absent(state: ParticipantState, row: None, message: Resolve) -> None
     state.out.send.append(Resolved(message.xid, message.branch, Outcome.UNKNOWN))
 
 
-def resolved(state: ParticipantState, row: BranchRow, detail: tuple[Outcome, Reason | None]) -> None:
+def resolved(state: ParticipantState, row: ParticipantBranch, detail: tuple[Outcome, Reason | None]) -> None:
     state.out.send.append(Resolved(row.xid, row.branch, detail[0]))
     if state.by_use.get((row.xid, row.gid.resource)) == row.branch:
         state.end(row, detail[0])
@@ -305,11 +305,11 @@ def resolved(state: ParticipantState, row: BranchRow, detail: tuple[Outcome, Rea
         del state.rows[row.branch]
 
 
-def try_resolve_again(state: ParticipantState, row: BranchRow, _: object) -> None:
+def try_resolve_again(state: ParticipantState, row: ParticipantBranch, _: object) -> None:
     state.do(Operation.ONE_PHASE_RESULT, row)
 
 
-def expire(state: ParticipantState, row: BranchRow, _: object) -> None:
+def expire(state: ParticipantState, row: ParticipantBranch, _: object) -> None:
     del state.rows[row.branch]
     if state.by_use.get((row.xid, row.gid.resource)) == row.branch:
         del state.by_use[row.xid, row.gid.resource]

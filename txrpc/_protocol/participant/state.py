@@ -1,7 +1,6 @@
-"""The ledger of one process's branches: rows, closed transactions, timers, and how effects are put into the output.
+"""The state of one process's branches: rows, closed transactions, timers, and how effects are put into the output.
 
-Plumbing only.  What a row does when something happens is in `voting` and `finishing`; the table and the doors are in
-`participant`.
+What a row does when something happens is in `phase_one` and `phase_two`; the table is in `table`.
 """
 
 from __future__ import annotations
@@ -11,7 +10,7 @@ from collections import deque
 from collections.abc import Callable
 
 from txrpc._protocol.messages import Outcome
-from txrpc._protocol.participant.branch import BranchRow, BranchState, Do, Effects, Operation
+from txrpc._protocol.participant.branch import BranchState, Do, Effects, Operation, ParticipantBranch
 from txrpc.ids import BranchId, Gid, Xid
 
 __all__ = ["SLOW_MS", "TOMBSTONE_MS", "ParticipantState"]
@@ -31,7 +30,7 @@ class ParticipantState:
 
     def __init__(self, jitter: Callable[[], float]) -> None:
         """*jitter* returns numbers from 0 to 1, which spread inquiries and retries."""
-        self.rows: dict[BranchId, BranchRow] = {}
+        self.rows: dict[BranchId, ParticipantBranch] = {}
         self.by_use: dict[tuple[Xid, str], BranchId] = {}
         self.closed_until_ms: dict[Xid, int] = {}
         self.abandoned: deque[tuple[int, Xid]] = deque()
@@ -41,7 +40,7 @@ class ParticipantState:
         self.now_ms = 0
         self.out = Effects()
 
-    def find(self, xid: Xid, resource: str) -> BranchRow | None:
+    def find(self, xid: Xid, resource: str) -> ParticipantBranch | None:
         """The branch of *xid* in *resource* of this process, ended ones included."""
         branch = self.by_use.get((xid, resource))
         return None if branch is None else self.rows[branch]
@@ -58,26 +57,26 @@ class ParticipantState:
         self.now_ms = max(now_ms, self.now_ms)
         self.out = Effects()
 
-    def enter_row(self, gid: Gid, state: BranchState, deadline_ms: int) -> BranchRow:
-        row = BranchRow(gid, state, deadline_ms, in_doubt_ms=self.now_ms)
+    def enter_row(self, gid: Gid, state: BranchState, deadline_ms: int) -> ParticipantBranch:
+        row = ParticipantBranch(gid, state, deadline_ms, in_doubt_ms=self.now_ms)
         self.rows[gid.branch] = row
         if state is BranchState.ACTIVE:
             heapq.heappush(self.timers, (deadline_ms, gid.branch))
         return row
 
-    def close(self, row: BranchRow) -> None:
+    def close(self, row: ParticipantBranch) -> None:
         """The transaction begins to end here: no further call of it may come in (rule 10)."""
         self.closed_until_ms.setdefault(row.xid, max(row.deadline_ms, self.now_ms) + TOMBSTONE_MS)
 
-    def end(self, row: BranchRow, outcome: Outcome) -> None:
+    def end(self, row: ParticipantBranch, outcome: Outcome) -> None:
         row.state, row.outcome = BranchState.ENDED, outcome
         self.wake_in(row, max(self.closed_until_ms.get(row.xid, 0) - self.now_ms, TOMBSTONE_MS))
 
-    def wake_in(self, row: BranchRow, wait_ms: int) -> None:
+    def wake_in(self, row: ParticipantBranch, wait_ms: int) -> None:
         row.deadline_ms = self.now_ms + wait_ms
         heapq.heappush(self.timers, (row.deadline_ms, row.branch))
 
-    def do(self, operation: Operation, row: BranchRow) -> None:
+    def do(self, operation: Operation, row: ParticipantBranch) -> None:
         row.at_work = operation is not Operation.INTERRUPT
         if operation in _AFTER_THE_VOTE:
             row.working_ms = self.now_ms
