@@ -59,6 +59,7 @@ lint: $(READY) ## check style, types, import rules, generated code and the house
 	$(BIN)/lint-imports
 	$(BIN)/python scripts/generate.py --check
 	PYTHONPATH=. $(BIN)/python scripts/diagrams.py --check
+	PYTHONPATH=. $(BIN)/python scripts/reference.py --check
 	$(BIN)/python scripts/figures.py
 	$(PYTEST) tests/house
 

@@ -70,28 +70,88 @@ class AbortCode(NamedIntEnum):
     """Why a transaction was aborted.  The numbers go over the wire: never reuse one."""
 
     UNSPECIFIED = 0
-    REQUESTED = 1  # rollback() or set_rollback_only()
-    APPLICATION_ERROR = 2  # an exception left the transaction's block, or a joined method failed
+    REQUESTED = 1
+    APPLICATION_ERROR = 2
     TIMED_OUT = 3
     SERIALIZATION_FAILURE = 4
     DEADLOCK = 5
     LOCK_TIMEOUT = 6
-    CANNOT_PREPARE = 7  # the database refused PREPARE: temporary tables, LISTEN / NOTIFY, ...
-    STATEMENT_FAILED = 8  # a statement failed, and with it the database transaction
-    CALLS_DIFFER = 9  # rule 9: a call ran twice, or is still running
-    CALL_END_UNKNOWN = 10  # a call's end is not known: deadline, cancel, lost connection
-    BRANCH_UNKNOWN = 11  # rule 8: the participant does not know the branch (it restarted, or the branch ended)
-    PARTICIPANT_LOST = 12  # no session with the process that holds the branch
+    CANNOT_PREPARE = 7
+    STATEMENT_FAILED = 8
+    CALLS_DIFFER = 9
+    CALL_END_UNKNOWN = 10
+    BRANCH_UNKNOWN = 11
+    PARTICIPANT_LOST = 12
     RESOURCE_UNAVAILABLE = 13
-    COORDINATOR_RESTARTED = 14  # the transaction began under an earlier epoch
+    COORDINATOR_RESTARTED = 14
     COORDINATOR_UNAVAILABLE = 15
-    LOG_UNAVAILABLE = 16  # the decision could not be recorded, and certainly was not
+    LOG_UNAVAILABLE = 16
     LIMIT_EXCEEDED = 17
-    PRESUMED = 18  # no decision on record
+    PRESUMED = 18
     PROTOCOL_VIOLATION = 19
     SHUTTING_DOWN = 20
-    NOT_JOINED = 21  # rule 19: a call did not take the transaction along, or nobody can see whether it did
+    NOT_JOINED = 21
 
+    @property
+    def retryable(self) -> bool:
+        """Whether running the whole transaction again may succeed without any change to the program or its configuration."""
+        return self in _RETRYABLE
+
+    @property
+    def meaning(self) -> tuple[str, str]:
+        """What has happened, and what to do."""
+        return _MEANING[self]
+
+
+_AGAIN = "Run the transaction again."
+_MEANING = {
+    AbortCode.UNSPECIFIED: ("No more is known than the text says.", "Read the text."),
+    AbortCode.REQUESTED: ("`rollback()` or `set_rollback_only()` was called.", "Nothing: it was meant."),
+    AbortCode.APPLICATION_ERROR: (
+        "An exception left the transaction's block, or a joined method failed.",
+        "Look at the exception that the text names.",
+    ),
+    AbortCode.TIMED_OUT: (
+        "The transaction's deadline has passed.",
+        "Give it more time, or find what waits: a lock, a slow call, a pool that is too small.",
+    ),
+    AbortCode.SERIALIZATION_FAILURE: ("The database could not serialize the branch with others.", _AGAIN),
+    AbortCode.DEADLOCK: ("The database ended a deadlock by this branch.", _AGAIN),
+    AbortCode.LOCK_TIMEOUT: ("A lock was not free within the database's `lock_timeout`.", _AGAIN),
+    AbortCode.CANNOT_PREPARE: (
+        "The database refused PREPARE: temporary tables, LISTEN or NOTIFY, a foreign server.",
+        "Move that work out of the transaction.",
+    ),
+    AbortCode.STATEMENT_FAILED: (
+        "A statement failed, and with it the database's transaction.",
+        "Use `begin_nested()` around a statement that may fail.",
+    ),
+    AbortCode.CALLS_DIFFER: (
+        "A branch saw other calls than the root: one ran twice, or still runs (rule 9).",
+        "Wait for every call before the end; switch transparent retries of calls off.",
+    ),
+    AbortCode.CALL_END_UNKNOWN: ("How a call ended is not known: a deadline, a cancel, a lost connection.", _AGAIN),
+    AbortCode.BRANCH_UNKNOWN: (
+        "The service does not know the branch: it restarted, or the branch ended (rule 8).",
+        _AGAIN,
+    ),
+    AbortCode.PARTICIPANT_LOST: ("The process that holds the branch has no session with the coordinator.", _AGAIN),
+    AbortCode.RESOURCE_UNAVAILABLE: ("A database cannot be reached.", _AGAIN),
+    AbortCode.COORDINATOR_RESTARTED: ("The coordinator has restarted since the transaction began.", _AGAIN),
+    AbortCode.COORDINATOR_UNAVAILABLE: ("There is no session with the coordinator.", _AGAIN),
+    AbortCode.LOG_UNAVAILABLE: ("The decision could not be recorded, and certainly was not.", _AGAIN),
+    AbortCode.LIMIT_EXCEEDED: ("A configured limit was reached.", "Make the transaction smaller, or raise the limit."),
+    AbortCode.PRESUMED: ("There is no decision on record, so there was none.", _AGAIN),
+    AbortCode.PROTOCOL_VIOLATION: (
+        "A message broke the protocol.",
+        "Look for different versions of txrpc, or for a program that is not txrpc.",
+    ),
+    AbortCode.SHUTTING_DOWN: ("The coordinator is shutting down.", _AGAIN),
+    AbortCode.NOT_JOINED: (
+        "A call did not take the transaction along, or nobody can see whether it did (rule 19).",
+        "Give the server txrpc's interceptors, or say `outside=` for the method.",
+    ),
+}
 
 _RETRYABLE = frozenset(
     {
@@ -121,7 +181,7 @@ class Reason:
     @property
     def retryable(self) -> bool:
         """Whether running the whole transaction again may succeed without anybody changing anything."""
-        return self.code in _RETRYABLE
+        return self.code.retryable
 
     def __str__(self) -> str:
         name = self.code.name.lower().replace("_", " ")

@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import logging
 import signal
-from typing import Any
+from typing import Any, Final
 
 import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
@@ -20,12 +20,20 @@ from txrpc._decision_log.port import DecisionLog
 from txrpc._wire.v1 import admin_pb2, admin_pb2_grpc, session_pb2, session_pb2_grpc
 from txrpc.errors import ConfigurationError, Fenced, LogBehind, TxrpcError
 
-__all__ = ["BEHIND", "FAILED", "FENCED", "LOG_CLOSED", "MISCONFIGURED", "NO_ADDRESS", "run", "serve"]
+__all__ = ["BEHIND", "EXIT_CODES", "FAILED", "FENCED", "LOG_CLOSED", "MISCONFIGURED", "NO_ADDRESS", "run", "serve"]
 
 logger = logging.getLogger("txrpc.coordinator")
 
 FAILED, MISCONFIGURED, LOG_CLOSED, FENCED, NO_ADDRESS, BEHIND = 1, 2, 3, 4, 5, 6
-"""Exit codes; 0 is an orderly end."""
+EXIT_CODES: Final = {
+    0: "told to stop",
+    FAILED: "a mistake in txrpc: its log line has the details",
+    MISCONFIGURED: "bad configuration",
+    LOG_CLOSED: "the decision log cannot be opened",
+    FENCED: "fenced: a later coordinator has opened the log",
+    NO_ADDRESS: "cannot listen on the address",
+    BEHIND: "the log has lost decisions: see docs/operating.md before starting again",
+}
 
 _HEALTH_S = 0.5
 SERVICES = ("", "txrpc.v1.Coordinator")
