@@ -64,7 +64,7 @@ def test_the_shop_sells_a_whole_cart_or_nothing(servers: dict[str, Server], tmp_
             paid, *lines = buy("tea:2", "cup:1").splitlines()
             assert paid == "ada has paid 21.00"
             assert sorted(lines) == ["  1 x cup", "  2 x tea"]
-            assert re.search(r"^nothing was bought: .*FAILED_PRECONDITION: cup is sold out", buy("tea:1", "cup:9"))
+            assert re.search(r"^nothing was bought: cup is sold out", buy("tea:1", "cup:9"))
             assert re.search(r"^nothing was bought: .*ada cannot pay 3600 cents", buy("tea:8"))
             assert (
                 money(server, f"shop{driver}stock", "SELECT string_agg(item || count, ' ' ORDER BY item) FROM shelf")
