@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
+from collections.abc import AsyncIterator
+from types import SimpleNamespace
 from typing import Any
 
 import grpc
 import pytest
 
+from txrpc._grpc.server_async import AsyncServerInterceptor
 from txrpc._wire.status import from_trailing
 from txrpc.errors import CoordinatorUnavailable, TransactionAborted, TransactionTimedOut, TxrpcError
 
@@ -91,3 +95,44 @@ def test_what_the_method_said_itself_stays(world: World) -> None:
         stub.call("unary_unary")
     failed: Any = caught.value
     assert failed.code() is grpc.StatusCode.ALREADY_EXISTS
+
+
+async def test_a_stream_ends_its_method_when_the_client_goes_away(aworld: AsyncWorld) -> None:
+    ended = asyncio.Event()
+
+    async def stream(_request: bytes, _context: Any) -> AsyncIterator[bytes]:
+        try:
+            while True:
+                yield b"more"
+                await asyncio.sleep(0.01)
+        finally:
+            ended.set()
+
+    stub = await aworld.raw(await aworld.serve(Recorder(AsyncHandle), unary_stream=stream))
+    call: Any = stub.unary_stream(b"")
+    assert await anext(aiter(call)) == b"more"
+    call.cancel()
+    async with asyncio.timeout(10):
+        await ended.wait()
+
+
+async def test_the_wrapped_generator_closes_the_methods_own() -> None:
+    """Not left to the garbage collector, which may take its time."""
+    ended: list[str] = []
+
+    async def stream(_request: bytes, _context: Any) -> AsyncIterator[bytes]:
+        try:
+            yield b"more"
+            yield b"and more"
+        finally:
+            ended.append("here")
+
+    async def found(_call: Any) -> Any:
+        return grpc.unary_stream_rpc_method_handler(stream)
+
+    call = SimpleNamespace(method="/t.T/x", invocation_metadata=())
+    handler = await AsyncServerInterceptor(Recorder(AsyncHandle)).intercept_service(found, call)
+    responses = handler.unary_stream(b"", None)
+    assert await anext(responses) == b"more"
+    await responses.aclose()
+    assert ended == ["here"]

@@ -7,6 +7,7 @@ An asyncio server may have synchronous handlers; `txrpc._grpc.threads` makes asy
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import inspect
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
@@ -57,8 +58,10 @@ def _plain(behaviour: Any, streams: bool) -> Any:
 
         async def stream(request: Any, context: Any) -> AsyncIterator[Any]:
             try:
-                async for response in behaviour(request, context):
-                    yield response
+                # A client that goes away closes this generator, and the method's must end with it.
+                async with contextlib.aclosing(behaviour(request, context)) as responses:
+                    async for response in responses:
+                        yield response
             except Exception as error:
                 await _fail(context, error)
                 raise
@@ -154,8 +157,9 @@ class _Call:
     def _wrap_generator(self) -> Any:
         async def call(request: Any, context: Any) -> AsyncIterator[Any]:
             if has_joined(self._transaction):
-                async for response in self._behaviour(request, context):
-                    yield response
+                async with contextlib.aclosing(self._behaviour(request, context)) as joined:
+                    async for response in joined:
+                        yield response
                 return
             handle = await self._join(context)
             responses = self._behaviour(request, _Context(context, self, handle))
