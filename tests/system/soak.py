@@ -36,7 +36,7 @@ __all__ = ["Run", "main"]
 CLIENTS = 8
 SETTLED_S = 6.0
 """After the last fault, until what is in doubt counts."""
-OPTIONS = ["--retention-s", "5", "--ack-wait-s", "3"]
+OPTIONS = ["--retention-s", "20", "--ack-wait-s", "3"]
 
 
 class Run:

@@ -158,7 +158,7 @@ class Child:
             file.seek(self._read_from)
             return file.read().decode(errors="replace")
 
-    def wait_for(self, text: str, timeout_s: float = 60.0) -> None:
+    def wait_for(self, text: str, timeout_s: float = 20.0) -> None:
         """Wait until it has written *text*; raises `RuntimeError` with its output if it ends or takes too long."""
         until = time.monotonic() + timeout_s
         while time.monotonic() < until:
