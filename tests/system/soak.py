@@ -175,6 +175,8 @@ class Run:
 
 def _sample(at_s: float, name: str, pid: int) -> Sample:
     status = dict(line.split(":", 1) for line in Path(f"/proc/{pid}/status").read_text().splitlines())
+    if "VmRSS" not in status:
+        raise ProcessLookupError(f"{name} has just died")
     memory_mb, threads = int(status["VmRSS"].split()[0]) / 1024, int(status["Threads"])
     return Sample(at_s, name, pid, memory_mb, threads, len(os.listdir(f"/proc/{pid}/fd")))
 
