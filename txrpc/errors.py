@@ -148,7 +148,7 @@ _MEANING = {
     ),
     AbortCode.SHUTTING_DOWN: ("The coordinator is shutting down.", _AGAIN),
     AbortCode.NOT_JOINED: (
-        "A call did not take the transaction along, or nobody can see whether it did (rule 19).",
+        "A called server takes no part in the transaction, or does not show that it does (rule 19).",
         "Give the server txrpc's interceptors, or say `outside=` for the method.",
     ),
 }

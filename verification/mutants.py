@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 from unittest.mock import patch
 
-from txrpc._client import completion as ending
+from txrpc._client import completion
 from txrpc._client.asking import Asking
 from txrpc._client.core import ClientCore
 from txrpc._client.local_transaction import Status
@@ -411,7 +411,7 @@ def _takes_a_lost_answer_for_an_abort() -> Patches:
         yield manager.pause, (0.0,)
         return OutcomeReply(request.xid, Outcome.ABORTED, Reason(AbortCode.COORDINATOR_UNAVAILABLE))
 
-    return [patch.object(ending, "ask_outcome", mistaken)]
+    return [patch.object(completion, "ask_outcome", mistaken)]
 
 
 @_mutant(5, 12, 13)
@@ -426,7 +426,7 @@ def _asks_for_the_commit_again_instead_of_the_outcome() -> Patches:
                 yield manager.pause, (0.05,)
         return None
 
-    return [patch.object(ending, "ask_outcome", mistaken)]
+    return [patch.object(completion, "ask_outcome", mistaken)]
 
 
 _LOG_LOST = Options(

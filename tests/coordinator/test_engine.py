@@ -10,7 +10,7 @@ from collections.abc import AsyncIterator, Iterable, Sequence
 import pytest
 
 from tests.waiting import aeventually
-from txrpc._coordinator import log_writer as logbook
+from txrpc._coordinator import log_writer
 from txrpc._coordinator.driver import CoordinatorDriver
 from txrpc._decision_log.memory import MemoryLog, MemoryStore
 from txrpc._decision_log.port import Decision, NotRecorded, RecordUncertain
@@ -359,7 +359,7 @@ async def test_rule_12_what_is_done_is_kept_for_the_retention_time_and_then_dele
 async def test_forgetting_goes_on_in_batches_until_nothing_is_left(
     log: RoughLog, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(logbook, "_FORGET_BATCH", 2)
+    monkeypatch.setattr(log_writer, "_FORGET_BATCH", 2)
     driver = await started(log, 0)
     box = Box(driver)
     xids = [box.commit(number) for number in range(1, 6)]

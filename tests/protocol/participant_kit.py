@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from txrpc._protocol import messages as m
 from txrpc._protocol.messages import (
     Commit,
     CommitOnePhase,
@@ -16,7 +17,7 @@ from txrpc._protocol.messages import (
     Voted,
 )
 from txrpc._protocol.participant.branch import BranchInput, BranchState, Do, Effects, Operation, ParticipantBranch
-from txrpc._protocol.participant.machine import AboutBranch, Participant
+from txrpc._protocol.participant.machine import Participant
 from txrpc.errors import AbortCode, Reason
 from txrpc.ids import BranchId, Epoch, Gid, ParticipantId, Xid
 
@@ -52,7 +53,7 @@ class Process:
         row.calls = calls
         return row
 
-    def hear(self, message: AboutBranch) -> Effects:
+    def hear(self, message: m.Prepare | m.CommitOnePhase | m.Commit | m.Rollback | m.Resolve) -> Effects:
         """Take a message of the coordinator's."""
         return self._keep(self.table.received(message, self.now_ms))
 

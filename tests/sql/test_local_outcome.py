@@ -20,7 +20,7 @@ from tests.sql.kit import Make, Proxy, rows
 from tests.waiting import eventually, until_a_backend_waits_for
 from txrpc._client.client import Client
 from txrpc._client.client_async import AsyncClient
-from txrpc.sql import commit_status as truth
+from txrpc.sql import commit_status
 
 SLOW = (
     "CREATE FUNCTION slow() RETURNS trigger LANGUAGE plpgsql AS $$BEGIN PERFORM pg_sleep(3); RETURN NULL; END$$;"
@@ -74,7 +74,7 @@ async def test_rule_21_a_local_commit_that_the_database_rolled_back_is_aborted(u
 @pytest.fixture
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     """A database that is away for longer than half a minute, in less time."""
-    monkeypatch.setattr(truth, "COMMIT_STATUS_BACKOFF_S", (0.1, 0.1))
+    monkeypatch.setattr(commit_status, "COMMIT_STATUS_BACKOFF_S", (0.1, 0.1))
 
 
 @pytest.fixture

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
-from txrpc._client import completion as ending
+from txrpc._client import completion
 from txrpc._client.flow import Flow
 from txrpc._client.local_transaction import LocalTransaction, Status
 from txrpc._client.state import ClientState
@@ -74,13 +74,17 @@ class Asking(ClientState):
         """A root's transaction has ended; if its end is not known, keep what it takes to ask."""
         if part.status is not Status.UNKNOWN:
             return
-        ref = ending.only_here(self, part.refs)
+        ref = completion.only_here(self, part.refs)
         with self._lock:
             if ref is not None:
                 row = self._table.rows.get(ref.branch)
                 result = row.outcome if row is not None and row.state is BranchState.ENDED else None
                 token = row.token if row is not None else ""
-                keep(self._local, part.xid, ending.LocalCommit(self.resources[ref.resource], ref.branch, token, result))
+                keep(
+                    self._local,
+                    part.xid,
+                    completion.LocalCommit(self.resources[ref.resource], ref.branch, token, result),
+                )
             elif part.owner is not None:
                 keep(
                     self._unknown,
@@ -94,9 +98,9 @@ class Asking(ClientState):
             commit = self._local.get(xid)
             node, request = self._unknown.get(xid) or ("", OutcomeRequest(xid, _ANY_EPOCH, 0))
         if commit is not None:
-            outcome = yield from ending.outcome_here(self, commit, until_ms)
+            outcome = yield from completion.outcome_here(self, commit, until_ms)
             return outcome
-        reply = yield from ending.ask_outcome(self, node, request, until_ms)
+        reply = yield from completion.ask_outcome(self, node, request, until_ms)
         if reply is None:
             raise CoordinatorUnavailable(f"the coordinator did not say in time how transaction {xid} ended")
         if reply.outcome is not Outcome.UNKNOWN:

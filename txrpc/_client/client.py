@@ -11,8 +11,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import Any, Self
 
-from txrpc._client import completion as ending
-from txrpc._client import using
+from txrpc._client import completion, using
 from txrpc._client.branch_operation import operate
 from txrpc._client.core import ClientCore
 from txrpc._client.flow import run
@@ -94,7 +93,7 @@ class JoinedTransaction(_Uses, JoinedTransactionBase):
     def leave(self) -> CallReport:
         """End this call's part.  See `txrpc._grpc.ports.Handle`."""
         if self._report is None:
-            run(ending.settle(self._part))
+            run(completion.settle(self._part))
         return self._leave()
 
 
@@ -112,7 +111,7 @@ class RootTransaction(_Uses, RootTransactionBase):
         mistake), `OutcomeUnknown` (ask `Client.outcome` later), `HeuristicOutcome`, or `IllegalState`.
         """
         try:
-            run(ending.commit(self._manager, self._part, wait))
+            run(completion.commit(self._manager, self._part, wait))
         finally:
             self._manager.ended(self._part)
             self._completed()
@@ -122,7 +121,7 @@ class RootTransaction(_Uses, RootTransactionBase):
         if not isinstance(reason, Reason):
             reason = Reason(AbortCode.REQUESTED, reason or "rollback() was called")
         try:
-            run(ending.rollback(self._manager, self._part, reason))
+            run(completion.rollback(self._manager, self._part, reason))
         finally:
             self._completed()
 

@@ -8,8 +8,7 @@ from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager
 from typing import Any, Self
 
-from txrpc._client import completion as ending
-from txrpc._client import using
+from txrpc._client import completion, using
 from txrpc._client.branch_operation import operate
 from txrpc._client.core import ClientCore
 from txrpc._client.flow import arun
@@ -91,7 +90,7 @@ class AsyncJoinedTransaction(_Uses, JoinedTransactionBase):
     async def leave(self) -> CallReport:
         """End this call's part.  See `txrpc._grpc.ports.Handle`."""
         if self._report is None:
-            await arun(ending.settle(self._part))
+            await arun(completion.settle(self._part))
         return self._leave()
 
 
@@ -104,7 +103,7 @@ class AsyncRootTransaction(_Uses, RootTransactionBase):
     async def commit(self, wait: Wait = Wait.ACKNOWLEDGED) -> None:
         """Commit every branch, or none.  See `txrpc.RootTransaction.commit`."""
         try:
-            await arun(ending.commit(self._manager, self._part, wait))
+            await arun(completion.commit(self._manager, self._part, wait))
         finally:
             self._manager.ended(self._part)
             await self._completed()
@@ -114,7 +113,7 @@ class AsyncRootTransaction(_Uses, RootTransactionBase):
         if not isinstance(reason, Reason):
             reason = Reason(AbortCode.REQUESTED, reason or "rollback() was called")
         try:
-            await arun(ending.rollback(self._manager, self._part, reason))
+            await arun(completion.rollback(self._manager, self._part, reason))
         finally:
             await self._completed()
 

@@ -252,7 +252,7 @@ def _send_commit(manager: Ending, part: LocalTransaction, refs: tuple[BranchRef,
 
 
 def ask_outcome(manager: Ending, node: str, request: OutcomeRequest, until_ms: int) -> Flow[OutcomeReply | None]:
-    """Ask coordinator *node* ("": whoever is there) until an answer comes, over lost sessions and restarted coordinators.
+    """Ask coordinator *node* ("": the one that is connected) until an answer comes, over lost sessions and restarted coordinators.
 
     None when the time is up.
     """

@@ -37,7 +37,7 @@ def coordinator(file: str | None, **given: Any) -> None:
       2  bad configuration   5  cannot listen
                              6  the log has lost decisions
     """
-    from txrpc._coordinator import logging_setup as logs
+    from txrpc._coordinator import logging_setup
     from txrpc._coordinator.config import load
     from txrpc._coordinator.server import MISCONFIGURED, run
     from txrpc.errors import ConfigurationError
@@ -47,7 +47,7 @@ def coordinator(file: str | None, **given: Any) -> None:
     except ConfigurationError as error:
         click.echo(f"txrpc: {error}", err=True)
         sys.exit(MISCONFIGURED)
-    logs.set_up(config.log_format, config.log_level)
+    logging_setup.set_up(config.log_format, config.log_level)
     sys.exit(run(config))
 
 

@@ -6,7 +6,7 @@ from collections import Counter
 from dataclasses import dataclass
 from typing import Any
 
-from txrpc._client import completion as ending
+from txrpc._client import completion
 from txrpc._client.asking import reason_for
 from txrpc._client.flow import Flow
 from txrpc._client.local_transaction import LocalTransaction
@@ -179,14 +179,14 @@ class Cluster:
         return Call(name, target.name, resource, writes, then)
 
     def _give_up(self, client: Process, part: LocalTransaction, reason: Reason) -> Flow[None]:
-        yield from ending.rollback(client.manager, part, reason)
+        yield from completion.rollback(client.manager, part, reason)
         self._told(part, Outcome.ABORTED)
 
     def _commit(self, client: Process, part: LocalTransaction) -> Flow[None]:
         wait = self._dice.choice((Wait.ACKNOWLEDGED, Wait.DECISION))
         self.history.note("listed", part.xid, [ref.branch for ref in part.refs])
         try:
-            yield from ending.commit(client.manager, part, wait)
+            yield from completion.commit(client.manager, part, wait)
         except TransactionAborted:
             self._told(part, Outcome.ABORTED)
         except OutcomeUnknown:

@@ -47,10 +47,7 @@ from txrpc._protocol.participant.table import TABLE, enter
 from txrpc.errors import AbortCode, Reason
 from txrpc.ids import BranchId, Gid
 
-__all__ = ["AboutBranch", "Participant"]
-
-AboutBranch = Prepare | CommitOnePhase | Commit | Rollback | Resolve
-"""What a coordinator says about branches."""
+__all__ = ["Participant"]
 
 
 class Participant:
@@ -103,7 +100,7 @@ class Participant:
 
     # -------------------------------------------------------------------------------------------------- the coordinator
 
-    def received(self, message: AboutBranch, now_ms: int) -> Effects:
+    def received(self, message: Prepare | CommitOnePhase | Commit | Rollback | Resolve, now_ms: int) -> Effects:
         """Take a message of the coordinator's that concerns a branch."""
         self.state.begin(now_ms)
         kind = _MESSAGES[type(message)]
