@@ -105,6 +105,13 @@ def test_a_manager_shows_what_users_need_and_its_status(manager: Client) -> None
     assert repr(public) == f"<TransactionManager {manager.process} of group default>"
 
 
+def test_begin_refuses_a_timeout_that_is_no_number(manager: Client) -> None:
+    begin: Any = txrpc.begin
+    with pytest.raises(txrpc.UsageError, match="timeout is a positive number of seconds, not '5'"):
+        begin("5")
+    assert txrpc.current_transaction() is None
+
+
 def test_only_the_root_learns_how_a_transaction_ends(manager: Client) -> None:
     with txrpc.transaction() as tx:
         outcomes: list[txrpc.Outcome] = []

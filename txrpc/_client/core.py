@@ -3,7 +3,7 @@
 How to think of it
     A manager is the process's side of txrpc.  It holds the participant (the table of this process's branches), the session to
     the coordinator, and the resources.  Everything that changes the table happens under one lock and yields effects, which
-    are honoured under the same lock where they are cheap (messages are queued, futures are set) and handed to `_start` where
+    are applied under the same lock where they are cheap (messages are queued, futures are set) and handed to `_start` where
     they block (operations on a database).
 
     What the coordinator asks about branches goes straight into the table.  Replies to what roots asked go to futures.
@@ -51,7 +51,7 @@ from txrpc.errors import (
 )
 from txrpc.ids import Gid, Xid
 
-__all__ = ["ClientCore"]
+__all__ = ["ClientCore", "check_timeout"]
 
 logger = logging.getLogger("txrpc.client")
 
@@ -59,6 +59,13 @@ DEFAULT_TIMEOUT_S = 30.0
 _SWEEP_MS = 30_000
 _SWEEP_RETRY_MS = 2_000
 _START_RETRY_MS = 2_000
+
+
+def check_timeout(timeout: float | None) -> None:
+    """Raise `UsageError` unless *timeout* is None or a positive number."""
+    is_number = isinstance(timeout, int | float) and not isinstance(timeout, bool)
+    if timeout is not None and not (is_number and timeout > 0):
+        raise UsageError(f"timeout is a positive number of seconds, not {timeout!r}")
 
 
 class ClientCore(Branches, Asking):
@@ -70,8 +77,7 @@ class ClientCore(Branches, Asking):
         """A root's part.  Nothing is sent."""
         self._check_fork()
         timeout_s = DEFAULT_TIMEOUT_S if timeout_s is None else timeout_s
-        if not timeout_s > 0:
-            raise UsageError(f"timeout is a positive number of seconds, not {timeout_s!r}")
+        check_timeout(timeout_s)
         welcome = self.welcome
         if welcome is not None and timeout_s * 1000 > welcome.max_timeout_ms:
             raise UsageError(

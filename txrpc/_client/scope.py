@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from txrpc._client.asking import reason_for
+from txrpc._client.core import check_timeout
 from txrpc._client.local_transaction import Status
 from txrpc._client.rollback_rules import ALWAYS, Kind, RollbackRules, kinds_of
 from txrpc._context import current, set_current
@@ -132,9 +133,7 @@ class Settings:
         manager: Any,
     ) -> Settings:
         """Check what a user gave; raises `UsageError`."""
-        is_number = isinstance(timeout, int | float) and not isinstance(timeout, bool)
-        if timeout is not None and not (is_number and timeout > 0):
-            raise UsageError(f"timeout is a positive number of seconds, not {timeout!r}")
+        check_timeout(timeout)
         if retry is not None and not isinstance(retry, int | Retry):
             raise UsageError(f"retry is a txrpc.Retry, or how often to try at most, not {retry!r}")
         return cls(
