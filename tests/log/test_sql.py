@@ -21,6 +21,7 @@ from txrpc._decision_log import database
 from txrpc._decision_log.port import LogError, NotRecorded, RecordUncertain
 from txrpc._decision_log.schema import pack, unpack
 from txrpc._decision_log.sql import SqlLog
+from txrpc._protocol.records import Decision
 from txrpc.errors import ConfigurationError, Fenced
 from txrpc.ids import Epoch, Xid
 from txrpc.testing.postgres import PostgresServer
@@ -193,24 +194,31 @@ def test_a_repeat_that_cannot_reach_the_database_does_not_make_an_uncertain_comm
     """The database dies while it holds COMMIT's answer back, waiting for a standby that there is not: the record is there."""
     log = sql_log(postgres.create_database("uncertainlog"))
     epoch = log.open("c1", 1).epoch
-    one, two = decision(epoch), decision(epoch)
     errors: list[BaseException] = []
 
-    def record() -> None:
+    def record(one: Decision) -> None:
         try:
             log.record([one])
         except LogError as error:
             errors.append(error)
 
-    thread = threading.Thread(target=record)
+    def waits(thread: threading.Thread) -> bool:
+        """False if it has committed: the server takes its new configuration when it comes to it."""
+        while not postgres.execute("SELECT 1 FROM pg_stat_activity WHERE wait_event = 'SyncRep'"):
+            if not thread.is_alive():
+                return False
+            time.sleep(0.01)
+        return True
+
     postgres.execute("ALTER SYSTEM SET synchronous_standby_names = 'nobody'")
     postgres.execute("SELECT pg_reload_conf()")
     try:
-        thread.start()
-        waiting = "SELECT 1 FROM pg_stat_activity WHERE wait_event = 'SyncRep'"
-        while not postgres.execute(waiting):
-            assert thread.is_alive()
-            time.sleep(0.01)
+        for _ in range(1_000):
+            one, two = decision(epoch), decision(epoch)
+            thread = threading.Thread(target=record, args=(one,))
+            thread.start()
+            if waits(thread):
+                break
         postgres.kill()
         thread.join(30)
         assert [type(error) for error in errors] == [RecordUncertain]
