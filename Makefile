@@ -14,7 +14,7 @@ WORKERS ?= 4
 PYTEST := $(BIN)/python -m pytest -q
 PYTEST_ALL := $(PYTEST) -n $(WORKERS) --dist worksteal
 
-.PHONY: help venv test deep simulate soak proof lint format proto demo clean
+.PHONY: help venv test deep simulate soak proof lint format proto twins demo clean
 
 help: ## what there is
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
@@ -58,6 +58,7 @@ lint: $(READY) ## check style, types, import rules, generated code and the house
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(BIN)/python scripts/generate.py --check
+	$(BIN)/python scripts/twins.py --check
 	PYTHONPATH=. $(BIN)/python scripts/diagrams.py --check
 	PYTHONPATH=. $(BIN)/python scripts/reference.py --check
 	$(BIN)/python scripts/figures.py
@@ -69,6 +70,9 @@ format: $(READY) ## let ruff format and sort
 
 proto: $(READY) ## generate the protobuf modules from protos/ and examples/
 	$(BIN)/python scripts/generate.py
+
+twins: $(READY) ## write the synchronous halves of modules that are written once, for asyncio
+	$(BIN)/python scripts/twins.py
 
 demo: $(DEMO_READY) ## transfers between two banks while services, a database and the coordinator are killed
 	@GRPC_VERBOSITY=ERROR GRPC_ENABLE_FORK_SUPPORT=0 $(BIN)/python -m examples.bank.demo

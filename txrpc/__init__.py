@@ -4,12 +4,12 @@ The names for synchronous programs; `txrpc.aio` has the same for asyncio.  Start
 `transactional`; the databases are in `txrpc.sql`.
 """
 
-from txrpc._client.client import JoinedTransaction, RootTransaction
 from txrpc._client.local_transaction import Status
 from txrpc._client.manager import TransactionManager
 from txrpc._client.scope import Propagation, Retry
 from txrpc._client.state import ManagerStatus
-from txrpc._client.transaction import Transaction
+from txrpc._client.transaction import JoinedTransaction, RootTransaction
+from txrpc._client.transaction_base import Transaction
 from txrpc._client.transactional import transaction, transactional
 from txrpc._connect import (
     begin,

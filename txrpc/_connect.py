@@ -8,11 +8,12 @@ from typing import Any
 
 import grpc
 
-from txrpc._client.client import Client, JoinedTransaction, RootTransaction
+from txrpc._client.client import Client
 from txrpc._client.manager import TransactionManager
 from txrpc._client.rollback_rules import Kind
 from txrpc._client.scope import default_client, set_default_client
-from txrpc._client.transaction import Transaction
+from txrpc._client.transaction import JoinedTransaction, RootTransaction
+from txrpc._client.transaction_base import Transaction
 from txrpc._context import current
 from txrpc._environment import coordinator_address
 from txrpc._grpc import client
@@ -53,10 +54,10 @@ def connect(
     client = Client(group, resources, process)
     session = Session(
         coordinator_address(address),
-        hello=client.hello,
-        on_welcome=client.on_welcome,
-        on_message=client.on_message,
-        on_lost=client.on_lost,
+        hello=client.core.hello,
+        on_welcome=client.core.on_welcome,
+        on_message=client.core.on_message,
+        on_lost=client.core.on_lost,
         options=options,
     )
     try:
@@ -116,7 +117,7 @@ def intercept_channel(channel: grpc.Channel, outside: Iterable[str] = ()) -> grp
 def server_interceptors(manager: TransactionManager | None = None) -> list[Any]:
     """For `grpc.server`: calls that come with a transaction join it, through *manager* or that of the last `connect`."""
     if manager is not None:
-        manager._client.serves = True
+        manager._client.state.serves = True
     return [ServerInterceptor(_DefaultJoiner() if manager is None else manager._client)]
 
 

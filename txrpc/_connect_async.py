@@ -6,11 +6,12 @@ import logging
 from collections.abc import Iterable
 from typing import Any
 
-from txrpc._client.client_async import AsyncClient, AsyncJoinedTransaction, AsyncRootTransaction
+from txrpc._client.client_async import AsyncClient
 from txrpc._client.manager_async import AsyncTransactionManager
 from txrpc._client.rollback_rules import Kind
 from txrpc._client.scope import default_client, set_default_client
-from txrpc._client.transaction import Transaction
+from txrpc._client.transaction_async import AsyncJoinedTransaction, AsyncRootTransaction
+from txrpc._client.transaction_base import Transaction
 from txrpc._context import current
 from txrpc._environment import coordinator_address
 from txrpc._grpc.client_async import aio_client_interceptors
@@ -39,10 +40,10 @@ async def connect(
     client = AsyncClient(group, resources, process)
     session = AsyncSession(
         coordinator_address(address),
-        hello=client.hello,
-        on_welcome=client.on_welcome,
-        on_message=client.on_message,
-        on_lost=client.on_lost,
+        hello=client.core.hello,
+        on_welcome=client.core.on_welcome,
+        on_message=client.core.on_message,
+        on_lost=client.core.on_lost,
         options=options,
     )
     try:
@@ -87,7 +88,7 @@ def client_interceptors(outside: Iterable[str] = ()) -> list[Any]:
 def server_interceptors(manager: AsyncTransactionManager | None = None) -> list[Any]:
     """For `grpc.aio.server`: calls that come with a transaction join it, through *manager* or that of the last `connect`."""
     if manager is not None:
-        manager._client.serves = True
+        manager._client.state.serves = True
     return [AsyncServerInterceptor(_DefaultJoiner() if manager is None else manager._client)]
 
 

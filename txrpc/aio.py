@@ -34,9 +34,9 @@ from txrpc import (
     Xid,
     carry,
 )
-from txrpc._client.client_async import AsyncJoinedTransaction as JoinedTransaction
-from txrpc._client.client_async import AsyncRootTransaction as RootTransaction
 from txrpc._client.manager_async import AsyncTransactionManager as TransactionManager
+from txrpc._client.transaction_async import AsyncJoinedTransaction as JoinedTransaction
+from txrpc._client.transaction_async import AsyncRootTransaction as RootTransaction
 from txrpc._client.transactional_async import transaction, transactional
 from txrpc._connect_async import begin, client_interceptors, connect, current_transaction, server_interceptors
 

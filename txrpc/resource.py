@@ -23,7 +23,7 @@ from txrpc.ids import Gid, Xid
 
 __all__ = [
     "AsyncResource",
-    "AsyncUser",
+    "AsyncResourceUser",
     "FinishResult",
     "Gid",
     "Outcome",
@@ -152,7 +152,7 @@ class ResourceUser(Protocol):
         """Doom the transaction: it can only roll back."""
 
 
-class AsyncUser(Protocol):
+class AsyncResourceUser(Protocol):
     """`ResourceUser` for asyncio programs."""
 
     @property

@@ -9,7 +9,7 @@ from typing import Any
 from unittest.mock import patch
 
 from txrpc._client import completion
-from txrpc._client.asking import Asking
+from txrpc._client import requests as client_requests
 from txrpc._client.core import ClientCore
 from txrpc._client.local_transaction import Status
 from txrpc._decision_log.memory import MemoryLog
@@ -43,7 +43,7 @@ from txrpc.errors import AbortCode, CoordinatorUnavailable, Reason
 from txrpc.ids import ParticipantId
 from verification.simulation import Options
 from verification.simulation.coordinator import CoordinatorProcess
-from verification.simulation.process import SimManager
+from verification.simulation.process import SimRuntime
 
 __all__ = ["MUTANTS", "Mutant"]
 
@@ -303,14 +303,14 @@ def _ignores_the_call_count() -> Patches:
 def _a_restarted_process_votes_for_the_work_of_the_dead_one() -> Patches:
     def keeps_its_name(self: Any, process: Any, resources: Any) -> None:
         made(self, process, resources)
-        self.participant_id = ParticipantId(process.name.encode().ljust(8, b".")[-8:])
+        self.state.participant_id = ParticipantId(process.name.encode().ljust(8, b".")[-8:])
 
-    made = SimManager.__init__
+    made = SimRuntime.__init__
 
     def unknown(state: Any, row: None, message: Any) -> None:
         state.out.send.append(Voted(message.xid, message.branch, Vote.READ_ONLY))
 
-    return [patch.object(SimManager, "__init__", keeps_its_name), _participant(_S.ABSENT, _I.PREPARE, unknown)]
+    return [patch.object(SimRuntime, "__init__", keeps_its_name), _participant(_S.ABSENT, _I.PREPARE, unknown)]
 
 
 @_mutant(4, 1, 2)
@@ -394,39 +394,39 @@ def _does_not_ask_the_database_how_a_commit_in_one_phase_ended() -> Patches:
     ),
 )  # fmt: skip
 def _lets_the_coordinator_presume_how_a_local_commit_ended() -> Patches:
-    def mistaken(self: Any, part: Any) -> None:
+    def mistaken(client: Any, part: Any) -> None:
         if part.status is Status.UNKNOWN and part.owner is not None:
             request = OutcomeRequest(part.xid, part.owner.epoch, part.begun_tick, part.refs)
-            self._unknown[part.xid] = (part.owner.node, request)
+            client.unknown[part.xid] = (part.owner.node, request)
 
     return [
-        patch.object(Asking, "ended", mistaken),
+        patch.object(completion, "keep_unknown", mistaken),
         patch.object(requests, "_commits_by_itself", lambda *_: False),
     ]
 
 
 @_mutant(13)
 def _takes_a_lost_answer_for_an_abort() -> Patches:
-    def mistaken(manager: Any, node: str, request: Any, until_ms: int) -> Any:
-        yield manager.pause, (0.0,)
+    def mistaken(client: Any, node: str, request: Any, until_ms: int) -> Any:
+        yield client.runtime.pause, (0.0,)
         return OutcomeReply(request.xid, Outcome.ABORTED, Reason(AbortCode.COORDINATOR_UNAVAILABLE))
 
-    return [patch.object(completion, "ask_outcome", mistaken)]
+    return [patch.object(completion, "_ask_outcome", mistaken)]
 
 
 @_mutant(5, 12, 13)
 def _asks_for_the_commit_again_instead_of_the_outcome() -> Patches:
-    def mistaken(manager: Any, node: str, request: Any, until_ms: int) -> Any:
-        while manager.now_ms() < until_ms:
+    def mistaken(client: Any, node: str, request: Any, until_ms: int) -> Any:
+        while client.now_ms() < until_ms:
             try:
-                live = yield manager.reconnect, ((until_ms - manager.now_ms()) / 1000,)
-                again = CommitRequest(request.xid, live.epoch, manager._tick, request.branches, 5_000)
-                return (yield manager.wait, (manager.post(live.node, again), 5.0))
+                live = yield client.runtime.reconnect, ((until_ms - client.now_ms()) / 1000,)
+                again = CommitRequest(request.xid, live.epoch, client.tick, request.branches, 5_000)
+                return (yield client.runtime.wait, (client_requests.post(client, live.node, again), 5.0))
             except (CoordinatorUnavailable, TimeoutError):
-                yield manager.pause, (0.05,)
+                yield client.runtime.pause, (0.05,)
         return None
 
-    return [patch.object(completion, "ask_outcome", mistaken)]
+    return [patch.object(completion, "_ask_outcome", mistaken)]
 
 
 _LOG_LOST = Options(

@@ -75,16 +75,18 @@ MUTANTS: dict[str, tuple[Change, str]] = {
     ),
     "finishing waits behind PREPARE": (
         Change(
-            "txrpc._client.client", "self._finishers if do.operation in FINISHING else self._workers", "self._workers"
+            "txrpc._client.client",
+            "self._finishers if do.operation in effects.FINISHING else self._workers",
+            "self._workers",
         ),
         "tests/sql/test_workers.py -k f9",
     ),
     "the work of ended branches is kept": (
-        Change("txrpc._client.state", "self._slots.pop(do.gid.branch, None)", "pass"),
+        Change("txrpc._client.effects", "client.branches.pop(do.gid.branch, None)", "pass"),
         "tests/runtime/test_scopes.py",
     ),
     "a greater position is forgotten": (
-        Change("txrpc._client.core", "self._position = max(self._position, message.position)", "pass"),
+        Change("txrpc._client.core", "self.state.position = max(self.state.position, message.position)", "pass"),
         "tests/system/test_restored_log.py -k rule_18",
     ),
     "calls in flight are left to their deadline": (
@@ -93,7 +95,9 @@ MUTANTS: dict[str, tuple[Change, str]] = {
     ),
     "a fan-out in a service is left to its deadline": (
         Change(
-            "txrpc._client.transaction", "            if self._part.in_flight:\n                self._abandon()\n", ""
+            "txrpc._client.transaction_base",
+            "            if self._part.in_flight:\n                self._abandon()\n",
+            "",
         ),
         "tests/system/test_calls_in_flight.py -k rule_19",
     ),

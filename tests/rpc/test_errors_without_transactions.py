@@ -130,7 +130,7 @@ async def test_the_wrapped_generator_closes_the_methods_own() -> None:
     async def found(_call: Any) -> Any:
         return grpc.unary_stream_rpc_method_handler(stream)
 
-    call = SimpleNamespace(method="/t.T/x", invocation_metadata=())
+    call: Any = SimpleNamespace(method="/t.T/x", invocation_metadata=())
     handler = await AsyncServerInterceptor(Recorder(AsyncHandle)).intercept_service(found, call)
     responses = handler.unary_stream(b"", None)
     assert await anext(responses) == b"more"

@@ -63,8 +63,8 @@ def test_outside_a_transaction_nothing_is_added(world: World, shape: str) -> Non
 
 def test_outside_a_transaction_the_objects_are_grpcs_own() -> None:
     handler = grpc.unary_unary_rpc_method_handler(lambda request, context: (request, context))
-    call = SimpleNamespace(method="/t.T/x", invocation_metadata=(("x", "y"),))
-    wrapped = ServerInterceptor(Recorder()).intercept_service(lambda _: handler, call)
+    call: Any = SimpleNamespace(method="/t.T/x", invocation_metadata=(("x", "y"),))
+    wrapped: Any = ServerInterceptor(Recorder()).intercept_service(lambda _: handler, call)
     given = object(), object()
     assert wrapped.unary_unary(*given) == given
     assert ServerInterceptor(Recorder()).intercept_service(lambda _: None, call) is None

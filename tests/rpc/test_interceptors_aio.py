@@ -78,7 +78,7 @@ async def test_outside_a_transaction_nothing_is_added(aworld: AsyncWorld, shape:
 
 async def test_outside_a_transaction_the_objects_are_grpcs_own() -> None:
     handler = grpc.unary_unary_rpc_method_handler(echo)
-    call = SimpleNamespace(method="/t.T/x", invocation_metadata=(("x", "y"),))
+    call: Any = SimpleNamespace(method="/t.T/x", invocation_metadata=(("x", "y"),))
 
     async def found(_call: Any) -> Any:
         return handler

@@ -51,9 +51,9 @@ class Session:
 def two_branches(session: Session, timeout: float = 1) -> tuple[Client, Any]:
     first, second = MemoryResource("first"), MemoryResource("second")
     manager = Client("default", [first, second])
-    manager.patience_ms = 300
+    manager.state.patience_ms = 300
     manager.start(session)
-    manager.on_welcome(WELCOME)
+    manager.core.on_welcome(WELCOME)
     scope = transaction(timeout, manager=TransactionManager(manager))
     scope.__enter__()
     first.write("one")
@@ -64,7 +64,7 @@ def two_branches(session: Session, timeout: float = 1) -> tuple[Client, Any]:
 def test_a_session_that_is_gone_for_good_is_not_asked_in_a_busy_loop() -> None:
     session = Session()
     manager, scope = two_branches(session)
-    manager.on_lost("gone")
+    manager.core.on_lost("gone")
     with pytest.raises(TransactionAborted) as caught:
         scope.__exit__(None, None, None)
     assert caught.value.reason.code is AbortCode.COORDINATOR_UNAVAILABLE
@@ -76,7 +76,7 @@ def test_a_refusal_for_good_aborts_at_once_because_nothing_was_sent() -> None:
     session = Session()
     session.wait_error = ConfigurationError("another group")
     manager, scope = two_branches(session, timeout=30)
-    manager.on_lost("refused")
+    manager.core.on_lost("refused")
     with pytest.raises(TransactionAborted, match="another group"):
         scope.__exit__(None, None, None)
     manager.close()
@@ -98,7 +98,7 @@ def test_a_request_that_was_sent_and_never_answered_is_unknown() -> None:
     with pytest.raises(OutcomeUnknown, match="has not answered"):
         scope.__exit__(None, None, None)
     assert [type(message) for message in session.sent].count(CommitRequest) == 1
-    manager.on_lost("gone")
+    manager.core.on_lost("gone")
     with pytest.raises(CoordinatorUnavailable):
         manager.outcome(scope.handle.xid, timeout=0.2)
     manager.close()
@@ -109,7 +109,7 @@ def test_closing_while_work_is_due_leaves_no_thread_with_an_error() -> None:
     for _ in range(20):
         manager = Client("default", [MemoryResource("first")])
         manager.start(Session())
-        manager.on_welcome(WELCOME)
+        manager.core.on_welcome(WELCOME)
         manager.close()
         manager._clock_thread.join(5)
         assert not manager._clock_thread.is_alive()
@@ -122,13 +122,13 @@ def test_rule_15_a_coordinator_gives_no_orders_about_a_branch_of_another_one(cap
     (ref, _) = scope.handle._part.refs
     session.sent.clear()
     other = Prepare(scope.handle.xid, ref.branch, ref.calls)
-    manager.on_message("c2", other)
+    manager.core.on_message("c2", other)
     assert "coordinator c2 said Prepare on another one's session" in caplog.text
-    manager.on_welcome(dataclasses.replace(WELCOME, owner=Owner("c2", Epoch.make(1, 1))))
-    manager.on_message("c2", other)
+    manager.core.on_welcome(dataclasses.replace(WELCOME, owner=Owner("c2", Epoch.make(1, 1))))
+    manager.core.on_message("c2", other)
     assert "coordinator c2 gives orders about a branch of another one's" in caplog.text
     assert not [message for message in session.sent if not isinstance(message, Inquiry)]
-    manager.on_lost("gone")
+    manager.core.on_lost("gone")
     with pytest.raises(TransactionAborted):
         scope.__exit__(None, None, None)
     manager.close()

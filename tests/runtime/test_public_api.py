@@ -102,7 +102,7 @@ def test_a_manager_shows_what_users_need_and_its_status(manager: Client) -> None
     assert status == txrpc.ManagerStatus(status.coordinator, {"notebook": "", "second": ""})
     assert status.ready is (status.coordinator is not None)
     assert not txrpc.ManagerStatus("c1", {"bank": "away"}).ready
-    assert repr(public) == f"<TransactionManager {manager.process} of group default>"
+    assert repr(public) == f"<TransactionManager {manager.state.process} of group default>"
 
 
 def test_begin_refuses_a_timeout_that_is_no_number(manager: Client) -> None:

@@ -13,10 +13,11 @@ import pytest
 from tests.runtime.conftest import NoSession
 from tests.runtime.memory_resource import MemoryResource, NotebookError
 from tests.waiting import eventually
-from txrpc._client.client import Client, RootTransaction
+from txrpc._client.client import Client
 from txrpc._client.local_transaction import Status
 from txrpc._client.manager import TransactionManager
 from txrpc._client.scope import Propagation, Retry
+from txrpc._client.transaction import RootTransaction
 from txrpc._client.transactional import transaction, transactional
 from txrpc._context import carry, current, set_current
 from txrpc._protocol.messages import Outcome
@@ -452,7 +453,7 @@ def test_rule_11_the_clock_goes_on_when_the_system_has_no_thread_left(
 def test_rule_11_a_mistake_in_the_clock_does_not_end_it(
     manager: Client, notebook: MemoryResource, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    woke, failed = manager.woke, list[int]()
+    woke, failed = manager.core.woke, list[int]()
 
     def mistaken() -> list[str]:
         if not failed:
@@ -460,7 +461,7 @@ def test_rule_11_a_mistake_in_the_clock_does_not_end_it(
             raise KeyError("a mistake")
         return woke()
 
-    monkeypatch.setattr(manager, "woke", mistaken)
+    monkeypatch.setattr(manager.core, "woke", mistaken)
     manager.begin(timeout=0.1)
     notebook.write("one")
     set_current(None)
@@ -481,7 +482,7 @@ def test_rule_11_work_in_use_at_the_deadline_is_interrupted(notebook: MemoryReso
 
 
 def test_without_a_coordinator_a_second_resource_is_refused(notebook: MemoryResource, manager: Client) -> None:
-    second = manager.resources["second"]
+    second = manager.state.resources["second"]
     with pytest.raises(CoordinatorUnavailable, match="one resource"), transaction():
         notebook.write("one")
         second.write("two")
@@ -531,4 +532,4 @@ def test_nothing_is_kept_of_the_work_of_branches_that_have_ended(manager: Client
     with suppress(ValueError), transaction():
         notebook.write("not kept")
         raise ValueError
-    assert manager._slots == {}
+    assert manager.state.branches == {}

@@ -221,7 +221,7 @@ async def test_without_a_coordinator(aio_manager: AsyncClient, aio_notebook: Asy
     with pytest.raises(CoordinatorUnavailable, match="one resource"):
         async with transaction():
             await aio_notebook.note("one")
-            await aio_manager.resources["second"].note("two")
+            await aio_manager.state.resources["second"].note("two")
     assert aio_notebook.lines == []
 
 

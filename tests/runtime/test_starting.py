@@ -61,7 +61,7 @@ class Recorded(NoSession):
     def __init__(self) -> None:
         self.sent: list[Any] = []
 
-    def send(self, _node: str, *messages: Any) -> None:
+    def send(self, node: str, *messages: Any) -> None:
         self.sent += messages
 
     def hellos(self) -> list[dict[str, str]]:
@@ -91,8 +91,8 @@ def test_a_database_that_is_away_does_not_keep_the_others_and_is_taken_in_when_i
     with Client("default", [first, second]) as manager:
         manager.start(session)
         assert str(GONE) in caplog.text
-        assert [(r.name, r.trouble) for r in manager.hello().resources] == [("first", ""), ("second", str(GONE))]
-        manager.on_welcome(WELCOME)
+        assert [(r.name, r.trouble) for r in manager.core.hello().resources] == [("first", ""), ("second", str(GONE))]
+        manager.core.on_welcome(WELCOME)
         with transaction(manager=TransactionManager(manager)):
             first.write("one")
         with pytest.raises(ResourceUnavailable, match=r"'second' of this process is not ready: .*connection refused"):
@@ -116,7 +116,7 @@ async def test_the_same_in_asyncio() -> None:
         await manager.start(AsyncNoSession())
         async with atransaction(manager=AsyncTransactionManager(manager)):
             await first.note("one")
-        await aeventually(lambda: not manager._starting.trouble("second"))
+        await aeventually(lambda: not manager.state.starting.trouble("second"))
         async with atransaction(manager=AsyncTransactionManager(manager)):
             await second.note("two")
     assert (first.lines, second.lines) == (["one"], ["two"])
@@ -128,26 +128,24 @@ def test_who_says_hello_while_a_resource_comes_up_says_it_again() -> None:
     late = Late("second", GONE)
     with Client("default", [late]) as manager:
         manager.start(session)
-        manager.hello()
-        eventually(lambda: not manager._starting.trouble("second"))
-        manager.on_welcome(WELCOME)
+        manager.core.hello()
+        eventually(lambda: not manager.state.starting.trouble("second"))
+        manager.core.on_welcome(WELCOME)
         assert session.hellos() == [{"second": ""}]
-        manager.on_welcome(WELCOME)
+        manager.core.on_welcome(WELCOME)
         assert len(session.hellos()) == 1
 
 
-def test_a_database_that_does_not_answer_at_all_is_waited_for_in_the_background(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr(Client, "start_patience_s", 0.05)
+def test_a_database_that_does_not_answer_at_all_is_waited_for_in_the_background() -> None:
     answers, second = threading.Event(), Late("second")
     start = second.start
     second.start = lambda: (answers.wait(30), start())[1]  # type: ignore[method-assign]
     with Client("default", [Late("first"), second]) as manager:
+        manager.state.start_patience_s = 0.05
         manager.start(NoSession())
-        assert manager.hello().resources[1].trouble == "its database has not answered yet"
+        assert manager.core.hello().resources[1].trouble == "its database has not answered yet"
         answers.set()
-        eventually(lambda: not manager._starting.trouble("second"))
+        eventually(lambda: not manager.state.starting.trouble("second"))
 
 
 @pytest.mark.parametrize(

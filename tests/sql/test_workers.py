@@ -16,7 +16,7 @@ import txrpc
 import txrpc.aio
 import txrpc.sql
 from tests.postgres import Server
-from tests.runtime.conftest import NoSession
+from tests.runtime.conftest import AsyncNoSession, NoSession
 from tests.sql.kit import Make, gid, insert
 from tests.waiting import aeventually, eventually, until_a_backend_waits_for
 from txrpc._client.client import Client
@@ -34,9 +34,9 @@ INSERT = sa.text("INSERT INTO row VALUES (:name, 1)")
 
 
 class _Silent(NoSession):
-    """Nobody hears what is said."""
+    """Drops what it is given."""
 
-    def send(self, _node: str, *_messages: object) -> None: ...
+    def send(self, node: str, *messages: object) -> None: ...
 
 
 def _welcome(order: Commit) -> Welcome:
@@ -66,14 +66,14 @@ def test_f9_commit_prepared_never_queues_behind_the_prepares_that_wait_for_it(
     order = _prepared(resource)
     manager = Client("default", [resource], workers=1)
     manager.start(_Silent())
-    manager.on_welcome(_welcome(order))
+    manager.core.on_welcome(_welcome(order))
     tx = manager.begin(60)
     with resource.connection() as connection:
         connection.execute(INSERT, {"name": "b"})
     (ref,) = tx._part.refs
-    manager.on_message(order.gid.node, Prepare(tx.xid, ref.branch, ref.calls))
+    manager.core.on_message(order.gid.node, Prepare(tx.xid, ref.branch, ref.calls))
     until_a_backend_waits_for(server, database, "transactionid")
-    manager.on_message(order.gid.node, order)
+    manager.core.on_message(order.gid.node, order)
     eventually(lambda: _ends(server, url, order))
     tx.rollback()
     manager.close()
@@ -88,28 +88,26 @@ async def test_f9_commit_prepared_never_queues_behind_the_prepares_that_wait_for
     engine = create_async_engine(sa.make_url(url).set(drivername="postgresql+asyncpg"))
     resource = txrpc.sql.AsyncResourceManager("bank", engine)
     manager = AsyncClient("default", [resource], workers=1)
-    await manager.start(_AsyncNoSession())
-    manager.on_welcome(_welcome(order))
+    await manager.start(_AsyncSilent())
+    manager.core.on_welcome(_welcome(order))
     tx = manager.begin(60)
     async with resource.connection() as connection:
         await connection.execute(INSERT, {"name": "b"})
     (ref,) = tx._part.refs
-    manager.on_message(order.gid.node, Prepare(tx.xid, ref.branch, ref.calls))
+    manager.core.on_message(order.gid.node, Prepare(tx.xid, ref.branch, ref.calls))
     waits = f"SELECT 1 FROM pg_stat_activity WHERE datname = '{database}' AND wait_event = 'transactionid'"
     await aeventually(lambda: server.execute(waits))
-    manager.on_message(order.gid.node, order)
+    manager.core.on_message(order.gid.node, order)
     await aeventually(lambda: _ends(server, url, order))
     await tx.rollback()
     await manager.close()
     await engine.dispose()
 
 
-class _AsyncNoSession(_Silent):
-    async def start(self) -> None:  # type: ignore[override]
-        """There is no coordinator."""
+class _AsyncSilent(AsyncNoSession):
+    """Drops what it is given."""
 
-    async def close(self) -> None:  # type: ignore[override]
-        """Nothing to close."""
+    def send(self, node: str, *messages: object) -> None: ...
 
 
 @pytest.fixture
@@ -117,7 +115,7 @@ def alone(make: Make) -> Iterator[txrpc.sql.ResourceManager]:
     """A resource with one connection, and a manager with all the patience in the world."""
     resource = make(pool_size=1, max_overflow=0)
     manager = Client("default", [resource])
-    manager.patience_ms = 600_000
+    manager.state.patience_ms = 600_000
     manager.start(NoSession())
     set_default_client("txrpc", manager, on=True)
     yield resource
@@ -214,7 +212,7 @@ def test_g4_the_deadline_bounds_the_wait_for_a_connection(make: Make, pool: dict
     for _ in range(3):
         with txrpc.transaction(manager=TransactionManager(manager)), resource.connection() as connection:
             connection.execute(sa.text("SELECT 1"))
-    assert resource._places._value == sum(pool.values())
+    assert resource._places._free._value == sum(pool.values())
     manager.close()
 
 
@@ -224,7 +222,7 @@ async def test_g4_the_deadline_bounds_the_wait_for_a_connection_aio(url: str) ->
     )
     resource = txrpc.sql.AsyncResourceManager("bank", engine)
     manager = AsyncClient("default", [resource])
-    await manager.start(_AsyncNoSession())
+    await manager.start(_AsyncSilent())
     held = await resource.begin(False)
     with pytest.raises(txrpc.ResourceUnavailable, match=r"every connection of resource 'bank' is in use .* had left"):
         async with txrpc.aio.transaction(timeout=0.5, manager=AsyncTransactionManager(manager)):

@@ -152,7 +152,7 @@ def test_rule_19_a_call_that_comes_after_the_end_is_refused_though_it_never_had_
         late = tx.outgoing()
     refused = [(CONTEXT_KEY, encode_context(late.context))]
     stub = service.plain.unary_unary("/t.S/write")
-    eventually(lambda: service.manager._client._table.state.is_closed(tx.xid))
+    eventually(lambda: service.manager._client.state.participant.state.is_closed(tx.xid))
     with pytest.raises(grpc.RpcError) as caught:
         stub(b"late", metadata=refused)
     assert caught.value.code() is grpc.StatusCode.ABORTED

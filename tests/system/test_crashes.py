@@ -90,7 +90,7 @@ def test_coordinator_stays_away_the_client_is_told_that_nobody_knows(make_world:
     """Rule 13: OutcomeUnknown where the truth cannot be learnt, and `outcome` tells it later."""
     world = make_world(c1="coordinator.after_record=kill")
     manager = connected(world)
-    manager._client.patience_ms = 500
+    manager._client.state.patience_ms = 500
     teller = world.teller()
     with pytest.raises(txrpc.OutcomeUnknown) as caught, txrpc.transaction(timeout=3) as tx:
         teller.banks[0].Withdraw(_amount(-100))
@@ -155,7 +155,7 @@ def test_both_services_and_the_coordinator_killed_while_prepared(make_world: Mak
     """All three at once: what is durable decides."""
     world = make_world(c1="coordinator.after_record=kill")
     manager = connected(world)
-    manager._client.patience_ms = 500
+    manager._client.state.patience_ms = 500
     told: list[str] = []
     client = threading.Thread(target=lambda: told.append(transfer(world)))
     client.start()
@@ -300,7 +300,9 @@ def test_rule_13_the_token_of_a_one_phase_commit_survives_its_process_and_the_co
     def both_die_and_come_back() -> None:
         service = world.services["bank-a"]
         service.wait(30)
-        eventually(lambda: manager._client._tokens, 20, world.evidence)  # the coordinator has noticed, and sent it on
+        eventually(
+            lambda: manager._client.state.tokens, 20, world.evidence
+        )  # the coordinator has noticed, and sent it on
         world.coordinator.kill()
         world.coordinator.start()
         service.arm("")
@@ -312,14 +314,14 @@ def test_rule_13_the_token_of_a_one_phase_commit_survives_its_process_and_the_co
     reviver.join(40)
     assert told == "committed", world.evidence()
     assert world.money() == [START + 100, START]
-    assert not manager._client._tokens
+    assert not manager._client.state.tokens
 
 
 def test_service_killed_before_one_phase_commit(make_world: Make, connected: Connect) -> None:
     """Nothing can have been committed, but only the dead process knew: never told as committed, never done."""
     world = make_world(bank_a="participant.before_commit_one_phase=kill")
     manager = connected(world)
-    manager._client.patience_ms = 2_000
+    manager._client.state.patience_ms = 2_000
     reviver = world.revive(world.services["bank-a"])
     told = deposit(world)
     reviver.join(30)

@@ -144,7 +144,7 @@ def test_what_a_resource_does_outside_a_transaction(shop: Shop, outside: Any, se
     """Both `session` and `connection`; it depends on whether this process serves, unless it was said."""
     resource = txrpc.sql.ResourceManager("bank", shop.engine, outside=outside)
     resource.user = shop.manager._client
-    shop.manager._client.serves = served
+    shop.manager._client.state.serves = served
     for block in (resource.session, resource.connection):
         if allowed:
             with block() as used:
@@ -223,7 +223,8 @@ def test_interceptors_that_are_given_twice_count_once(shop: Shop) -> None:
 
 async def test_interceptors_that_are_given_twice_count_once_in_asyncio(shop: Shop) -> None:
     """B9, as above; the service is a synchronous one in an asyncio server."""
-    address = shop.client._client._session_or_raise().address
+    session: Any = shop.client._client._session
+    address = session.address
     async with await txrpc.aio.connect(address, process="aio client") as client:
         twice = [*txrpc.aio.server_interceptors(), *txrpc.aio.server_interceptors()]
         server = grpc.aio.server(interceptors=twice)

@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from txrpc._client.flow import Flow
 from txrpc._protocol.messages import Outcome
 from txrpc._protocol.participant.branch import BranchInput, Do, Operation
 from txrpc.errors import AbortCode, Reason, ResourceUnavailable
-from txrpc.resource import Prepared, Work
+from txrpc.resource import AsyncResource, Prepared, Resource, Work
 
 __all__ = ["operate", "reason_of"]
 
 Result = tuple[BranchInput, Any]
 
 
-def reason_of(resource: Any, error: BaseException) -> Reason:
+def reason_of(resource: Resource | AsyncResource, error: BaseException) -> Reason:
     """Why *error*, raised by a verb of *resource*, ends the branch."""
     reason: Reason | None = resource.classify(error)
     if reason is not None:
@@ -25,7 +26,7 @@ def reason_of(resource: Any, error: BaseException) -> Reason:
     return Reason(AbortCode.STATEMENT_FAILED, f"{type(error).__name__} in resource {resource.name}")
 
 
-def operate(do: Do, resource: Any, work: Work, committing: Any) -> Flow[Result]:
+def operate(do: Do, resource: Resource | AsyncResource, work: Work, committing: Callable[[str], Any]) -> Flow[Result]:
     """Carry out *do*; never raises but for cancellation."""
     if do.operation is Operation.PREPARE:
         return (yield from _prepare(do, resource, work))
@@ -37,7 +38,7 @@ def operate(do: Do, resource: Any, work: Work, committing: Any) -> Flow[Result]:
     return (yield from _after_the_fact(do, resource))
 
 
-def _prepare(do: Do, resource: Any, work: Work) -> Flow[Result]:
+def _prepare(do: Do, resource: Resource | AsyncResource, work: Work) -> Flow[Result]:
     try:
         prepared = yield resource.prepare, (work, do.gid)
     except Exception as error:
@@ -48,7 +49,7 @@ def _prepare(do: Do, resource: Any, work: Work) -> Flow[Result]:
     return BranchInput.READ_ONLY, None
 
 
-def _commit_one_phase(resource: Any, work: Work, committing: Any) -> Flow[Result]:
+def _commit_one_phase(resource: Resource | AsyncResource, work: Work, committing: Callable[[str], Any]) -> Flow[Result]:
     try:
         result = yield resource.commit_one_phase, (work, committing)
     except Exception as error:
@@ -60,7 +61,7 @@ def _commit_one_phase(resource: Any, work: Work, committing: Any) -> Flow[Result
     return BranchInput.ONE_PHASE_ENDED, (result, None)
 
 
-def _after_the_fact(do: Do, resource: Any) -> Flow[Result]:
+def _after_the_fact(do: Do, resource: Resource | AsyncResource) -> Flow[Result]:
     """What any process can do about a branch that it does not hold: finish it, or ask how it ended."""
     try:
         if do.operation is Operation.COMMIT_PREPARED:

@@ -1,16 +1,16 @@
-"""The branches of this process as its own code uses them: opened on first use, counted, given back."""
+"""The branches of this process as its own code uses them: opened on first use, used by one call at a time, counted, given back.
+
+`enter` and `leave` enclose one block of work on one branch.  `enter` is a flow, because it may wait for the branch's lock and for
+a connection; everything else happens under the client's lock and does not block.
+"""
 
 from __future__ import annotations
 
-from typing import Any
-
+from txrpc._client import effects
+from txrpc._client.flow import Flow
 from txrpc._client.local_transaction import LocalTransaction
-from txrpc._client.state import ClientState
-from txrpc._client.using import OpenBranch
-from txrpc._protocol.messages import (
-    BranchRef,
-    Owner,
-)
+from txrpc._client.state import ClientState, OpenBranch
+from txrpc._protocol.messages import BranchRef, Owner
 from txrpc._protocol.participant.branch import BranchInput, BranchState
 from txrpc.errors import (
     AbortCode,
@@ -19,102 +19,163 @@ from txrpc.errors import (
     LimitExceeded,
     Reason,
     ResourceUnavailable,
+    TransactionAborted,
     aborted,
 )
 from txrpc.ids import BranchId, Epoch, Gid
+from txrpc.resource import AsyncResource, Resource, Work
 
-__all__ = ["NOBODY", "Branches"]
+__all__ = ["NO_COORDINATOR", "call_ended", "enter", "failed", "leave"]
 
 _MAX_BRANCHES = 10_000
-NOBODY = Owner("none", Epoch.make(1, 0))
+_ENDED = Reason(AbortCode.BRANCH_UNKNOWN, "the branch has ended")
+NO_COORDINATOR = Owner("none", Epoch.make(1, 0))
 """Owner of a transaction that began with no coordinator in reach: its one branch is never prepared, only committed in one phase."""
 
 
-class Branches(ClientState):
-    """`txrpc._client.using.Branches` for both clients."""
+def enter(
+    client: ClientState, part: LocalTransaction, resource: Resource | AsyncResource, joined: bool
+) -> Flow[OpenBranch]:
+    """Take the lock of *part*'s branch in *resource*, and open the branch if this is its first use; `leave` gives the lock back."""
+    while True:
+        part.check_usable(client.now_ms())
+        branch = _find_or_open(client, part, resource)
+        left_s = (part.deadline_ms - client.now_ms()) / 1000
+        if not (yield branch.lock.acquire, (left_s,)):
+            text = f"another call of the transaction did not finish with {resource.name} in time"
+            part.set_doom(Reason(AbortCode.TIMED_OUT, text))
+            part.check_usable(client.now_ms())
+        if branch.gone:
+            branch.lock.release()
+            continue
+        try:
+            _count_user(client, branch, part)
+        except TransactionAborted:
+            branch.lock.release()
+            raise
+        if branch.work is None:
+            yield from _begin(client, branch, part)
+        _note_use(client, branch, part, joined)
+        return branch
 
-    def slot(self, part: LocalTransaction, resource: Any) -> OpenBranch:
-        """See `txrpc._client.using.Branches`."""
-        name: str = resource.name
-        known: Any = self.resources.get(name)
-        if known is not resource:
-            raise ConfigurationError(
-                f"resource {name!r} is not one that this manager was connected with: connect(resources=[...])"
-            )
-        if trouble := self._starting.trouble(name):
-            raise ResourceUnavailable(f"resource {name!r} of this process is not ready: {trouble}")
-        with self._lock:
-            row = self._table.state.find(part.xid, resource.name)
+
+def leave(client: ClientState, branch: OpenBranch) -> None:
+    """Give the lock back; the last user of a branch that is rolling back lets that happen."""
+    with client.lock:
+        branch.row.users -= 1
+        if not branch.row.users and branch.row.state is BranchState.ROLLING_BACK:
+            _released(client, branch)
+    branch.lock.release()
+
+
+def failed(part: LocalTransaction, branch: OpenBranch, error: BaseException) -> TransactionAborted | None:
+    """Doom the transaction if the resource says that *error*, which leaves a block of work, is its own.
+
+    Returns what to raise instead if *error* is only the consequence of the branch having been ended during the block.
+    """
+    reason: Reason | None = branch.resource.classify(error)
+    if reason is None:
+        return None
+    row = branch.row
+    if row.state is not BranchState.ACTIVE and row.doom is not None:
+        part.set_doom(row.doom)
+        return aborted(part.xid, row.doom)
+    row.doom = row.doom or reason
+    part.set_doom(reason)
+    return None
+
+
+def call_ended(client: ClientState, part: LocalTransaction) -> None:
+    """A joined call of *part* has ended: its branches have one completed call more (rule 9)."""
+    with client.lock:
+        for branch in part.own:
+            row = client.participant.rows.get(branch)
             if row is not None:
-                slot = self._slots.get(row.branch)
-                if row.state is not BranchState.ACTIVE or slot is None:
-                    raise aborted(part.xid, row.doom or Reason(AbortCode.BRANCH_UNKNOWN, "the branch has ended"))
-                return slot
-            return self._open(part, resource)
+                row.running -= 1
+                row.calls += 1
+                row.doom = row.doom or part.doom
 
-    def _open(self, part: LocalTransaction, resource: Any) -> OpenBranch:
-        if self._table.state.is_closed(part.xid):
-            raise aborted(part.xid, Reason(AbortCode.BRANCH_UNKNOWN, "the transaction has ended here"))
-        if len(self._slots) >= _MAX_BRANCHES:
-            raise LimitExceeded(f"this process has {_MAX_BRANCHES} open branches")
-        owner = part.owner
-        if owner is None:
-            if part.refs:
-                raise CoordinatorUnavailable(
-                    "the transaction began with no coordinator in reach, so it can use one resource of this process only"
-                )
-            owner = NOBODY
-        branch = BranchId(self.entropy(8))
-        gid = Gid(self.group, owner.node, owner.epoch, part.xid, branch, self.participant_id, resource.name)
-        slot = OpenBranch(self._table.open(gid, part.deadline_ms), resource, self._turn())
-        self._slots[branch] = slot
-        self._wake()
-        return slot
 
-    def began(self, slot: OpenBranch, work: Any) -> None:
-        """See `txrpc._client.using.Branches`."""
-        with self._lock:
-            slot.work = work
+def _find_or_open(client: ClientState, part: LocalTransaction, resource: Resource | AsyncResource) -> OpenBranch:
+    name: str = resource.name
+    if client.resources.get(name) is not resource:
+        raise ConfigurationError(
+            f"resource {name!r} is not one that this manager was connected with: connect(resources=[...])"
+        )
+    if trouble := client.starting.trouble(name):
+        raise ResourceUnavailable(f"resource {name!r} of this process is not ready: {trouble}")
+    with client.lock:
+        row = client.participant.state.find(part.xid, name)
+        if row is None:
+            return _open(client, part, resource)
+        branch = client.branches.get(row.branch)
+        if row.state is not BranchState.ACTIVE or branch is None:
+            raise aborted(part.xid, row.doom or _ENDED)
+        return branch
 
-    def could_not_begin(self, slot: OpenBranch) -> None:
-        """See `txrpc._client.using.Branches`."""
-        with self._lock:
-            slot.row.users -= 1
-            slot.gone = True
-            if slot.row.state is BranchState.ACTIVE:
-                del self._slots[slot.row.branch]
-                self._table.discard(slot.row)
-            else:
-                self._apply(self._table.step(BranchInput.RELEASED, slot.row.branch, self.now_ms()))
 
-    def user_enters(self, slot: OpenBranch, part: LocalTransaction) -> None:
-        """See `txrpc._client.using.Branches`."""
-        with self._lock:
-            row = slot.row
-            if row.state is not BranchState.ACTIVE:
-                raise aborted(part.xid, row.doom or Reason(AbortCode.BRANCH_UNKNOWN, "the branch has ended"))
-            row.users += 1
+def _open(client: ClientState, part: LocalTransaction, resource: Resource | AsyncResource) -> OpenBranch:
+    if client.participant.state.is_closed(part.xid):  # rule 10: a late call
+        raise aborted(part.xid, Reason(AbortCode.BRANCH_UNKNOWN, "the transaction has ended here"))
+    if len(client.branches) >= _MAX_BRANCHES:
+        raise LimitExceeded(f"this process has {_MAX_BRANCHES} open branches")
+    if part.owner is None and part.refs:
+        raise CoordinatorUnavailable(
+            "the transaction began with no coordinator in reach, so it can use one resource of this process only"
+        )
+    owner = part.owner or NO_COORDINATOR
+    branch_id = BranchId(client.entropy(8))
+    gid = Gid(client.group, owner.node, owner.epoch, part.xid, branch_id, client.participant_id, resource.name)
+    branch = OpenBranch(client.participant.open(gid, part.deadline_ms), resource, client.runtime.branch_lock())
+    client.branches[branch_id] = branch
+    client.runtime.wake()
+    return branch
 
-    def first_use(self, slot: OpenBranch, part: LocalTransaction, joined: bool) -> None:
-        """The work is there: from now on *part* lists the branch."""
-        row = slot.row
-        with self._lock:
-            if part.used(BranchRef(row.branch, row.gid.resource, self.participant_id, int(joined))):
-                row.running += joined
 
-    def user_leaves(self, slot: OpenBranch) -> None:
-        """See `txrpc._client.using.Branches`."""
-        with self._lock:
-            slot.row.users -= 1
-            if not slot.row.users and slot.row.state is BranchState.ROLLING_BACK:
-                self._apply(self._table.step(BranchInput.RELEASED, slot.row.branch, self.now_ms()))
+def _begin(client: ClientState, branch: OpenBranch, part: LocalTransaction) -> Flow[None]:
+    begun = False
+    left_s = max(0.0, (part.deadline_ms - client.now_ms()) / 1000)
+    try:
+        work: Work = yield branch.resource.begin, (part.read_only, left_s)
+        with client.lock:
+            branch.work = work
+        begun = True
+    finally:
+        if not begun:
+            _take_back(client, branch)
+            branch.lock.release()
+    if branch.row.state is not BranchState.ACTIVE:
+        leave(client, branch)
+        raise aborted(part.xid, branch.row.doom or Reason(AbortCode.TIMED_OUT))
 
-    def left(self, part: LocalTransaction) -> None:
-        """A joined call of *part* has ended: its branches have one completed call more (rule 9)."""
-        with self._lock:
-            for branch in part.own:
-                row = self._table.rows.get(branch)
-                if row is not None:
-                    row.running -= 1
-                    row.calls += 1
-                    row.doom = row.doom or part.doom
+
+def _take_back(client: ClientState, branch: OpenBranch) -> None:
+    """The resource could not begin: the branch never was."""
+    with client.lock:
+        branch.row.users -= 1
+        branch.gone = True
+        if branch.row.state is BranchState.ACTIVE:
+            del client.branches[branch.row.branch]
+            client.participant.discard(branch.row)
+        else:
+            _released(client, branch)
+
+
+def _count_user(client: ClientState, branch: OpenBranch, part: LocalTransaction) -> None:
+    """Raises `TransactionAborted` if the branch ended while the user waited for its lock."""
+    with client.lock:
+        if branch.row.state is not BranchState.ACTIVE:
+            raise aborted(part.xid, branch.row.doom or _ENDED)
+        branch.row.users += 1
+
+
+def _note_use(client: ClientState, branch: OpenBranch, part: LocalTransaction, joined: bool) -> None:
+    """The work is there: from now on *part* lists the branch."""
+    row = branch.row
+    with client.lock:
+        if part.used(BranchRef(row.branch, row.gid.resource, client.participant_id, int(joined))):
+            row.running += joined
+
+
+def _released(client: ClientState, branch: OpenBranch) -> None:
+    effects.apply(client, client.participant.step(BranchInput.RELEASED, branch.row.branch, client.now_ms()))

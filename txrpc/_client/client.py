@@ -6,35 +6,45 @@ import contextlib
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
-from typing import Any, Self
+from typing import Any, Protocol, Self
 
-from txrpc._client import completion, using
+from txrpc._client import completion, effects
 from txrpc._client.branch_operation import operate
 from txrpc._client.core import ClientCore
 from txrpc._client.flow import run
-from txrpc._client.local_transaction import LocalTransaction
 from txrpc._client.rollback_rules import Kind, RollbackRules
 from txrpc._client.scope import set_default_client
-from txrpc._client.state import FINISHING
-from txrpc._client.transaction import JoinedTransactionBase, RootTransactionBase, log_callback_error
-from txrpc._client.using import OpenBranch
-from txrpc._context import current, restore, set_current
+from txrpc._client.state import ClientState, OpenBranch, Outbox
+from txrpc._client.transaction import JoinedTransaction, RootTransaction
+from txrpc._context import current
 from txrpc._failpoints import failpoint
-from txrpc._protocol.messages import CallReport, Outcome, Owner, TransactionContext, Wait
+from txrpc._protocol.messages import Outcome, Owner, TransactionContext, Welcome
 from txrpc._protocol.participant.branch import Do, Operation
-from txrpc.errors import AbortCode, Reason, TransactionExists
+from txrpc.errors import CoordinatorUnavailable, TransactionExists
 from txrpc.ids import Xid
-from txrpc.resource import Resource, Work
+from txrpc.resource import Resource
 
-__all__ = ["Client", "JoinedTransaction", "RootTransaction"]
+__all__ = ["Client"]
 
 logger = logging.getLogger("txrpc.client")
 
 _LONGEST_SLEEP_S = 60.0
 _FINISHERS = 4
+
+
+class SessionPort(Outbox, Protocol):
+    """What a client needs of its session.  See `txrpc._grpc.session`."""
+
+    def start(self) -> None:
+        """Begin to connect."""
+
+    def close(self) -> None:
+        """Close it for good."""
+
+    def wait_connected(self, timeout_s: float) -> Welcome:
+        """Return the live session's `Welcome`; raises `CoordinatorUnavailable` if there is none in time, `ConfigurationError`."""
 
 
 class BranchLock:
@@ -65,113 +75,44 @@ class BranchLock:
             self._lock.release()
 
 
-class _Uses:
-    """`use`, blocking."""
-
-    joined: bool
-    _manager: Any
-    _part: LocalTransaction
-
-    @contextmanager
-    def use(self, resource: Resource) -> Iterator[Work]:
-        """Take the turn on this transaction's branch in *resource*.  See `txrpc.resource.ResourceUser`."""
-        slot: OpenBranch = run(using.enter(self._manager, self._part, resource, self.joined))
-        try:
-            yield slot.work
-        except BaseException as error:
-            instead = using.failed(self._part, slot, error)
-            if instead is not None:
-                raise instead from error
-            raise
-        finally:
-            using.leave(self._manager, slot)
-
-
-class JoinedTransaction(_Uses, JoinedTransactionBase):
-    """The current transaction inside a service method that was called with a transaction's context."""
-
-    def leave(self) -> CallReport:
-        """End this call's part.  See `txrpc._grpc.ports.Handle`."""
-        if self._report is None:
-            run(completion.settle(self._part))
-        return self._leave()
-
-
-class RootTransaction(_Uses, RootTransactionBase):
-    """A transaction at its root.  `commit` and `rollback` end it, from any thread, once."""
-
-    _previous: Any = None
-    _is_current = False
-
-    def commit(self, wait: Wait = Wait.ACKNOWLEDGED) -> None:
-        """Commit every branch, or none.
-
-        Returns when all have committed; or with ``wait=Wait.DECISION`` as soon as the decision is durable; `pending` then names
-        what is still under way.  Raises `TransactionAborted` (nothing was committed), `CallsInFlight` (likewise, and your
-        mistake), `OutcomeUnknown` (ask `Client.outcome` later), `HeuristicOutcome`, or `IllegalState`.
-        """
-        try:
-            run(completion.commit(self._manager, self._part, wait))
-        finally:
-            self._manager.ended(self._part)
-            self._completed()
-
-    def rollback(self, reason: Reason | str | None = None) -> None:
-        """Roll every branch back.  Raises `IllegalState` if it was committed."""
-        if not isinstance(reason, Reason):
-            reason = Reason(AbortCode.REQUESTED, reason or "rollback() was called")
-        try:
-            run(completion.rollback(self._manager, self._part, reason))
-        finally:
-            self._completed()
-
-    def _make_current(self) -> None:
-        self._previous, self._is_current = set_current(self, self._rules), True
-
-    def _completed(self) -> None:
-        if self._is_current:
-            restore(self._previous)
-            self._is_current, self._previous = False, None
-        callbacks, self._part.callbacks = self._part.callbacks, []
-        for callback in callbacks:
-            try:
-                callback(self._outcome())
-            except Exception as error:
-                log_callback_error(self.xid, error)
-
-
-class Client(ClientCore):
+class Client:
     """A synchronous process's side of txrpc: what `txrpc.connect` returns.  Safe to use from any thread."""
 
     def __init__(self, group: str, resources: Iterable[Resource], process: str = "", workers: int = 16) -> None:
-        super().__init__(group, resources, process)
+        self.state = ClientState.make(group, resources, process, runtime=self)
+        self.core = ClientCore(self.state)
         # One resource never waits for another, and finishing never behind the PREPAREs that wait for what it would free.
-        self._workers = {name: ThreadPoolExecutor(workers, f"txrpc-{name}") for name in self.resources}
-        self._finishers = {name: ThreadPoolExecutor(_FINISHERS, f"txrpc-finish-{name}") for name in self.resources}
+        self._workers = {name: ThreadPoolExecutor(workers, f"txrpc-{name}") for name in self.state.resources}
+        self._finishers = {
+            name: ThreadPoolExecutor(_FINISHERS, f"txrpc-finish-{name}") for name in self.state.resources
+        }
         # An operation that hangs must not keep the one that breaks it off waiting.
         self._breakers = ThreadPoolExecutor(2, thread_name_prefix="txrpc-breaker")
-        self._clock = threading.Condition(self._lock)
+        self._clock = threading.Condition(self.state.lock)
         self._sleeps_until_ms = 0
+        self._session: SessionPort | None = None
         self._closed = False
         self._clock_thread = threading.Thread(target=self._run_clock, name="txrpc-clock", daemon=True)
 
     # ------------------------------------------------------------------------------------------------------ life
 
-    def start(self, session: Any) -> None:
+    def start(self, session: SessionPort) -> None:
         """Check the resources and open the session.
 
         A database that is out of reach is tried again in the background; raises what `Resource.start` raises otherwise.
         """
         # Threads that nobody waits for when the program ends: a database that does not answer must not keep it.
-        starts = [threading.Thread(target=self._start_resource, args=(name,), daemon=True) for name in self.resources]
+        starts = [
+            threading.Thread(target=self._start_resource, args=(name,), daemon=True) for name in self.state.resources
+        ]
         for thread in starts:
             thread.start()
-        until_s = time.monotonic() + self.start_patience_s
+        until_s = time.monotonic() + self.state.start_patience_s
         for thread in starts:
             thread.join(max(0.0, until_s - time.monotonic()))
-        with self._lock:
-            self._starting.check()
-        self._session = session
+        with self.state.lock:
+            self.state.starting.check()
+        self.state.session = self._session = session
         self._clock_thread.start()
         session.start()
 
@@ -180,7 +121,7 @@ class Client(ClientCore):
 
         Roll-backs and commits under way get *grace_s* seconds; what stays prepared is finished by whoever connects next.
         """
-        with self._lock:
+        with self.state.lock:
             if self._closed:
                 return
             self._closed = True
@@ -196,7 +137,7 @@ class Client(ClientCore):
         if self._session is not None:
             self._session.close()
         self._breakers.shutdown(wait=False, cancel_futures=True)
-        for resource in self.resources.values():
+        for resource in self.state.resources.values():
             resource.close()
 
     def __enter__(self) -> Self:
@@ -229,11 +170,11 @@ class Client(ClientCore):
 
     def new_root(self, timeout: float | None, read_only: bool, rule: RollbackRules) -> RootTransaction:
         """A transaction that is not current anywhere."""
-        return RootTransaction(self, self.begin_part(timeout, read_only), rule)
+        return RootTransaction(self.state, self.core.begin_part(timeout, read_only), rule)
 
     def join(self, context: TransactionContext) -> JoinedTransaction:
         """A handle for one incoming call.  See `txrpc._grpc.ports.Joiner`."""
-        return JoinedTransaction(self, self.join_part(context))
+        return JoinedTransaction(self.state, self.core.join_part(context))
 
     def outcome(self, xid: Xid, timeout: float = 10.0) -> Outcome:
         """How *xid* ended, asked for at most *timeout* seconds (rules 12 and 21).
@@ -243,7 +184,7 @@ class Client(ClientCore):
         UNKNOWN means that there is no record of a commit (any more).
         Raises `CoordinatorUnavailable` if the coordinator did not answer.
         """
-        outcome: Outcome = run(self.outcome_flow(xid, self.now_ms() + int(timeout * 1000)))
+        outcome: Outcome = run(completion.outcome(self.state, xid, self.state.now_ms() + int(timeout * 1000)))
         return outcome
 
     # ------------------------------------------------------------------------------------------ what the flows wait for
@@ -253,7 +194,7 @@ class Client(ClientCore):
         return future.result(timeout_s)
 
     def ask(self, resource: Resource, token: str) -> Future[Outcome | None]:
-        """See `txrpc._client.completion.Ending`."""
+        """See `Runtime`."""
         return self._finishers[resource.name].submit(resource.one_phase_result, token)
 
     def pause(self, seconds: float) -> None:
@@ -262,16 +203,17 @@ class Client(ClientCore):
 
     def reconnect(self, timeout_s: float) -> Owner:
         """The owner of the live session, waiting for one if need be; raises `CoordinatorUnavailable`."""
-        welcome = self.welcome or self._session_or_raise().wait_connected(timeout_s)
-        owner: Owner = welcome.owner
-        return owner
+        if self._session is None:
+            raise CoordinatorUnavailable("this manager has no coordinator")
+        welcome = self.state.welcome or self._session.wait_connected(timeout_s)
+        return welcome.owner
 
     # -------------------------------------------------------------------------------------------------- what blocks or awaits
 
-    def _start(self, do: Do, slot: OpenBranch | None) -> None:
-        pools = self._finishers if do.operation in FINISHING else self._workers
+    def operate(self, do: Do, branch: OpenBranch | None) -> None:
+        pools = self._finishers if do.operation in effects.FINISHING else self._workers
         pool = self._breakers if do.operation is Operation.INTERRUPT else pools[do.gid.resource]
-        self._submit(pool, self._operate, do, slot)
+        self._submit(pool, self._operate, do, branch)
 
     def _submit(self, pool: ThreadPoolExecutor, work: Callable[..., None], *arguments: Any) -> None:
         """Once the manager is closing, what stays undone is for the process that connects next.
@@ -285,52 +227,52 @@ class Client(ClientCore):
             if not self._closed:
                 logger.error("no thread for a worker: the work waits", extra={"reason": str(error)})
 
-    def _operate(self, do: Do, slot: OpenBranch | None) -> None:
-        resource = self.resources[do.gid.resource]
-        work = slot.work if slot is not None else None
+    def _operate(self, do: Do, branch: OpenBranch | None) -> None:
+        resource = self.state.resources[do.gid.resource]
+        work = branch.work if branch is not None else None
         try:
             if do.operation is Operation.INTERRUPT:
                 resource.interrupt(work)
                 return
-            committing: Callable[[str], None] = lambda token: self._committing(do, token)  # noqa: E731
+            committing: Callable[[str], None] = lambda token: effects.committing(self.state, do, token)  # noqa: E731
             failpoint(f"participant.before_{do.operation.value}")
             result = run(operate(do, resource, work, committing))
             failpoint(f"participant.after_{do.operation.value}")
-            self._operated(do, result)
+            effects.operated(self.state, do, result)
         except Exception as error:
-            if self._leaves_work(do, slot):
+            if effects.leaves_work(do, branch):
                 with contextlib.suppress(Exception):
                     resource.rollback(work)
-            self._broke(do, error)
+            effects.broke(self.state, do, error)
 
-    def _future(self) -> Future[Any]:
+    def future(self) -> Future[Any]:
         return Future()
 
-    def _settle(self, future: Future[Any], result: Any) -> None:
+    def settle(self, future: Future[Any], result: object) -> None:
         if isinstance(result, BaseException):
             future.set_exception(result)
         else:
             future.set_result(result)
 
-    def _turn(self) -> BranchLock:
+    def branch_lock(self) -> BranchLock:
         return BranchLock()
 
-    def _wake(self) -> None:
-        next_ms = self.next_wakeup_ms()
+    def wake(self) -> None:
+        next_ms = self.core.next_wakeup_ms()
         if next_ms is not None and next_ms < self._sleeps_until_ms:
             self._clock.notify_all()
 
     def _run_clock(self) -> None:
         while True:
             try:
-                for name in self.woke():
+                for name in self.core.woke():
                     self._submit(self._finishers[name], self._look_after, name)
             except Exception as error:  # one mistake must not end all deadlines of the process
                 logger.error("deadline or sweep failed", exc_info=error)
             with self._clock:
                 if self._closed:
                     return
-                now_ms, next_ms = self.now_ms(), self.next_wakeup_ms()
+                now_ms, next_ms = self.state.now_ms(), self.core.next_wakeup_ms()
                 limit_ms = now_ms + int(_LONGEST_SLEEP_S * 1000)
                 self._sleeps_until_ms = limit_ms if next_ms is None else min(next_ms, limit_ms)
                 if self._sleeps_until_ms > now_ms:
@@ -338,19 +280,19 @@ class Client(ClientCore):
                 self._sleeps_until_ms = 0
 
     def _look_after(self, name: str) -> None:
-        if self._starting.trouble(name):
+        if self.state.starting.trouble(name):
             self._start_resource(name)
         else:
             self._sweep(name)
 
     def _start_resource(self, name: str) -> None:
         try:
-            self.started(name, self.resources[name].start())
+            self.core.started(name, self.state.resources[name].start())
         except Exception as error:
-            self.started(name, error)
+            self.core.started(name, error)
 
     def _sweep(self, name: str) -> None:
         try:
-            self.swept(name, self.resources[name].in_doubt(self.group))
+            self.core.swept(name, self.state.resources[name].in_doubt(self.state.group))
         except Exception as error:
-            self.swept(name, error)
+            self.core.swept(name, error)

@@ -4,31 +4,41 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Iterable
-from contextlib import asynccontextmanager
-from typing import Any, Self
+from collections.abc import Coroutine, Iterable
+from typing import Any, Protocol, Self
 
-from txrpc._client import completion, using
+from txrpc._client import completion, effects
 from txrpc._client.branch_operation import operate
 from txrpc._client.core import ClientCore
 from txrpc._client.flow import arun
-from txrpc._client.local_transaction import LocalTransaction
 from txrpc._client.rollback_rules import Kind, RollbackRules
 from txrpc._client.scope import set_default_client
-from txrpc._client.state import FINISHING
-from txrpc._client.transaction import JoinedTransactionBase, RootTransactionBase, log_callback_error
-from txrpc._client.using import OpenBranch
-from txrpc._context import current, restore, set_current
+from txrpc._client.state import ClientState, OpenBranch, Outbox
+from txrpc._client.transaction_async import AsyncJoinedTransaction, AsyncRootTransaction
+from txrpc._context import current, set_current
 from txrpc._failpoints import failpoint
-from txrpc._protocol.messages import CallReport, Outcome, Owner, TransactionContext, Wait
+from txrpc._protocol.messages import Outcome, Owner, TransactionContext, Welcome
 from txrpc._protocol.participant.branch import Do, Operation
-from txrpc.errors import AbortCode, Reason, TransactionExists
+from txrpc.errors import CoordinatorUnavailable, TransactionExists
 from txrpc.ids import Xid
-from txrpc.resource import AsyncResource, Work
+from txrpc.resource import AsyncResource
 
-__all__ = ["AsyncClient", "AsyncJoinedTransaction", "AsyncRootTransaction"]
+__all__ = ["AsyncClient"]
 
 _FINISHERS = 4
+
+
+class AsyncSessionPort(Outbox, Protocol):
+    """What a client needs of its session.  See `txrpc._grpc.session_async`."""
+
+    async def start(self) -> None:
+        """Begin to connect."""
+
+    async def close(self) -> None:
+        """Close it for good."""
+
+    async def wait_connected(self, timeout_s: float) -> Welcome:
+        """Return the live session's `Welcome`; raises `CoordinatorUnavailable` if there is none in time, `ConfigurationError`."""
 
 
 class AsyncBranchLock:
@@ -62,103 +72,33 @@ class AsyncBranchLock:
             self._lock.release()
 
 
-class _Uses:
-    """`use`, awaited."""
-
-    joined: bool
-    _manager: Any
-    _part: LocalTransaction
-
-    @asynccontextmanager
-    async def use(self, resource: AsyncResource) -> AsyncIterator[Work]:
-        """Take the turn on this transaction's branch in *resource*.  See `txrpc.resource.ResourceUser`."""
-        slot: OpenBranch = await arun(using.enter(self._manager, self._part, resource, self.joined))
-        try:
-            yield slot.work
-        except BaseException as error:
-            instead = using.failed(self._part, slot, error)
-            if instead is not None:
-                raise instead from error
-            raise
-        finally:
-            using.leave(self._manager, slot)
-
-
-class AsyncJoinedTransaction(_Uses, JoinedTransactionBase):
-    """The current transaction inside a service method that was called with a transaction's context."""
-
-    async def leave(self) -> CallReport:
-        """End this call's part.  See `txrpc._grpc.ports.Handle`."""
-        if self._report is None:
-            await arun(completion.settle(self._part))
-        return self._leave()
-
-
-class AsyncRootTransaction(_Uses, RootTransactionBase):
-    """A transaction at its root.  `commit` and `rollback` end it, from any task, once."""
-
-    _previous: Any = None
-    _is_current = False
-
-    async def commit(self, wait: Wait = Wait.ACKNOWLEDGED) -> None:
-        """Commit every branch, or none.  See `txrpc.RootTransaction.commit`."""
-        try:
-            await arun(completion.commit(self._manager, self._part, wait))
-        finally:
-            self._manager.ended(self._part)
-            await self._completed()
-
-    async def rollback(self, reason: Reason | str | None = None) -> None:
-        """Roll every branch back.  Raises `IllegalState` if it was committed."""
-        if not isinstance(reason, Reason):
-            reason = Reason(AbortCode.REQUESTED, reason or "rollback() was called")
-        try:
-            await arun(completion.rollback(self._manager, self._part, reason))
-        finally:
-            await self._completed()
-
-    def _make_current(self) -> None:
-        self._previous, self._is_current = set_current(self, self._rules), True
-
-    async def _completed(self) -> None:
-        if self._is_current:
-            restore(self._previous)
-            self._is_current, self._previous = False, None
-        callbacks, self._part.callbacks = self._part.callbacks, []
-        for callback in callbacks:
-            try:
-                result = callback(self._outcome())
-                if asyncio.iscoroutine(result):
-                    await result
-            except Exception as error:
-                log_callback_error(self.xid, error)
-
-
-class AsyncClient(ClientCore):
+class AsyncClient:
     """An asyncio process's side of txrpc: what `txrpc.aio.connect` returns.  Belongs to the loop that it was started on."""
 
     def __init__(self, group: str, resources: Iterable[AsyncResource], process: str = "", workers: int = 16) -> None:
-        super().__init__(group, resources, process)
+        self.state = ClientState.make(group, resources, process, runtime=self)
+        self.core = ClientCore(self.state)
         self._loop: asyncio.AbstractEventLoop | None = None
         self._tasks: set[asyncio.Task[None]] = set()
         # See `Client`: per resource, and for finishing apart.
-        self._workers = {name: asyncio.Semaphore(workers) for name in self.resources}
-        self._finishers = {name: asyncio.Semaphore(_FINISHERS) for name in self.resources}
+        self._workers = {name: asyncio.Semaphore(workers) for name in self.state.resources}
+        self._finishers = {name: asyncio.Semaphore(_FINISHERS) for name in self.state.resources}
         self._timer: asyncio.TimerHandle | None = None
         self._timer_ms = 0
+        self._session: AsyncSessionPort | None = None
         self._closed = False
 
     # ------------------------------------------------------------------------------------------------------ life
 
-    async def start(self, session: Any) -> None:
+    async def start(self, session: AsyncSessionPort) -> None:
         """Check the resources and open the session.  See `txrpc.Client.start`."""
         self._loop = asyncio.get_running_loop()
-        for name in self.resources:
+        for name in self.state.resources:
             self._spawn(self._start_resource(name))
         if self._tasks:
-            await asyncio.wait(self._tasks, timeout=self.start_patience_s)
-        self._starting.check()
-        self._session = session
+            await asyncio.wait(self._tasks, timeout=self.state.start_patience_s)
+        self.state.starting.check()
+        self.state.session = self._session = session
         await session.start()
 
     async def close(self, grace_s: float = 5.0) -> None:
@@ -178,7 +118,7 @@ class AsyncClient(ClientCore):
                 task.cancel()
         if self._session is not None:
             await self._session.close()
-        for resource in self.resources.values():
+        for resource in self.state.resources.values():
             await resource.close()
 
     async def __aenter__(self) -> Self:
@@ -211,15 +151,15 @@ class AsyncClient(ClientCore):
 
     def new_root(self, timeout: float | None, read_only: bool, rule: RollbackRules) -> AsyncRootTransaction:
         """A transaction that is not current anywhere."""
-        return AsyncRootTransaction(self, self.begin_part(timeout, read_only), rule)
+        return AsyncRootTransaction(self.state, self.core.begin_part(timeout, read_only), rule)
 
     def join(self, context: TransactionContext) -> AsyncJoinedTransaction:
         """A handle for one incoming call.  See `txrpc._grpc.ports.Joiner`."""
-        return AsyncJoinedTransaction(self, self.join_part(context))
+        return AsyncJoinedTransaction(self.state, self.core.join_part(context))
 
     async def outcome(self, xid: Xid, timeout: float = 10.0) -> Outcome:
         """How *xid* ended, asked for at most *timeout* seconds.  See `txrpc.Client.outcome`."""
-        outcome: Outcome = await arun(self.outcome_flow(xid, self.now_ms() + int(timeout * 1000)))
+        outcome: Outcome = await arun(completion.outcome(self.state, xid, self.state.now_ms() + int(timeout * 1000)))
         return outcome
 
     # ------------------------------------------------------------------------------------------ what the flows wait for
@@ -230,7 +170,7 @@ class AsyncClient(ClientCore):
             return await future
 
     def ask(self, resource: AsyncResource, token: str) -> asyncio.Future[Outcome | None]:
-        """See `txrpc._client.completion.Ending`."""
+        """See `Runtime`."""
         return asyncio.ensure_future(resource.one_phase_result(token))
 
     async def pause(self, seconds: float) -> None:
@@ -239,16 +179,17 @@ class AsyncClient(ClientCore):
 
     async def reconnect(self, timeout_s: float) -> Owner:
         """The owner of the live session, waiting for one if need be; raises `CoordinatorUnavailable`."""
-        welcome = self.welcome or await self._session_or_raise().wait_connected(timeout_s)
-        owner: Owner = welcome.owner
-        return owner
+        if self._session is None:
+            raise CoordinatorUnavailable("this manager has no coordinator")
+        welcome = self.state.welcome or await self._session.wait_connected(timeout_s)
+        return welcome.owner
 
     # -------------------------------------------------------------------------------------------------- what blocks or awaits
 
-    def _start(self, do: Do, slot: OpenBranch | None) -> None:
-        self._spawn(self._operate(do, slot))
+    def operate(self, do: Do, branch: OpenBranch | None) -> None:
+        self._spawn(self._operate(do, branch))
 
-    def _spawn(self, coroutine: Any) -> None:
+    def _spawn(self, coroutine: Coroutine[Any, Any, None]) -> None:
         if self._loop is None or self._loop.is_closed():
             coroutine.close()
             return
@@ -256,34 +197,34 @@ class AsyncClient(ClientCore):
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
-    async def _operate(self, do: Do, slot: OpenBranch | None) -> None:
+    async def _operate(self, do: Do, branch: OpenBranch | None) -> None:
         set_current(None)  # the task has copied the slot of whoever caused it
-        resource = self.resources[do.gid.resource]
-        work = slot.work if slot is not None else None
+        resource = self.state.resources[do.gid.resource]
+        work = branch.work if branch is not None else None
         try:
             if do.operation is Operation.INTERRUPT:
                 await resource.interrupt(work)
                 return
 
             async def committing(token: str) -> None:
-                self._committing(do, token)
+                effects.committing(self.state, do, token)
 
             failpoint(f"participant.before_{do.operation.value}")
-            pools = self._finishers if do.operation in FINISHING else self._workers
+            pools = self._finishers if do.operation in effects.FINISHING else self._workers
             async with pools[do.gid.resource]:
                 result = await arun(operate(do, resource, work, committing))
             failpoint(f"participant.after_{do.operation.value}")
-            self._operated(do, result)
+            effects.operated(self.state, do, result)
         except Exception as error:
-            if self._leaves_work(do, slot):
+            if effects.leaves_work(do, branch):
                 with contextlib.suppress(Exception):
                     await resource.rollback(work)
-            self._broke(do, error)
+            effects.broke(self.state, do, error)
 
-    def _future(self) -> asyncio.Future[Any]:
+    def future(self) -> asyncio.Future[Any]:
         return asyncio.get_running_loop().create_future()
 
-    def _settle(self, future: asyncio.Future[Any], result: Any) -> None:
+    def settle(self, future: asyncio.Future[Any], result: object) -> None:
         if future.done():
             return
         if isinstance(result, BaseException):
@@ -292,41 +233,41 @@ class AsyncClient(ClientCore):
         else:
             future.set_result(result)
 
-    def _turn(self) -> AsyncBranchLock:
+    def branch_lock(self) -> AsyncBranchLock:
         return AsyncBranchLock()
 
-    def _wake(self) -> None:
-        next_ms = self.next_wakeup_ms()
+    def wake(self) -> None:
+        next_ms = self.core.next_wakeup_ms()
         if next_ms is None or self._closed or self._loop is None:
             return
         if self._timer is None or next_ms < self._timer_ms:
             if self._timer is not None:
                 self._timer.cancel()
             self._timer_ms = next_ms
-            self._timer = self._loop.call_later(max(0, next_ms - self.now_ms()) / 1000, self._tick_tock)
+            self._timer = self._loop.call_later(max(0, next_ms - self.state.now_ms()) / 1000, self._tick_tock)
 
     def _tick_tock(self) -> None:
         self._timer = None
-        for name in self.woke():
+        for name in self.core.woke():
             self._spawn(self._look_after(name))
-        self._wake()
+        self.wake()
 
     async def _look_after(self, name: str) -> None:
-        if self._starting.trouble(name):
+        if self.state.starting.trouble(name):
             await self._start_resource(name)
         else:
             await self._sweep(name)
 
     async def _start_resource(self, name: str) -> None:
         try:
-            self.started(name, await self.resources[name].start())
+            self.core.started(name, await self.state.resources[name].start())
         except Exception as error:
-            self.started(name, error)
+            self.core.started(name, error)
 
     async def _sweep(self, name: str) -> None:
         try:
             async with self._finishers[name]:
-                found = await self.resources[name].in_doubt(self.group)
-            self.swept(name, found)
+                found = await self.state.resources[name].in_doubt(self.state.group)
+            self.core.swept(name, found)
         except Exception as error:
-            self.swept(name, error)
+            self.core.swept(name, error)

@@ -1,6 +1,6 @@
 """How a root ends its transaction: commit, rollback, and learning an outcome whose answer got lost.
 
-The flows see a client through the `Ending` port.  Three things deserve thought:
+Three things deserve thought:
 
 A request that was never sent leaves the transaction certainly uncommitted, and may be sent later.  A request that was sent and
 not answered is never sent again, because by then the coordinator may have ended the transaction and forgotten it: instead the
@@ -8,7 +8,7 @@ not answered is never sent again, because by then the coordinator may have ended
 (rule 12).
 
 A commit of this process's own database never goes to the coordinator, which would know nothing of it: its end is learnt from this
-process, and then from the database (`outcome_here`, rule 21).
+process, and then from the database (`_outcome_here`, rule 21).
 
 Patience for an answer outlasts the transaction's own deadline, because the coordinator decides by that deadline and the
 answer still has to travel, perhaps over a restart.
@@ -18,11 +18,12 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
+from txrpc._client import effects, requests
 from txrpc._client.flow import Flow
 from txrpc._client.local_transaction import LocalTransaction, Status
+from txrpc._client.state import ClientState, LocalCommit
 from txrpc._protocol.messages import (
     BranchRef,
     CommitRequest,
@@ -33,6 +34,7 @@ from txrpc._protocol.messages import (
     RollbackRequest,
     Wait,
 )
+from txrpc._protocol.participant.branch import BranchState
 from txrpc.errors import (
     AbortCode,
     ConfigurationError,
@@ -42,75 +44,15 @@ from txrpc.errors import (
     OutcomeUnknown,
     Reason,
 )
-from txrpc.ids import BranchId, ParticipantId
+from txrpc.ids import Epoch, Xid
 
-__all__ = [
-    "Ending",
-    "LocalCommit",
-    "ask_outcome",
-    "cancel_calls",
-    "commit",
-    "only_here",
-    "outcome_here",
-    "rollback",
-    "settle",
-]
+__all__ = ["cancel_calls", "commit", "keep_unknown", "outcome", "rollback", "settle"]
 
 logger = logging.getLogger("txrpc.client")
 
 _PAUSE_S = 0.05
-
-
-class Ending(Protocol):
-    """What ending a transaction needs from its manager.  `wait` and `reconnect` block or are awaited."""
-
-    participant_id: ParticipantId
-    patience_ms: int
-
-    def now_ms(self) -> int:
-        """Monotonic."""
-
-    def post(self, node: str, message: Any) -> Any:
-        """Send coordinator *node* a request and return a future of its `OutcomeReply`.
-
-        The future fails with `CoordinatorUnavailable` if the session ends.  Raises the same when there is none: nothing was sent.
-        """
-
-    def tell(self, node: str, message: Any) -> None:
-        """Send coordinator *node* a message that needs no answer; without a session it is dropped."""
-
-    def end_here(self, ref: BranchRef, reason: Reason | None) -> Any:
-        """Commit a branch of this process in one phase, or with a *reason* roll it back; a future of (result, reason)."""
-
-    def runs(self, branch: BranchId) -> bool:
-        """Whether a branch of this process has not ended."""
-
-    def ask(self, resource: Any, token: str) -> Any:
-        """Ask *resource* in the background how the transaction *token* of its database ended; a future of the answer."""
-
-    def wait(self, future: Any, timeout_s: float) -> Any:
-        """The result of *future*; raises `TimeoutError`."""
-
-    def pause(self, seconds: float) -> Any:
-        """Sleep."""
-
-    def reconnect(self, timeout_s: float) -> Any:
-        """The owner of the live session, waiting for one if need be.
-
-        Raises `CoordinatorUnavailable`, also at once when there will be none; `ConfigurationError` if it was refused for good.
-        """
-
-
-@dataclass(slots=True)
-class LocalCommit:
-    """A commit of one branch of the root's own process, whose end the root has not learnt."""
-
-    resource: Any
-    branch: BranchId
-    token: str = ""
-    """Which transaction of the database it is, as soon as that is known."""
-    result: Outcome | None = None
-    """None until its operation has ended."""
+_ANY_EPOCH = Epoch(0)
+"""In a question about a transaction that this process knows nothing of but its XID."""
 
 
 def settle(part: LocalTransaction) -> Flow[None]:
@@ -126,23 +68,23 @@ def cancel_calls(part: LocalTransaction) -> None:
         call.cancel()
 
 
-def commit(manager: Ending, part: LocalTransaction, wait: Wait) -> Flow[None]:
+def commit(client: ClientState, part: LocalTransaction, wait: Wait) -> Flow[None]:
     """Commit, or raise what says that it did not."""
     yield from settle(part)
     reason = part.close(Status.COMMITTING)
-    if reason is None and manager.now_ms() >= part.deadline_ms:
+    if reason is None and client.now_ms() >= part.deadline_ms:
         reason = Reason(AbortCode.TIMED_OUT, "its time was up before commit was asked for")
     refs = part.refs
     try:
         if reason is not None:
-            yield from _undo(manager, part, refs, reason)
+            yield from _undo(client, part, refs, reason)
             outcome = Outcome.ABORTED
         elif not refs:
             outcome = Outcome.COMMITTED
-        elif (ref := only_here(manager, refs)) is not None:
-            outcome, reason = yield from _commit_here(manager, part, ref)
+        elif (ref := _only_here(client, refs)) is not None:
+            outcome, reason = yield from _commit_here(client, part, ref)
         else:
-            outcome, reason = yield from _commit_there(manager, part, refs, wait)
+            outcome, reason = yield from _commit_there(client, part, refs, wait)
     except BaseException:
         part.status = Status.UNKNOWN
         raise
@@ -156,9 +98,9 @@ def commit(manager: Ending, part: LocalTransaction, wait: Wait) -> Flow[None]:
         raise part.error(reason or Reason(AbortCode.UNSPECIFIED))
 
 
-def only_here(manager: Ending, refs: tuple[BranchRef, ...]) -> BranchRef | None:
+def _only_here(client: ClientState, refs: tuple[BranchRef, ...]) -> BranchRef | None:
     """The only branch of a transaction, if it is one of the root's own process and commits without the coordinator."""
-    if len(refs) == 1 and refs[0].participant == manager.participant_id and refs[0].vote is None:
+    if len(refs) == 1 and refs[0].participant == client.participant_id and refs[0].vote is None:
         return refs[0]
     return None
 
@@ -172,54 +114,54 @@ _STATUS = {
 Ended = tuple[Outcome, Reason | None]
 
 
-def rollback(manager: Ending, part: LocalTransaction, reason: Reason) -> Flow[None]:
+def rollback(client: ClientState, part: LocalTransaction, reason: Reason) -> Flow[None]:
     """Roll back: the own branches now, those elsewhere as soon as the message arrives, or at their deadline."""
     yield from settle(part)
     part.set_doom(reason)
     part.close(Status.ROLLED_BACK)
-    yield from _undo(manager, part, part.refs, part.doom or reason)
+    yield from _undo(client, part, part.refs, part.doom or reason)
 
 
-def _undo(manager: Ending, part: LocalTransaction, refs: tuple[BranchRef, ...], reason: Reason) -> Flow[None]:
-    own = [ref for ref in refs if ref.participant == manager.participant_id]
-    futures = [manager.end_here(ref, reason) for ref in own]
+def _undo(client: ClientState, part: LocalTransaction, refs: tuple[BranchRef, ...], reason: Reason) -> Flow[None]:
+    own = [ref for ref in refs if ref.participant == client.participant_id]
+    futures = [requests.end_here(client, ref, reason) for ref in own]
     cancel_calls(part)
     if part.owner is not None and (len(own) < len(refs) or part.in_flight):
-        others = tuple(ref for ref in refs if ref.participant != manager.participant_id)
+        others = tuple(ref for ref in refs if ref.participant != client.participant_id)
         everywhere = bool(part.in_flight)
         request = RollbackRequest(part.xid, part.owner.epoch, part.begun_tick, others, reason, everywhere)
-        manager.tell(part.owner.node, request)
+        effects.tell(client, part.owner.node, request)
     for future in futures:
         # If the database does not answer: the branch is unprepared and can only end one way.
         with contextlib.suppress(TimeoutError):
-            yield manager.wait, (future, manager.patience_ms / 1000)
+            yield client.runtime.wait, (future, client.patience_ms / 1000)
 
 
-def _commit_here(manager: Ending, part: LocalTransaction, ref: BranchRef) -> Flow[Ended]:
-    future = manager.end_here(ref, None)
-    patience_s = max(0, part.deadline_ms - manager.now_ms() + manager.patience_ms) / 1000
+def _commit_here(client: ClientState, part: LocalTransaction, ref: BranchRef) -> Flow[Ended]:
+    future = requests.end_here(client, ref, None)
+    patience_s = max(0, part.deadline_ms - client.now_ms() + client.patience_ms) / 1000
     try:
-        result, reason = yield manager.wait, (future, patience_s)
+        result, reason = yield client.runtime.wait, (future, patience_s)
     except TimeoutError:
         text = f"{ref.resource} has not answered COMMIT for {patience_s:.0f} s"
         return Outcome.UNKNOWN, Reason(AbortCode.RESOURCE_UNAVAILABLE, text)
     return result, reason
 
 
-def _commit_there(manager: Ending, part: LocalTransaction, refs: tuple[BranchRef, ...], wait: Wait) -> Flow[Ended]:
-    future = yield from _send_commit(manager, part, refs, wait)
+def _commit_there(client: ClientState, part: LocalTransaction, refs: tuple[BranchRef, ...], wait: Wait) -> Flow[Ended]:
+    future = yield from _send_commit(client, part, refs, wait)
     if isinstance(future, Reason):
-        yield from _undo(manager, part, refs, future)
+        yield from _undo(client, part, refs, future)
         return Outcome.ABORTED, future
-    until_ms = part.deadline_ms + manager.patience_ms
+    until_ms = part.deadline_ms + client.patience_ms
     try:
-        reply: OutcomeReply = yield manager.wait, (future, max(0, until_ms - manager.now_ms()) / 1000)
+        reply: OutcomeReply = yield client.runtime.wait, (future, max(0, until_ms - client.now_ms()) / 1000)
     except TimeoutError:
         return Outcome.UNKNOWN, Reason(AbortCode.COORDINATOR_UNAVAILABLE, "the coordinator has not answered")
     except CoordinatorUnavailable:
         assert part.owner is not None
         request = OutcomeRequest(part.xid, part.owner.epoch, part.begun_tick, refs)
-        found = yield from ask_outcome(manager, part.owner.node, request, until_ms)
+        found = yield from _ask_outcome(client, part.owner.node, request, until_ms)
         if found is None:
             text = "the session broke after the commit was asked for, and the coordinator did not come back in time"
             return Outcome.UNKNOWN, Reason(AbortCode.COORDINATOR_UNAVAILABLE, text)
@@ -228,75 +170,108 @@ def _commit_there(manager: Ending, part: LocalTransaction, refs: tuple[BranchRef
     return reply.outcome, reply.reason
 
 
-def _send_commit(manager: Ending, part: LocalTransaction, refs: tuple[BranchRef, ...], wait: Wait) -> Flow[Any]:
+def _send_commit(client: ClientState, part: LocalTransaction, refs: tuple[BranchRef, ...], wait: Wait) -> Flow[Any]:
     """Send the commit request to the owner, waiting for its session while there is time; or return why it was never sent."""
     owner = part.owner
     if owner is None:
         return Reason(AbortCode.COORDINATOR_UNAVAILABLE, "it began with no coordinator in reach")
     while True:
-        left_ms = part.deadline_ms - manager.now_ms()
+        left_ms = part.deadline_ms - client.now_ms()
         try:
-            live: Owner = yield manager.reconnect, (max(0, left_ms) / 1000,)
+            live: Owner = yield client.runtime.reconnect, (max(0, left_ms) / 1000,)
             if live != owner:
                 text = f"it began under epoch {owner.epoch} of {owner.node}, which is in epoch {live.epoch} now"
                 return Reason(AbortCode.COORDINATOR_RESTARTED, text)
             request = CommitRequest(part.xid, owner.epoch, part.begun_tick, refs, max(0, left_ms), wait)
-            return manager.post(owner.node, request)
+            return requests.post(client, owner.node, request)
         except CoordinatorUnavailable as error:
-            if manager.now_ms() >= part.deadline_ms:
+            if client.now_ms() >= part.deadline_ms:
                 return Reason(AbortCode.COORDINATOR_UNAVAILABLE, str(error))
-            yield manager.pause, (_PAUSE_S,)
+            yield client.runtime.pause, (_PAUSE_S,)
         except (ConfigurationError, LimitExceeded) as error:
             code = AbortCode.LIMIT_EXCEEDED if isinstance(error, LimitExceeded) else AbortCode.COORDINATOR_UNAVAILABLE
             return Reason(code, str(error))
 
 
-def ask_outcome(manager: Ending, node: str, request: OutcomeRequest, until_ms: int) -> Flow[OutcomeReply | None]:
+def _ask_outcome(client: ClientState, node: str, request: OutcomeRequest, until_ms: int) -> Flow[OutcomeReply | None]:
     """Ask coordinator *node* ("": the one that is connected) until an answer comes, over lost sessions and restarted coordinators.
 
     None when the time is up.
     """
     while True:
-        left_s = (until_ms - manager.now_ms()) / 1000
+        left_s = (until_ms - client.now_ms()) / 1000
         if left_s <= 0:
             return None
         try:
-            live: Owner = yield manager.reconnect, (left_s,)
-            reply: OutcomeReply = yield manager.wait, (manager.post(node or live.node, request), left_s)
+            live: Owner = yield client.runtime.reconnect, (left_s,)
+            reply: OutcomeReply = yield client.runtime.wait, (requests.post(client, node or live.node, request), left_s)
             return reply
         except CoordinatorUnavailable:
-            yield manager.pause, (_PAUSE_S,)
+            yield client.runtime.pause, (_PAUSE_S,)
         except (TimeoutError, ConfigurationError, LimitExceeded):
             return None
 
 
-def outcome_here(manager: Ending, commit: LocalCommit, until_ms: int) -> Flow[Outcome]:
+def _outcome_here(client: ClientState, commit: LocalCommit, until_ms: int) -> Flow[Outcome]:
     """How a commit of this process's own database ended: ask this process, then the database, while there is time (rule 21).
 
     UNKNOWN only if the time is up, or if the database itself cannot tell.
     """
     while True:
         result = commit.result
-        if result is None and not manager.runs(commit.branch):
+        if result is None and not requests.runs(client, commit.branch):
             result = Outcome.UNKNOWN
         if result is Outcome.UNKNOWN:
             if not commit.token:
                 return Outcome.UNKNOWN
-            result = yield from _ask_database(manager, commit, until_ms)
+            result = yield from _ask_database(client, commit, until_ms)
         if result is not None:
             commit.result = result
             return result
-        if manager.now_ms() >= until_ms:
+        if client.now_ms() >= until_ms:
             return Outcome.UNKNOWN
-        yield manager.pause, (_PAUSE_S,)
+        yield client.runtime.pause, (_PAUSE_S,)
 
 
-def _ask_database(manager: Ending, commit: LocalCommit, until_ms: int) -> Flow[Outcome | None]:
+def _ask_database(client: ClientState, commit: LocalCommit, until_ms: int) -> Flow[Outcome | None]:
     """None while it is out of reach or still at it."""
     try:
-        future = manager.ask(commit.resource, commit.token)
-        result: Outcome | None = yield manager.wait, (future, max(0, until_ms - manager.now_ms()) / 1000)
+        future = client.runtime.ask(commit.resource, commit.token)
+        result: Outcome | None = yield client.runtime.wait, (future, max(0, until_ms - client.now_ms()) / 1000)
         return result
     except Exception as error:
         logger.debug("cannot ask %s how a commit ended: %s", commit.resource.name, error)
         return None
+
+
+def keep_unknown(client: ClientState, part: LocalTransaction) -> None:
+    """A root's transaction has ended; if its end is not known, keep what it takes to ask."""
+    if part.status is not Status.UNKNOWN:
+        return
+    ref = _only_here(client, part.refs)
+    with client.lock:
+        if ref is not None:
+            row = client.participant.rows.get(ref.branch)
+            result = row.outcome if row is not None and row.state is BranchState.ENDED else None
+            token = row.token if row is not None else ""
+            commit = LocalCommit(client.resources[ref.resource], ref.branch, token, result)
+            requests.keep(client.local_commits, part.xid, commit)
+        elif part.owner is not None:
+            request = OutcomeRequest(part.xid, part.owner.epoch, part.begun_tick, part.refs)
+            requests.keep(client.unknown, part.xid, (part.owner.node, request))
+
+
+def outcome(client: ClientState, xid: Xid, until_ms: int) -> Flow[Outcome]:
+    """Learn how *xid* ended, from its database if this process committed it alone, else from its coordinator (rules 12, 21)."""
+    with client.lock:
+        commit = client.local_commits.get(xid)
+        node, request = client.unknown.get(xid) or ("", OutcomeRequest(xid, _ANY_EPOCH, 0))
+    if commit is not None:
+        return (yield from _outcome_here(client, commit, until_ms))
+    reply = yield from _ask_outcome(client, node, request, until_ms)
+    if reply is None:
+        raise CoordinatorUnavailable(f"the coordinator did not say in time how transaction {xid} ended")
+    if reply.outcome is not Outcome.UNKNOWN:
+        with client.lock:
+            client.unknown.pop(xid, None)
+    return reply.outcome

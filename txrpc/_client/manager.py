@@ -1,16 +1,19 @@
 """`TransactionManager`: what `txrpc.connect` returns.  It has a client, which does the work."""
 
+# Written by scripts/twins.py from manager_async.py: change that one.
+
 from __future__ import annotations
 
 from collections.abc import Iterable
 from types import TracebackType
 from typing import Any, Self, overload
 
-from txrpc._client.client import Client, RootTransaction
+from txrpc._client.client import Client
 from txrpc._client.rollback_rules import Kind
 from txrpc._client.scope import Propagating, Propagation
 from txrpc._client.state import ManagerStatus
-from txrpc._client.transaction import Transaction
+from txrpc._client.transaction import RootTransaction
+from txrpc._client.transaction_base import Transaction
 from txrpc._client.transactional import Scope, transaction
 from txrpc._protocol.messages import Outcome, Wait
 from txrpc.ids import Xid
@@ -35,16 +38,16 @@ class TransactionManager:
     @property
     def group(self) -> str:
         """The coordinator group that it belongs to."""
-        return self._client.group
+        return self._client.state.group
 
     @property
     def process(self) -> str:
         """What this process is called in the coordinator's status, for people."""
-        return self._client.process
+        return self._client.state.process
 
     def status(self) -> ManagerStatus:
         """Return whether there is a session with a coordinator, and which resources are ready.  Sends nothing."""
-        return self._client.status()
+        return self._client.core.status()
 
     def begin(
         self,

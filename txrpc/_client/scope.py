@@ -5,14 +5,15 @@ from __future__ import annotations
 import enum
 import inspect
 import random
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from txrpc._client.asking import reason_for
 from txrpc._client.core import check_timeout
 from txrpc._client.local_transaction import Status
+from txrpc._client.requests import reason_for
 from txrpc._client.rollback_rules import ALWAYS, Kind, RollbackRules, kinds_of
+from txrpc._client.transaction_base import Transaction
 from txrpc._context import current, set_current
 from txrpc._protocol.messages import Wait
 from txrpc._wire.metadata import CONTEXT_KEY
@@ -35,6 +36,7 @@ __all__ = [
     "Retry",
     "Settings",
     "default_client",
+    "is_generator",
     "refuse_undecoratable",
     "refuse_unjoined",
     "set_default_client",
@@ -167,20 +169,20 @@ class Settings:
         """Whether *error*, leaving a root's scope, rolls it back.  What is not an `Exception` always does."""
         return not isinstance(error, Exception) or self.rule.rolls_back(kinds_of(error))
 
-    def again_in_s(self, attempt: int, error: Exception, transaction: Any) -> float | None:
+    def again_in_s(self, attempt: int, error: Exception, transaction: Transaction | None) -> float | None:
         """How long to sleep before running the root again after *error*, or None if that must not be."""
         if self.retry is None or attempt >= self.retry.attempts or not _retryable(error, transaction):
             return None
         return self.retry.sleep_s(attempt)
 
 
-def _retryable(error: Exception, transaction: Any) -> bool:
+def _retryable(error: Exception, transaction: Transaction | None) -> bool:
     if isinstance(error, TransactionAborted):
         return error.retryable
     if isinstance(error, Unavailable | UsageError):
         return isinstance(error, Unavailable)
     doom = transaction.doom if transaction is not None else None
-    return doom is not None and doom.retryable and transaction.status is Status.ROLLED_BACK
+    return transaction is not None and doom is not None and doom.retryable and transaction.status is Status.ROLLED_BACK
 
 
 def _member(kind: Any, name: str, given: Any) -> Any:
@@ -255,8 +257,8 @@ def refuse_unjoined(args: Iterable[Any]) -> None:
             )
 
 
-def refuse_undecoratable(fn: Any) -> None:
-    """Raise `UsageError` for what `@transactional` cannot decorate."""
+def refuse_undecoratable(fn: Any, entry_point: str, retry: Retry | None) -> None:
+    """Raise `UsageError` for what *entry_point*'s `transactional` cannot decorate, or not with a *retry* policy."""
     if isinstance(fn, classmethod | staticmethod):
         kind = type(fn).__name__
         raise UsageError(f"write @{kind} above @transactional, not below it")
@@ -264,6 +266,19 @@ def refuse_undecoratable(fn: Any) -> None:
         raise UsageError(f"{fn.__qualname__} is a class: decorate its methods")
     if not callable(fn):
         raise UsageError(f"@transactional decorates a function; timeouts and the like are named: timeout={fn!r}")
+    is_async = inspect.iscoroutinefunction(fn) or inspect.isasyncgenfunction(fn)
+    name = getattr(fn, "__qualname__", repr(fn))
+    if is_async and entry_point == "txrpc":
+        raise UsageError(f"{name} is asynchronous: decorate it with txrpc.aio.transactional")
+    if not is_async and entry_point == "txrpc.aio":
+        raise UsageError(f"{name} is not asynchronous: decorate it with txrpc.transactional")
+    if retry is not None and is_generator(fn):
+        raise UsageError(f"{name} is a generator: what it has yielded cannot be taken back, so no retry=")
+
+
+def is_generator(fn: Callable[..., Any]) -> bool:
+    """True if *fn* is a generator function, synchronous or asynchronous."""
+    return inspect.isgeneratorfunction(fn) or inspect.isasyncgenfunction(fn)
 
 
 def default_client(entry_point: str) -> Any:

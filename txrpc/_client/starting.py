@@ -35,7 +35,7 @@ class Starting:
         """What keeps resource *name* from being used; "" if it is ready."""
         return self._infos[name].trouble
 
-    def took(self, name: str, found: Any) -> bool:
+    def took(self, name: str, found: object) -> bool:
         """What `Resource.start` of *name* returned or raised; returns whether that is news."""
         if isinstance(found, ResourceInfo):
             found = self._twins(found) or found

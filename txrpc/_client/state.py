@@ -1,42 +1,32 @@
-"""What both clients hold, and how the effects of the participant's table are applied."""
+"""What one process's side of its transactions holds, and the ports through which it blocks or awaits.
+
+How to think of it
+    `ClientState` is data.  What happens to it are functions in modules of their own: `effects` applies what the participant's
+    table returns, `branches` opens and uses branches, `requests` asks the coordinator, `completion` ends transactions.  What
+    must block or be awaited is the `Runtime`'s: there is one for threads, one for tasks, and one for the simulator.
+
+Everything here is changed under `ClientState.lock`.
+"""
 
 from __future__ import annotations
 
-import itertools
-import logging
 import os
 import random
 import threading
 import time
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from txrpc._client.completion import LocalCommit
 from txrpc._client.starting import Starting
-from txrpc._client.using import OpenBranch
-from txrpc._protocol.messages import (
-    Outcome,
-    OutcomeRequest,
-    Owner,
-    ToCoordinator,
-    Trouble,
-    Welcome,
-)
-from txrpc._protocol.participant.branch import BranchInput, Do, Effects, Operation
+from txrpc._protocol.messages import Outcome, OutcomeRequest, Owner, ToCoordinator, Welcome
+from txrpc._protocol.participant.branch import Do, ParticipantBranch
 from txrpc._protocol.participant.machine import Participant
-from txrpc.errors import (
-    AbortCode,
-    ConfigurationError,
-    CoordinatorUnavailable,
-    Reason,
-    Unavailable,
-)
+from txrpc.errors import ConfigurationError
 from txrpc.ids import GROUP_MAX, RESOURCE_MAX, BranchId, ParticipantId, Xid, check_name
+from txrpc.resource import AsyncResource, Resource, Work
 
-__all__ = ["FINISHING", "ClientState", "ManagerStatus", "SessionPort"]
-
-logger = logging.getLogger("txrpc.client")
+__all__ = ["ClientState", "LocalCommit", "ManagerStatus", "OpenBranch", "Outbox", "Runtime"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,192 +46,171 @@ class ManagerStatus:
         return self.coordinator is not None and not any(self.resources.values())
 
 
-class SessionPort(Protocol):
-    """What a manager needs of `txrpc._grpc.session`; there are two: `start`, `close` and `wait_connected` block or are awaited."""
-
-    start: Callable[[], Any]
-    close: Callable[..., Any]
-    wait_connected: Callable[..., Any]
+class Outbox(Protocol):
+    """Where messages to coordinators go: a session."""
 
     def send(self, node: str, *messages: ToCoordinator) -> None:
-        """Queue for coordinator *node*; raises `CoordinatorUnavailable` when there is no session."""
+        """Queue for coordinator *node*; raises `CoordinatorUnavailable` without a session, `LimitExceeded` when it is full."""
 
 
+class OpenBranch:
+    """What a process holds of one branch beside its row: the work, and the lock that its users take."""
+
+    __slots__ = ("gone", "lock", "resource", "row", "work")
+
+    def __init__(self, row: ParticipantBranch, resource: Resource | AsyncResource, lock: Any) -> None:
+        self.row = row
+        self.resource = resource
+        self.lock = lock
+        """``acquire(timeout_s)``, which blocks or is awaited, and ``release()``; re-entered by the thread or task that has it."""
+        self.work: Work = None
+        self.gone = False
+        """The resource could not begin: a user that waited for the lock starts again."""
+
+
+@dataclass(slots=True)
+class LocalCommit:
+    """A commit of one branch of the root's own process, whose end the root has not learnt."""
+
+    resource: Resource | AsyncResource
+    branch: BranchId
+    token: str = ""
+    """Which transaction of the database it is, as soon as that is known."""
+    result: Outcome | None = None
+    """None until its operation has ended."""
+
+
+class Runtime(Protocol):
+    """What blocks or is awaited.  `operate` and `wake` return at once; `wait`, `pause` and `reconnect` are called by flows."""
+
+    def operate(self, do: Do, branch: OpenBranch | None) -> None:
+        """Carry out an operation on a resource in the background, and call `effects.operated` with its result."""
+
+    def wake(self) -> None:
+        """Notice that `ClientCore.next_wakeup_ms` may have moved forward."""
+
+    def future(self) -> Any:
+        """Return a new future, of the kind that `wait` takes."""
+
+    def settle(self, future: Any, result: object) -> None:
+        """Set the result or the exception of a future; its waiter may have given up."""
+
+    def branch_lock(self) -> Any:
+        """Return a new lock for `OpenBranch.lock`."""
+
+    def ask(self, resource: Any, token: str) -> Any:
+        """Ask *resource* in the background how the transaction *token* of its database ended; return a future of the answer."""
+
+    def wait(self, future: Any, timeout_s: float) -> Any:
+        """Return the result of *future*; raises `TimeoutError`."""
+
+    def pause(self, seconds: float) -> Any:
+        """Sleep."""
+
+    def reconnect(self, timeout_s: float) -> Any:
+        """Return the owner of the live session; wait for one if there is none.
+
+        Raises `CoordinatorUnavailable`, also at once when there will be none; `ConfigurationError` if it was refused for good.
+        """
+
+
+def _now_ms() -> int:
+    return time.monotonic_ns() // 1_000_000
+
+
+def _unix_ms() -> int:
+    return time.time_ns() // 1_000_000
+
+
+@dataclass(slots=True, eq=False)
 class ClientState:
-    """The table, the slots, the futures and the session; and how the table's effects are honoured."""
+    """See the module's docstring."""
 
-    patience_ms = 30_000
-    start_patience_s = 10.0
-    """For how long `start` waits for the databases; who has not answered by then is waited for in the background."""
-    serves = False
-    """Whether calls join transactions through this manager: then its resources are not used outside of them (rule 19)."""
-    entropy: Callable[[int], bytes] = staticmethod(os.urandom)
+    group: str
+    process: str
+    """How this process is called in the coordinator's status, for people."""
+    resources: Mapping[str, Any]
+    participant_id: ParticipantId
+    runtime: Runtime
+    participant: Participant
+    starting: Starting
+    now_ms: Callable[[], int]
+    """Monotonic time."""
+    unix_ms: Callable[[], int]
+    """The machine's clock, in milliseconds since 1970: for people, no rule depends on it."""
+    entropy: Callable[[int], bytes]
     """As many random bytes: what identifiers are made of."""
-    jitter: Callable[[], float] = staticmethod(random.random)
+    jitter: Callable[[], float]
     """From 0 to 1: what spreads questions and repetitions."""
+    pid: int = field(default_factory=os.getpid)
+    lock: threading.RLock = field(default_factory=threading.RLock)
+    start_patience_s: float = 10.0
+    """For how long a start waits for the databases; those that have not answered by then are started in the background."""
+    patience_ms: int = 30_000
+    """For how long an end waits for its answer after the transaction's deadline."""
+    serves: bool = False
+    """Whether calls join transactions through this client: then its resources are not used outside of them (rule 19)."""
 
-    def __init__(self, group: str, resources: Iterable[Any], process: str = "") -> None:
-        self.group = check_name("group", group, GROUP_MAX)
-        self.process = process or f"pid {os.getpid()}"
-        self.participant_id = ParticipantId(self.entropy(8))
-        self.resources: dict[str, Any] = {}
+    session: Outbox | None = None
+    welcome: Welcome | None = None
+    """The live session's; None while there is none."""
+    seen: Owner | None = None
+    """The coordinator of the last Welcome, also while there is no session."""
+    position: int = 0
+    """The greatest position of that coordinator's log that was heard of (rule 18)."""
+    tick: int = 0
+    asker: str = ""
+    """The coordinator whose message about a branch is being handled."""
+    announced: int = -1
+    """The version of `starting` that the coordinator was told."""
+    start_at: dict[str, int] = field(default_factory=dict)
+    sweep_at: dict[str, int] = field(default_factory=dict)
+
+    branches: dict[BranchId, OpenBranch] = field(default_factory=dict)
+    requests: dict[Xid, list[Any]] = field(default_factory=dict)
+    """Futures of the roots that have asked the coordinator about a transaction."""
+    local_ends: dict[BranchId, Any] = field(default_factory=dict)
+    """Futures of the roots that end a branch of this process themselves."""
+    unknown: dict[Xid, tuple[str, OutcomeRequest]] = field(default_factory=dict)
+    """What to ask about transactions whose outcome is not known, and which coordinator."""
+    tokens: dict[Xid, str] = field(default_factory=dict)
+    """How the ends can be learnt of those commits in one phase whose process was lost."""
+    local_commits: dict[Xid, LocalCommit] = field(default_factory=dict)
+
+    @classmethod
+    def make(
+        cls,
+        group: str,
+        resources: Iterable[Any],
+        process: str,
+        runtime: Runtime,
+        *,
+        now_ms: Callable[[], int] = _now_ms,
+        unix_ms: Callable[[], int] = _unix_ms,
+        entropy: Callable[[int], bytes] = os.urandom,
+        jitter: Callable[[], float] = random.random,
+    ) -> ClientState:
+        """Build the state of a new client; raises `InvalidName`, or `ConfigurationError` for two resources of one name."""
+        named: dict[str, Any] = {}
         for resource in resources:
             check_name("resource", resource.name, RESOURCE_MAX)
-            if resource.name in self.resources:
+            if resource.name in named:
                 raise ConfigurationError(f"two resources are named {resource.name!r}: each needs a name of its own")
-            self.resources[resource.name] = resource
+            named[resource.name] = resource
+        state = cls(
+            check_name("group", group, GROUP_MAX),
+            process or f"pid {os.getpid()}",
+            named,
+            ParticipantId(entropy(8)),
+            runtime,
+            Participant(jitter),
+            Starting(named),
+            now_ms,
+            unix_ms,
+            entropy,
+            jitter,
+        )
+        for resource in named.values():
             if hasattr(resource, "user"):
-                resource.user = self
-        self.welcome: Welcome | None = None
-        self._starting = Starting(self.resources)
-        self._announced = -1
-        """The version of it that the coordinator was told."""
-        self._start_at: dict[str, int] = {}
-        self._session: SessionPort | None = None
-        self._seen: Owner | None = None
-        self._position = 0
-        """The greatest position of that coordinator's log that was heard of (rule 18)."""
-        self._tick = 0
-        self._asker = ""
-        """The coordinator whose message about a branch is being handled."""
-        self._pid = os.getpid()
-        self._lock = threading.RLock()
-        self._table = Participant(self.jitter)
-        self._slots: dict[BranchId, OpenBranch] = {}
-        self._asking: dict[Xid, list[Any]] = {}
-        self._ending: dict[BranchId, Any] = {}
-        self._sweep_at: dict[str, int] = {}
-        self._unknown: dict[Xid, tuple[str, OutcomeRequest]] = {}
-        self._tokens: dict[Xid, str] = {}
-        """How the ends can be learnt of those commits in one phase whose process was lost."""
-        self._local: dict[Xid, LocalCommit] = {}
-
-    # ------------------------------------------------------------------------------------------- what blocks or awaits
-
-    def _start(self, do: Do, slot: OpenBranch | None) -> None:
-        """Carry out an operation on a resource, elsewhere, and call `_operated` with its result."""
-        raise NotImplementedError
-
-    def _wake(self) -> None:
-        """`next_wakeup_ms` may have moved forward."""
-        raise NotImplementedError
-
-    def _future(self) -> Any:
-        raise NotImplementedError
-
-    def _settle(self, future: Any, result: Any) -> None:
-        """Set the result or the exception of a future that somebody may have given up."""
-        raise NotImplementedError
-
-    def _turn(self) -> Any:
-        raise NotImplementedError
-
-    def now_ms(self) -> int:
-        """Monotonic time."""
-        return time.monotonic_ns() // 1_000_000
-
-    def unix_ms(self) -> int:
-        """The machine's clock, in milliseconds since 1970: for people, no rule depends on it."""
-        return time.time_ns() // 1_000_000
-
-    def _session_or_raise(self) -> Any:
-        if self._session is None:
-            raise CoordinatorUnavailable("this manager has no coordinator")
-        return self._session
-
-    def _send(self, node: str, *messages: ToCoordinator) -> None:
-        if self._session is None or self.welcome is None:
-            raise CoordinatorUnavailable("there is no session with a coordinator")
-        self._session.send(node, *messages)
-
-    def _node_of(self, message: Any) -> str:
-        """Which coordinator a message about a branch is for: its own; of a branch that is not known here, the one that asked."""
-        if hasattr(message, "gid"):
-            node: str = message.gid.node
-            return node
-        row = self._table.rows.get(message.branch)
-        return row.gid.node if row is not None and row.xid == message.xid else self._asker
-
-    # -------------------------------------------------------------------------------------------------------- effects
-
-    def _apply(self, effects: Effects) -> None:
-        """Called under the lock, so that messages about one branch leave in the order of the steps that made them."""
-        for branch, result, reason in effects.settle:
-            commit = self._local.get(self._table.rows[branch].xid) if branch in self._table.rows else None
-            if commit is not None:
-                commit.result = result
-            future = self._ending.pop(branch, None)
-            if future is not None:
-                self._settle(future, (result, reason))
-        for message in effects.send:
-            if isinstance(message, Trouble) and message.reason is not None:
-                logger.warning("%s (%s)", message.reason.text, message.gid)
-        for mistake in effects.mistakes:
-            logger.warning("protocol violation: %s", mistake)
-        if effects.send:
-            try:
-                for node, messages in itertools.groupby(effects.send, self._node_of):
-                    self._send(node, *messages)
-            except Unavailable:  # no session, or more waits for it than it takes
-                logger.debug("dropped %d messages: no session", len(effects.send))
-        for do in effects.do:
-            slot = self._slots.get(do.gid.branch)
-            if do.operation in _NEEDS_WORK and (slot is None or slot.work is None):
-                if do.operation is Operation.ROLLBACK:
-                    self._operated(do, (BranchInput.ROLLED_BACK, None))
-            else:
-                self._start(do, slot)
-        self._wake()
-
-    def _operated(self, do: Do, result: tuple[BranchInput, Any]) -> None:
-        """The result of an operation."""
-        with self._lock:
-            if do.operation in _ENDS_WORK:
-                self._slots.pop(do.gid.branch, None)
-            self._apply(self._table.step(result[0], do.gid.branch, self.now_ms(), result[1]))
-
-    def _leaves_work(self, do: Do, slot: OpenBranch | None) -> bool:
-        """Whether *do*, which failed in a way that nobody meant, may have left work open, with its locks and its connection."""
-        return do.operation in _ENDS_WORK and slot is not None and slot.work is not None
-
-    def _broke(self, do: Do, error: BaseException) -> None:
-        """A resource broke its contract, or this program is mistaken: the branch must not wait for ever."""
-        fields = {"operation": do.operation.value, "gid": str(do.gid)}
-        logger.error("operation failed", extra=fields, exc_info=error)
-        reason = Reason(AbortCode.UNSPECIFIED, f"{do.operation.value} failed: {type(error).__name__}")
-        if do.operation is not Operation.INTERRUPT:
-            kind = _BROKE.get(do.operation, BranchInput.FINISH_FAILED)
-            detail = (Outcome.UNKNOWN, reason) if kind is BranchInput.ONE_PHASE_ENDED else reason
-            self._operated(do, (kind, detail))
-
-    def tell(self, node: str, message: ToCoordinator) -> None:
-        """Send coordinator *node* a message that needs no answer; without a session it is dropped."""
-        try:
-            self._send(node, message)
-        except Unavailable:
-            logger.debug("dropped %s: no session", type(message).__name__)
-
-    def _committing(self, do: Do, token: str) -> None:
-        """COMMIT in one phase is about to be sent to the database."""
-        with self._lock:
-            message = self._table.committing(do.gid.branch, token)
-            if (commit := self._local.get(do.gid.xid)) is not None:
-                commit.token = token
-        if message is not None:
-            self.tell(do.gid.node, message)
-
-
-FINISHING = frozenset(
-    {Operation.ROLLBACK, Operation.COMMIT_PREPARED, Operation.ROLLBACK_PREPARED, Operation.ONE_PHASE_RESULT}
-)
-"""What frees locks or learns the truth: it has workers of its own, of each resource."""
-
-_NEEDS_WORK = frozenset({Operation.ROLLBACK, Operation.INTERRUPT})
-_ENDS_WORK = frozenset({Operation.PREPARE, Operation.COMMIT_ONE_PHASE, Operation.ROLLBACK})
-
-
-_BROKE = {
-    Operation.PREPARE: BranchInput.PREPARE_FAILED,
-    Operation.COMMIT_ONE_PHASE: BranchInput.ONE_PHASE_ENDED,
-    Operation.ROLLBACK: BranchInput.ROLLED_BACK,
-}
+                resource.user = state
+        return state

@@ -1,170 +1,96 @@
-"""The transaction objects that users see: what is the same in synchronous and in asyncio programs.
+"""The transaction objects of synchronous programs."""
 
-A nested block has the same object as the block around it; what a block says about errors is in the context beside it.
-"""
+# Written by scripts/twins.py from transaction_async.py: change that one.
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Callable
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
-from txrpc._client.asking import reason_for
-from txrpc._client.completion import cancel_calls
-from txrpc._client.core import ClientCore
-from txrpc._client.local_transaction import LocalTransaction, OutgoingCall, Status
-from txrpc._client.rollback_rules import RollbackRules, kinds_of
-from txrpc._context import current_rules
-from txrpc._protocol.messages import CallReport, Outcome, RollbackRequest
-from txrpc.errors import AbortCode, CoordinatorUnavailable, Reason, TxrpcError, UsageError
-from txrpc.ids import Xid
+from txrpc._client import branches, completion
+from txrpc._client.flow import run
+from txrpc._client.local_transaction import LocalTransaction
+from txrpc._client.state import ClientState
+from txrpc._client.transaction_base import JoinedTransactionBase, RootTransactionBase, log_callback_error
+from txrpc._context import restore, set_current
+from txrpc._protocol.messages import CallReport, Wait
+from txrpc.errors import AbortCode, Reason
+from txrpc.resource import Resource, Work
 
-__all__ = ["JoinedTransactionBase", "RootTransactionBase", "Transaction", "log_callback_error"]
-
-logger = logging.getLogger("txrpc.client")
+__all__ = ["JoinedTransaction", "RootTransaction"]
 
 
-class Transaction:
-    """A transaction as the code inside it sees it.  Safe to use from several threads or tasks.
-
-    Only the object of its root can end it: see `RootTransaction`.
-    """
-
-    joined = False
-
-    def __init__(self, manager: ClientCore, part: LocalTransaction, rules: RollbackRules) -> None:
-        self._manager = manager
-        self._part = part
-        self._rules = rules
-
-    def __repr__(self) -> str:
-        return f"<{type(self).__name__} {self.xid} {self.status.value}>"
-
-    @property
-    def xid(self) -> Xid:
-        """The transaction's identifier."""
-        return self._part.xid
-
-    @property
-    def status(self) -> Status:
-        """How it stands, as this process sees it."""
-        if self._part.status is Status.ACTIVE and self._part.doom is not None:
-            return Status.ROLLBACK_ONLY
-        return self._part.status
-
-    @property
-    def doom(self) -> Reason | None:
-        """Why the transaction can only roll back, or None."""
-        return self._part.doom
-
-    @property
-    def time_left_s(self) -> float:
-        """Seconds until the deadline, 0 when it has passed."""
-        return max(0, self._part.deadline_ms - self._manager.now_ms()) / 1000
-
-    @property
-    def ended(self) -> bool:
-        """Whether it has begun to end here."""
-        return self._part.status is not Status.ACTIVE
-
-    def set_rollback_only(self, reason: Reason | str | None = None) -> None:
-        """Doom the transaction: it can only roll back, everywhere.  The code may run on."""
-        if not isinstance(reason, Reason):
-            reason = Reason(AbortCode.REQUESTED, reason or "set_rollback_only() was called")
-        self._part.set_doom(reason)
-
-    def after_completion(self, callback: Callable[[Outcome], Any]) -> None:
-        """Call *callback* with the `Outcome` once the transaction has ended, in the order of registration.
-
-        Its exceptions are logged and change nothing.  Raises `UsageError` if the transaction has ended already, and
-        in a service method that joined it: only its root learns how it ends.
-        """
-        if self.joined:
-            raise UsageError("only the root of a transaction learns how it ends: call after_completion() there")
-        if self._part.status not in (Status.ACTIVE, Status.COMMITTING):
-            raise UsageError(f"transaction {self.xid} has ended already: {self._part.status.value}")
-        self._part.callbacks.append(callback)
-
-    def outgoing(self) -> OutgoingCall:
-        """Register a call that is about to be sent.  See `txrpc._grpc.ports.Handle`."""
-        now_ms = self._manager.now_ms()
-        self._part.check_usable(now_ms)
-        if self._part.owner is None:
-            raise CoordinatorUnavailable(
-                "the transaction began with no coordinator in reach, so it cannot leave this process: "
-                "is the coordinator running at the address given to txrpc.connect()?"
-            )
-        return self._part.call_begins(current_rules() or self._rules, self._part.owner, now_ms)
-
-    def enters_first(self) -> bool:
-        """Whether the scope that is being entered is the outermost one of a joined call."""
-        return False
-
-    def scope_failed(self, error: BaseException, rules: RollbackRules, entry: bool) -> None:
-        """*error* leaves a nested block with those *rules*; *entry*: the outermost one of a joined call, whose caller decides."""
-        kinds = kinds_of(error)
-        if rules.requires_rollback(kinds) if entry else rules.rolls_back(kinds):
-            self._part.set_doom(reason_for(error))
+@contextmanager
+def _use(client: ClientState, part: LocalTransaction, resource: Resource, joined: bool) -> Iterator[Work]:
+    branch = run(branches.enter(client, part, resource, joined))
+    try:
+        yield branch.work
+    except BaseException as error:
+        instead = branches.failed(part, branch, error)
+        if instead is not None:
+            raise instead from error
+        raise
+    finally:
+        branches.leave(client, branch)
 
 
-class JoinedTransactionBase(Transaction):
-    """One incoming call's handle."""
+class JoinedTransaction(JoinedTransactionBase):
+    """The current transaction inside a service method that was called with a transaction's context."""
 
-    joined = True
+    def use(self, resource: Resource) -> AbstractContextManager[Work]:
+        """Use this transaction's branch in *resource* for one block.  See `txrpc.resource.ResourceUser`."""
+        return _use(self._client, self._part, resource, joined=True)
 
-    def __init__(self, manager: ClientCore, part: LocalTransaction) -> None:
-        super().__init__(manager, part, RollbackRules())
-        self._entered = False
-        self._report: CallReport | None = None
-
-    def enters_first(self) -> bool:
-        """Whether the scope that is being entered is the outermost one."""
-        first, self._entered = not self._entered, True
-        return first
-
-    def failed(self, error: BaseException) -> None:
-        """The handler raised *error*; what that means is up to the caller's rule, which sees the status of the reply."""
-        if isinstance(error, TxrpcError) and not isinstance(error, UsageError):
-            reason = reason_for(error)
-            if reason.code is not AbortCode.APPLICATION_ERROR:
-                self._part.set_doom(reason)
-
-    def _leave(self) -> CallReport:
-        """Close the part and count the call; once."""
+    def leave(self) -> CallReport:
+        """End this call's part.  See `txrpc._grpc.ports.Handle`."""
         if self._report is None:
-            self._part.close(Status.COMMITTING)
-            self._manager.left(self._part)
-            self._report = self._part.report()
-            if self._part.in_flight:
-                self._abandon()
-        return self._report
-
-    def _abandon(self) -> None:
-        """Calls of this handler are still running: its transaction can only roll back, and nobody will know their branches."""
-        part = self._part
-        cancel_calls(part)
-        if part.owner is not None and part.doom is not None:
-            request = RollbackRequest(
-                part.xid, part.owner.epoch, part.begun_tick, part.refs, part.doom, everywhere=True
-            )
-            self._manager.tell(part.owner.node, request)
+            run(completion.settle(self._part))
+        return self._leave()
 
 
-class RootTransactionBase(Transaction):
-    """A root's handle: the only one that can end the transaction."""
+class RootTransaction(RootTransactionBase):
+    """A transaction at its root.  `commit` and `rollback` end it, from any thread, once."""
 
-    @property
-    def pending(self) -> tuple[str, ...]:
-        """After a commit: resources that have not acknowledged the decision yet (they will)."""
-        return self._part.pending
+    _previous: Any = None
+    _is_current = False
 
-    def _outcome(self) -> Outcome:
-        return _OUTCOMES.get(self._part.status, Outcome.UNKNOWN)
+    def use(self, resource: Resource) -> AbstractContextManager[Work]:
+        """Use this transaction's branch in *resource* for one block.  See `txrpc.resource.ResourceUser`."""
+        return _use(self._client, self._part, resource, joined=False)
 
+    def commit(self, wait: Wait = Wait.ACKNOWLEDGED) -> None:
+        """Commit every branch, or none.
 
-_OUTCOMES = {Status.COMMITTED: Outcome.COMMITTED, Status.ROLLED_BACK: Outcome.ABORTED}
+        Returns when all have committed; or with ``wait=Wait.DECISION`` as soon as the decision is durable; `pending` then names
+        what is still under way.  Raises `TransactionAborted` (nothing was committed), `CallsInFlight` (likewise, and your
+        mistake), `OutcomeUnknown` (ask `TransactionManager.outcome` later), `HeuristicOutcome`, or `IllegalState`.
+        """
+        try:
+            run(completion.commit(self._client, self._part, wait))
+        finally:
+            completion.keep_unknown(self._client, self._part)
+            self._completed()
 
+    def rollback(self, reason: Reason | str | None = None) -> None:
+        """Roll every branch back.  Raises `IllegalState` if it was committed."""
+        if not isinstance(reason, Reason):
+            reason = Reason(AbortCode.REQUESTED, reason or "rollback() was called")
+        try:
+            run(completion.rollback(self._client, self._part, reason))
+        finally:
+            self._completed()
 
-def log_callback_error(xid: Xid, error: Exception) -> None:
-    """An after-completion callback raised."""
-    logger.error("an after-completion callback of transaction %s failed", xid, exc_info=error)
+    def _make_current(self) -> None:
+        self._previous, self._is_current = set_current(self, self._rules), True
+
+    def _completed(self) -> None:
+        if self._is_current:
+            restore(self._previous)
+            self._is_current, self._previous = False, None
+        callbacks, self._part.callbacks = self._part.callbacks, []
+        for callback in callbacks:
+            try:
+                callback(self._outcome())
+            except Exception as error:
+                log_callback_error(self.xid, error)

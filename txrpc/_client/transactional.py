@@ -1,11 +1,13 @@
 """`transaction()` and `@transactional` for synchronous programs."""
 
+# Written by scripts/twins.py from transactional_async.py: change that one.
+
 from __future__ import annotations
 
 import functools
-import inspect
 import time
 from collections.abc import Callable, Generator, Iterable
+from types import TracebackType
 from typing import TYPE_CHECKING, Any, Generic, TypeVar, overload
 
 from txrpc._client.rollback_rules import Kind
@@ -15,13 +17,13 @@ from txrpc._client.scope import (
     Propagation,
     Retry,
     Settings,
+    is_generator,
     refuse_undecoratable,
     refuse_unjoined,
 )
-from txrpc._client.transaction import Transaction
+from txrpc._client.transaction_base import Transaction
 from txrpc._context import bind, restore
 from txrpc._protocol.messages import Wait
-from txrpc.errors import UsageError
 
 if TYPE_CHECKING:
     from txrpc._client.manager import TransactionManager
@@ -42,7 +44,9 @@ class Scope(BaseScope, Generic[_T]):
         transaction: _T = self.enter()
         return transaction
 
-    def __exit__(self, _type: object, error: BaseException | None, _trace: object) -> None:
+    def __exit__(
+        self, _kind: type[BaseException] | None, error: BaseException | None, _trace: TracebackType | None
+    ) -> None:
         restore(self._previous)
         self.close(error)
 
@@ -120,7 +124,7 @@ def transactional(
     manager: TransactionManager | None = ...,
 ) -> Callable[[_F], _F]: ...
 def transactional(
-    fn: Any = None,
+    fn: Callable[..., Any] | None = None,
     /,
     *,
     propagation: Propagation | str = Propagation.REQUIRED,
@@ -146,20 +150,12 @@ def transactional(
     return decorate if fn is None else decorate(fn)
 
 
-def _decorate(settings: Settings, fn: Any) -> Any:
-    refuse_undecoratable(fn)
-    if inspect.iscoroutinefunction(fn) or inspect.isasyncgenfunction(fn):
-        raise UsageError(f"{fn.__qualname__} is asynchronous: decorate it with txrpc.aio.transactional")
-    if inspect.isgeneratorfunction(fn):
-        if settings.retry is not None:
-            raise UsageError(
-                f"{fn.__qualname__} is a generator: what it has yielded cannot be taken back, so no retry="
-            )
-        return _generator(settings, fn)
-    return _function(settings, fn)
+def _decorate(settings: Settings, fn: Callable[..., Any]) -> Any:
+    refuse_undecoratable(fn, Scope.entry_point, settings.retry)
+    return _generator(settings, fn) if is_generator(fn) else _function(settings, fn)
 
 
-def _function(settings: Settings, fn: Any) -> Any:
+def _function(settings: Settings, fn: Callable[..., Any]) -> Any:
     @functools.wraps(fn)
     def call(*args: Any, **kwargs: Any) -> Any:
         refuse_unjoined(args)
@@ -179,7 +175,7 @@ def _function(settings: Settings, fn: Any) -> Any:
     return call
 
 
-def _generator(settings: Settings, fn: Any) -> Any:
+def _generator(settings: Settings, fn: Callable[..., Any]) -> Any:
     @functools.wraps(fn)
     def call(*args: Any, **kwargs: Any) -> Generator[Any, Any, Any]:
         refuse_unjoined(args)

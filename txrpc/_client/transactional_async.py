@@ -1,11 +1,11 @@
-"""`transaction()` and `@transactional` for asyncio programs; `transactional` has the words."""
+"""`transaction()` and `@transactional` for asyncio programs."""
 
 from __future__ import annotations
 
 import asyncio
 import functools
-import inspect
 from collections.abc import AsyncIterator, Callable, Iterable
+from types import TracebackType
 from typing import TYPE_CHECKING, Any, Generic, TypeVar, overload
 
 from txrpc._client.rollback_rules import Kind
@@ -15,13 +15,13 @@ from txrpc._client.scope import (
     Propagation,
     Retry,
     Settings,
+    is_generator,
     refuse_undecoratable,
     refuse_unjoined,
 )
-from txrpc._client.transaction import Transaction
+from txrpc._client.transaction_base import Transaction
 from txrpc._context import bind, restore
 from txrpc._protocol.messages import Wait
-from txrpc.errors import UsageError
 
 if TYPE_CHECKING:
     from txrpc._client.manager_async import AsyncTransactionManager
@@ -42,7 +42,9 @@ class AsyncScope(BaseScope, Generic[_T]):
         transaction: _T = self.enter()
         return transaction
 
-    async def __aexit__(self, _type: object, error: BaseException | None, _trace: object) -> None:
+    async def __aexit__(
+        self, _kind: type[BaseException] | None, error: BaseException | None, _trace: TracebackType | None
+    ) -> None:
         restore(self._previous)
         await self.close(error)
 
@@ -89,7 +91,19 @@ def transaction(
     no_rollback_for: Kind | Iterable[Kind] = (),
     manager: AsyncTransactionManager | None = None,
 ) -> AsyncScope[Any]:
-    """A block of one transaction: ``async with txrpc.aio.transaction(timeout=5) as tx: ...``.  See `txrpc.transaction`."""
+    """A block of one transaction: ``async with txrpc.aio.transaction(timeout=5) as tx: ...``.
+
+    At its end the transaction commits; an exception that leaves it rolls it back and goes on.  Inside another transaction the
+    block joins that one, which then only commits where it began (see `Propagation`); *timeout* and *wait* are the root's.
+
+    timeout: seconds until everything not yet prepared rolls back; 30 by default.
+    read_only: the databases refuse what would write.
+    wait: ``ACKNOWLEDGED``: return when every database has committed; ``DECISION``: as soon as the decision is durable.
+    rollback_for, no_rollback_for: exception types and `grpc.StatusCode` members that do, or do not, roll back.
+    manager: instead of the one of the last `txrpc.aio.connect`.
+
+    Leaving the block raises what `RootTransaction.commit` raises.
+    """
     return AsyncScope(
         Settings.make(propagation, timeout, read_only, wait, rollback_for, no_rollback_for, None, manager)
     )
@@ -110,7 +124,7 @@ def transactional(
     manager: AsyncTransactionManager | None = ...,
 ) -> Callable[[_F], _F]: ...
 def transactional(
-    fn: Any = None,
+    fn: Callable[..., Any] | None = None,
     /,
     *,
     propagation: Propagation | str = Propagation.REQUIRED,
@@ -122,7 +136,12 @@ def transactional(
     retry: Retry | int | None = None,
     manager: AsyncTransactionManager | None = None,
 ) -> Any:
-    """Run a coroutine function, or asynchronous generator function, inside a transaction.  See `txrpc.transactional`.
+    """Run a coroutine function, or asynchronous generator function, inside a transaction: the caller's, or one of its own.
+
+    On a service method the caller's is the one that came with the call.  The arguments are those of `transaction`, and:
+
+    retry: a `Retry`, or how often a root runs at most.  Only a root is run again, as a whole, and only after an error that
+        says that it may help; never a call that joined (its root decides), never a generator.
 
     Raises `UsageError` when it decorates anything else: that is `txrpc.transactional`'s.
     """
@@ -131,20 +150,12 @@ def transactional(
     return decorate if fn is None else decorate(fn)
 
 
-def _decorate(settings: Settings, fn: Any) -> Any:
-    refuse_undecoratable(fn)
-    if inspect.isasyncgenfunction(fn):
-        if settings.retry is not None:
-            raise UsageError(
-                f"{fn.__qualname__} is a generator: what it has yielded cannot be taken back, so no retry="
-            )
-        return _generator(settings, fn)
-    if inspect.iscoroutinefunction(fn):
-        return _function(settings, fn)
-    raise UsageError(f"{getattr(fn, '__qualname__', fn)} is not asynchronous: decorate it with txrpc.transactional")
+def _decorate(settings: Settings, fn: Callable[..., Any]) -> Any:
+    refuse_undecoratable(fn, AsyncScope.entry_point, settings.retry)
+    return _generator(settings, fn) if is_generator(fn) else _function(settings, fn)
 
 
-def _function(settings: Settings, fn: Any) -> Any:
+def _function(settings: Settings, fn: Callable[..., Any]) -> Any:
     @functools.wraps(fn)
     async def call(*args: Any, **kwargs: Any) -> Any:
         refuse_unjoined(args)
@@ -164,7 +175,7 @@ def _function(settings: Settings, fn: Any) -> Any:
     return call
 
 
-def _generator(settings: Settings, fn: Any) -> Any:
+def _generator(settings: Settings, fn: Callable[..., Any]) -> Any:
     @functools.wraps(fn)
     async def call(*args: Any, **kwargs: Any) -> AsyncIterator[Any]:
         refuse_unjoined(args)

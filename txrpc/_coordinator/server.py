@@ -114,7 +114,7 @@ def _server(config: CoordinatorConfig, driver: CoordinatorDriver) -> tuple[Any, 
     return server, health_service
 
 
-def _listen(server: Any, config: CoordinatorConfig) -> str:
+def _listen(server: grpc.aio.Server, config: CoordinatorConfig) -> str:
     host, port = config.address()
     try:
         bound = server.add_insecure_port(config.listen)

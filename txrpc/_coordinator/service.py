@@ -22,6 +22,7 @@ from txrpc.errors import BadMessage
 
 __all__ = ["SessionService"]
 
+ServerContext = grpc.aio.ServicerContext[Any, Any]
 logger = logging.getLogger("txrpc.coordinator")
 
 _EOF: Any = grpc.aio.EOF  # type: ignore[attr-defined]
@@ -89,7 +90,7 @@ class SessionService(session_pb2_grpc.CoordinatorServicer):
         self.open = 0
         self.peers: dict[int, str] = {}
 
-    async def Session(self, request_iterator: Any, context: Any) -> None:  # type: ignore[override]
+    async def Session(self, request_iterator: AsyncIterator[Any], context: ServerContext) -> None:  # type: ignore[override]
         """One process's session, until either side ends it."""
         if self.open >= self._limits.max_sessions:
             text = f"the coordinator's max_sessions is {self._limits.max_sessions}"
@@ -104,7 +105,7 @@ class SessionService(session_pb2_grpc.CoordinatorServicer):
         finally:
             self.open -= 1
 
-    async def _serve(self, context: Any) -> bool:
+    async def _serve(self, context: ServerContext) -> bool:
         """The session as the engine sees it; returns whether everything could be written."""
         mailbox = _Mailbox(self._driver.core.state.owner.node)
         number = self._driver.attach(mailbox)
@@ -124,7 +125,7 @@ class SessionService(session_pb2_grpc.CoordinatorServicer):
             self._driver.detach(number)
         return True
 
-    async def _read(self, number: int, context: Any, mailbox: _Mailbox) -> None:
+    async def _read(self, number: int, context: ServerContext, mailbox: _Mailbox) -> None:
         farewell = GoAway("closed", "the process ended the session", retry=True)
         try:
             await self._converse(number, context)
@@ -141,7 +142,7 @@ class SessionService(session_pb2_grpc.CoordinatorServicer):
             farewell = GoAway("internal", "the coordinator failed on this session's messages", retry=True)
         mailbox.close(farewell)
 
-    async def _converse(self, number: int, context: Any) -> None:
+    async def _converse(self, number: int, context: ServerContext) -> None:
         first = await asyncio.wait_for(context.read(), _HELLO_S)
         if first is _EOF:
             return

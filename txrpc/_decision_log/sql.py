@@ -21,7 +21,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from sqlalchemy import bindparam, delete, func, insert, select, update
-from sqlalchemy.engine import Connection
+from sqlalchemy.engine import Connection, Row
 from sqlalchemy.exc import IntegrityError, ProgrammingError, SQLAlchemyError
 
 from txrpc._decision_log.database import (
@@ -286,5 +286,5 @@ class SqlLog:
         )
 
 
-def _decision(row: Any) -> Decision:
+def _decision(row: Row[Any]) -> Decision:
     return Decision(Xid(bytes(row.xid)), Epoch(row.epoch), row.decided_ms, unpack(bytes(row.branches)))

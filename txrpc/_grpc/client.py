@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 import functools
 import weakref
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple
 
 import grpc
@@ -138,19 +138,33 @@ class ClientInterceptor(
         """*outside*: see `Outside`."""
         self._outside = Outside(outside)
 
-    def intercept_unary_unary(self, continuation: Any, client_call_details: Any, request: Any) -> Any:
+    def intercept_unary_unary(
+        self, continuation: Callable[..., Any], client_call_details: grpc.ClientCallDetails, request: Any
+    ) -> Any:
         """See `grpc.UnaryUnaryClientInterceptor`."""
         return _intercept(self._outside, continuation, client_call_details, request, _Future)
 
-    def intercept_stream_unary(self, continuation: Any, client_call_details: Any, request_iterator: Any) -> Any:
+    def intercept_stream_unary(
+        self,
+        continuation: Callable[..., Any],
+        client_call_details: grpc.ClientCallDetails,
+        request_iterator: Iterator[Any],
+    ) -> Any:
         """See `grpc.StreamUnaryClientInterceptor`."""
         return _intercept(self._outside, continuation, client_call_details, _carried(request_iterator), _Future)
 
-    def intercept_unary_stream(self, continuation: Any, client_call_details: Any, request: Any) -> Any:
+    def intercept_unary_stream(
+        self, continuation: Callable[..., Any], client_call_details: grpc.ClientCallDetails, request: Any
+    ) -> Any:
         """See `grpc.UnaryStreamClientInterceptor`."""
         return _intercept(self._outside, continuation, client_call_details, request, _Stream)
 
-    def intercept_stream_stream(self, continuation: Any, client_call_details: Any, request_iterator: Any) -> Any:
+    def intercept_stream_stream(
+        self,
+        continuation: Callable[..., Any],
+        client_call_details: grpc.ClientCallDetails,
+        request_iterator: Iterator[Any],
+    ) -> Any:
         """See `grpc.StreamStreamClientInterceptor`."""
         return _intercept(self._outside, continuation, client_call_details, _carried(request_iterator), _Stream)
 
@@ -176,7 +190,7 @@ def intercept_channel(channel: grpc.Channel, outside: Iterable[str] = ()) -> grp
 
 
 def _intercept(
-    outside: Outside, continuation: Callable[..., Any], details: Any, request: Any, wrap: type[_Open]
+    outside: Outside, continuation: Callable[..., Any], details: grpc.ClientCallDetails, request: Any, wrap: type[_Open]
 ) -> Any:
     handle = current()
     if handle is None or has_context(details.metadata) or (method := _text(details.method)) in outside:
@@ -199,15 +213,15 @@ def _intercept(
     return call if mapped is None else wrap(call, out, method, mapped)
 
 
-def _conclude(out: OutgoingCallPort, method: str, call: Any) -> TxrpcError | None:
+def _conclude(out: OutgoingCallPort, method: str, call: grpc.Call) -> TxrpcError | None:
     return conclude(out, method, call.code(), call.details(), call.trailing_metadata(), call)
 
 
-def _carried(request_iterator: Any) -> Any:
+def _carried(request_iterator: Iterator[Any]) -> Any:
     """GRPC pulls requests from a thread of its own; the user's code in there belongs to the transaction all the same."""
     handle = current()
     return request_iterator if handle is None else bound(handle, iter(request_iterator))
 
 
-def _text(method: Any) -> str:
+def _text(method: str | bytes) -> str:
     return method.decode() if isinstance(method, bytes) else str(method)

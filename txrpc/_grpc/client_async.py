@@ -8,7 +8,7 @@ Nothing is awaited in the interceptor itself, because a call whose requests are 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Generator, Iterable
+from collections.abc import AsyncIterable, AsyncIterator, Callable, Generator, Iterable
 from typing import Any
 
 import grpc
@@ -183,7 +183,9 @@ class _Interceptor:
 class UnaryUnaryInterceptor(_Interceptor, grpc.aio.UnaryUnaryClientInterceptor):  # type: ignore[type-arg]
     """Unary requests, unary responses."""
 
-    async def intercept_unary_unary(self, continuation: Any, client_call_details: Any, request: Any) -> Any:
+    async def intercept_unary_unary(
+        self, continuation: Callable[..., Any], client_call_details: grpc.aio.ClientCallDetails, request: Any
+    ) -> Any:
         """See `grpc.aio.UnaryUnaryClientInterceptor`."""
         return await _intercept(self._outside, continuation, client_call_details, request, _UnaryUnary)
 
@@ -191,7 +193,9 @@ class UnaryUnaryInterceptor(_Interceptor, grpc.aio.UnaryUnaryClientInterceptor):
 class UnaryStreamInterceptor(_Interceptor, grpc.aio.UnaryStreamClientInterceptor):  # type: ignore[type-arg]
     """Unary requests, streams of responses."""
 
-    async def intercept_unary_stream(self, continuation: Any, client_call_details: Any, request: Any) -> Any:
+    async def intercept_unary_stream(
+        self, continuation: Callable[..., Any], client_call_details: grpc.aio.ClientCallDetails, request: Any
+    ) -> Any:
         """See `grpc.aio.UnaryStreamClientInterceptor`."""
         return await _intercept(self._outside, continuation, client_call_details, request, _UnaryStream)
 
@@ -199,7 +203,12 @@ class UnaryStreamInterceptor(_Interceptor, grpc.aio.UnaryStreamClientInterceptor
 class StreamUnaryInterceptor(_Interceptor, grpc.aio.StreamUnaryClientInterceptor):  # type: ignore[type-arg]
     """Streams of requests, unary responses."""
 
-    async def intercept_stream_unary(self, continuation: Any, client_call_details: Any, request_iterator: Any) -> Any:
+    async def intercept_stream_unary(
+        self,
+        continuation: Callable[..., Any],
+        client_call_details: grpc.aio.ClientCallDetails,
+        request_iterator: AsyncIterable[Any] | Iterable[Any],
+    ) -> Any:
         """See `grpc.aio.StreamUnaryClientInterceptor`."""
         return await _intercept(self._outside, continuation, client_call_details, request_iterator, _StreamUnary)
 
@@ -207,7 +216,12 @@ class StreamUnaryInterceptor(_Interceptor, grpc.aio.StreamUnaryClientInterceptor
 class StreamStreamInterceptor(_Interceptor, grpc.aio.StreamStreamClientInterceptor):  # type: ignore[type-arg]
     """Streams both ways."""
 
-    async def intercept_stream_stream(self, continuation: Any, client_call_details: Any, request_iterator: Any) -> Any:
+    async def intercept_stream_stream(
+        self,
+        continuation: Callable[..., Any],
+        client_call_details: grpc.aio.ClientCallDetails,
+        request_iterator: AsyncIterable[Any] | Iterable[Any],
+    ) -> Any:
         """See `grpc.aio.StreamStreamClientInterceptor`."""
         return await _intercept(self._outside, continuation, client_call_details, request_iterator, _StreamStream)
 
@@ -223,7 +237,11 @@ def aio_client_interceptors(outside: Iterable[str] = ()) -> list[Any]:
 
 
 async def _intercept(
-    outside: Outside, continuation: Callable[..., Any], details: Any, request: Any, wrap: Callable[..., _Open]
+    outside: Outside,
+    continuation: Callable[..., Any],
+    details: grpc.aio.ClientCallDetails,
+    request: Any,
+    wrap: Callable[..., _Open],
 ) -> Any:
     handle = current()
     given_twice = isinstance(details, _CallDetails)  # the outer one of the two does the work
@@ -245,5 +263,5 @@ async def _intercept(
     return wrap(call, out, method)
 
 
-def _text(method: Any) -> str:
+def _text(method: str | bytes) -> str:
     return method.decode() if isinstance(method, bytes) else str(method)

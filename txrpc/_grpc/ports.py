@@ -5,14 +5,68 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, Protocol
+from collections.abc import Callable, Iterable
+from typing import Any, NoReturn, Protocol
+
+import grpc
 
 from txrpc._protocol.messages import CallReport, TransactionContext
 from txrpc.errors import Reason
 from txrpc.ids import Xid
 
-__all__ = ["Handle", "Joiner", "OutgoingCallPort"]
+__all__ = ["AsyncServerContext", "Behaviour", "Handle", "Joiner", "Metadata", "OutgoingCallPort", "ServerContext"]
+
+Metadata = Iterable[tuple[str, str | bytes]] | None
+"""Request or trailing metadata, as gRPC takes and gives it."""
+Behaviour = Callable[..., Any]
+"""What serves a method: it takes a request, or an iterator of them, and the context; gRPC's own types say no more."""
+
+
+class ServerContext(Protocol):
+    """What the interceptors use of a `grpc.ServicerContext`, whose published types leave half of it out."""
+
+    def code(self) -> grpc.StatusCode | None:
+        """The status that the handler has set."""
+
+    def trailing_metadata(self) -> Metadata:
+        """What the handler has set, or None."""
+
+    def set_trailing_metadata(self, trailing_metadata: Metadata) -> None:
+        """Replace it."""
+
+    def add_callback(self, callback: Callable[[], None]) -> bool:
+        """Have *callback* called when the call is over; False if it is over."""
+
+    def abort(self, code: grpc.StatusCode, details: str) -> NoReturn:
+        """End the call; raises."""
+
+
+class AsyncServerContext(Protocol):
+    """What the interceptors use of a `grpc.aio.ServicerContext`."""
+
+    def code(self) -> Any:
+        """The status that the handler has set, as a number; 0 if none."""
+
+    def trailing_metadata(self) -> Metadata:
+        """What the handler has set, or None."""
+
+    def set_trailing_metadata(self, trailing_metadata: Metadata) -> None:
+        """Replace it."""
+
+    async def abort(self, code: grpc.StatusCode, details: str = "", trailing_metadata: Metadata = ()) -> NoReturn:
+        """End the call; raises."""
+
+    async def send_initial_metadata(self, initial_metadata: Metadata) -> None:
+        """Send it, once."""
+
+    def done(self) -> bool:
+        """True if the call is over."""
+
+    def add_done_callback(self, callback: Callable[[Any], None]) -> None:
+        """Have *callback* called when the call is over."""
+
+    async def abort_with_status(self, status: grpc.Status) -> NoReturn:
+        """End the call; raises."""
 
 
 class OutgoingCallPort(Protocol):

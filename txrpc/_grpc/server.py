@@ -14,7 +14,7 @@ from typing import Any
 import grpc
 
 from txrpc._context import bind
-from txrpc._grpc.ports import Handle, Joiner
+from txrpc._grpc.ports import Behaviour, Handle, Joiner, ServerContext
 from txrpc._grpc.shared import (
     Ending,
     bound,
@@ -41,7 +41,11 @@ class ServerInterceptor(grpc.ServerInterceptor):  # type: ignore[type-arg]
     def __init__(self, joiner: Joiner) -> None:
         self._joiner = joiner
 
-    def intercept_service(self, continuation: Callable[[Any], Any], handler_call_details: Any) -> Any:
+    def intercept_service(
+        self,
+        continuation: Callable[[grpc.HandlerCallDetails], grpc.RpcMethodHandler[Any, Any] | None],
+        handler_call_details: grpc.HandlerCallDetails,
+    ) -> grpc.RpcMethodHandler[Any, Any] | None:
         """See `grpc.ServerInterceptor`."""
         handler = continuation(handler_call_details)
         if handler is None:
@@ -56,12 +60,13 @@ class ServerInterceptor(grpc.ServerInterceptor):  # type: ignore[type-arg]
         return replaced(handler, wrap(behaviour_of(handler), self._joiner, context))
 
 
-def behaviour_of(handler: Any) -> Any:
+def behaviour_of(handler: grpc.RpcMethodHandler[Any, Any]) -> Behaviour:
     """The user's function in a `grpc.RpcMethodHandler`."""
-    return handler.unary_unary or handler.unary_stream or handler.stream_unary or handler.stream_stream
+    kinds = (handler.unary_unary, handler.unary_stream, handler.stream_unary, handler.stream_stream)
+    return next(behaviour for behaviour in kinds if behaviour)
 
 
-def replaced(handler: Any, behaviour: Any) -> Any:
+def replaced(handler: grpc.RpcMethodHandler[Any, Any], behaviour: Behaviour) -> grpc.RpcMethodHandler[Any, Any]:
     """*handler* with another function."""
     make = {
         (False, False): grpc.unary_unary_rpc_method_handler,
@@ -72,8 +77,8 @@ def replaced(handler: Any, behaviour: Any) -> Any:
     return make(behaviour, handler.request_deserializer, handler.response_serializer)
 
 
-def _unary(behaviour: Any, joiner: Joiner, transaction: TransactionContext) -> Any:
-    def call(request: Any, context: Any) -> Any:
+def _unary(behaviour: Behaviour, joiner: Joiner, transaction: TransactionContext) -> Behaviour:
+    def call(request: Any, context: ServerContext) -> Any:
         if has_joined(transaction):
             return behaviour(request, context)
         handle = _join(joiner, transaction, context)
@@ -89,8 +94,8 @@ def _unary(behaviour: Any, joiner: Joiner, transaction: TransactionContext) -> A
     return call
 
 
-def _streaming(behaviour: Any, joiner: Joiner, transaction: TransactionContext) -> Any:
-    def call(request: Any, context: Any) -> Iterator[Any]:
+def _streaming(behaviour: Behaviour, joiner: Joiner, transaction: TransactionContext) -> Behaviour:
+    def call(request: Any, context: ServerContext) -> Iterator[Any]:
         if has_joined(transaction):
             yield from behaviour(request, context)
             return
@@ -111,13 +116,13 @@ def _streaming(behaviour: Any, joiner: Joiner, transaction: TransactionContext) 
     return call
 
 
-def plain(behaviour: Any, streams: bool) -> Any:
+def plain(behaviour: Behaviour, streams: bool) -> Any:
     """*behaviour* of a call without a transaction, whose errors get the status that they would have in one."""
     if hasattr(behaviour, "experimental_non_blocking"):
         return behaviour  # of another signature
 
     @functools.wraps(behaviour)
-    def call(request: Any, context: Any) -> Any:
+    def call(request: Any, context: ServerContext) -> Any:
         try:
             return behaviour(request, context)
         except Exception as error:
@@ -125,7 +130,7 @@ def plain(behaviour: Any, streams: bool) -> Any:
             raise
 
     @functools.wraps(behaviour)
-    def stream(request: Any, context: Any) -> Iterator[Any]:
+    def stream(request: Any, context: ServerContext) -> Iterator[Any]:
         try:
             yield from behaviour(request, context)
         except Exception as error:
@@ -135,14 +140,14 @@ def plain(behaviour: Any, streams: bool) -> Any:
     return stream if streams else call
 
 
-def _fail(context: Any, error: Exception) -> None:
+def _fail(context: ServerContext, error: Exception) -> None:
     """Raises if the status is ours to say."""
     ending = plain_ending_of(error, users_status=context.code() is not None)
     if ending is not None:
         _finish(context, ending)
 
 
-def _join(joiner: Joiner, transaction: TransactionContext, context: Any) -> Handle:
+def _join(joiner: Joiner, transaction: TransactionContext, context: ServerContext) -> Handle:
     try:
         return joiner.join(transaction)
     except TxrpcError as error:
@@ -150,7 +155,7 @@ def _join(joiner: Joiner, transaction: TransactionContext, context: Any) -> Hand
         raise
 
 
-def _end(handle: Handle, context: Any, error: BaseException | None) -> None:
+def _end(handle: Handle, context: ServerContext, error: BaseException | None) -> None:
     """End the call's part and put the report into the reply; raises if the status is ours to say."""
     if error is not None:
         handle.failed(error)
@@ -162,24 +167,24 @@ def _end(handle: Handle, context: Any, error: BaseException | None) -> None:
     _finish(context, ending_of(handle, report, error, users_status))
 
 
-def _finish(context: Any, ending: Ending) -> None:
+def _finish(context: ServerContext, ending: Ending) -> None:
     context.set_trailing_metadata(trailing_of(context.trailing_metadata(), ending.trailing))
     if ending.code is not None:
         context.abort(ending.code, ending.details)
 
 
-def _close(handle: Handle, responses: Any) -> None:
+def _close(handle: Handle, responses: Iterator[Any] | None) -> None:
     """Let an abandoned generator of the user's run its end, in its transaction; what is no generator has none."""
-    if hasattr(responses, "close"):
+    if responses is not None and hasattr(responses, "close"):
         with bind(handle):
             responses.close()
 
 
 def _refusing(error: TxrpcError, streaming: bool) -> Any:
-    def refuse(_request: Any, context: Any) -> Any:
+    def refuse(_request: Any, context: ServerContext) -> Any:
         _finish(context, refusal_of(error))
 
-    def refuse_stream(_request: Any, context: Any) -> Iterator[Any]:
+    def refuse_stream(_request: Any, context: ServerContext) -> Iterator[Any]:
         _finish(context, refusal_of(error))
         yield  # never reached: it makes this a generator, as the method's shape wants
 

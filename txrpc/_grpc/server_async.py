@@ -15,7 +15,7 @@ from typing import Any
 import grpc
 
 from txrpc._context import bind
-from txrpc._grpc.ports import Handle, Joiner
+from txrpc._grpc.ports import AsyncServerContext, Behaviour, Handle, Joiner, Metadata
 from txrpc._grpc.server import behaviour_of, plain, replaced
 from txrpc._grpc.shared import Ending, check_sent, ending_of, has_joined, plain_ending_of, refusal_of, trailing_of
 from txrpc._grpc.threads import in_threads
@@ -35,7 +35,9 @@ class AsyncServerInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[type-a
     def __init__(self, joiner: Joiner) -> None:
         self._joiner = joiner
 
-    async def intercept_service(self, continuation: Callable[[Any], Awaitable[Any]], handler_call_details: Any) -> Any:
+    async def intercept_service(
+        self, continuation: Callable[[Any], Awaitable[Any]], handler_call_details: grpc.HandlerCallDetails
+    ) -> Any:
         """See `grpc.aio.ServerInterceptor`."""
         handler: Any = await continuation(handler_call_details)
         if handler is None:
@@ -52,11 +54,11 @@ class AsyncServerInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[type-a
         return replaced(handler, _Call(self._joiner, transaction, behaviour).wrapper())
 
 
-def _plain(behaviour: Any, streams: bool) -> Any:
+def _plain(behaviour: Behaviour, streams: bool) -> Any:
     """*behaviour* of a call without a transaction, whose errors get the status that they would have in one."""
     if inspect.isasyncgenfunction(behaviour):
 
-        async def stream(request: Any, context: Any) -> AsyncIterator[Any]:
+        async def stream(request: Any, context: AsyncServerContext) -> AsyncIterator[Any]:
             try:
                 # A client that goes away closes this generator, and the method's must end with it.
                 async with contextlib.aclosing(behaviour(request, context)) as responses:
@@ -70,7 +72,7 @@ def _plain(behaviour: Any, streams: bool) -> Any:
     if not inspect.iscoroutinefunction(behaviour):
         return plain(behaviour, streams)  # in a thread of gRPC's
 
-    async def call(request: Any, context: Any) -> Any:
+    async def call(request: Any, context: AsyncServerContext) -> Any:
         try:
             return await behaviour(request, context)
         except Exception as error:
@@ -80,7 +82,7 @@ def _plain(behaviour: Any, streams: bool) -> Any:
     return call
 
 
-async def _fail(context: Any, error: Exception) -> None:
+async def _fail(context: AsyncServerContext, error: Exception) -> None:
     """Raises if the status is ours to say."""
     ending = plain_ending_of(error, users_status=bool(context.code()))
     if ending is not None:
@@ -90,7 +92,7 @@ async def _fail(context: Any, error: Exception) -> None:
 class _Context:
     """The handler's context: gRPC's own, but ending the call goes through us."""
 
-    def __init__(self, context: Any, call: _Call, handle: Handle) -> None:
+    def __init__(self, context: AsyncServerContext, call: _Call, handle: Handle) -> None:
         self._context = context
         self._call = call
         self._handle = handle
@@ -98,13 +100,13 @@ class _Context:
     def __getattr__(self, name: str) -> Any:
         return getattr(self._context, name)
 
-    async def abort(self, code: Any, details: str = "", trailing_metadata: Any = ()) -> None:
+    async def abort(self, code: grpc.StatusCode, details: str = "", trailing_metadata: Metadata = ()) -> None:
         """See `grpc.aio.ServicerContext`; the report goes out with the status."""
         users = trailing_metadata or self._context.trailing_metadata()
         ending = await self._call.ending(self._handle, _Aborted(f"{code}: {details}"), users_status=True)
         await self._context.abort(ending.code or code, ending.details or details, trailing_of(users, ending.trailing))
 
-    async def abort_with_status(self, status: Any) -> None:
+    async def abort_with_status(self, status: grpc.Status) -> None:
         """See `grpc.aio.ServicerContext`."""
         await self.abort(status.code, status.details, status.trailing_metadata)
 
@@ -120,7 +122,7 @@ _GONE = (asyncio.CancelledError, GeneratorExit)
 class _Call:
     """One incoming call of a transaction."""
 
-    def __init__(self, joiner: Joiner, transaction: TransactionContext, behaviour: Any) -> None:
+    def __init__(self, joiner: Joiner, transaction: TransactionContext, behaviour: Behaviour) -> None:
         self._joiner = joiner
         self._transaction = transaction
         self._behaviour = behaviour
@@ -139,7 +141,7 @@ class _Call:
         return ending_of(handle, report, error, users_status)
 
     def _wrap_coroutine(self) -> Any:
-        async def call(request: Any, context: Any) -> Any:
+        async def call(request: Any, context: AsyncServerContext) -> Any:
             if has_joined(self._transaction):
                 return await self._behaviour(request, context)
             handle = await self._join(context)
@@ -155,7 +157,7 @@ class _Call:
         return call
 
     def _wrap_generator(self) -> Any:
-        async def call(request: Any, context: Any) -> AsyncIterator[Any]:
+        async def call(request: Any, context: AsyncServerContext) -> AsyncIterator[Any]:
             if has_joined(self._transaction):
                 async with contextlib.aclosing(self._behaviour(request, context)) as joined:
                     async for response in joined:
@@ -182,14 +184,14 @@ class _Call:
 
         return call
 
-    async def _join(self, context: Any) -> Handle:
+    async def _join(self, context: AsyncServerContext) -> Handle:
         try:
             return self._joiner.join(self._transaction)
         except TxrpcError as error:
             await _abort(context, refusal_of(error))
             raise
 
-    async def _end(self, handle: Handle, context: Any, error: BaseException | None) -> None:
+    async def _end(self, handle: Handle, context: AsyncServerContext, error: BaseException | None) -> None:
         if self._left:
             return  # it was aborted, and everything has been said
         ending = await asyncio.shield(self.ending(handle, error, users_status=bool(context.code())))
@@ -201,12 +203,12 @@ class _Call:
         context.add_done_callback(check_sent)
 
 
-async def _abort(context: Any, ending: Ending) -> None:
+async def _abort(context: AsyncServerContext, ending: Ending) -> None:
     await context.abort(ending.code, ending.details, trailing_of(context.trailing_metadata(), ending.trailing))
 
 
 def _refusing(error: TxrpcError) -> Any:
-    async def refuse(_request: Any, context: Any) -> None:
+    async def refuse(_request: Any, context: AsyncServerContext) -> None:
         await _abort(context, refusal_of(error))
 
     return refuse

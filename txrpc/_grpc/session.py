@@ -206,7 +206,7 @@ class Session(Link):
             return grpc.insecure_channel(self.address, options=options)
         return grpc.secure_channel(self.address, self._credentials, options=options)
 
-    def _first(self, call: Any) -> tuple[Welcome, list[FromNode]]:
+    def _first(self, call: Iterator[bytes]) -> tuple[Welcome, list[FromNode]]:
         # Bounds the whole attempt: connecting, the handshake, and a coordinator that never says Welcome.
         guard = threading.Timer(self._options.connect_timeout_s, self._abandon, (self._why(TimeoutError()),))
         guard.daemon = True

@@ -57,7 +57,7 @@ class _Outgoing:
         self._closed = True
         self._ready.set()
 
-    async def write_to(self, call: Any) -> None:
+    async def write_to(self, call: grpc.aio.StreamStreamCall[Any, Any]) -> None:
         """Write whatever is waiting as one batch, again and again."""
         while True:
             await self._ready.wait()
@@ -68,7 +68,7 @@ class _Outgoing:
                 return
             self._ready.clear()
 
-    async def _write(self, call: Any, batch: bytes) -> None:
+    async def _write(self, call: grpc.aio.StreamStreamCall[Any, Any], batch: bytes) -> None:
         try:
             passing("before", batch)
             await call.write(batch)
@@ -193,10 +193,10 @@ class AsyncSession(Link):
             return grpc.aio.insecure_channel(self.address, options=options)
         return grpc.aio.secure_channel(self.address, self._credentials, options=options)
 
-    async def _first(self, call: Any) -> tuple[Welcome, list[FromNode]]:
+    async def _first(self, call: grpc.aio.StreamStreamCall[Any, Any]) -> tuple[Welcome, list[FromNode]]:
         # Bounds the whole attempt: connecting, the handshake, and a coordinator that never says Welcome.
         async with asyncio.timeout(self._options.connect_timeout_s):
-            data = await call.read()
+            data: Any = await call.read()
         return check_first(parse(data) if data is not _EOF else [])
 
     def _abandon(self, text: str) -> None:

@@ -11,7 +11,7 @@ import grpc
 
 from txrpc._context import bind, current
 from txrpc._failpoints import failpoint
-from txrpc._grpc.ports import Handle, OutgoingCallPort
+from txrpc._grpc.ports import AsyncServerContext, Handle, Metadata, OutgoingCallPort, ServerContext
 from txrpc._protocol.messages import CallReport, TransactionContext
 from txrpc._wire.metadata import BRANCHES_KEY, CONTEXT_KEY, encode_context, encode_report, find_report
 from txrpc._wire.status import code_of, details_of, end_is_known, from_trailing, to_trailing
@@ -129,7 +129,12 @@ def outgoing_fields(
 
 
 def conclude(
-    out: OutgoingCallPort, method: str, code: Any, details: str | None, trailing: Any, error: object
+    out: OutgoingCallPort,
+    method: str,
+    code: grpc.StatusCode | None,
+    details: str | None,
+    trailing: Metadata,
+    error: object,
 ) -> TxrpcError | None:
     """Tell the transaction how a call ended; returns the error to raise in place of gRPC's, if the callee sent one of ours."""
     failpoint("client.after_call")
@@ -264,7 +269,7 @@ def _answered(error: BaseException, trailing: list[tuple[str, Any]]) -> Ending |
     return Ending(trailing, status, str(details() or "")[:_TEXT_MAX])
 
 
-def check_sent(context: Any) -> None:
+def check_sent(context: ServerContext | AsyncServerContext) -> None:
     """After a joined call has ended: complain if its report did not go out.
 
     The caller cannot tell such a reply from that of a service that takes no part, and rolls back.

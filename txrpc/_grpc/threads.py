@@ -11,20 +11,24 @@ import asyncio
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from typing import Any
 
+import grpc
+
+from txrpc._grpc.ports import AsyncServerContext, Behaviour, Metadata
+
 __all__ = ["in_threads"]
 
 _END = object()
 
 
-def in_threads(behaviour: Callable[[Any, Any], Any], request_streaming: bool, response_streaming: bool) -> Any:
+def in_threads(behaviour: Behaviour, request_streaming: bool, response_streaming: bool) -> Behaviour:
     """*behaviour*, which blocks, as a coroutine function or an asynchronous generator function."""
     loop = asyncio.get_running_loop()
 
-    async def begin(request: Any, context: Any) -> Any:
+    async def begin(request: Any, context: AsyncServerContext) -> Any:
         requests = _requests(request, loop) if request_streaming else request
         return await _in_thread(behaviour, requests, _SyncContext(context, loop))
 
-    async def stream(request: Any, context: Any) -> AsyncIterator[Any]:
+    async def stream(request: Any, context: AsyncServerContext) -> AsyncIterator[Any]:
         responses = iter(await begin(request, context))
         try:
             while (response := await _in_thread(next, responses, _END)) is not _END:
@@ -57,7 +61,7 @@ def _requests(receiver: AsyncIterator[Any], loop: asyncio.AbstractEventLoop) -> 
 class _SyncContext:
     """The context of a call as a handler in a thread sees it; see `grpc.ServicerContext`."""
 
-    def __init__(self, context: Any, loop: asyncio.AbstractEventLoop) -> None:
+    def __init__(self, context: AsyncServerContext, loop: asyncio.AbstractEventLoop) -> None:
         self._context = context
         self._loop = loop
 
@@ -67,15 +71,15 @@ class _SyncContext:
     def _run(self, coroutine: Coroutine[Any, Any, Any]) -> None:
         asyncio.run_coroutine_threadsafe(coroutine, self._loop).result()
 
-    def abort(self, code: Any, details: str = "", trailing_metadata: Any = ()) -> None:
+    def abort(self, code: grpc.StatusCode, details: str = "", trailing_metadata: Metadata = ()) -> None:
         """See `grpc.ServicerContext`."""
         self._run(self._context.abort(code, details, trailing_metadata))
 
-    def abort_with_status(self, status: Any) -> None:
+    def abort_with_status(self, status: grpc.Status) -> None:
         """See `grpc.ServicerContext`."""
         self._run(self._context.abort_with_status(status))
 
-    def send_initial_metadata(self, initial_metadata: Any) -> None:
+    def send_initial_metadata(self, initial_metadata: Metadata) -> None:
         """See `grpc.ServicerContext`."""
         self._run(self._context.send_initial_metadata(initial_metadata))
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import sys
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager
 from types import ModuleType
 from typing import Any
@@ -111,7 +111,7 @@ _BEHIND = (
 _LOST = "the connection of a branch in {} was lost, or a statement on it was cancelled, and its work with it"
 
 
-def lost(work: BranchWork, resource: str, dialect: Any) -> Reason | None:
+def lost(work: BranchWork, resource: str, dialect: ModuleType) -> Reason | None:
     """Why *work* cannot be whole any more, or None.
 
     After a rollback SQLAlchemy would carry on with another transaction, maybe on another connection; without what was done
@@ -131,12 +131,12 @@ def broken(work: BranchWork) -> bool:
     return work.connection.invalidated or not (work.ours or work.doom or work.transaction.is_active)
 
 
-def ended_behind(connection: Connection, work: BranchWork, dialect: Any) -> bool:
+def ended_behind(connection: Connection, work: BranchWork, dialect: ModuleType) -> bool:
     """Whether the transaction has been ended on the driver's own connection, which SQLAlchemy does not see."""
     return work.began and not work.ours and not connection.closed and not dialect.in_transaction(connection)
 
 
-def check_whole(work: BranchWork, resource: str, dialect: Any) -> None:
+def check_whole(work: BranchWork, resource: str, dialect: ModuleType) -> None:
     """Raise `ResourceUnavailable` or `IllegalState` unless *work* is all that its users did."""
     reason = lost(work, resource, dialect)
     if reason is None:
@@ -146,7 +146,7 @@ def check_whole(work: BranchWork, resource: str, dialect: Any) -> None:
     raise IllegalState(reason.text)
 
 
-def interrupt(connection: Connection, dialect: Any, work: BranchWork) -> None:
+def interrupt(connection: Connection, dialect: ModuleType, work: BranchWork) -> None:
     """Break *work* off, unless its connection is being given back: that may be another branch's by now."""
     with work.lock:
         if work.backend is None or work.given_back:
@@ -185,7 +185,7 @@ def check_outside(name: str, outside: str | None) -> str | None:
     return outside
 
 
-def dialect_of(engine: Engine) -> Any:
+def dialect_of(engine: Engine) -> ModuleType:
     """The verbs of *engine*'s database; raises `ConfigurationError` if there are none."""
     name = engine.dialect.name
     if name not in _DIALECTS:
@@ -247,7 +247,7 @@ def exhausted(name: str, engine: Engine, within_s: float | None = None) -> str:
     )
 
 
-def info_of(name: str, kind: str, identity: str, warnings: Any) -> ResourceInfo:
+def info_of(name: str, kind: str, identity: str, warnings: Iterable[str]) -> ResourceInfo:
     """The outcome of a preflight, with its warnings logged."""
     for warning in warnings:
         logger.warning("resource %s: %s", name, warning)
@@ -260,7 +260,7 @@ class Guard:
     The listeners are the engine's, once; what they watch is marked in the connection's ``info``.
     """
 
-    def __init__(self, engine: Engine, dialect: Any) -> None:
+    def __init__(self, engine: Engine, dialect: ModuleType) -> None:
         self._dialect = dialect
         self._engine = engine
         event.listen(engine, "commit", self._on_commit)
@@ -348,7 +348,7 @@ def refuse_commit(session: Session) -> None:
         )
 
 
-def watch_session(session: Session, info: Mapping[Any, Any], dialect: Any) -> None:
+def watch_session(session: Session, info: Mapping[Any, Any], dialect: ModuleType) -> None:
     """*session* is in a branch, whose connection has *info*: it may not commit, and a rollback of it is the transaction's.
 
     Also one before its first statement, of which the connection hears nothing.

@@ -1,15 +1,16 @@
 """The resource manager over a SQLAlchemy `Engine`."""
 
+# Written by scripts/twins.py from resource_async.py: change that one.
+
 from __future__ import annotations
 
 import os
-import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, suppress
 from typing import Any, Literal
 
-from sqlalchemy.engine import Connection, Engine
+from sqlalchemy import Connection, Engine
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.orm import Session
@@ -43,10 +44,9 @@ from txrpc.sql.common import (
     watch_session,
 )
 from txrpc.sql.markers import Marker
+from txrpc.sql.places import Places
 
 __all__ = ["ResourceManager"]
-
-_UNBOUNDED = 1_000_000_000
 
 
 class ResourceManager:
@@ -55,7 +55,7 @@ class ResourceManager:
     name: of the resource, the same in every process that reaches this database, and of this database only.
     engine: yours; it stays usable for everything else.
     session_options: for the `Session` objects that ``session()`` makes, e.g. ``expire_on_commit=False``; ``session_class`` for
-        another class than `sqlalchemy.orm.Session`.
+        another class than `Session`.
     always_prepare: prepare also branches that seem to have written nothing.  NOTIFY in a function or a trigger is not seen, and
         would be lost in silence; with this it is refused.
     outside: what ``session()`` and ``connection()`` do where there is no transaction: begin and commit one of the database's own
@@ -91,8 +91,7 @@ class ResourceManager:
         """The manager that was connected with it."""
         self._session_options = check_options(name, session_options)
         self._side = side_engine(engine)
-        self._places = threading.Semaphore(capacity_of(engine) or _UNBOUNDED)
-        """As many as the pool has connections: its own wait for one knows nothing of deadlines."""
+        self._places = Places(capacity_of(engine))
         self._guard = Guard(engine, self._dialect)
         self._asks_for_pid = False
 
@@ -140,11 +139,12 @@ class ResourceManager:
 
     def start(self) -> ResourceInfo:
         """See `txrpc.resource.Resource.start`."""
+        capacity = capacity_of(self.engine)
         with self._dialect.starting(self.name):
             self._asks_for_pid = self._on(self.engine, self._dialect.hides_backends)
             if self._asks_for_pid:
                 self._aside(self._dialect.check_pooler, self.engine, self.name)
-            identity, warnings = self._on(self.engine, self._dialect.preflight, self.name, capacity_of(self.engine))
+            identity, warnings = self._on(self.engine, self._dialect.preflight, self.name, capacity)
             if self._wants_markers:
                 self._markers = self._aside(self._dialect.prepare_table, self.name)
         return info_of(self.name, self.kind, identity, warnings)
@@ -156,8 +156,9 @@ class ResourceManager:
 
     def begin(self, read_only: bool, within_s: float | None = None) -> BranchWork:
         """See `txrpc.resource.Resource.begin`."""
-        if not self._places.acquire(timeout=patience_of(self.engine, within_s)):
-            raise ResourceUnavailable(exhausted(self.name, self.engine, within_s))
+        engine = self.engine
+        if not self._places.acquire(patience_of(engine, within_s)):
+            raise ResourceUnavailable(exhausted(self.name, engine, within_s))
         try:
             with self._errors():
                 work = BranchWork(self.engine.connect(), self._places.release)
@@ -193,13 +194,17 @@ class ResourceManager:
         if token:
             committing(token)
         try:
-            durable = self._dialect.commit(work.transaction, work.connection)
+            durable: bool = self._commit(work.connection, work)
         except Exception as error:
             if self._dialect.refused(error):
                 raise
             return self._how_it_ended(work, token)
         self._let_go(work)
         return Outcome.COMMITTED if durable else Outcome.UNKNOWN
+
+    def _commit(self, connection: Connection, work: BranchWork) -> bool:
+        durable: bool = self._dialect.commit(work.transaction, connection)
+        return durable
 
     def rollback(self, work: BranchWork) -> None:
         """See `txrpc.resource.Resource.rollback`."""
@@ -299,7 +304,7 @@ class ResourceManager:
         except PoolTimeout:
             raise ResourceUnavailable(exhausted(self.name, self.engine)) from None
         except DBAPIError as error:
-            if error.statement is None and self._dialect.no_connection(error):
+            if getattr(error, "statement", None) is None and self._dialect.no_connection(error):
                 text = f"the database of resource {self.name!r} is out of reach: {self._dialect.sentence(error)}"
                 raise ResourceUnavailable(text) from error
             raise

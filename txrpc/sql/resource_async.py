@@ -1,4 +1,4 @@
-"""The resource manager over a SQLAlchemy `AsyncEngine`; `txrpc.sql.resource` has the words."""
+"""The resource manager over a SQLAlchemy `AsyncEngine`."""
 
 from __future__ import annotations
 
@@ -43,14 +43,27 @@ from txrpc.sql.common import (
     watch_session,
 )
 from txrpc.sql.markers import Marker
+from txrpc.sql.places import AsyncPlaces
 
 __all__ = ["AsyncResourceManager"]
 
-_UNBOUNDED = 1_000_000_000
-
 
 class AsyncResourceManager:
-    """A SQL database as a resource of an asyncio program.  See `ResourceManager`; give it to `txrpc.aio.connect`."""
+    """A SQL database as a resource: ``session()`` and ``connection()`` are bound to the current transaction.
+
+    name: of the resource, the same in every process that reaches this database, and of this database only.
+    engine: yours; it stays usable for everything else.
+    session_options: for the `AsyncSession` objects that ``session()`` makes, e.g. ``expire_on_commit=False``; ``session_class`` for
+        another class than `AsyncSession`.
+    always_prepare: prepare also branches that seem to have written nothing.  NOTIFY in a function or a trigger is not seen, and
+        would be lost in silence; with this it is refused.
+    outside: what ``session()`` and ``connection()`` do where there is no transaction: begin and commit one of the database's own
+        ("local"), or raise `NoTransaction` ("refuse").  By default they refuse in a process with server interceptors.
+    markers: each branch that wrote adds a row to the table ``txrpc_branch``, which proves after a fail-over or a restore whether it
+        has committed.  One INSERT a branch.
+
+    Give it to `txrpc.aio.connect`, on one event loop.
+    """
 
     def __init__(
         self,
@@ -77,8 +90,7 @@ class AsyncResourceManager:
         """The manager that was connected with it."""
         self._session_options = check_options(name, session_options)
         self._side = AsyncEngine(side_engine(engine.sync_engine))
-        self._places = asyncio.Semaphore(capacity_of(engine.sync_engine) or _UNBOUNDED)
-        """See `ResourceManager`."""
+        self._places = AsyncPlaces(capacity_of(engine.sync_engine))
         self._guard = Guard(engine.sync_engine, self._dialect)
         self._asks_for_pid = False
 
@@ -88,7 +100,8 @@ class AsyncResourceManager:
     async def session(self) -> AsyncIterator[AsyncSession]:
         """An `AsyncSession` in the current transaction's branch: flushed at the end of the block, committed with the transaction.
 
-        Outside a transaction: an ordinary one that commits at the end of the block and rolls back on an exception.
+        Outside a transaction, where that is allowed (see *outside*): an ordinary one that commits at the end of the block and
+        rolls back on an exception.
         """
         if current() is None:
             refuse_outside(self, self._outside)
@@ -143,11 +156,8 @@ class AsyncResourceManager:
     async def begin(self, read_only: bool, within_s: float | None = None) -> BranchWork:
         """See `txrpc.resource.Resource.begin`."""
         engine = self.engine.sync_engine
-        try:
-            async with asyncio.timeout(patience_of(engine, within_s)):
-                await self._places.acquire()
-        except TimeoutError:
-            raise ResourceUnavailable(exhausted(self.name, engine, within_s)) from None
+        if not await self._places.acquire(patience_of(engine, within_s)):
+            raise ResourceUnavailable(exhausted(self.name, engine, within_s))
         try:
             async with self._errors():
                 work = BranchWork(await self.engine.connect(), self._places.release)

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from txrpc._client import completion
-from txrpc._client.asking import reason_for
 from txrpc._client.flow import Flow
 from txrpc._client.local_transaction import LocalTransaction
+from txrpc._client.requests import reason_for
 from txrpc._protocol.messages import (
     Outcome,
     Wait,
@@ -133,15 +133,14 @@ class Cluster:
             Task(client, self._root(client, name)).end.then(result_of)
 
     def _root(self, client: Process, name: str) -> Flow[None]:
-        manager = client.manager
         timeout_s = self._dice.choice((0.5, 2.0, 5.0, 10.0))
-        if manager.welcome is None:
+        if client.state.welcome is None:
             try:
-                yield manager.reconnect, (5.0,)
+                yield client.runtime.reconnect, (5.0,)
             except TxrpcError:
                 self.outcomes["no coordinator"] += 1
                 return
-        part = manager.begin_part(timeout_s, False)
+        part = client.core.begin_part(timeout_s, False)
         try:
             yield from self._work(client, part, name)
         except (TxrpcError, Refused) as error:
@@ -156,7 +155,7 @@ class Cluster:
         for number in range(self._dice.randint(1, self.options.calls)):
             call = self._draw_call(f"{name}/{number}", 0)
             if self._dice.random() < self.options.own_resource:
-                own = Call(call.name, client.name, self._dice.choice(sorted(client.manager.resources)), call.writes)
+                own = Call(call.name, client.name, self._dice.choice(sorted(client.state.resources)), call.writes)
                 yield from client.work(part, own, joined=False)
                 call = own
             else:
@@ -171,7 +170,7 @@ class Cluster:
 
     def _draw_call(self, name: str, depth: int) -> Call:
         target = self._dice.choice(self.services)
-        resource = self._dice.choice(sorted(target.manager.resources))
+        resource = self._dice.choice(sorted(target.state.resources))
         writes = self._dice.random() >= self.options.read_only
         then: tuple[Call, ...] = ()
         if depth < 2 and self._dice.random() < self.options.nested:
@@ -179,18 +178,18 @@ class Cluster:
         return Call(name, target.name, resource, writes, then)
 
     def _give_up(self, client: Process, part: LocalTransaction, reason: Reason) -> Flow[None]:
-        yield from completion.rollback(client.manager, part, reason)
+        yield from completion.rollback(client.state, part, reason)
         self._told(part, Outcome.ABORTED)
 
     def _commit(self, client: Process, part: LocalTransaction) -> Flow[None]:
         wait = self._dice.choice((Wait.ACKNOWLEDGED, Wait.DECISION))
         self.history.note("listed", part.xid, [ref.branch for ref in part.refs])
         try:
-            yield from completion.commit(client.manager, part, wait)
+            yield from completion.commit(client.state, part, wait)
         except TransactionAborted:
             self._told(part, Outcome.ABORTED)
         except OutcomeUnknown:
-            client.manager.ended(part)
+            completion.keep_unknown(client.state, part)
             self._told(part, Outcome.UNKNOWN)
             yield from self._ask_again(client, part)
         except HeuristicOutcome:
@@ -200,13 +199,13 @@ class Cluster:
 
     def _ask_again(self, client: Process, part: LocalTransaction) -> Flow[None]:
         """An application that wants to know asks until it does."""
-        until_ms = client.manager.now_ms() + RETENTION_MS // (2 if self.options.log_restores else 4)
-        while client.manager.now_ms() < until_ms:
-            outcome = yield from client.ask(part.xid, client.manager.now_ms() + 5_000)
+        until_ms = client.state.now_ms() + RETENTION_MS // (2 if self.options.log_restores else 4)
+        while client.state.now_ms() < until_ms:
+            outcome = yield from client.ask(part.xid, client.state.now_ms() + 5_000)
             if outcome is not Outcome.UNKNOWN:
                 self._told(part, outcome)
                 return
-            yield client.manager.pause, (2.0,)
+            yield client.runtime.pause, (2.0,)
 
     def _told(self, part: LocalTransaction, outcome: Outcome) -> None:
         self.outcomes[outcome.name.lower()] += 1
@@ -245,7 +244,7 @@ class Cluster:
         return not self._restless()
 
     def _restless(self) -> str:
-        if any(process.manager.welcome is None for process in self.processes):
+        if any(process.state.welcome is None for process in self.processes):
             return "a process has no session"
         for database in self.databases:
             if database.works or database.prepared:

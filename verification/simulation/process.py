@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
-from txrpc._client import using
-from txrpc._client.asking import reason_for
+from txrpc._client import branches, completion, effects
 from txrpc._client.branch_operation import operate
 from txrpc._client.core import ClientCore
 from txrpc._client.flow import Flow
 from txrpc._client.local_transaction import LocalTransaction
+from txrpc._client.requests import reason_for
 from txrpc._client.rollback_rules import ALWAYS
-from txrpc._client.transaction import JoinedTransactionBase
-from txrpc._client.using import OpenBranch
+from txrpc._client.state import ClientState, OpenBranch
+from txrpc._client.transaction_base import JoinedTransactionBase
 from txrpc._protocol.messages import (
     AboutEnd,
     CallReport,
@@ -88,75 +89,75 @@ class _Turn:
                 promise.keep(True)
 
 
-class SimManager(ClientCore):
-    """The manager of one incarnation: everything real but threads, sockets and time."""
+class SimRuntime:
+    """The `Runtime` of one incarnation: in the scheduler's time instead of threads and sockets."""
 
     def __init__(self, process: Process, resources: list[SimResource]) -> None:
         self._process = process
-        dice = process.scheduler.dice
-        self.entropy = dice.randbytes
-        self.jitter = dice.random
         self._woken_at: int | None = None
         self._connected: list[Promise] = []
-        super().__init__(GROUP, resources, process.name)
-        self._session = process  # type: ignore[assignment]
-        for name in self.resources:
+        dice = process.scheduler.dice
+        self.state = ClientState.make(
+            GROUP,
+            resources,
+            process.name,
+            runtime=self,
+            now_ms=process.clock_ms,
+            unix_ms=process.unix_ms,
+            entropy=dice.randbytes,
+            jitter=dice.random,
+        )
+        self.state.session = process
+        self.core = ClientCore(self.state)
+        for name in self.state.resources:
             self._look_after(name)
 
-    # -------------------------------------------------------------------------------------------------- what blocks or awaits
-
-    def now_ms(self) -> int:
-        return self._process.clock_ms()
-
-    def unix_ms(self) -> int:
-        return self._process.unix_ms()
-
-    def _start(self, do: Do, slot: OpenBranch | None) -> None:
-        resource = self.resources[do.gid.resource]
-        work = slot.work if slot is not None else None
+    def operate(self, do: Do, branch: OpenBranch | None) -> None:
+        resource = self.state.resources[do.gid.resource]
+        work = branch.work if branch is not None else None
         if do.operation is Operation.INTERRUPT:
             resource.interrupt(work)
             return
         self._process.soon(self._operate, do, resource, work)
 
     def _operate(self, do: Do, resource: SimResource, work: Any) -> None:
-        task = Task(self._process, operate(do, resource, work, lambda token: self._committing(do, token)))
-        task.end.then(lambda end: self._operated(do, result_of(end)))
+        committing = functools.partial(effects.committing, self.state, do)
+        task = Task(self._process, operate(do, cast("Any", resource), work, committing))
+        task.end.then(lambda end: effects.operated(self.state, do, result_of(end)))
 
-    def _wake(self) -> None:
-        due_ms = self.next_wakeup_ms()
+    def wake(self) -> None:
+        due_ms = self.core.next_wakeup_ms()
         if due_ms is not None and (self._woken_at is None or due_ms < self._woken_at):
             self._woken_at = due_ms
-            self._process.alarm(due_ms - self.now_ms(), self._tick_tock, due_ms)
+            self._process.alarm(due_ms - self._process.clock_ms(), self._tick_tock, due_ms)
 
     def _tick_tock(self, due_ms: int) -> None:
         if self._woken_at != due_ms:
             return
         self._woken_at = None
-        for name in self.woke():
+        for name in self.core.woke():
             self._look_after(name)
-        self._wake()
+        self.wake()
 
     def _look_after(self, name: str) -> None:
         """The session is opened meanwhile: a resource may come up before it, or after."""
-        resource: SimResource = self.resources[name]
-        starts = bool(self._starting.trouble(name))
-        promise, told = (resource.start(), self.started) if starts else (resource.in_doubt(self.group), self.swept)
+        resource: SimResource = self.state.resources[name]
+        starts = bool(self.state.starting.trouble(name))
+        promise = resource.start() if starts else resource.in_doubt(self.state.group)
+        told = self.core.started if starts else self.core.swept
         promise.then(lambda kept: self._process.soon(told, name, kept.error or kept.value))
 
-    def _future(self) -> Promise:
+    def future(self) -> Promise:
         return Promise()
 
-    def _settle(self, future: Promise, result: Any) -> None:
+    def settle(self, future: Promise, result: object) -> None:
         if isinstance(result, BaseException):
             future.break_(result)
         else:
             future.keep(result)
 
-    def _turn(self) -> _Turn:
+    def branch_lock(self) -> _Turn:
         return _Turn(self._process)
-
-    # ------------------------------------------------------------------------------------------ what the flows wait for
 
     def wait(self, future: Promise, timeout_s: float) -> Promise:
         promise = Promise()
@@ -173,8 +174,8 @@ class SimManager(ClientCore):
         return promise
 
     def reconnect(self, timeout_s: float) -> Any:
-        if self.welcome is not None:
-            return self.welcome.owner
+        if self.state.welcome is not None:
+            return self.state.welcome.owner
         promise = Promise()
         self._connected.append(promise)
         error = CoordinatorUnavailable("no session")
@@ -182,7 +183,8 @@ class SimManager(ClientCore):
         return promise
 
     def on_welcome(self, welcome: Welcome) -> None:
-        super().on_welcome(welcome)
+        """The session is open: `reconnect` has an answer."""
+        self.core.on_welcome(welcome)
         waiting, self._connected = self._connected, []
         for promise in waiting:
             promise.keep(welcome.owner)
@@ -196,7 +198,7 @@ def result_of(end: Promise) -> Any:
 
 
 class Process(Node):
-    """One process under one address; every restart is a new incarnation with a new manager."""
+    """One process under one address; every restart is a new incarnation with a new client."""
 
     def __init__(
         self, scheduler: Scheduler, name: str, network: Network, history: History, databases: dict[str, Database]
@@ -213,10 +215,20 @@ class Process(Node):
         """Databases that this process reaches under a name that is another's: a mistake in its configuration."""
         self.requests: list[AboutEnd] = []
         """All that its roots have ever asked."""
-        self.manager: SimManager
+        self.runtime: SimRuntime
         self._stream: Stream | None = None
         self._resources: list[SimResource] = []
         self.start()
+
+    @property
+    def state(self) -> ClientState:
+        """The client's, of this incarnation."""
+        return self.runtime.state
+
+    @property
+    def core(self) -> ClientCore:
+        """The client's, of this incarnation."""
+        return self.runtime.core
 
     def unix_ms(self) -> int:
         """This machine's own idea of the time."""
@@ -231,7 +243,7 @@ class Process(Node):
         self._stream = None
         databases = self._databases | self.misnamed
         self._resources = [SimResource(name, database, self) for name, database in databases.items()]
-        self.manager = SimManager(self, self._resources)
+        self.runtime = SimRuntime(self, self._resources)
         self.soon(self._connect)
 
     def crash(self) -> None:
@@ -254,29 +266,29 @@ class Process(Node):
         self._stream = stream
         stream.on_message[self.name] = self._heard
         stream.on_end[self.name] = self._lost
-        stream.send(self.name, self.manager.hello())
+        stream.send(self.name, self.core.hello())
         self.alarm(3_000, self._give_up, stream)
 
     def _give_up(self, stream: Stream) -> None:
         """No Welcome has come."""
-        if self._stream is stream and self.manager.welcome is None:
+        if self._stream is stream and self.state.welcome is None:
             stream.close(self.name)
             self._lost()
 
     def _heard(self, message: Any) -> None:
-        first = self.manager.welcome is None
+        first = self.state.welcome is None
         if isinstance(message, GoAway) or isinstance(message, Welcome) != first:
             assert self._stream is not None
             self._stream.close(self.name)
             self._lost()
         elif first:
-            self.manager.on_welcome(message)
+            self.runtime.on_welcome(message)
         else:
-            self.manager.on_message(NODE, message)
+            self.core.on_message(NODE, message)
 
     def _lost(self) -> None:
         self._stream = None
-        self.manager.on_lost("the stream ended")
+        self.core.on_lost("the stream ended")
         self.alarm(self.scheduler.dice.randint(10, 1_000), self._connect)
 
     def send(self, node: str, *messages: Any) -> None:
@@ -299,11 +311,10 @@ class Process(Node):
 
     def call(self, part: LocalTransaction, call: Call) -> Flow[None]:
         """Make one business call in *part*, as the client interceptor does."""
-        manager = self.manager
-        part.check_usable(manager.now_ms())
+        part.check_usable(self.clock_ms())
         if part.owner is None:
             raise CoordinatorUnavailable("it began with no coordinator in reach")
-        out = part.call_begins(ALWAYS, part.owner, manager.now_ms())
+        out = part.call_begins(ALWAYS, part.owner, self.clock_ms())
         reply: Reply | None = yield self._round_trip, (out.context, call)
         if reply is None:
             reason = Reason(AbortCode.CALL_END_UNKNOWN, f"{call.name}: no reply")
@@ -334,11 +345,11 @@ class Process(Node):
     def serve(self, context: TransactionContext, call: Call, answer: Callable[[Reply], None]) -> None:
         """Run the handler of *call*, as the server interceptor does."""
         try:
-            part = self.manager.join_part(context)
+            part = self.core.join_part(context)
         except TxrpcError as error:
             answer(Reply(None, reason_for(error)))
             return
-        handle = JoinedTransactionBase(self.manager, part)
+        handle = JoinedTransactionBase(self.state, part)
 
         def ended(end: Promise) -> None:
             failure = None
@@ -358,27 +369,27 @@ class Process(Node):
 
     def work(self, part: LocalTransaction, call: Call, joined: bool) -> Flow[None]:
         """Use a resource of this process's."""
-        manager = self.manager
-        resource = manager.resources[call.resource]
-        slot = yield from using.enter(manager, part, resource, joined)
+        state = self.state
+        resource = state.resources[call.resource]
+        branch = yield from branches.enter(state, part, resource, joined)
         try:
             if call.writes:
-                yield resource.write, (slot.work, slot.row.gid, call.name)
-            yield manager.pause, (self.scheduler.dice.random() / 20,)
+                yield resource.write, (branch.work, branch.row.gid, call.name)
+            yield self.runtime.pause, (self.scheduler.dice.random() / 20,)
         except Exception as error:
-            instead = using.failed(part, slot, error)
+            instead = branches.failed(part, branch, error)
             if instead is not None:
                 raise instead from error
             raise
         finally:
-            using.leave(manager, slot)
+            branches.leave(state, branch)
 
     # ------------------------------------------------------------------------------------------- for the root's story
 
     def ask(self, xid: Xid, until_ms: int) -> Flow[Outcome]:
         """Learn an outcome."""
         try:
-            outcome: Outcome = yield from self.manager.outcome_flow(xid, until_ms)
+            outcome: Outcome = yield from completion.outcome(self.state, xid, until_ms)
         except CoordinatorUnavailable:
             return Outcome.UNKNOWN
         return outcome

@@ -126,7 +126,7 @@ class _Troubles:
         """A process comes back with another database under one of its names, and is corrected later."""
         cluster = self._cluster
         process, wrong = self._dice.choice(cluster.processes), self._dice.choice(cluster.databases)
-        name = self._dice.choice(sorted(process.manager.resources))
+        name = self._dice.choice(sorted(process.state.resources))
         known = cluster.coordinator.core.state.identities
         if not process.up or name == wrong.name or known.get(name) != name:
             return  # whoever is the first to bind a name is right
@@ -150,7 +150,7 @@ class _Troubles:
         cluster = self._cluster
         asker = self._dice.choice(cluster.processes)
         asked = [request for process in cluster.processes for request in process.requests]
-        if asked and asker.up and asker.manager.welcome is not None:
+        if asked and asker.up and asker.state.welcome is not None:
             cluster.note_fault("late request", asker.name, "repeats what a root has asked long ago")
             asker.say(self._dice.choice(asked))
 
@@ -183,13 +183,13 @@ class _Troubles:
         cluster = self._cluster
         liar = self._dice.choice(cluster.processes)
         gids = {gid for database in cluster.databases for gid, _, _ in database.prepared.values()}
-        gids |= {row.gid for process in cluster.processes for row in process.manager._table.rows.values()}
+        gids |= {row.gid for process in cluster.processes for row in process.state.participant.rows.values()}
         # What the liar was itself asked to finish is its own to answer for: nobody can tell that answer from a true one.
-        asked = liar.manager._table.rows
+        asked = liar.state.participant.rows
         known = sorted(
-            (gid for gid in gids if gid.participant != liar.manager.participant_id and gid.branch not in asked), key=str
+            (gid for gid in gids if gid.participant != liar.state.participant_id and gid.branch not in asked), key=str
         )
-        if not known or not liar.up or liar.manager.welcome is None:
+        if not known or not liar.up or liar.state.welcome is None:
             return
         gid = self._dice.choice(known)
         lies: list[Any] = [

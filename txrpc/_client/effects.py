@@ -1,0 +1,133 @@
+"""Apply the effects of the participant's table: send messages, settle futures, start operations; and take their results.
+
+All functions but `broke`, `operated`, `committing` and `tell` are called under the client's lock, so that messages about one
+branch leave in the order of the steps that made them.
+"""
+
+from __future__ import annotations
+
+import itertools
+import logging
+from typing import Any
+
+from txrpc._client.state import ClientState, OpenBranch
+from txrpc._protocol.messages import Outcome, ToCoordinator, Trouble
+from txrpc._protocol.participant.branch import BranchInput, Do, Effects, Operation
+from txrpc.errors import AbortCode, CoordinatorUnavailable, Reason, Unavailable
+from txrpc.ids import BranchId
+
+__all__ = ["FINISHING", "apply", "broke", "committing", "leaves_work", "node_of", "operated", "send", "tell"]
+
+logger = logging.getLogger("txrpc.client")
+
+FINISHING = frozenset(
+    {Operation.ROLLBACK, Operation.COMMIT_PREPARED, Operation.ROLLBACK_PREPARED, Operation.ONE_PHASE_RESULT}
+)
+"""What frees locks or learns the truth: it has workers of its own, of each resource."""
+
+_NEEDS_WORK = frozenset({Operation.ROLLBACK, Operation.INTERRUPT})
+_ENDS_WORK = frozenset({Operation.PREPARE, Operation.COMMIT_ONE_PHASE, Operation.ROLLBACK})
+_BROKE = {
+    Operation.PREPARE: BranchInput.PREPARE_FAILED,
+    Operation.COMMIT_ONE_PHASE: BranchInput.ONE_PHASE_ENDED,
+    Operation.ROLLBACK: BranchInput.ROLLED_BACK,
+}
+
+
+def apply(client: ClientState, effects: Effects) -> None:
+    """Honour *effects* in the order of their fields."""
+    for branch, result, reason in effects.settle:
+        _settle(client, branch, result, reason)
+    for mistake in effects.mistakes:
+        logger.warning("protocol violation: %s", mistake)
+    if effects.send:
+        _send_all(client, effects.send)
+    for do in effects.do:
+        _start(client, do)
+    client.runtime.wake()
+
+
+def _start(client: ClientState, do: Do) -> None:
+    branch = client.branches.get(do.gid.branch)
+    if do.operation not in _NEEDS_WORK or (branch is not None and branch.work is not None):
+        client.runtime.operate(do, branch)
+    elif do.operation is Operation.ROLLBACK:
+        operated(client, do, (BranchInput.ROLLED_BACK, None))
+
+
+def _settle(client: ClientState, branch: BranchId, result: Outcome, reason: Reason | None) -> None:
+    row = client.participant.rows.get(branch)
+    if row is not None and (commit := client.local_commits.get(row.xid)) is not None:
+        commit.result = result
+    future = client.local_ends.pop(branch, None)
+    if future is not None:
+        client.runtime.settle(future, (result, reason))
+
+
+def _send_all(client: ClientState, messages: list[ToCoordinator]) -> None:
+    for message in messages:
+        if isinstance(message, Trouble) and message.reason is not None:
+            logger.warning("%s (%s)", message.reason.text, message.gid)
+    try:
+        for node, group in itertools.groupby(messages, lambda message: node_of(client, message)):
+            send(client, node, *group)
+    except Unavailable:  # no session, or more waits for it than it takes
+        logger.debug("dropped %d messages: no session", len(messages))
+
+
+def operated(client: ClientState, do: Do, result: tuple[BranchInput, Any]) -> None:
+    """Take the result of an operation."""
+    with client.lock:
+        if do.operation in _ENDS_WORK:
+            client.branches.pop(do.gid.branch, None)
+        apply(client, client.participant.step(result[0], do.gid.branch, client.now_ms(), result[1]))
+
+
+def leaves_work(do: Do, branch: OpenBranch | None) -> bool:
+    """Return whether *do*, which raised what no resource should, may have left work open, with its locks and its connection."""
+    return do.operation in _ENDS_WORK and branch is not None and branch.work is not None
+
+
+def broke(client: ClientState, do: Do, error: BaseException) -> None:
+    """Take the exception of an operation that must not raise: the branch must not wait for ever."""
+    fields = {"operation": do.operation.value, "gid": str(do.gid)}
+    logger.error("operation failed", extra=fields, exc_info=error)
+    reason = Reason(AbortCode.UNSPECIFIED, f"{do.operation.value} failed: {type(error).__name__}")
+    if do.operation is not Operation.INTERRUPT:
+        kind = _BROKE.get(do.operation, BranchInput.FINISH_FAILED)
+        detail = (Outcome.UNKNOWN, reason) if kind is BranchInput.ONE_PHASE_ENDED else reason
+        operated(client, do, (kind, detail))
+
+
+def committing(client: ClientState, do: Do, token: str) -> None:
+    """Note and report that COMMIT in one phase is about to be sent to the database."""
+    with client.lock:
+        message = client.participant.committing(do.gid.branch, token)
+        if (commit := client.local_commits.get(do.gid.xid)) is not None:
+            commit.token = token
+    if message is not None:
+        tell(client, do.gid.node, message)
+
+
+def send(client: ClientState, node: str, *messages: ToCoordinator) -> None:
+    """Send coordinator *node* messages; raises `CoordinatorUnavailable` when there is no session, `LimitExceeded`."""
+    if client.session is None or client.welcome is None:
+        raise CoordinatorUnavailable("there is no session with a coordinator")
+    client.session.send(node, *messages)
+
+
+def tell(client: ClientState, node: str, message: ToCoordinator) -> None:
+    """Send coordinator *node* a message that needs no answer; without a session it is dropped."""
+    try:
+        send(client, node, message)
+    except Unavailable:
+        logger.debug("dropped %s: no session", type(message).__name__)
+
+
+def node_of(client: ClientState, message: Any) -> str:
+    """Return the coordinator of a message's branch; of a branch that is not known here, the one that asked."""
+    if hasattr(message, "gid"):
+        node: str = message.gid.node
+        return node
+    row = client.participant.rows.get(message.branch)
+    return row.gid.node if row is not None and row.xid == message.xid else client.asker

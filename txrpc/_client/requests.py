@@ -1,0 +1,92 @@
+"""What a root asks of the coordinator, and of its own branches, when its transaction ends; and what it keeps to ask again."""
+
+from __future__ import annotations
+
+from collections.abc import MutableMapping
+from dataclasses import replace
+from typing import Any, TypeVar
+
+from txrpc._client import effects
+from txrpc._client.state import ClientState
+from txrpc._protocol.messages import BranchRef, CommitRequest, Outcome, OutcomeReply, OutcomeRequest
+from txrpc._protocol.participant.branch import BranchInput, BranchState
+from txrpc.errors import AbortCode, CoordinatorUnavailable, Reason, TxrpcError
+from txrpc.ids import BranchId
+
+__all__ = ["end_here", "fail_all", "keep", "post", "reason_for", "replied", "runs"]
+
+_K = TypeVar("_K")
+_V = TypeVar("_V")
+_MAX_KEPT = 10_000
+
+
+def post(client: ClientState, node: str, request: CommitRequest | OutcomeRequest) -> Any:
+    """Send coordinator *node* a request, and return a future of its `OutcomeReply`.
+
+    The future fails with `CoordinatorUnavailable` if the session ends.  Raises the same when there is none: nothing was sent.
+    """
+    with client.lock:
+        token = client.tokens.get(request.xid)
+        if token and isinstance(request, OutcomeRequest) and len(request.branches) == 1:
+            request = replace(request, branches=(replace(request.branches[0], token=token),))
+        future = client.runtime.future()
+        effects.send(client, node, request)
+        client.requests.setdefault(request.xid, []).append(future)
+    return future
+
+
+def replied(client: ClientState, reply: OutcomeReply) -> None:
+    """Settle the futures that wait for *reply*.  Called under the lock."""
+    if reply.outcome is not Outcome.UNKNOWN:
+        client.tokens.pop(reply.xid, None)
+    for future in client.requests.pop(reply.xid, ()):
+        client.runtime.settle(future, reply)
+
+
+def fail_all(client: ClientState, text: str) -> None:
+    """The session has ended: no request that was sent will be answered on it."""
+    with client.lock:
+        lost, client.requests = client.requests, {}
+    for futures in lost.values():
+        for future in futures:
+            error = CoordinatorUnavailable(f"the session with the coordinator broke: {text}")
+            client.runtime.settle(future, error)
+
+
+def end_here(client: ClientState, ref: BranchRef, reason: Reason | None) -> Any:
+    """Commit a branch of this process in one phase, or with a *reason* roll it back; return a future of (outcome, reason)."""
+    kind = BranchInput.LOCAL_COMMIT if reason is None else BranchInput.LOCAL_ROLLBACK
+    detail = ref.calls if reason is None else reason
+    branch = ref.branch
+    with client.lock:
+        future = client.local_ends.setdefault(branch, client.runtime.future())
+        if branch not in client.participant.rows:
+            del client.local_ends[branch]
+            gone = Reason(AbortCode.TIMED_OUT, "the branch was rolled back long ago")
+            client.runtime.settle(future, (Outcome.ABORTED, gone))
+        effects.apply(client, client.participant.step(kind, branch, client.now_ms(), detail))
+        return future
+
+
+def runs(client: ClientState, branch: BranchId) -> bool:
+    """Return whether a branch of this process has not ended."""
+    with client.lock:
+        row = client.participant.rows.get(branch)
+        return row is not None and row.state is not BranchState.ENDED
+
+
+def keep(kept: MutableMapping[_K, _V], key: _K, value: _V) -> None:
+    """Keep *value*; the oldest go when there are too many."""
+    while len(kept) >= _MAX_KEPT:
+        del kept[next(iter(kept))]
+    kept[key] = value
+
+
+def reason_for(error: BaseException) -> Reason:
+    """Return the reason of a txrpc error that carries one; else that the application failed."""
+    reason = getattr(error, "reason", None)
+    if isinstance(error, TxrpcError) and isinstance(reason, Reason):
+        return reason
+    if isinstance(error, CoordinatorUnavailable):
+        return Reason(AbortCode.COORDINATOR_UNAVAILABLE, str(error))
+    return Reason(AbortCode.APPLICATION_ERROR, f"{type(error).__name__}: {error}"[:300])

@@ -1,0 +1,171 @@
+"""The transaction objects that users see: what is the same in synchronous and in asyncio programs.
+
+A nested block has the same object as the block around it; what a block says about errors is in the context beside it.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from typing import Any
+
+from txrpc._client import branches, effects
+from txrpc._client.completion import cancel_calls
+from txrpc._client.local_transaction import LocalTransaction, OutgoingCall, Status
+from txrpc._client.requests import reason_for
+from txrpc._client.rollback_rules import RollbackRules, kinds_of
+from txrpc._client.state import ClientState
+from txrpc._context import current_rules
+from txrpc._protocol.messages import CallReport, Outcome, RollbackRequest
+from txrpc.errors import AbortCode, CoordinatorUnavailable, Reason, TxrpcError, UsageError
+from txrpc.ids import Xid
+
+__all__ = ["JoinedTransactionBase", "RootTransactionBase", "Transaction", "log_callback_error"]
+
+logger = logging.getLogger("txrpc.client")
+
+
+class Transaction:
+    """A transaction as the code inside it sees it.  Safe to use from several threads or tasks.
+
+    Only the object of its root can end it: see `RootTransaction`.
+    """
+
+    joined = False
+
+    def __init__(self, client: ClientState, part: LocalTransaction, rules: RollbackRules) -> None:
+        self._client = client
+        self._part = part
+        self._rules = rules
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} {self.xid} {self.status.value}>"
+
+    @property
+    def xid(self) -> Xid:
+        """The transaction's identifier."""
+        return self._part.xid
+
+    @property
+    def status(self) -> Status:
+        """How it stands, as this process sees it."""
+        if self._part.status is Status.ACTIVE and self._part.doom is not None:
+            return Status.ROLLBACK_ONLY
+        return self._part.status
+
+    @property
+    def doom(self) -> Reason | None:
+        """Why the transaction can only roll back, or None."""
+        return self._part.doom
+
+    @property
+    def time_left_s(self) -> float:
+        """Seconds until the deadline, 0 when it has passed."""
+        return max(0, self._part.deadline_ms - self._client.now_ms()) / 1000
+
+    @property
+    def ended(self) -> bool:
+        """Whether it has begun to end here."""
+        return self._part.status is not Status.ACTIVE
+
+    def set_rollback_only(self, reason: Reason | str | None = None) -> None:
+        """Doom the transaction: it can only roll back, everywhere.  The code may run on."""
+        if not isinstance(reason, Reason):
+            reason = Reason(AbortCode.REQUESTED, reason or "set_rollback_only() was called")
+        self._part.set_doom(reason)
+
+    def after_completion(self, callback: Callable[[Outcome], Any]) -> None:
+        """Call *callback* with the `Outcome` once the transaction has ended, in the order of registration.
+
+        Its exceptions are logged and change nothing.  Raises `UsageError` if the transaction has ended already, and
+        in a service method that joined it: only its root learns how it ends.
+        """
+        if self.joined:
+            raise UsageError("only the root of a transaction learns how it ends: call after_completion() there")
+        if self._part.status not in (Status.ACTIVE, Status.COMMITTING):
+            raise UsageError(f"transaction {self.xid} has ended already: {self._part.status.value}")
+        self._part.callbacks.append(callback)
+
+    def outgoing(self) -> OutgoingCall:
+        """Register a call that is about to be sent.  See `txrpc._grpc.ports.Handle`."""
+        now_ms = self._client.now_ms()
+        self._part.check_usable(now_ms)
+        if self._part.owner is None:
+            raise CoordinatorUnavailable(
+                "the transaction began with no coordinator in reach, so it cannot leave this process: "
+                "is the coordinator running at the address given to txrpc.connect()?"
+            )
+        return self._part.call_begins(current_rules() or self._rules, self._part.owner, now_ms)
+
+    def enters_first(self) -> bool:
+        """Whether the scope that is being entered is the outermost one of a joined call."""
+        return False
+
+    def scope_failed(self, error: BaseException, rules: RollbackRules, entry: bool) -> None:
+        """*error* leaves a nested block with those *rules*; *entry*: the outermost one of a joined call, whose caller decides."""
+        kinds = kinds_of(error)
+        if rules.requires_rollback(kinds) if entry else rules.rolls_back(kinds):
+            self._part.set_doom(reason_for(error))
+
+
+class JoinedTransactionBase(Transaction):
+    """One incoming call's handle."""
+
+    joined = True
+
+    def __init__(self, client: ClientState, part: LocalTransaction) -> None:
+        super().__init__(client, part, RollbackRules())
+        self._entered = False
+        self._report: CallReport | None = None
+
+    def enters_first(self) -> bool:
+        """Whether the scope that is being entered is the outermost one."""
+        first, self._entered = not self._entered, True
+        return first
+
+    def failed(self, error: BaseException) -> None:
+        """The handler raised *error*; what that means is up to the caller's rule, which sees the status of the reply."""
+        if isinstance(error, TxrpcError) and not isinstance(error, UsageError):
+            reason = reason_for(error)
+            if reason.code is not AbortCode.APPLICATION_ERROR:
+                self._part.set_doom(reason)
+
+    def _leave(self) -> CallReport:
+        """Close the part and count the call; once."""
+        if self._report is None:
+            self._part.close(Status.COMMITTING)
+            branches.call_ended(self._client, self._part)
+            self._report = self._part.report()
+            if self._part.in_flight:
+                self._abandon()
+        return self._report
+
+    def _abandon(self) -> None:
+        """Calls of this handler are still running: its transaction can only roll back, and nobody will know their branches."""
+        part = self._part
+        cancel_calls(part)
+        if part.owner is not None and part.doom is not None:
+            request = RollbackRequest(
+                part.xid, part.owner.epoch, part.begun_tick, part.refs, part.doom, everywhere=True
+            )
+            effects.tell(self._client, part.owner.node, request)
+
+
+class RootTransactionBase(Transaction):
+    """A root's handle: the only one that can end the transaction."""
+
+    @property
+    def pending(self) -> tuple[str, ...]:
+        """After a commit: resources that have not acknowledged the decision yet (they will)."""
+        return self._part.pending
+
+    def _outcome(self) -> Outcome:
+        return _OUTCOMES.get(self._part.status, Outcome.UNKNOWN)
+
+
+_OUTCOMES = {Status.COMMITTED: Outcome.COMMITTED, Status.ROLLED_BACK: Outcome.ABORTED}
+
+
+def log_callback_error(xid: Xid, error: Exception) -> None:
+    """An after-completion callback raised."""
+    logger.error("an after-completion callback of transaction %s failed", xid, exc_info=error)
