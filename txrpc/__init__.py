@@ -6,7 +6,8 @@ The names for synchronous programs; `txrpc.aio` has the same for asyncio.  Start
 
 from txrpc._client.local_transaction import Status
 from txrpc._client.manager import TransactionManager
-from txrpc._client.scope import Propagation, Retry
+from txrpc._client.retry import FailedAttempt, Retry
+from txrpc._client.scope import Propagation
 from txrpc._client.state import ManagerStatus
 from txrpc._client.transaction import JoinedTransaction, RootTransaction
 from txrpc._client.transaction_base import Transaction
@@ -56,6 +57,7 @@ __all__ = [
     "CallsInFlight",
     "ConfigurationError",
     "CoordinatorUnavailable",
+    "FailedAttempt",
     "Fenced",
     "ForkedError",
     "HeuristicOutcome",

@@ -155,7 +155,7 @@ def transfers(teller: Teller, progress: Progress, threads: int) -> None:
             teller.transfer(source, accounts[0], target, accounts[1], amount)
 
         try:
-            txrpc.transactional(timeout=10, retry=txrpc.Retry(attempts=40))(transfer)()
+            txrpc.transactional(timeout=10, retry=txrpc.Retry(within_s=60))(transfer)()
             result = "committed"
         except txrpc.OutcomeUnknown:
             result = "outcome unknown"

@@ -27,7 +27,7 @@ class Teller:
         ]
         self.banks = [bank_pb2_grpc.AccountsStub(channel) for channel in self._channels]
 
-    @txrpc.transactional(timeout=10, retry=txrpc.Retry(attempts=20))
+    @txrpc.transactional(timeout=10, retry=txrpc.Retry(within_s=60))
     def transfer(self, source: int, source_account: str, target: int, target_account: str, cents: int) -> None:
         """Move *cents* from an account of one bank to an account of another: both change, or neither does.
 

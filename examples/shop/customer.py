@@ -14,7 +14,7 @@ import txrpc.aio
 from examples.shop import shop_pb2, shop_pb2_grpc
 
 
-@txrpc.aio.transactional(timeout=10, retry=5)
+@txrpc.aio.transactional(timeout=10, retry=True)
 async def buy(orders: shop_pb2_grpc.OrdersAsyncStub, customer: str, cart: dict[str, int]) -> int:
     """Place one order an item, all at the same time; returns what they cost together, in cents."""
     calls = (orders.Place(shop_pb2.Order(customer=customer, item=item, count=count)) for item, count in cart.items())

@@ -75,7 +75,7 @@ _AIO: Any = txrpc.aio
     [
         (lambda: _SYNC.transaction("5"), "timeout is a positive number of seconds, not '5'"),
         (lambda: _SYNC.transaction(True), "timeout is a positive number"),
-        (lambda: _SYNC.transactional(retry=ValueError)(print), "retry is a txrpc.Retry, or how often"),
+        (lambda: _SYNC.transactional(retry=ValueError)(print), "retry is a txrpc.Retry, True, or how often"),
         (lambda: _SYNC.transactional(5), "decorates a function; timeouts and the like are named: timeout=5"),
         (lambda: _SYNC.transactional(MemoryResource), "MemoryResource is a class: decorate its methods"),
         (lambda: _SYNC.transactional(classmethod(print)), "write @classmethod above @transactional"),

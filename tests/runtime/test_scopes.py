@@ -16,7 +16,8 @@ from tests.waiting import eventually
 from txrpc._client.client import Client
 from txrpc._client.local_transaction import Status
 from txrpc._client.manager import TransactionManager
-from txrpc._client.scope import Propagation, Retry
+from txrpc._client.retry import Retry
+from txrpc._client.scope import Propagation
 from txrpc._client.transaction import RootTransaction
 from txrpc._client.transactional import transaction, transactional
 from txrpc._context import carry, current, set_current

@@ -10,7 +10,8 @@ import pytest
 from tests.runtime.memory_resource import AsyncMemoryResource, NotebookError
 from txrpc._client.client_async import AsyncClient
 from txrpc._client.local_transaction import Status
-from txrpc._client.scope import Propagation, Retry
+from txrpc._client.retry import Retry
+from txrpc._client.scope import Propagation
 from txrpc._client.transactional_async import transaction, transactional
 from txrpc._context import current
 from txrpc._protocol.messages import Outcome

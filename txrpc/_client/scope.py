@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import enum
 import inspect
-import random
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, Literal
 
 from txrpc._client.core import check_timeout
-from txrpc._client.local_transaction import Status
 from txrpc._client.requests import reason_for
+from txrpc._client.retry import Retry
 from txrpc._client.rollback_rules import ALWAYS, Kind, RollbackRules, kinds_of
-from txrpc._client.transaction_base import Transaction
 from txrpc._context import current, set_current
 from txrpc._protocol.messages import Wait
 from txrpc._wire.metadata import CONTEXT_KEY
@@ -22,9 +20,7 @@ from txrpc.errors import (
     NotJoined,
     NoTransaction,
     Reason,
-    TransactionAborted,
     TransactionExists,
-    Unavailable,
     UsageError,
 )
 
@@ -33,7 +29,6 @@ __all__ = [
     "Plan",
     "Propagating",
     "Propagation",
-    "Retry",
     "Settings",
     "default_client",
     "is_generator",
@@ -88,29 +83,6 @@ _BEGINS = frozenset({Propagation.REQUIRED, Propagation.REQUIRES_NEW})
 
 
 @dataclass(frozen=True, slots=True)
-class Retry:
-    """Run a whole root transaction again when that may help: see `TransactionAborted.retryable`; also when nothing was sent.
-
-    attempts: how often it runs at most, the first time included.
-    backoff_s: before the second attempt sleep a random time up to this many seconds; doubled for each further one.
-    max_backoff_s: the longest sleep.
-    """
-
-    attempts: int = 5
-    backoff_s: float = 0.05
-    max_backoff_s: float = 2.0
-
-    def __post_init__(self) -> None:
-        if self.attempts < 1 or self.backoff_s < 0 or self.max_backoff_s < 0:
-            raise UsageError(f"not a retry policy: {self!r}")
-
-    def sleep_s(self, attempt: int) -> float:
-        """How long to sleep after *attempt* (from 1) failed: full jitter, so that rivals part."""
-        limit: float = min(self.max_backoff_s, self.backoff_s * 2 ** (attempt - 1))
-        return limit * random.random()
-
-
-@dataclass(frozen=True, slots=True)
 class Settings:
     """What `transaction()` and `@transactional` were given."""
 
@@ -131,20 +103,18 @@ class Settings:
         wait: Wait | str,
         rollback_for: Kind | Iterable[Kind],
         no_rollback_for: Kind | Iterable[Kind],
-        retry: Retry | int | None,
+        retry: Retry | int | bool | None,
         manager: Any,
     ) -> Settings:
         """Check what a user gave; raises `UsageError`."""
         check_timeout(timeout)
-        if retry is not None and not isinstance(retry, int | Retry):
-            raise UsageError(f"retry is a txrpc.Retry, or how often to try at most, not {retry!r}")
         return cls(
             _member(Propagation, "propagation", propagation),
             timeout,
             read_only,
             _member(Wait, "wait", wait),
             RollbackRules.make(rollback_for, no_rollback_for),
-            Retry(attempts=retry) if isinstance(retry, int) else retry,
+            Retry.make(retry),
             manager,
         )
 
@@ -160,29 +130,13 @@ class Settings:
             raise NoTransaction("propagation MANDATORY outside a transaction: call it inside txrpc.transaction()")
         return Plan.ROOT if propagation in _BEGINS else Plan.OUTSIDE
 
-    def root(self, entry_point: str) -> Any:
-        """A new root."""
-        client = default_client(entry_point) if self.manager is None else self.manager._client
-        return client.new_root(self.timeout_s, self.read_only, self.rule)
+    def client(self, entry_point: str) -> Any:
+        """Return the client of the manager that was given, or the default one; raises `ConfigurationError`."""
+        return default_client(entry_point) if self.manager is None else self.manager._client
 
     def rolls_back(self, error: BaseException) -> bool:
         """Whether *error*, leaving a root's scope, rolls it back.  What is not an `Exception` always does."""
         return not isinstance(error, Exception) or self.rule.rolls_back(kinds_of(error))
-
-    def again_in_s(self, attempt: int, error: Exception, transaction: Transaction | None) -> float | None:
-        """How long to sleep before running the root again after *error*, or None if that must not be."""
-        if self.retry is None or attempt >= self.retry.attempts or not _retryable(error, transaction):
-            return None
-        return self.retry.sleep_s(attempt)
-
-
-def _retryable(error: Exception, transaction: Transaction | None) -> bool:
-    if isinstance(error, TransactionAborted):
-        return error.retryable
-    if isinstance(error, Unavailable | UsageError):
-        return isinstance(error, Unavailable)
-    doom = transaction.doom if transaction is not None else None
-    return transaction is not None and doom is not None and doom.retryable and transaction.status is Status.ROLLED_BACK
 
 
 def _member(kind: Any, name: str, given: Any) -> Any:
@@ -200,8 +154,10 @@ class BaseScope:
 
     entry_point: str
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, timeout_s: float | None = None) -> None:
+        """*timeout_s*: of the root, if it is not that of the settings."""
         self.settings = settings
+        self._timeout_s = settings.timeout_s if timeout_s is None else timeout_s
         self.handle: Any = None
         self._plan = Plan.OUTSIDE
         self._entry = False
@@ -216,7 +172,8 @@ class BaseScope:
         """Decide what this scope is, and begin a root if it is one."""
         self._plan = self.settings.plan()
         if self._plan is Plan.ROOT:
-            self.handle = self.settings.root(self.entry_point)
+            client = self.settings.client(self.entry_point)
+            self.handle = client.new_root(self._timeout_s, self.settings.read_only, self.settings.rule)
         elif self._plan is Plan.JOIN:
             outer = current()
             assert outer is not None

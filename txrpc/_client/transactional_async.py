@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import asyncio
 import functools
 from collections.abc import AsyncIterator, Callable, Iterable
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Generic, TypeVar, overload
 
+from txrpc._client.flow import arun
+from txrpc._client.retry import Attempts, Retry
 from txrpc._client.rollback_rules import Kind
 from txrpc._client.scope import (
     BaseScope,
     Propagating,
     Propagation,
-    Retry,
     Settings,
     is_generator,
     refuse_undecoratable,
@@ -120,7 +120,7 @@ def transactional(
     wait: Wait | str = ...,
     rollback_for: Kind | Iterable[Kind] = ...,
     no_rollback_for: Kind | Iterable[Kind] = ...,
-    retry: Retry | int | None = ...,
+    retry: Retry | int | bool | None = ...,
     manager: AsyncTransactionManager | None = ...,
 ) -> Callable[[_F], _F]: ...
 def transactional(
@@ -133,15 +133,16 @@ def transactional(
     wait: Wait | str = Wait.ACKNOWLEDGED,
     rollback_for: Kind | Iterable[Kind] = (),
     no_rollback_for: Kind | Iterable[Kind] = (),
-    retry: Retry | int | None = None,
+    retry: Retry | int | bool | None = None,
     manager: AsyncTransactionManager | None = None,
 ) -> Any:
     """Run a coroutine function, or asynchronous generator function, inside a transaction: the caller's, or one of its own.
 
     On a service method the caller's is the one that came with the call.  The arguments are those of `transaction`, and:
 
-    retry: a `Retry`, or how often a root runs at most.  Only a root is run again, as a whole, and only after an error that
-        says that it may help; never a call that joined (its root decides), never a generator.
+    retry: a `Retry`; True for the default one, which tries as long as the timeout allows; or how often a root runs at most.
+        Only a root is run again, as a whole, and only after an error that says that it may help; never a call that joined
+        (its root decides), never a generator.
 
     Raises `UsageError` when it decorates anything else: that is `txrpc.transactional`'s.
     """
@@ -159,18 +160,16 @@ def _function(settings: Settings, fn: Callable[..., Any]) -> Any:
     @functools.wraps(fn)
     async def call(*args: Any, **kwargs: Any) -> Any:
         refuse_unjoined(args)
-        attempt = 1
+        attempts = Attempts(settings.retry, settings.timeout_s)
         while True:
-            scope: AsyncScope[Any] = AsyncScope(settings)
+            scope: AsyncScope[Any] = AsyncScope(settings, attempts.timeout_s())
             try:
                 async with scope:
                     return await fn(*args, **kwargs)
             except Exception as error:
-                pause_s = settings.again_in_s(attempt, error, scope.handle) if scope.is_root else None
-                if pause_s is None:
+                if not (scope.is_root and attempts.may_go_on(error, scope.handle)):
                     raise
-            await asyncio.sleep(pause_s)
-            attempt += 1
+            await arun(attempts.rest(settings.client(AsyncScope.entry_point).state.runtime))
 
     return call
 
