@@ -68,8 +68,16 @@ PAIRS = [
         (
             ("transaction objects of asyncio programs", "transaction objects of synchronous programs"),
             ("from any task, once", "from any thread, once"),
-            ("                result = callback(", "                callback("),
-            ("                if asyncio.iscoroutine(result):\n                    await result\n", ""),
+            ("                    result = hooks.pop(0)", "                    hooks.pop(0)"),
+            ("                    result = hook(event)", "                    hook(event)"),
+            (
+                "                    if asyncio.iscoroutine(result):\n                        await result\n        except B",
+                "        except B",
+            ),
+            (
+                "                    if asyncio.iscoroutine(result):\n                        await result\n                except E",
+                "                except E",
+            ),
         ),
     ),
     Pair(

@@ -4,7 +4,7 @@ The names for synchronous programs; `txrpc.aio` has the same for asyncio.  Start
 `transactional`; the databases are in `txrpc.sql`.
 """
 
-from txrpc._client.local_transaction import Status
+from txrpc._client.local_transaction import Status, TransactionEvent
 from txrpc._client.manager import TransactionManager
 from txrpc._client.retry import FailedAttempt, Retry
 from txrpc._client.scope import Propagation
@@ -79,6 +79,7 @@ __all__ = [
     "Status",
     "Transaction",
     "TransactionAborted",
+    "TransactionEvent",
     "TransactionExists",
     "TransactionManager",
     "TransactionTimedOut",

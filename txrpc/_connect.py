@@ -9,6 +9,7 @@ from typing import Any
 import grpc
 
 from txrpc._client.client import Client
+from txrpc._client.core import check_timeout
 from txrpc._client.manager import TransactionManager
 from txrpc._client.rollback_rules import Kind
 from txrpc._client.scope import default_client, set_default_client
@@ -36,6 +37,7 @@ def connect(
     resources: Iterable[Resource] = (),
     group: str = "default",
     process: str = "",
+    commit_timeout: float = 10.0,
     options: SessionOptions | None = None,
 ) -> TransactionManager:
     """Connect this process to its coordinator, and make the result what `transaction` and the interceptors use.
@@ -44,6 +46,8 @@ def connect(
     resources: the databases of this process; each is checked first (see the resource's own ``start``).
     group: the coordinator group, the same everywhere.
     process: how this process is called in the coordinator's status, for people.
+    commit_timeout: seconds for which ``commit()`` goes on waiting for its answer when the transaction's deadline has passed, before
+        it raises `OutcomeUnknown`; long enough for a coordinator that restarts.
 
     If the coordinator does not answer within ``options.connect_timeout_s`` a warning is logged and connecting goes on behind.  So
     does starting a resource whose database is out of reach: until it is ready its use raises `ResourceUnavailable`.
@@ -51,7 +55,9 @@ def connect(
     a fork call it again, in the child.
     """
     options = options or SessionOptions()
+    check_timeout(commit_timeout, "commit_timeout")
     client = Client(group, resources, process)
+    client.state.commit_timeout_ms = int(commit_timeout * 1000)
     session = Session(
         coordinator_address(address),
         hello=client.core.hello,

@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from txrpc._client.client_async import AsyncClient
+from txrpc._client.core import check_timeout
 from txrpc._client.manager_async import AsyncTransactionManager
 from txrpc._client.rollback_rules import Kind
 from txrpc._client.scope import default_client, set_default_client
@@ -33,11 +34,14 @@ async def connect(
     resources: Iterable[AsyncResource] = (),
     group: str = "default",
     process: str = "",
+    commit_timeout: float = 10.0,
     options: SessionOptions | None = None,
 ) -> AsyncTransactionManager:
     """Connect this process to its coordinator.  See `txrpc.connect`; the manager belongs to the running event loop."""
     options = options or SessionOptions()
+    check_timeout(commit_timeout, "commit_timeout")
     client = AsyncClient(group, resources, process)
+    client.state.commit_timeout_ms = int(commit_timeout * 1000)
     session = AsyncSession(
         coordinator_address(address),
         hello=client.core.hello,

@@ -4,7 +4,7 @@
 
     TxrpcError
     ├── TransactionAborted            nothing was committed; `retryable` says whether running it again may help
-    │   └── TransactionTimedOut       ... because its time was up
+    │   └── TransactionTimedOut       ... because its deadline has passed, wherever that was noticed
     ├── OutcomeUnknown                the truth could not be learnt (yet): ask again by XID, do not run it again blindly
     ├── HeuristicOutcome              an operator or a database ended a branch by hand: data may be inconsistent
     ├── Unavailable                   nothing happened: try again later
@@ -230,7 +230,8 @@ class OutcomeUnknown(_AboutTransaction):
     """
 
     def _sentence(self) -> str:
-        return f"the outcome of transaction {self.xid} is not known: {self.reason.text or self.reason}"
+        what = self.reason.text or self.reason
+        return f"the outcome of transaction {self.xid} is not known: {what}; ask for it with TransactionManager.outcome(xid)"
 
 
 class HeuristicOutcome(_AboutTransaction):

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from typing import Any
 
 from txrpc._protocol.messages import BranchRef, CallReport, Owner, TransactionContext
-from txrpc.errors import Reason, TxrpcError
+from txrpc.errors import Reason, TxrpcError, aborted
 from txrpc.ids import BranchId, Epoch, ParticipantId, Xid
 
 OWNER = Owner("node-1", Epoch.make(3, 7))
@@ -35,6 +35,7 @@ class Out:
     def __init__(self, context: TransactionContext, time_left_s: float) -> None:
         self.context = context
         self.time_left_s = time_left_s
+        self.bounded = True
         self.poll: Callable[[], Any] | None = None
         self.end: str | None = None
         self.report: CallReport | None = None
@@ -48,6 +49,9 @@ class Out:
     def lost(self, reason: Reason) -> None:
         if self.end is None:
             self.end, self.failure = "lost", reason
+
+    def error(self, reason: Reason) -> TxrpcError:
+        return aborted(self.context.xid, reason)
 
     def settle_with(self, poll: Callable[[], Any], cancel: Callable[[], Any]) -> None:
         self.poll = poll

@@ -11,7 +11,7 @@ import pytest
 from txrpc._context import bind
 from txrpc._grpc.client import ClientInterceptor
 from txrpc._wire.metadata import BRANCHES_KEY, CONTEXT_KEY
-from txrpc.errors import AbortCode, ConfigurationError, NotJoined
+from txrpc.errors import AbortCode, ConfigurationError, NotJoined, TransactionTimedOut
 
 from .interceptor_kit import (
     CONTEXT,
@@ -40,6 +40,29 @@ def test_a_deadline_leaves_the_end_unknown(world: World) -> None:
     assert "DEADLINE_EXCEEDED" in root.call.failure.text
     go_on.set()
     until(lambda: service.handle.lefts == 1)  # orphan work ends its part all the same
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("timeout", [None, 20])
+def test_f1_the_transactions_own_deadline_is_the_error_that_it_is_elsewhere(
+    world: World, shape: str, timeout: float | None
+) -> None:
+    """It was gRPC's DEADLINE_EXCEEDED during a call, and run again by retry=; between calls it was TransactionTimedOut."""
+    root, go_on = Handle(time_left_s=0.3), threading.Event()
+
+    def work(request: bytes, _context: Any) -> bytes:
+        go_on.wait(10)
+        return request
+
+    stub = world.dial(world.serve(Recorder(), **{shape: behaviour(shape, work)}))
+    with bind(root), pytest.raises(TransactionTimedOut) as caught:
+        stub.call(shape, timeout=timeout)
+    go_on.set()
+    assert caught.value.xid == root.xid
+    assert not caught.value.retryable
+    assert str(caught.value.reason) == f"timed out: the transaction's deadline passed during /t.T/{shape}"
+    assert root.call.end == "lost"
+    assert root.call.failure == caught.value.reason
 
 
 @pytest.mark.parametrize("shape", SHAPES)

@@ -16,7 +16,7 @@ import pytest
 from tests.versions import needs_grpc
 from txrpc._context import bind, current
 from txrpc._wire.metadata import BRANCHES_KEY
-from txrpc.errors import AbortCode, NotJoined, TransactionAborted
+from txrpc.errors import AbortCode, NotJoined, TransactionAborted, TransactionTimedOut
 
 from .aio_kit import AsyncWorld, abehaviour, auntil
 from .interceptor_kit import DEADLOCK, SHAPES, XID, answer_of, use
@@ -76,6 +76,21 @@ async def test_a_deadline_leaves_the_end_unknown(aworld: AsyncWorld) -> None:
     assert root.call.failure.code is AbortCode.CALL_END_UNKNOWN
     await auntil(lambda: called.handle.lefts == 1)
     assert [type(error) for error in called.handle.errors] == [asyncio.CancelledError]
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("timeout", [None, 20])
+async def test_f1_the_transactions_own_deadline_is_the_error_that_it_is_elsewhere(
+    aworld: AsyncWorld, shape: str, timeout: float | None
+) -> None:
+    """As for synchronous calls."""
+    called, root, waiting = service(), AsyncHandle(time_left_s=0.3), Waiting()
+    stub = await aworld.dial(await aworld.serve(called, **{shape: abehaviour(shape, waiting)}))
+    with bind(root), pytest.raises(TransactionTimedOut) as caught:
+        await stub.acall(shape, timeout=timeout)
+    assert str(caught.value.reason) == f"timed out: the transaction's deadline passed during /t.T/{shape}"
+    assert root.call.end == "lost"
+    assert root.call.failure == caught.value.reason
 
 
 @pytest.mark.parametrize("shape", SHAPES)

@@ -51,7 +51,7 @@ class Session:
 def two_branches(session: Session, timeout: float = 1) -> tuple[Client, Any]:
     first, second = MemoryResource("first"), MemoryResource("second")
     manager = Client("default", [first, second])
-    manager.state.patience_ms = 300
+    manager.state.commit_timeout_ms = 300
     manager.start(session)
     manager.core.on_welcome(WELCOME)
     scope = transaction(timeout, manager=TransactionManager(manager))
@@ -95,8 +95,9 @@ def test_a_commit_request_that_the_session_does_not_take_aborts() -> None:
 def test_a_request_that_was_sent_and_never_answered_is_unknown() -> None:
     session = Session()
     manager, scope = two_branches(session)
-    with pytest.raises(OutcomeUnknown, match="has not answered"):
+    with pytest.raises(OutcomeUnknown, match="has not answered") as caught:
         scope.__exit__(None, None, None)
+    assert str(caught.value).endswith("; ask for it with TransactionManager.outcome(xid)")
     assert [type(message) for message in session.sent].count(CommitRequest) == 1
     manager.core.on_lost("gone")
     with pytest.raises(CoordinatorUnavailable):

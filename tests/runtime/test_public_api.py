@@ -80,6 +80,7 @@ _AIO: Any = txrpc.aio
         (lambda: _SYNC.transactional(MemoryResource), "MemoryResource is a class: decorate its methods"),
         (lambda: _SYNC.transactional(classmethod(print)), "write @classmethod above @transactional"),
         (lambda: _AIO.transactional(staticmethod(print)), "write @staticmethod above @transactional"),
+        (lambda: _SYNC.connect("h:1", commit_timeout="5"), "commit_timeout is a positive number of seconds, not '5'"),
         (lambda: _SYNC.transaction(propagation="sometimes"), "propagation is one of REQUIRED,"),
     ],
 )
@@ -114,8 +115,8 @@ def test_begin_refuses_a_timeout_that_is_no_number(manager: Client) -> None:
 
 def test_only_the_root_learns_how_a_transaction_ends(manager: Client) -> None:
     with txrpc.transaction() as tx:
-        outcomes: list[txrpc.Outcome] = []
-        tx.after_completion(outcomes.append)
-    assert outcomes == [txrpc.Outcome.COMMITTED]
+        events: list[txrpc.TransactionEvent] = []
+        tx.after_completion(events.append)
+    assert [event.outcome for event in events] == [txrpc.Outcome.COMMITTED]
     with pytest.raises(txrpc.UsageError, match="has ended already"):
-        tx.after_completion(outcomes.append)
+        tx.after_completion(events.append)

@@ -14,7 +14,6 @@ from txrpc._client.retry import Retry
 from txrpc._client.scope import Propagation
 from txrpc._client.transactional_async import transaction, transactional
 from txrpc._context import current
-from txrpc._protocol.messages import Outcome
 from txrpc.errors import (
     AbortCode,
     CoordinatorUnavailable,
@@ -124,19 +123,6 @@ async def test_a_failed_statement_dooms_even_if_its_error_is_swallowed(
             with pytest.raises(NotebookError):
                 await aio_notebook.note("bad")
     assert caught.value.reason.code is AbortCode.STATEMENT_FAILED
-
-
-async def test_callbacks_may_be_coroutines(aio_manager: AsyncClient) -> None:
-    seen: list[Outcome] = []
-
-    async def later(outcome: Outcome) -> None:
-        await asyncio.sleep(0)
-        seen.append(outcome)
-
-    async with transaction() as tx:
-        tx.after_completion(later)
-        tx.after_completion(seen.append)
-    assert seen == [Outcome.COMMITTED, Outcome.COMMITTED]
 
 
 @pytest.mark.parametrize("propagation", list(Propagation))

@@ -99,7 +99,7 @@ def test_rule_22_a_commit_that_waits_is_not_broken_off_at_its_deadline(make: Mak
 def test_rule_22_the_client_of_a_commit_that_waits_is_told_that_nobody_knows_yet(make: Make, waiting: Server) -> None:
     resource = make()
     manager = Client("default", [resource])
-    manager.state.patience_ms = 500
+    manager.state.commit_timeout_ms = 500
     manager.start(NoSession())
     with pytest.raises(txrpc.OutcomeUnknown), transaction(timeout=0.5, manager=TransactionManager(manager)) as tx:
         with resource.connection() as connection:

@@ -115,7 +115,7 @@ def alone(make: Make) -> Iterator[txrpc.sql.ResourceManager]:
     """A resource with one connection, and a manager with all the patience in the world."""
     resource = make(pool_size=1, max_overflow=0)
     manager = Client("default", [resource])
-    manager.state.patience_ms = 600_000
+    manager.state.commit_timeout_ms = 600_000
     manager.start(NoSession())
     set_default_client("txrpc", manager, on=True)
     yield resource

@@ -90,7 +90,7 @@ def test_coordinator_stays_away_the_client_is_told_that_nobody_knows(make_world:
     """Rule 13: OutcomeUnknown where the truth cannot be learnt, and `outcome` tells it later."""
     world = make_world(c1="coordinator.after_record=kill")
     manager = connected(world)
-    manager._client.state.patience_ms = 500
+    manager._client.state.commit_timeout_ms = 500
     teller = world.teller()
     with pytest.raises(txrpc.OutcomeUnknown) as caught, txrpc.transaction(timeout=3) as tx:
         teller.banks[0].Withdraw(_amount(-100))
@@ -155,7 +155,7 @@ def test_both_services_and_the_coordinator_killed_while_prepared(make_world: Mak
     """All three at once: what is durable decides."""
     world = make_world(c1="coordinator.after_record=kill")
     manager = connected(world)
-    manager._client.state.patience_ms = 500
+    manager._client.state.commit_timeout_ms = 500
     told: list[str] = []
     client = threading.Thread(target=lambda: told.append(transfer(world)))
     client.start()
@@ -321,7 +321,7 @@ def test_service_killed_before_one_phase_commit(make_world: Make, connected: Con
     """Nothing can have been committed, but only the dead process knew: never told as committed, never done."""
     world = make_world(bank_a="participant.before_commit_one_phase=kill")
     manager = connected(world)
-    manager._client.state.patience_ms = 2_000
+    manager._client.state.commit_timeout_ms = 2_000
     reviver = world.revive(world.services["bank-a"])
     told = deposit(world)
     reviver.join(30)

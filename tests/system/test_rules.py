@@ -153,7 +153,7 @@ def test_rule_7_a_second_coordinator_on_the_log_fences_the_first(
     manager = connected(world)
     second = CoordinatorProcess(tmp_path / "second", log=world.coordinator.log, node="c1")
     (tmp_path / "second").mkdir()
-    manager._client.state.patience_ms = 500
+    manager._client.state.commit_timeout_ms = 500
     with second:
         told = transfer(world)
         assert told in ("aborted", "unknown")

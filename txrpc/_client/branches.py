@@ -19,8 +19,7 @@ from txrpc.errors import (
     LimitExceeded,
     Reason,
     ResourceUnavailable,
-    TransactionAborted,
-    aborted,
+    TxrpcError,
 )
 from txrpc.ids import BranchId, Epoch, Gid
 from txrpc.resource import AsyncResource, Resource, Work
@@ -42,7 +41,7 @@ def enter(
         branch = _find_or_open(client, part, resource)
         left_s = (part.deadline_ms - client.now_ms()) / 1000
         if not (yield branch.lock.acquire, (left_s,)):
-            text = f"another call of the transaction did not finish with {resource.name} in time"
+            text = f"the transaction's deadline has passed while another of its calls used {resource.name}"
             part.set_doom(Reason(AbortCode.TIMED_OUT, text))
             part.check_usable(client.now_ms())
         if branch.gone:
@@ -50,7 +49,7 @@ def enter(
             continue
         try:
             _count_user(client, branch, part)
-        except TransactionAborted:
+        except TxrpcError:
             branch.lock.release()
             raise
         if branch.work is None:
@@ -68,7 +67,7 @@ def leave(client: ClientState, branch: OpenBranch) -> None:
     branch.lock.release()
 
 
-def failed(part: LocalTransaction, branch: OpenBranch, error: BaseException) -> TransactionAborted | None:
+def failed(part: LocalTransaction, branch: OpenBranch, error: BaseException) -> TxrpcError | None:
     """Doom the transaction if the resource says that *error*, which leaves a block of work, is its own.
 
     Returns what to raise instead if *error* is only the consequence of the branch having been ended during the block.
@@ -79,7 +78,7 @@ def failed(part: LocalTransaction, branch: OpenBranch, error: BaseException) -> 
     row = branch.row
     if row.state is not BranchState.ACTIVE and row.doom is not None:
         part.set_doom(row.doom)
-        return aborted(part.xid, row.doom)
+        return part.error(row.doom)
     row.doom = row.doom or reason
     part.set_doom(reason)
     return None
@@ -110,13 +109,13 @@ def _find_or_open(client: ClientState, part: LocalTransaction, resource: Resourc
             return _open(client, part, resource)
         branch = client.branches.get(row.branch)
         if row.state is not BranchState.ACTIVE or branch is None:
-            raise aborted(part.xid, row.doom or _ENDED)
+            raise part.error(row.doom or _ENDED)
         return branch
 
 
 def _open(client: ClientState, part: LocalTransaction, resource: Resource | AsyncResource) -> OpenBranch:
     if client.participant.state.is_closed(part.xid):  # rule 10: a late call
-        raise aborted(part.xid, Reason(AbortCode.BRANCH_UNKNOWN, "the transaction has ended here"))
+        raise part.error(Reason(AbortCode.BRANCH_UNKNOWN, "the transaction has ended here"))
     if len(client.branches) >= _MAX_BRANCHES:
         raise LimitExceeded(f"this process has {_MAX_BRANCHES} open branches")
     if part.owner is None and part.refs:
@@ -140,13 +139,19 @@ def _begin(client: ClientState, branch: OpenBranch, part: LocalTransaction) -> F
         with client.lock:
             branch.work = work
         begun = True
+    except ResourceUnavailable as error:
+        if client.now_ms() < part.deadline_ms:
+            raise
+        passed = Reason(AbortCode.TIMED_OUT, f"the transaction's deadline has passed: {error}")
+        part.set_doom(passed)
+        raise part.error(passed) from error
     finally:
         if not begun:
             _take_back(client, branch)
             branch.lock.release()
     if branch.row.state is not BranchState.ACTIVE:
         leave(client, branch)
-        raise aborted(part.xid, branch.row.doom or Reason(AbortCode.TIMED_OUT))
+        raise part.error(branch.row.doom or Reason(AbortCode.TIMED_OUT))
 
 
 def _take_back(client: ClientState, branch: OpenBranch) -> None:
@@ -165,7 +170,7 @@ def _count_user(client: ClientState, branch: OpenBranch, part: LocalTransaction)
     """Raises `TransactionAborted` if the branch ended while the user waited for its lock."""
     with client.lock:
         if branch.row.state is not BranchState.ACTIVE:
-            raise aborted(part.xid, branch.row.doom or _ENDED)
+            raise part.error(branch.row.doom or _ENDED)
         branch.row.users += 1
 
 

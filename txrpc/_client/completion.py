@@ -73,7 +73,7 @@ def commit(client: ClientState, part: LocalTransaction, wait: Wait) -> Flow[None
     yield from settle(part)
     reason = part.close(Status.COMMITTING)
     if reason is None and client.now_ms() >= part.deadline_ms:
-        reason = Reason(AbortCode.TIMED_OUT, "its time was up before commit was asked for")
+        reason = Reason(AbortCode.TIMED_OUT, "the transaction's deadline has passed")
     refs = part.refs
     try:
         if reason is not None:
@@ -134,12 +134,12 @@ def _undo(client: ClientState, part: LocalTransaction, refs: tuple[BranchRef, ..
     for future in futures:
         # If the database does not answer: the branch is unprepared and can only end one way.
         with contextlib.suppress(TimeoutError):
-            yield client.runtime.wait, (future, client.patience_ms / 1000)
+            yield client.runtime.wait, (future, client.commit_timeout_ms / 1000)
 
 
 def _commit_here(client: ClientState, part: LocalTransaction, ref: BranchRef) -> Flow[Ended]:
     future = requests.end_here(client, ref, None)
-    patience_s = max(0, part.deadline_ms - client.now_ms() + client.patience_ms) / 1000
+    patience_s = max(0, part.deadline_ms - client.now_ms() + client.commit_timeout_ms) / 1000
     try:
         result, reason = yield client.runtime.wait, (future, patience_s)
     except TimeoutError:
@@ -153,7 +153,7 @@ def _commit_there(client: ClientState, part: LocalTransaction, refs: tuple[Branc
     if isinstance(future, Reason):
         yield from _undo(client, part, refs, future)
         return Outcome.ABORTED, future
-    until_ms = part.deadline_ms + client.patience_ms
+    until_ms = part.deadline_ms + client.commit_timeout_ms
     try:
         reply: OutcomeReply = yield client.runtime.wait, (future, max(0, until_ms - client.now_ms()) / 1000)
     except TimeoutError:

@@ -50,7 +50,7 @@ from txrpc.errors import (
 )
 from txrpc.ids import Gid, Xid
 
-__all__ = ["ClientCore", "check_timeout"]
+__all__ = ["DEFAULT_TIMEOUT_S", "ClientCore", "check_timeout"]
 
 logger = logging.getLogger("txrpc.client")
 
@@ -60,11 +60,11 @@ _SWEEP_RETRY_MS = 2_000
 _START_RETRY_MS = 2_000
 
 
-def check_timeout(timeout: float | None) -> None:
-    """Raise `UsageError` unless *timeout* is None or a positive number."""
+def check_timeout(timeout: float | None, name: str = "timeout") -> None:
+    """Raise `UsageError` unless *timeout*, given as the argument *name*, is None or a positive number."""
     is_number = isinstance(timeout, int | float) and not isinstance(timeout, bool)
     if timeout is not None and not (is_number and timeout > 0):
-        raise UsageError(f"timeout is a positive number of seconds, not {timeout!r}")
+        raise UsageError(f"{name} is a positive number of seconds, not {timeout!r}")
 
 
 class ClientCore:
@@ -88,7 +88,7 @@ class ClientCore:
         xid = Xid.make(self.state.unix_ms(), self.state.entropy(10))
         owner = welcome.owner if welcome is not None else None
         deadline_ms = self.state.now_ms() + int(timeout_s * 1000)
-        return LocalTransaction(xid, owner, self.state.group, deadline_ms, read_only, self.state.tick)
+        return LocalTransaction(xid, owner, self.state.group, deadline_ms, read_only, self.state.tick, timeout_s)
 
     def join_part(self, context: TransactionContext) -> LocalTransaction:
         """The part of an incoming call.  See `txrpc._grpc.ports.Joiner.join` for what is raised."""

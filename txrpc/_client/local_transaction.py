@@ -14,14 +14,15 @@ from __future__ import annotations
 import enum
 import threading
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from typing import Any
 
 from txrpc._client.rollback_rules import RollbackRules
-from txrpc._protocol.messages import BranchRef, CallReport, Owner, TransactionContext
-from txrpc.errors import AbortCode, CallsInFlight, IllegalState, Reason, aborted
+from txrpc._protocol.messages import BranchRef, CallReport, Outcome, Owner, TransactionContext
+from txrpc.errors import AbortCode, CallsInFlight, IllegalState, Reason, TransactionTimedOut, TxrpcError, aborted
 from txrpc.ids import BranchId, Xid
 
-__all__ = ["LocalTransaction", "OutgoingCall", "Status"]
+__all__ = ["Hook", "LocalTransaction", "OutgoingCall", "Status", "TransactionEvent"]
 
 
 class Status(enum.Enum):
@@ -35,16 +36,49 @@ class Status(enum.Enum):
     UNKNOWN = "unknown"
 
 
+@dataclass(frozen=True, slots=True)
+class TransactionEvent:
+    """What the hooks of a transaction are called with.
+
+    outcome: None before the commit; UNKNOWN if it could not be learnt.
+    reason: why it was rolled back, or why its outcome is not known.
+    pending: after a commit, resources that have not acknowledged the decision yet (they will).
+    """
+
+    xid: Xid
+    outcome: Outcome | None = None
+    reason: Reason | None = None
+    pending: tuple[str, ...] = ()
+
+
+Hook = Callable[[TransactionEvent], Any]
+
+
+@dataclass(slots=True)
+class Hooks:
+    """What users have registered, in the order of registration."""
+
+    before_commit: list[Hook] = field(default_factory=list)
+    after: list[tuple[Outcome | None, Hook]] = field(default_factory=list)
+    """With the outcome that it is for; None: any."""
+
+    def take_after(self, outcome: Outcome) -> list[Hook]:
+        """Return those that are for *outcome*, once."""
+        after, self.after = self.after, []
+        return [hook for wanted, hook in after if wanted in (None, outcome)]
+
+
 class OutgoingCall:
     """One call to another service, until its end is known.  See `txrpc._grpc.ports.OutgoingCallPort`."""
 
-    __slots__ = ("_cancel", "_part", "_rule", "context", "poll", "time_left_s")
+    __slots__ = ("_cancel", "_part", "_rule", "bounded", "context", "poll", "time_left_s")
 
     def __init__(self, part: LocalTransaction, rule: RollbackRules, context: TransactionContext) -> None:
         self._part = part
         self._rule = rule
         self.context = context
         self.time_left_s = context.time_left_ms / 1000
+        self.bounded = True
         self.poll: Callable[[], Any] | None = None
         self._cancel: Callable[[], Any] | None = None
 
@@ -56,6 +90,10 @@ class OutgoingCall:
     def lost(self, reason: Reason) -> None:
         """The end is not known."""
         self._part.call_ended(self, None, reason)
+
+    def error(self, reason: Reason) -> TxrpcError:
+        """Return what to raise where the transaction rolls back because of *reason*."""
+        return self._part.error(reason)
 
     def settle_with(self, poll: Callable[[], Any], cancel: Callable[[], Any]) -> None:
         """How to learn of an end that nobody has told us, and how to bring one about."""
@@ -71,13 +109,22 @@ class LocalTransaction:
     """See the module's docstring."""
 
     def __init__(
-        self, xid: Xid, owner: Owner | None, group: str, deadline_ms: int, read_only: bool, begun_tick: int
+        self,
+        xid: Xid,
+        owner: Owner | None,
+        group: str,
+        deadline_ms: int,
+        read_only: bool,
+        begun_tick: int,
+        timeout_s: float | None = None,
     ) -> None:
         self.xid = xid
         self.owner = owner
         self.group = group
         self.deadline_ms = deadline_ms
         """Monotonic."""
+        self.timeout_s = timeout_s
+        """The root's, for people; None in a joined call."""
         self.read_only = read_only
         self.begun_tick = begun_tick
         self.status = Status.ACTIVE
@@ -86,7 +133,7 @@ class LocalTransaction:
         """After COMMITTED: resources whose branch has not acknowledged yet."""
         self.heuristic = ""
         """A sentence if a branch was found ended against the decision."""
-        self.callbacks: list[Callable[[Any], Any]] = []
+        self.hooks = Hooks()
         self._lock = threading.Lock()
         self.in_flight = 0
         """Calls whose end was not known when the part was closed: each may have opened branches that nobody has told us of."""
@@ -99,11 +146,11 @@ class LocalTransaction:
     def check_usable(self, now_ms: int) -> None:
         """Raise unless work may still be done in this part."""
         if self.doom is not None:
-            raise aborted(self.xid, self.doom)
+            raise self.error(self.doom)
         if self.status is not Status.ACTIVE:
             raise IllegalState(f"transaction {self.xid} has ended here: {self.status.value}")
         if now_ms >= self.deadline_ms:
-            self.set_doom(Reason(AbortCode.TIMED_OUT, "its time is up"))
+            self.set_doom(Reason(AbortCode.TIMED_OUT, "the transaction's deadline has passed"))
             self.check_usable(now_ms)
 
     def set_doom(self, reason: Reason) -> None:
@@ -176,11 +223,14 @@ class LocalTransaction:
                 self._doom(Reason(AbortCode.CALL_END_UNKNOWN, text))
             return self.doom
 
-    def error(self, reason: Reason) -> Exception:
-        """What to raise for a commit that was refused because of *reason*."""
+    def error(self, reason: Reason) -> TxrpcError:
+        """Return what to raise where the transaction rolls back because of *reason*."""
         if self.in_flight and reason.code is AbortCode.CALL_END_UNKNOWN:
             return CallsInFlight(f"transaction {self.xid} was rolled back: {reason.text}")
-        return aborted(self.xid, reason)
+        error = aborted(self.xid, reason)
+        if isinstance(error, TransactionTimedOut) and self.timeout_s is not None:
+            return TransactionTimedOut(self.xid, reason, f"{error}; its timeout was {self.timeout_s:g} s")
+        return error
 
     def report(self) -> CallReport:
         """What the reply of a joined call carries home."""

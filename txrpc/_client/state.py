@@ -146,8 +146,8 @@ class ClientState:
     lock: threading.RLock = field(default_factory=threading.RLock)
     start_patience_s: float = 10.0
     """For how long a start waits for the databases; those that have not answered by then are started in the background."""
-    patience_ms: int = 30_000
-    """For how long an end waits for its answer after the transaction's deadline."""
+    commit_timeout_ms: int = 10_000
+    """For how long `commit` waits for its answer after the transaction's deadline."""
     serves: bool = False
     """Whether calls join transactions through this client: then its resources are not used outside of them (rule 19)."""
 

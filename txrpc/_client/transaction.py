@@ -10,11 +10,12 @@ from typing import Any
 
 from txrpc._client import branches, completion
 from txrpc._client.flow import run
-from txrpc._client.local_transaction import LocalTransaction
+from txrpc._client.local_transaction import LocalTransaction, Status, TransactionEvent
+from txrpc._client.requests import reason_for
 from txrpc._client.state import ClientState
-from txrpc._client.transaction_base import JoinedTransactionBase, RootTransactionBase, log_callback_error
-from txrpc._context import restore, set_current
-from txrpc._protocol.messages import CallReport, Wait
+from txrpc._client.transaction_base import JoinedTransactionBase, RootTransactionBase, log_hook_error
+from txrpc._context import bind, restore, set_current
+from txrpc._protocol.messages import CallReport, Outcome, Wait
 from txrpc.errors import AbortCode, Reason
 from txrpc.resource import Resource, Work
 
@@ -64,9 +65,11 @@ class RootTransaction(RootTransactionBase):
 
         Returns when all have committed; or with ``wait=Wait.DECISION`` as soon as the decision is durable; `pending` then names
         what is still under way.  Raises `TransactionAborted` (nothing was committed), `CallsInFlight` (likewise, and your
-        mistake), `OutcomeUnknown` (ask `TransactionManager.outcome` later), `HeuristicOutcome`, or `IllegalState`.
+        mistake), `OutcomeUnknown` (ask `TransactionManager.outcome` later), `HeuristicOutcome`, `IllegalState`, or what a
+        `before_commit` hook raised (rolled back).
         """
         try:
+            self._before_commit()
             run(completion.commit(self._client, self._part, wait))
         finally:
             completion.keep_unknown(self._client, self._part)
@@ -84,13 +87,25 @@ class RootTransaction(RootTransactionBase):
     def _make_current(self) -> None:
         self._previous, self._is_current = set_current(self, self._rules), True
 
+    def _before_commit(self) -> None:
+        hooks = self._part.hooks.before_commit
+        try:
+            with bind(self, self._rules):
+                while hooks and self.status is Status.ACTIVE:
+                    hooks.pop(0)(TransactionEvent(self.xid))
+        except BaseException as error:
+            if not self.ended:
+                run(completion.rollback(self._client, self._part, reason_for(error)))
+            raise
+
     def _completed(self) -> None:
         if self._is_current:
             restore(self._previous)
             self._is_current, self._previous = False, None
-        callbacks, self._part.callbacks = self._part.callbacks, []
-        for callback in callbacks:
-            try:
-                callback(self._outcome())
-            except Exception as error:
-                log_callback_error(self.xid, error)
+        event = self._event()
+        with bind(None):  # not even in a transaction around this one
+            for hook in self._part.hooks.take_after(event.outcome or Outcome.UNKNOWN):
+                try:
+                    hook(event)
+                except Exception as error:
+                    log_hook_error(self.xid, error)

@@ -6,12 +6,10 @@ A nested block has the same object as the block around it; what a block says abo
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
-from typing import Any
 
 from txrpc._client import branches, effects
 from txrpc._client.completion import cancel_calls
-from txrpc._client.local_transaction import LocalTransaction, OutgoingCall, Status
+from txrpc._client.local_transaction import Hook, LocalTransaction, OutgoingCall, Status, TransactionEvent
 from txrpc._client.requests import reason_for
 from txrpc._client.rollback_rules import RollbackRules, kinds_of
 from txrpc._client.state import ClientState
@@ -20,7 +18,7 @@ from txrpc._protocol.messages import CallReport, Outcome, RollbackRequest
 from txrpc.errors import AbortCode, CoordinatorUnavailable, Reason, TxrpcError, UsageError
 from txrpc.ids import Xid
 
-__all__ = ["JoinedTransactionBase", "RootTransactionBase", "Transaction", "log_callback_error"]
+__all__ = ["JoinedTransactionBase", "RootTransactionBase", "Transaction", "log_hook_error"]
 
 logger = logging.getLogger("txrpc.client")
 
@@ -74,17 +72,48 @@ class Transaction:
             reason = Reason(AbortCode.REQUESTED, reason or "set_rollback_only() was called")
         self._part.set_doom(reason)
 
-    def after_completion(self, callback: Callable[[Outcome], Any]) -> None:
-        """Call *callback* with the `Outcome` once the transaction has ended, in the order of registration.
+    def before_commit(self, hook: Hook) -> None:
+        """Call *hook* when commit is asked for, inside the transaction: it may use resources and make calls.
 
-        Its exceptions are logged and change nothing.  Raises `UsageError` if the transaction has ended already, and
-        in a service method that joined it: only its root learns how it ends.
+        What it raises rolls the transaction back, and leaves `commit` or the block.  Hooks run in the order of registration, also
+        those that a hook registers; none of them if the transaction can only roll back.  A hook takes a `TransactionEvent`; in
+        an asyncio program it may be a coroutine function.
+
+        Raises `UsageError` if the transaction is ending, and in a service method that joined it: only its root commits.
         """
-        if self.joined:
-            raise UsageError("only the root of a transaction learns how it ends: call after_completion() there")
+        self._check_root("before_commit")
+        if self._part.status is not Status.ACTIVE:
+            raise UsageError(f"transaction {self.xid} is ending already: {self._part.status.value}")
+        self._part.hooks.before_commit.append(hook)
+
+    def after_commit(self, hook: Hook) -> None:
+        """Call *hook* once the transaction has committed: see `after_completion`."""
+        self._register("after_commit", Outcome.COMMITTED, hook)
+
+    def after_rollback(self, hook: Hook) -> None:
+        """Call *hook* once the transaction has rolled back: see `after_completion`."""
+        self._register("after_rollback", Outcome.ABORTED, hook)
+
+    def after_completion(self, hook: Hook) -> None:
+        """Call *hook* once the transaction has ended, also if its outcome is not known, in the order of registration.
+
+        It takes a `TransactionEvent`, and runs outside of any transaction, in the thread or task that ended this one.  What it raises
+        is logged and changes nothing.  It does not run if the process dies: what must happen belongs into the transaction.
+
+        Raises `UsageError` if the transaction has ended already, and in a service method that joined it: only its root learns
+        how it ends.
+        """
+        self._register("after_completion", None, hook)
+
+    def _register(self, name: str, outcome: Outcome | None, hook: Hook) -> None:
+        self._check_root(name)
         if self._part.status not in (Status.ACTIVE, Status.COMMITTING):
             raise UsageError(f"transaction {self.xid} has ended already: {self._part.status.value}")
-        self._part.callbacks.append(callback)
+        self._part.hooks.after.append((outcome, hook))
+
+    def _check_root(self, name: str) -> None:
+        if self.joined:
+            raise UsageError(f"only the root of a transaction ends it, and learns how it ended: call {name}() there")
 
     def outgoing(self) -> OutgoingCall:
         """Register a call that is about to be sent.  See `txrpc._grpc.ports.Handle`."""
@@ -159,13 +188,15 @@ class RootTransactionBase(Transaction):
         """After a commit: resources that have not acknowledged the decision yet (they will)."""
         return self._part.pending
 
-    def _outcome(self) -> Outcome:
-        return _OUTCOMES.get(self._part.status, Outcome.UNKNOWN)
+    def _event(self) -> TransactionEvent:
+        outcome = _OUTCOMES.get(self._part.status, Outcome.UNKNOWN)
+        reason = None if outcome is Outcome.COMMITTED else self._part.doom
+        return TransactionEvent(self.xid, outcome, reason, self._part.pending)
 
 
 _OUTCOMES = {Status.COMMITTED: Outcome.COMMITTED, Status.ROLLED_BACK: Outcome.ABORTED}
 
 
-def log_callback_error(xid: Xid, error: Exception) -> None:
-    """An after-completion callback raised."""
-    logger.error("an after-completion callback of transaction %s failed", xid, exc_info=error)
+def log_hook_error(xid: Xid, error: Exception) -> None:
+    """Log that a hook raised after the end, where it can change nothing."""
+    logger.error("a hook failed after the end of transaction %s", xid, exc_info=error)

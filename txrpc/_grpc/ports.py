@@ -11,7 +11,7 @@ from typing import Any, NoReturn, Protocol
 import grpc
 
 from txrpc._protocol.messages import CallReport, TransactionContext
-from txrpc.errors import Reason
+from txrpc.errors import Reason, TxrpcError
 from txrpc.ids import Xid
 
 __all__ = ["AsyncServerContext", "Behaviour", "Handle", "Joiner", "Metadata", "OutgoingCallPort", "ServerContext"]
@@ -77,6 +77,8 @@ class OutgoingCallPort(Protocol):
 
     context: TransactionContext
     time_left_s: float
+    bounded: bool
+    """True if the transaction's deadline, not a timeout of the call's own, bounds the call; the interceptor sets it."""
 
     def replied(self, report: CallReport | None, failure: Reason | None = None, kinds: tuple[object, ...] = ()) -> None:
         """The call's end is known: its status came from the server.
@@ -87,6 +89,9 @@ class OutgoingCallPort(Protocol):
 
     def lost(self, reason: Reason) -> None:
         """The call's end is not known (deadline, cancel, lost connection): the transaction can only roll back."""
+
+    def error(self, reason: Reason) -> TxrpcError:
+        """Return what to raise where the transaction rolls back because of *reason*."""
 
     def settle_with(self, poll: Callable[[], Any], cancel: Callable[[], Any]) -> None:
         """Register how to learn the end of a call that the caller may have finished without our noticing (a future, a stream).

@@ -124,6 +124,7 @@ def outgoing_fields(
     failpoint("client.before_call")
     time_left_s = out.time_left_s
     entries = [entry for entry in metadata or () if entry[0] != CONTEXT_KEY]
+    out.bounded = timeout is None or timeout >= time_left_s
     entries.append(ContextEntry(CONTEXT_KEY, encode_context(out.context)))
     return (time_left_s if timeout is None else min(timeout, time_left_s)), entries
 
@@ -136,7 +137,7 @@ def conclude(
     trailing: Metadata,
     error: object,
 ) -> TxrpcError | None:
-    """Tell the transaction how a call ended; returns the error to raise in place of gRPC's, if the callee sent one of ours."""
+    """Tell the transaction how a call ended; returns what to raise in place of gRPC's error, if it is one of ours."""
     failpoint("client.after_call")
     try:
         report = find_report(trailing)
@@ -154,6 +155,10 @@ def conclude(
         return NotJoined(reason.text)
     text = f"{method}: {code.name if code is not None else 'no status'}: {details or ''}"[:_TEXT_MAX]
     if not end_is_known(trailing):
+        if code is grpc.StatusCode.DEADLINE_EXCEEDED and out.bounded:
+            passed = Reason(AbortCode.TIMED_OUT, f"the transaction's deadline passed during {method}")
+            out.lost(passed)
+            return out.error(passed)
         out.lost(Reason(AbortCode.CALL_END_UNKNOWN, text))
         return None
     mapped = from_trailing(trailing)
