@@ -22,7 +22,7 @@ TREES = {path: ast.parse(path.read_text()) for path in PATHS}
 BOUNDS = {
     "towers": 1,
     "parameters that are Any or object, %": 4.0,
-    "twin lines written by hand": 1100,
+    "twin lines written by hand": 1110,
     "public names of the manager": 10,
     "median lines of a function": 5,
     "90th percentile of a function": 15,

@@ -52,6 +52,8 @@ class Pair:
     replacements: tuple[tuple[str, str], ...] = field(default=())
 
 
+_AWAITED = "                    if asyncio.iscoroutine(result):\n                        await result\n"
+
 PAIRS = [
     Pair(
         "txrpc/_client/manager_async.py",
@@ -70,14 +72,8 @@ PAIRS = [
             ("from any task, once", "from any thread, once"),
             ("                    result = hooks.pop(0)", "                    hooks.pop(0)"),
             ("                    result = hook(event)", "                    hook(event)"),
-            (
-                "                    if asyncio.iscoroutine(result):\n                        await result\n        except B",
-                "        except B",
-            ),
-            (
-                "                    if asyncio.iscoroutine(result):\n                        await result\n                except E",
-                "                except E",
-            ),
+            (f"{_AWAITED}        except B", "        except B"),
+            (f"{_AWAITED}                except E", "                except E"),
         ),
     ),
     Pair(

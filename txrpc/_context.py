@@ -18,7 +18,7 @@ from typing import Any, NamedTuple, ParamSpec, TypeVar
 from contextvars_extras import ContextVarsRegistry
 from contextvars_extras.context_management import bind_to_snapshot_context
 
-__all__ = ["Ambient", "bind", "carry", "current", "current_rules", "restore", "set_current"]
+__all__ = ["Ambient", "bind", "carry", "current", "current_reads_only", "current_rules", "restore", "set_current"]
 
 _P = ParamSpec("_P")
 _R = TypeVar("_R")
@@ -29,10 +29,12 @@ Handle = Any
 
 
 class Ambient(NamedTuple):
-    """What is in the slot: a transaction, and what the block that made it current says about errors (see `RollbackRules`)."""
+    """What is in the slot: a transaction, and what the block that made it current says (see `RollbackRules`)."""
 
     handle: Handle
     rules: Any
+    reads_only: bool = False
+    """Whether the block may only read, though its transaction may write elsewhere."""
 
 
 class _Registry(ContextVarsRegistry):
@@ -56,10 +58,16 @@ def current_rules() -> Any:
     return None if ambient is None else ambient.rules
 
 
-def set_current(handle: Handle, rules: Any = None) -> Ambient | None:
+def current_reads_only() -> bool:
+    """Return whether the innermost block of that transaction, or one around it, may only read."""
+    ambient = _slot.get()
+    return ambient is not None and ambient.reads_only
+
+
+def set_current(handle: Handle, rules: Any = None, reads_only: bool = False) -> Ambient | None:
     """Put *handle* into the slot and return what was there, for the caller to `restore`."""
     previous: Ambient | None = _slot.get()
-    _slot.set(None if handle is None else Ambient(handle, rules))
+    _slot.set(None if handle is None else Ambient(handle, rules, reads_only))
     return previous
 
 
@@ -69,9 +77,9 @@ def restore(previous: Ambient | None) -> None:
 
 
 @contextmanager
-def bind(handle: Handle, rules: Any = None) -> Iterator[None]:
+def bind(handle: Handle, rules: Any = None, reads_only: bool = False) -> Iterator[None]:
     """Make *handle* current for the length of a block; None suspends the current transaction."""
-    previous = set_current(handle, rules)
+    previous = set_current(handle, rules, reads_only)
     try:
         yield
     finally:

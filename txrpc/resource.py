@@ -140,6 +140,10 @@ class ResourceUser(Protocol):
     def xid(self) -> Xid:
         """The transaction's identifier."""
 
+    @property
+    def read_only(self) -> bool:
+        """True if the running code may only read.  Where its branch was begun to write, the resource refuses writes now."""
+
     def use(self, resource: Resource) -> AbstractContextManager[Work]:
         """Take the turn on this transaction's branch in *resource*, opening it on first use.
 
@@ -157,5 +161,7 @@ class AsyncResourceUser(Protocol):
 
     @property
     def xid(self) -> Xid: ...
+    @property
+    def read_only(self) -> bool: ...
     def use(self, resource: AsyncResource) -> AbstractAsyncContextManager[Work]: ...
     def set_rollback_only(self, reason: Reason | str | None = None) -> None: ...

@@ -12,6 +12,7 @@ import sqlalchemy as sa
 from sqlalchemy.exc import DBAPIError, PendingRollbackError
 from sqlalchemy.ext.asyncio import create_async_engine
 
+import txrpc.aio
 import txrpc.sql
 from tests.postgres import Server
 from tests.runtime.conftest import AsyncNoSession
@@ -318,3 +319,22 @@ async def test_the_drivers_own_commit_dooms_the_transaction(bank: txrpc.sql.Asyn
                 await connection.execute(sa.text("INSERT INTO row VALUES ('a', 1)"))
                 raw = await connection.get_raw_connection()
                 await connection.run_sync(lambda _: raw.dbapi_connection.commit())  # type: ignore[union-attr]
+
+
+async def test_b8_a_read_only_block_inside_a_writing_transaction_cannot_write(
+    bank: txrpc.sql.AsyncResourceManager,
+) -> None:
+    async with txrpc.aio.transaction():
+        async with bank.connection() as connection:
+            await connection.execute(sa.text("INSERT INTO row VALUES ('a', 1)"))
+        async with txrpc.aio.transaction(read_only=True), bank.session() as session:
+            assert await session.scalar(sa.text("SELECT count(*) FROM row")) == 1
+        async with bank.connection() as connection:
+            await connection.execute(sa.text("INSERT INTO row VALUES ('b', 1)"))
+    assert await rows(bank) == ["a", "b"]
+    with pytest.raises(txrpc.TransactionAborted):
+        async with txrpc.aio.transaction():
+            with pytest.raises(sa.exc.DBAPIError, match="read-only transaction"):
+                async with txrpc.aio.transaction(read_only=True), bank.connection() as connection:
+                    await connection.execute(sa.text("INSERT INTO row VALUES ('c', 1)"))
+    assert await rows(bank) == ["a", "b"]

@@ -99,6 +99,42 @@ def test_a_server_that_takes_no_part_is_an_error_and_rolls_back(shop: Shop) -> N
     assert not tx.doom.retryable
 
 
+@pytest.mark.parametrize("where", ["method", "caller"])
+def test_b8_a_method_that_promises_to_only_read_cannot_write_for_a_caller_that_may(shop: Shop, where: str) -> None:
+    """The promise was ignored when the method joined a transaction; the caller's block hands its own on."""
+
+    @txrpc.transactional(read_only=where == "method")
+    def put(request: bytes, context: grpc.ServicerContext) -> bytes:
+        shop.put(request.decode())
+        return b""
+
+    call = shop.serve(put)
+    with pytest.raises(txrpc.TransactionAborted), txrpc.transaction(manager=shop.client):
+        with pytest.raises(grpc.RpcError, match="read-only transaction"):
+            with txrpc.transaction(read_only=where == "caller"):
+                call(b"half")
+    assert shop.names() == []
+
+
+def test_b8_a_caller_writes_before_and_behind_a_call_that_only_reads(shop: Shop) -> None:
+    def put(request: bytes, context: grpc.ServicerContext) -> bytes:
+        if request == b"read":
+            with shop.bank.connection() as connection:
+                return b",".join(name.encode() for name in connection.scalars(sa.text("SELECT name FROM row")))
+        shop.put(request.decode())
+        return b""
+
+    call = shop.serve(put)
+    with txrpc.transaction(manager=shop.client):
+        with txrpc.transaction(read_only=True):
+            assert call(b"read") == b""
+        call(b"a")
+        with txrpc.transaction(read_only=True):
+            assert call(b"read") == b"a"
+        call(b"b")
+    assert shop.names() == ["a", "b"]
+
+
 def test_a_call_that_is_meant_to_be_outside_is_allowed_by_name_and_by_block(shop: Shop) -> None:
     named = shop.serve(lambda _request, _context: b"sent", joins=False, outside=["/t.S/*"])
     plain = shop.serve(lambda _request, _context: b"sent", joins=False)
@@ -143,7 +179,7 @@ def test_a_thread_of_a_service_without_the_transaction_writes_nothing(shop: Shop
 def test_what_a_resource_does_outside_a_transaction(shop: Shop, outside: Any, served: bool, allowed: bool) -> None:
     """Both `session` and `connection`; it depends on whether this process serves, unless it was said."""
     resource = txrpc.sql.ResourceManager("bank", shop.engine, outside=outside)
-    resource.user = shop.manager._client
+    resource.user = shop.manager._client.state
     shop.manager._client.state.serves = served
     for block in (resource.session, resource.connection):
         if allowed:

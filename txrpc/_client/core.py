@@ -109,7 +109,13 @@ class ClientCore:
                 )
         deadline_ms = self.state.now_ms() + context.time_left_ms
         return LocalTransaction(
-            context.xid, context.owner, self.state.group, deadline_ms, context.read_only, self.state.tick
+            context.xid,
+            context.owner,
+            self.state.group,
+            deadline_ms,
+            context.read_only,
+            self.state.tick,
+            call_reads_only=context.call_reads_only,
         )
 
     def _check_owner(self, context: TransactionContext) -> None:

@@ -117,6 +117,7 @@ class LocalTransaction:
         read_only: bool,
         begun_tick: int,
         timeout_s: float | None = None,
+        call_reads_only: bool = False,
     ) -> None:
         self.xid = xid
         self.owner = owner
@@ -126,6 +127,8 @@ class LocalTransaction:
         self.timeout_s = timeout_s
         """The root's, for people; None in a joined call."""
         self.read_only = read_only
+        self.call_reads_only = call_reads_only
+        """Of a joined call: it may only read, though the transaction may write elsewhere."""
         self.begun_tick = begun_tick
         self.status = Status.ACTIVE
         self.doom: Reason | None = None
@@ -158,10 +161,11 @@ class LocalTransaction:
         with self._lock:
             self._doom(reason)
 
-    def call_begins(self, rule: RollbackRules, owner: Owner, now_ms: int) -> OutgoingCall:
+    def call_begins(self, rule: RollbackRules, owner: Owner, now_ms: int, reads_only: bool = False) -> OutgoingCall:
         """Register a call; the caller has made sure that the part is usable."""
         left_ms = max(1, self.deadline_ms - now_ms)
-        call = OutgoingCall(self, rule, TransactionContext(self.group, self.xid, owner, left_ms, self.read_only))
+        context = TransactionContext(self.group, self.xid, owner, left_ms, self.read_only, reads_only)
+        call = OutgoingCall(self, rule, context)
         with self._lock:
             self._out.add(call)
         return call

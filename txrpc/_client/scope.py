@@ -12,7 +12,7 @@ from txrpc._client.core import check_timeout
 from txrpc._client.requests import reason_for
 from txrpc._client.retry import Retry
 from txrpc._client.rollback_rules import ALWAYS, Kind, RollbackRules, kinds_of
-from txrpc._context import current, set_current
+from txrpc._context import current, current_reads_only, set_current
 from txrpc._protocol.messages import Wait
 from txrpc._wire.metadata import CONTEXT_KEY
 from txrpc.errors import (
@@ -161,6 +161,8 @@ class BaseScope:
         self.handle: Any = None
         self._plan = Plan.OUTSIDE
         self._entry = False
+        self.reads_only = False
+        """Whether the scope may only read, though the transaction that it has joined may write elsewhere."""
         self._previous: Any = None
 
     @property
@@ -179,11 +181,12 @@ class BaseScope:
             assert outer is not None
             self._entry = outer.enters_first()
             self.handle = outer
+            self.reads_only = self.settings.read_only or current_reads_only()
 
     def enter(self) -> Any:
         """Open, and become current."""
         self.open()
-        self._previous = set_current(self.handle, self.settings.rule)
+        self._previous = set_current(self.handle, self.settings.rule, self.reads_only)
         return self.handle
 
     def verdict(self, error: BaseException | None) -> tuple[bool, Reason | None]:

@@ -13,7 +13,7 @@ from txrpc._client.local_transaction import Hook, LocalTransaction, OutgoingCall
 from txrpc._client.requests import reason_for
 from txrpc._client.rollback_rules import RollbackRules, kinds_of
 from txrpc._client.state import ClientState
-from txrpc._context import current_rules
+from txrpc._context import current, current_reads_only, current_rules
 from txrpc._protocol.messages import CallReport, Outcome, RollbackRequest
 from txrpc.errors import AbortCode, CoordinatorUnavailable, Reason, TxrpcError, UsageError
 from txrpc.ids import Xid
@@ -50,6 +50,12 @@ class Transaction:
         if self._part.status is Status.ACTIVE and self._part.doom is not None:
             return Status.ROLLBACK_ONLY
         return self._part.status
+
+    @property
+    def read_only(self) -> bool:
+        """True if the running code may only read: its transaction, its call or a block around it is ``read_only``."""
+        mine = current() is self and current_reads_only()
+        return mine or self._part.read_only or self._part.call_reads_only
 
     @property
     def doom(self) -> Reason | None:
@@ -97,8 +103,8 @@ class Transaction:
     def after_completion(self, hook: Hook) -> None:
         """Call *hook* once the transaction has ended, also if its outcome is not known, in the order of registration.
 
-        It takes a `TransactionEvent`, and runs outside of any transaction, in the thread or task that ended this one.  What it raises
-        is logged and changes nothing.  It does not run if the process dies: what must happen belongs into the transaction.
+        It takes a `TransactionEvent`, and runs outside of any transaction, in the thread or task that ended this one.  What it
+        raises is logged and changes nothing.  It does not run if the process dies: what must happen belongs into the transaction.
 
         Raises `UsageError` if the transaction has ended already, and in a service method that joined it: only its root learns
         how it ends.
@@ -124,7 +130,7 @@ class Transaction:
                 "the transaction began with no coordinator in reach, so it cannot leave this process: "
                 "is the coordinator running at the address given to txrpc.connect()?"
             )
-        return self._part.call_begins(current_rules() or self._rules, self._part.owner, now_ms)
+        return self._part.call_begins(current_rules() or self._rules, self._part.owner, now_ms, self.read_only)
 
     def enters_first(self) -> bool:
         """Whether the scope that is being entered is the outermost one of a joined call."""

@@ -95,6 +95,7 @@ def transaction(
 
     At its end the transaction commits; an exception that leaves it rolls it back and goes on.  Inside another transaction the
     block joins that one, which then only commits where it began (see `Propagation`); *timeout* and *wait* are the root's.
+    *read_only* holds for the block, and for the calls that it makes.
 
     timeout: seconds until everything not yet prepared rolls back; 30 by default.
     read_only: the databases refuse what would write.
@@ -185,7 +186,7 @@ def _generator(settings: Settings, fn: Callable[..., Any]) -> Any:
         try:
             while True:
                 # Current only while the generator's own code runs: in between its consumer does, in the same context.
-                with bind(scope.handle, settings.rule):
+                with bind(scope.handle, settings.rule, scope.reads_only):
                     try:
                         item = await send(argument)
                     except StopAsyncIteration:
@@ -194,7 +195,7 @@ def _generator(settings: Settings, fn: Callable[..., Any]) -> Any:
                     argument = yield item
                     send = generator.asend
                 except GeneratorExit:
-                    with bind(scope.handle, settings.rule):
+                    with bind(scope.handle, settings.rule, scope.reads_only):
                         await generator.aclose()
                     raise
                 except BaseException as error:

@@ -43,6 +43,7 @@ def encode_context(context: TransactionContext) -> bytes:
         owner=c.owner_to(context.owner),
         time_left_ms=context.time_left_ms,
         read_only=context.read_only,
+        call_reads_only=context.call_reads_only,
     )
     return message.SerializeToString()
 
@@ -56,6 +57,7 @@ def decode_context(data: bytes) -> TransactionContext:
         c.owner_from(message.owner),
         message.time_left_ms,
         message.read_only,
+        message.call_reads_only,
     )
 
 

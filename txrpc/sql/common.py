@@ -69,6 +69,7 @@ class BranchWork:
         "lock",
         "notifies",
         "ours",
+        "read_only",
         "transaction",
     )
 
@@ -77,6 +78,8 @@ class BranchWork:
         self.leave = leave
         """Gives back its place among those that may have a connection."""
         self.transaction: Any = None
+        self.read_only = False
+        """Whether the server refuses what would write, for as long as the branch is open."""
         self.backend: Backend | None = None
         self.began = False
         """Whether a statement has been executed, so that the server has a transaction."""

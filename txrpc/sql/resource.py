@@ -127,7 +127,13 @@ class ResourceManager:
             return
         with branch_of(handle, self, AbstractContextManager) as work:
             try:
-                yield work.connection
+                if handle.read_only and not work.read_only:
+                    # A savepoint's own READ ONLY ends with it, and the rest of the transaction may write.
+                    with work.connection.begin_nested():
+                        self._dialect.set_read_only(work.connection)
+                        yield work.connection
+                else:
+                    yield work.connection
             except BaseException:
                 if work.doom is not None:
                     handle.set_rollback_only(work.doom)
@@ -169,6 +175,7 @@ class ResourceManager:
             try:
                 work.transaction = work.connection.begin()
                 self._guard.watch(work.connection, work)
+                work.read_only = read_only
                 if read_only:
                     self._dialect.set_read_only(work.connection)
                 pid = self._dialect.backend_pid(work.connection, self._asks_for_pid)

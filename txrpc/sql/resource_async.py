@@ -126,7 +126,13 @@ class AsyncResourceManager:
             return
         async with branch_of(handle, self, AbstractAsyncContextManager) as work:
             try:
-                yield work.connection
+                if handle.read_only and not work.read_only:
+                    # A savepoint's own READ ONLY ends with it, and the rest of the transaction may write.
+                    async with work.connection.begin_nested():
+                        await work.connection.run_sync(self._dialect.set_read_only)
+                        yield work.connection
+                else:
+                    yield work.connection
             except BaseException:
                 if work.doom is not None:
                     handle.set_rollback_only(work.doom)
@@ -168,6 +174,7 @@ class AsyncResourceManager:
             try:
                 work.transaction = await work.connection.begin()
                 await work.connection.run_sync(self._guard.watch, work)
+                work.read_only = read_only
                 if read_only:
                     await work.connection.run_sync(self._dialect.set_read_only)
                 pid = await work.connection.run_sync(self._dialect.backend_pid, self._asks_for_pid)

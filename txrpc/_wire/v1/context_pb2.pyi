@@ -74,12 +74,15 @@ class TransactionContext(_message.Message):
     OWNER_FIELD_NUMBER: _builtins.int
     TIME_LEFT_MS_FIELD_NUMBER: _builtins.int
     READ_ONLY_FIELD_NUMBER: _builtins.int
+    CALL_READS_ONLY_FIELD_NUMBER: _builtins.int
     group: _builtins.str
     xid: _builtins.bytes
     """16 bytes, a UUIDv7."""
     time_left_ms: _builtins.int
     read_only: _builtins.bool
     """Branches are opened read-only: a statement that writes is refused by the database."""
+    call_reads_only: _builtins.bool
+    """The call may only read, though the transaction may write elsewhere."""
     @_builtins.property
     def owner(self) -> Global___Owner: ...
     def __init__(
@@ -90,10 +93,11 @@ class TransactionContext(_message.Message):
         owner: Global___Owner | None = ...,
         time_left_ms: _builtins.int = ...,
         read_only: _builtins.bool = ...,
+        call_reads_only: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["owner", b"owner"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["group", b"group", "owner", b"owner", "read_only", b"read_only", "time_left_ms", b"time_left_ms", "xid", b"xid"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["call_reads_only", b"call_reads_only", "group", b"group", "owner", b"owner", "read_only", b"read_only", "time_left_ms", b"time_left_ms", "xid", b"xid"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -1,0 +1,45 @@
+"""The words for how things end: votes, outcomes, and what a resource finds when it finishes a branch."""
+
+from __future__ import annotations
+
+from txrpc._enums import NamedIntEnum
+
+__all__ = ["FinishResult", "Outcome", "Vote", "Wait"]
+
+
+class Vote(NamedIntEnum):
+    """A participant's answer to Prepare."""
+
+    PREPARED = 1
+    READ_ONLY = 2
+    ABORT = 3
+
+
+class Outcome(NamedIntEnum):
+    """How a transaction ended.  UNKNOWN is an honest "cannot tell" (forgotten, or not decided yet), never a guess."""
+
+    UNKNOWN = 0
+    COMMITTED = 1
+    ABORTED = 2
+
+
+class FinishResult(NamedIntEnum):
+    """What a resource found when it was told to finish a prepared branch (rule 16)."""
+
+    DONE = 1  # it ended now, as told
+    ALREADY = 2  # the database proves that it ended so before
+    NOT_HERE = 3  # there is no such branch, and no proof of how it ended: a wrong database, or one that has forgotten
+    LOST = 4  # it proves that it is older than its promise, or has another history: a lagging standby, a backup
+    HEURISTIC = 5  # the database proves that it ended the other way: it was done by hand
+
+    @property
+    def is_proof(self) -> bool:
+        """Whether this ends a branch that was told to commit.  What is not here, or lost, is kept until an operator closes it."""
+        return self not in (FinishResult.NOT_HERE, FinishResult.LOST)
+
+
+class Wait(NamedIntEnum):
+    """When a client's commit returns."""
+
+    ACKNOWLEDGED = 0  # when every branch has ended, so that the caller reads its own writes
+    DECISION = 1  # as soon as the decision is durable
