@@ -12,6 +12,9 @@ from verification.simulation.trace import describe
 
 __all__ = ["Network", "Stream"]
 
+NOTICES_MS = 5_000
+"""Within which a process notices that its session has died: what knows of lost decisions comes back before the recovery wait is over."""
+
 
 class Network:
     """One network; nodes are known by name."""
@@ -94,16 +97,16 @@ class Stream:
         if not self._broken:
             self._broken = True
             for name in self._ends:
-                self._scheduler.after(self._scheduler.dice.randint(1, 5_000), self._notice, name)
+                self._scheduler.after(self._scheduler.dice.randint(1, NOTICES_MS), self._notice, name)
 
     def close(self, source: str) -> None:
-        """One end closes it, or dies; the other one hears of it, or notices."""
+        """One end closes it, or dies; the other one hears of it, or notices, within some seconds in any case (keepalive)."""
         self._open.discard(source)
         (target,) = self._ends.keys() - {source}
         if self._network.lost(self._ends[source], self._ends[target]):
             self.break_()
         else:
-            self._scheduler.after(self._network.delay_ms(), self._notice, target)
+            self._scheduler.after(min(self._network.delay_ms(), NOTICES_MS), self._notice, target)
 
     def _arrive(self, source: str, target: str, message: Any) -> None:
         if (source, target) in self._network.cut:
