@@ -14,13 +14,14 @@ from tests.runtime.conftest import NoSession
 from tests.runtime.memory_resource import MemoryResource, NotebookError
 from tests.waiting import eventually
 from txrpc._client.client import Client
-from txrpc._client.local_transaction import Status
+from txrpc._client.local_transaction import LocalTransaction, Status
 from txrpc._client.manager import TransactionManager
 from txrpc._client.retry import Retry
 from txrpc._client.scope import Propagation
 from txrpc._client.transaction import RootTransaction
 from txrpc._client.transactional import transaction, transactional
 from txrpc._context import carry, current, set_current
+from txrpc._protocol.messages import BranchRef
 from txrpc.errors import (
     AbortCode,
     ConfigurationError,
@@ -34,6 +35,7 @@ from txrpc.errors import (
     TransactionTimedOut,
     UsageError,
 )
+from txrpc.ids import BranchId, ParticipantId, Xid
 from txrpc.testing import failpoint
 
 pytestmark = pytest.mark.usefixtures("manager")
@@ -515,3 +517,25 @@ def test_nothing_is_kept_of_the_work_of_branches_that_have_ended(manager: Client
         notebook.write("not kept")
         raise ValueError
     assert manager.state.branches == {}
+
+
+# ---------------------------------------------------------------------------------------------------------- replicas
+
+
+def test_m2_a_root_warns_of_one_resource_in_two_processes_once(caplog: pytest.LogCaptureFixture) -> None:
+    def part() -> LocalTransaction:
+        return LocalTransaction(Xid(bytes(16)), None, "default", 10, False, 0)
+
+    def ref(branch: int, participant: int, resource: str) -> BranchRef:
+        return BranchRef(BranchId(bytes([branch] * 8)), resource, ParticipantId(bytes([participant] * 8)), 1)
+
+    same, another, again = part(), part(), part()
+    same.used(ref(1, 1, "stock of M2"))
+    same.used(ref(1, 1, "stock of M2"))
+    same.used(ref(2, 2, "another"))
+    assert not caplog.records
+    for each in (another, again):
+        each.used(ref(1, 1, "stock of M2"))
+        each.used(ref(2, 2, "stock of M2"))
+    (record,) = caplog.records
+    assert "uses resource 'stock of M2' in two processes" in record.getMessage()

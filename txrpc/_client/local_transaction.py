@@ -12,6 +12,7 @@ resource in its own process counts nothing: there is no reply that could get los
 from __future__ import annotations
 
 import enum
+import logging
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -23,6 +24,10 @@ from txrpc.errors import AbortCode, CallsInFlight, IllegalState, Reason, Transac
 from txrpc.ids import BranchId, Xid
 
 __all__ = ["Hook", "LocalTransaction", "OutgoingCall", "Status", "TransactionEvent"]
+
+logger = logging.getLogger("txrpc.client")
+_warned: set[str] = set()
+"""Resources about which a warning has been logged: once is enough."""
 
 
 class Status(enum.Enum):
@@ -245,10 +250,22 @@ class LocalTransaction:
         if self.doom is None and self.status is not Status.COMMITTED:
             self.doom = reason
 
+    def _warn_of_replicas(self, ref: BranchRef) -> None:
+        others = {seen.participant for seen in self._refs.values() if seen.resource == ref.resource}
+        if others - {ref.participant} and ref.resource not in _warned:
+            _warned.add(ref.resource)
+            logger.warning(
+                "transaction %s uses resource %r in two processes: their branches do not see each other's writes, and wait for "
+                "each other's locks; route the calls of one transaction to one replica (by the header txrpc-xid)",
+                self.xid,
+                ref.resource,
+            )
+
     def _merge(self, ref: BranchRef) -> None:
         """Add up the calls of one branch; its vote, if it has given one, holds only for a branch that was called once."""
         seen = self._refs.get(ref.branch)
         if seen is None:
+            self._warn_of_replicas(ref)
             self._refs[ref.branch] = ref
         elif seen.vote is None and ref.vote is None:
             self._refs[ref.branch] = BranchRef(ref.branch, ref.resource, ref.participant, seen.calls + ref.calls)

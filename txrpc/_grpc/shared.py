@@ -13,7 +13,7 @@ from txrpc._context import bind, current
 from txrpc._failpoints import failpoint
 from txrpc._grpc.ports import AsyncServerContext, Handle, Metadata, OutgoingCallPort, ServerContext
 from txrpc._protocol.messages import CallReport, TransactionContext
-from txrpc._wire.metadata import BRANCHES_KEY, CONTEXT_KEY, encode_context, encode_report, find_report
+from txrpc._wire.metadata import BRANCHES_KEY, CONTEXT_KEY, XID_KEY, encode_context, encode_report, find_report
 from txrpc._wire.status import code_of, details_of, end_is_known, from_trailing, to_trailing
 from txrpc.errors import (
     AbortCode,
@@ -123,9 +123,10 @@ def outgoing_fields(
     """
     failpoint("client.before_call")
     time_left_s = out.time_left_s
-    entries = [entry for entry in metadata or () if entry[0] != CONTEXT_KEY]
+    entries = [entry for entry in metadata or () if entry[0] not in (CONTEXT_KEY, XID_KEY)]
     out.bounded = timeout is None or timeout >= time_left_s
     entries.append(ContextEntry(CONTEXT_KEY, encode_context(out.context)))
+    entries.append((XID_KEY, str(out.context.xid)))
     return (time_left_s if timeout is None else min(timeout, time_left_s)), entries
 
 

@@ -20,6 +20,7 @@ __all__ = [
     "BRANCHES_KEY",
     "CONTEXT_KEY",
     "REPORT_MAX_BYTES",
+    "XID_KEY",
     "decode_context",
     "decode_report",
     "encode_context",
@@ -29,6 +30,8 @@ __all__ = [
 ]
 
 CONTEXT_KEY: Final = "txrpc-context-bin"
+XID_KEY: Final = "txrpc-xid"
+"""The XID as text, for what is on the way: a load balancer that hashes on it sends one transaction's calls to one replica."""
 BRANCHES_KEY: Final = "txrpc-branches-bin"
 
 REPORT_MAX_BYTES: Final = 5_000
