@@ -7,7 +7,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager
-from types import ModuleType
+from types import FrameType, ModuleType
 from typing import Any
 
 from sqlalchemy import event
@@ -32,6 +32,7 @@ __all__ = [
     "check_engine",
     "check_options",
     "check_outside",
+    "check_session_commit",
     "check_whole",
     "dialect_of",
     "exhausted",
@@ -347,12 +348,34 @@ def refuse_commit(session: Session) -> None:
     if not session.in_nested_transaction():
         raise IllegalState(
             "Session.commit() inside a transaction: the session is flushed at the end of its block, and commits with its "
-            "transaction; use begin_nested() for a savepoint"
+            "transaction; use begin_nested() for a savepoint, or for code that cannot be changed yet "
+            "ResourceManager(..., session_commit='flush')"
         )
 
 
-def watch_session(session: Session, info: Mapping[Any, Any], dialect: ModuleType) -> None:
-    """*session* is in a branch, whose connection has *info*: it may not commit, and a rollback of it is the transaction's.
+def flush_instead(session: Session) -> None:
+    """A listener for ``before_commit``, instead of `refuse_commit`: SQLAlchemy flushes, and commits nothing but savepoints."""
+    if not session.in_nested_transaction():
+        logger.warning("Session.commit() inside a transaction was a flush: %s", _line_of_the_caller())
+
+
+def _line_of_the_caller() -> str:
+    """The line outside of SQLAlchemy and txrpc: what is to be changed one day."""
+    frame: FrameType | None = sys._getframe(1)
+    while frame is not None and str(frame.f_globals.get("__name__")).startswith(("sqlalchemy.", "txrpc.")):
+        frame = frame.f_back
+    return f"{frame.f_code.co_filename}, line {frame.f_lineno}" if frame is not None else "caller unknown"
+
+
+def check_session_commit(name: str, session_commit: str) -> str:
+    """*session_commit*, if it is one of the words that there are."""
+    if session_commit not in ("refuse", "flush"):
+        raise ConfigurationError(f"resource {name!r}: session_commit is 'refuse' or 'flush', not {session_commit!r}")
+    return session_commit
+
+
+def watch_session(session: Session, info: Mapping[Any, Any], dialect: ModuleType, session_commit: str) -> None:
+    """*session* is in a branch, whose connection has *info*: it does not commit, and a rollback of it is the transaction's.
 
     Also one before its first statement, of which the connection hears nothing.
     """
@@ -365,5 +388,5 @@ def watch_session(session: Session, info: Mapping[Any, Any], dialect: ModuleType
         reason = dialect.classify(error) if error is not None else None
         work.doom = work.doom or reason or Reason(AbortCode.REQUESTED, "Session.rollback() was called in a transaction")
 
-    event.listen(session, "before_commit", refuse_commit)
+    event.listen(session, "before_commit", flush_instead if session_commit == "flush" else refuse_commit)
     event.listen(session, "after_soft_rollback", rolled_back)

@@ -32,6 +32,7 @@ from txrpc.sql.common import (
     check_engine,
     check_options,
     check_outside,
+    check_session_commit,
     check_whole,
     dialect_of,
     exhausted,
@@ -62,6 +63,8 @@ class ResourceManager:
         ("local"), or raise `NoTransaction` ("refuse").  By default they refuse in a process with server interceptors.
     markers: each branch that wrote adds a row to the table ``txrpc_branch``, which proves after a fail-over or a restore whether it
         has committed.  One INSERT a branch.
+    session_commit: what ``commit()`` of such a session does in a transaction: raise `IllegalState` ("refuse"), or flush and log a
+        warning ("flush"), for code that cannot be changed yet.
 
     Safe to use from any number of threads.  Give it to `txrpc.connect`.
     """
@@ -75,6 +78,7 @@ class ResourceManager:
         always_prepare: bool = False,
         outside: Literal["local", "refuse"] | None = None,
         markers: bool = False,
+        session_commit: Literal["refuse", "flush"] = "refuse",
         **session_options: Any,
     ) -> None:
         self.name = check_engine(name, engine, Engine, "a ResourceManager takes a SQLAlchemy Engine")
@@ -84,6 +88,7 @@ class ResourceManager:
         self._session_class = session_class
         self._always_prepare = always_prepare
         self._outside = check_outside(name, outside)
+        self._session_commit = check_session_commit(name, session_commit)
         self._wants_markers = markers
         self._markers = ""
         """The qualified name of the table of marker rows, if they are wanted."""
@@ -112,7 +117,7 @@ class ResourceManager:
         with self.connection() as connection:
             options = {**self._session_options, "join_transaction_mode": "rollback_only"}
             with self._session_class(connection, **options) as session:
-                watch_session(session, connection.info, self._dialect)
+                watch_session(session, connection.info, self._dialect, self._session_commit)
                 yield session
                 session.flush()
 

@@ -31,6 +31,7 @@ from txrpc.sql.common import (
     check_engine,
     check_options,
     check_outside,
+    check_session_commit,
     check_whole,
     dialect_of,
     exhausted,
@@ -61,6 +62,8 @@ class AsyncResourceManager:
         ("local"), or raise `NoTransaction` ("refuse").  By default they refuse in a process with server interceptors.
     markers: each branch that wrote adds a row to the table ``txrpc_branch``, which proves after a fail-over or a restore whether it
         has committed.  One INSERT a branch.
+    session_commit: what ``commit()`` of such a session does in a transaction: raise `IllegalState` ("refuse"), or flush and log a
+        warning ("flush"), for code that cannot be changed yet.
 
     Give it to `txrpc.aio.connect`, on one event loop.
     """
@@ -74,6 +77,7 @@ class AsyncResourceManager:
         always_prepare: bool = False,
         outside: Literal["local", "refuse"] | None = None,
         markers: bool = False,
+        session_commit: Literal["refuse", "flush"] = "refuse",
         **session_options: Any,
     ) -> None:
         self.name = check_engine(name, engine, AsyncEngine, "an AsyncResourceManager takes a SQLAlchemy AsyncEngine")
@@ -83,6 +87,7 @@ class AsyncResourceManager:
         self._session_class = session_class
         self._always_prepare = always_prepare
         self._outside = check_outside(name, outside)
+        self._session_commit = check_session_commit(name, session_commit)
         self._wants_markers = markers
         self._markers = ""
         """The qualified name of the table of marker rows, if they are wanted."""
@@ -111,7 +116,7 @@ class AsyncResourceManager:
         async with self.connection() as connection:
             options = {**self._session_options, "join_transaction_mode": "rollback_only"}
             async with self._session_class(connection, **options) as session:
-                watch_session(session.sync_session, connection.info, self._dialect)
+                watch_session(session.sync_session, connection.info, self._dialect, self._session_commit)
                 yield session
                 await session.flush()
 

@@ -13,7 +13,7 @@ from verification.simulation.trace import describe
 __all__ = ["Network", "Stream"]
 
 NOTICES_MS = 5_000
-"""Within which a process notices that its session has died: what knows of lost decisions comes back before the recovery wait is over."""
+"""Within which a process notices that its session has died, so that it is back before the recovery wait is over."""
 
 
 class Network:
