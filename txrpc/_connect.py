@@ -38,6 +38,7 @@ def connect(
     group: str = "default",
     process: str = "",
     commit_timeout: float = 10.0,
+    credentials: grpc.ChannelCredentials | None = None,
     options: SessionOptions | None = None,
 ) -> TransactionManager:
     """Connect this process to its coordinator, and make the result what `transaction` and the interceptors use.
@@ -48,6 +49,7 @@ def connect(
     process: how this process is called in the coordinator's status, for people.
     commit_timeout: seconds for which ``commit()`` goes on waiting for its answer when the transaction's deadline has passed, before
         it raises `OutcomeUnknown`; long enough for a coordinator that restarts.
+    credentials: for TLS, e.g. ``grpc.ssl_channel_credentials(ca)``; None connects in the clear.
 
     If the coordinator does not answer within ``options.connect_timeout_s`` a warning is logged and connecting goes on behind.  So
     does starting a resource whose database is out of reach: until it is ready its use raises `ResourceUnavailable`.
@@ -65,6 +67,7 @@ def connect(
         on_message=client.core.on_message,
         on_lost=client.core.on_lost,
         options=options,
+        channel_credentials=credentials,
     )
     try:
         client.start(session)

@@ -6,6 +6,8 @@ import logging
 from collections.abc import Iterable
 from typing import Any
 
+import grpc
+
 from txrpc._client.client_async import AsyncClient
 from txrpc._client.core import check_timeout
 from txrpc._client.manager_async import AsyncTransactionManager
@@ -35,6 +37,7 @@ async def connect(
     group: str = "default",
     process: str = "",
     commit_timeout: float = 10.0,
+    credentials: grpc.ChannelCredentials | None = None,
     options: SessionOptions | None = None,
 ) -> AsyncTransactionManager:
     """Connect this process to its coordinator.  See `txrpc.connect`; the manager belongs to the running event loop."""
@@ -49,6 +52,7 @@ async def connect(
         on_message=client.core.on_message,
         on_lost=client.core.on_lost,
         options=options,
+        channel_credentials=credentials,
     )
     try:
         await client.start(session)

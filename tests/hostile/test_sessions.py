@@ -25,6 +25,7 @@ from txrpc._protocol.messages import BranchRef, CommitRequest, Hello, OutcomeRep
 from txrpc._wire.codec import decode_coordinator_batch, encode_to_coordinator
 from txrpc._wire.v1 import session_pb2
 from txrpc.cli import overview
+from txrpc.cli.reach import Reach
 from txrpc.errors import AbortCode, Reason
 from txrpc.ids import BranchId, ParticipantId, Xid
 from txrpc.testing.processes import CoordinatorProcess
@@ -217,7 +218,7 @@ async def test_a_thousand_sessions_at_once(coordinator: CoordinatorProcess, byst
 
     async with asyncio.timeout(60):
         calls = await asyncio.gather(*[session(number) for number in range(1_000)])
-    assert len(overview.as_dict(overview.ask(coordinator.address, 10, 10))["sessions"]) >= 1_001
+    assert len(overview.as_dict(overview.ask(Reach(coordinator.address), 10, 10))["sessions"]) >= 1_001
     before = len(bystander.told)
     async with asyncio.timeout(30):
         while len(bystander.told) < before + 10:

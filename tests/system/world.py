@@ -14,6 +14,7 @@ from examples.bank.teller import Teller
 from tests.postgres import Server
 from tests.waiting import eventually
 from txrpc.cli import overview
+from txrpc.cli.reach import Reach
 from txrpc.testing.processes import Child, CoordinatorProcess, free_port
 
 BANKS = ("bank-a", "bank-b")
@@ -122,7 +123,7 @@ class World:
 
     def status(self) -> dict[str, Any]:
         """What `txrpc status --json` prints."""
-        return overview.as_dict(overview.ask(self.coordinator.address, 1_000, 10))
+        return overview.as_dict(overview.ask(Reach(self.coordinator.address), 1_000, 10))
 
     def at_rest(self, timeout_s: float = 40.0) -> None:
         """Wait until nothing is prepared and nothing holds locks."""

@@ -32,6 +32,11 @@ class CoordinatorConfig:
     """What `txrpc coordinator` is told."""
 
     listen: str = _field("127.0.0.1:7400", "HOST:PORT to listen on; port 0 lets the system choose")
+    tls_certificate: str = _field("", "file with this coordinator's certificate chain, as PEM: with it, TLS only")
+    tls_key: str = _field("", "file with the private key of that certificate, as PEM")
+    tls_client_ca: str = _field(
+        "", "file with the CA of the processes' certificates, as PEM: with it, who has none is refused"
+    )
     log: str = _field("sqlite:///txrpc.db", "URL of the decision log: sqlite:///FILE or postgresql+psycopg://...")
     node: str = _field("c1", "this coordinator's name: the same after every restart, unique in its group")
     group: str = _field("default", "the coordinator group's name, the same in every process")
@@ -59,6 +64,12 @@ class CoordinatorConfig:
             _within(option, getattr(self, option), least, most)
         _one_of("log_level", self.log_level, ("debug", "info", "warning", "error"))
         _one_of("log_format", self.log_format, ("logfmt", "json"))
+        if bool(self.tls_certificate) != bool(self.tls_key):
+            raise ConfigurationError("tls_certificate and tls_key belong together")
+        if self.tls_client_ca and not self.tls_certificate:
+            raise ConfigurationError(
+                "tls_client_ca needs tls_certificate and tls_key: a coordinator that shows none asks for none"
+            )
         self.limits()
 
     def address(self) -> tuple[str, int]:

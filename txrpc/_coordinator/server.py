@@ -16,6 +16,7 @@ from txrpc._coordinator.admin import AdminService, library_version
 from txrpc._coordinator.config import CoordinatorConfig
 from txrpc._coordinator.driver import CoordinatorDriver
 from txrpc._coordinator.service import SessionService
+from txrpc._coordinator.tls import credentials
 from txrpc._decision_log.port import DecisionLog
 from txrpc._wire.v1 import admin_pb2, admin_pb2_grpc, session_pb2, session_pb2_grpc
 from txrpc.errors import ConfigurationError, Fenced, LogBehind, TxrpcError
@@ -40,7 +41,7 @@ SERVICES = ("", "txrpc.v1.Coordinator")
 _LOOPBACK = ("127.", "localhost:", "[::1]")
 
 
-async def serve(config: CoordinatorConfig, log: DecisionLog) -> int:
+async def serve(config: CoordinatorConfig, log: DecisionLog, tls: grpc.ServerCredentials | None = None) -> int:
     """Run until told to stop (SIGTERM, SIGINT), fenced or broken; returns the exit code.
 
     Raises `ConfigurationError` when the log cannot be opened.
@@ -54,7 +55,9 @@ async def serve(config: CoordinatorConfig, log: DecisionLog) -> int:
     )
     server, health_service = _server(config, driver)
     try:
-        address = _listen(server, config)  # before the log: opening that would fence a coordinator that has the port
+        address = _listen(
+            server, config, tls
+        )  # before the log: opening that would fence a coordinator that has the port
     except ConfigurationError as error:
         logger.error("cannot listen", extra={"reason": str(error)})
         return NO_ADDRESS
@@ -66,7 +69,7 @@ async def serve(config: CoordinatorConfig, log: DecisionLog) -> int:
     await server.start()
     fields = {"address": address, "node": config.node, "group": config.group, "epoch": str(driver.owner.epoch)}
     logger.info("listening", extra={**fields, "version": library_version()})
-    if not config.listen.startswith(_LOOPBACK):
+    if tls is None and not config.listen.startswith(_LOOPBACK):
         logger.warning("no TLS: whoever reaches this address can end transactions", extra={"address": address})
     watch = loop.create_task(_watch_health(driver, health_service))
     code = await _until_over(driver, stop)
@@ -114,10 +117,10 @@ def _server(config: CoordinatorConfig, driver: CoordinatorDriver) -> tuple[Any, 
     return server, health_service
 
 
-def _listen(server: grpc.aio.Server, config: CoordinatorConfig) -> str:
+def _listen(server: grpc.aio.Server, config: CoordinatorConfig, tls: grpc.ServerCredentials | None) -> str:
     host, port = config.address()
     try:
-        bound = server.add_insecure_port(config.listen)
+        bound = server.add_insecure_port(config.listen) if tls is None else server.add_secure_port(config.listen, tls)
     except RuntimeError:
         bound = 0
     if not bound:
@@ -156,8 +159,13 @@ def run(config: CoordinatorConfig) -> int:
     from txrpc._decision_log.sql import SqlLog
 
     try:
+        tls = credentials(config) if config.tls_certificate else None
+    except ConfigurationError as error:
+        logger.error("cannot start", extra={"reason": str(error)})
+        return MISCONFIGURED
+    try:
         log = SqlLog(config.log)
-        return asyncio.run(serve(config, log))
+        return asyncio.run(serve(config, log, tls))
     except TxrpcError as error:
         logger.error("cannot start", extra={"reason": str(error)})
         return LOG_CLOSED

@@ -12,6 +12,7 @@ from typing import Any
 import click
 
 from txrpc.cli.options import config_options
+from txrpc.cli.reach import Reach, reach_options
 
 __all__ = ["main"]
 
@@ -52,7 +53,7 @@ def coordinator(file: str | None, **given: Any) -> None:
 
 
 @main.command()
-@click.option("--coordinator", "address", metavar="HOST:PORT", help="Default: TXRPC_COORDINATOR, or 127.0.0.1:7400.")
+@reach_options
 @click.option("--json", "as_json", is_flag=True, help="For programs.")
 @click.option(
     "--limit",
@@ -68,7 +69,7 @@ def coordinator(file: str | None, **given: Any) -> None:
     show_default=True,
     help="Seconds to wait for the coordinator.",
 )
-def status(address: str | None, as_json: bool, limit: int, timeout: float) -> None:
+def status(reach: Reach, as_json: bool, limit: int, timeout: float) -> None:
     """Show a coordinator: its log, who is connected, and every transaction that is not finished, with the reason.
 
     Exit code 1 if it does not answer.
@@ -78,23 +79,22 @@ def status(address: str | None, as_json: bool, limit: int, timeout: float) -> No
     if timeout != timeout:  # not a number: no range holds it, and click lets it through
         raise click.BadParameter("nan is not a number of seconds", param_hint="--timeout")
 
-    address = address or os.environ.get("TXRPC_COORDINATOR") or "127.0.0.1:7400"
     try:
-        reply = overview.ask(address, limit, timeout)
+        reply = overview.ask(reach, limit, timeout)
     except overview.NoAnswer as error:
         click.echo(f"txrpc: {error}", err=True)
         sys.exit(1)
     if as_json:
         click.echo(json.dumps(overview.as_dict(reply), indent=2))
     else:
-        overview.show(reply, address)
+        overview.show(reply, reach.address)
 
 
 @main.command()
 @click.argument("transaction", metavar="TRANSACTION")
 @click.option("--branch", metavar="BRANCH", default="", help="Only this branch, as status --json shows it.")
-@click.option("--coordinator", "address", metavar="HOST:PORT", help="Default: TXRPC_COORDINATOR, or 127.0.0.1:7400.")
-def close(transaction: str, branch: str, address: str | None) -> None:
+@reach_options
+def close(transaction: str, branch: str, reach: Reach) -> None:
     """Close the incidents of a TRANSACTION (as ``txrpc status`` shows it) whose branches did not end as it did.
 
     Do this when the data is as it should be: a branch that is lost, or not where it was, then counts as finished.
@@ -106,9 +106,8 @@ def close(transaction: str, branch: str, address: str | None) -> None:
         xid, branch_id = bytes.fromhex(transaction), bytes.fromhex(branch)
     except ValueError:
         raise click.BadParameter("a transaction and a branch are hexadecimal numbers, as status shows them") from None
-    address = address or os.environ.get("TXRPC_COORDINATOR") or "127.0.0.1:7400"
     try:
-        closed = overview.close(address, xid, branch_id, 5.0)
+        closed = overview.close(reach, xid, branch_id, 5.0)
     except overview.NoAnswer as error:
         click.echo(f"txrpc: {error}", err=True)
         sys.exit(1)
@@ -119,8 +118,8 @@ def close(transaction: str, branch: str, address: str | None) -> None:
 @main.command()
 @click.argument("name", metavar="RESOURCE")
 @click.argument("identity", metavar="[IDENTITY]", default="")
-@click.option("--coordinator", "address", metavar="HOST:PORT", help="Default: TXRPC_COORDINATOR, or 127.0.0.1:7400.")
-def rebind(name: str, identity: str, address: str | None) -> None:
+@reach_options
+def rebind(name: str, identity: str, reach: Reach) -> None:
     """Let the name of a RESOURCE mean another database, e.g. after it was moved with dump and restore.
 
     IDENTITY is what the refusal of the new one names; without it the next database that is announced is taken.
@@ -128,9 +127,8 @@ def rebind(name: str, identity: str, address: str | None) -> None:
     """
     from txrpc.cli import overview
 
-    address = address or os.environ.get("TXRPC_COORDINATOR") or "127.0.0.1:7400"
     try:
-        before = overview.rebind(address, name, identity, 5.0)
+        before = overview.rebind(reach, name, identity, 5.0)
     except overview.NoAnswer as error:
         click.echo(f"txrpc: {error}", err=True)
         sys.exit(1)

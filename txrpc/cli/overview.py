@@ -12,6 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from txrpc._wire.v1 import admin_pb2, admin_pb2_grpc
+from txrpc.cli.reach import Reach
 from txrpc.ids import Epoch
 
 __all__ = ["NoAnswer", "as_dict", "ask", "close", "rebind", "show"]
@@ -28,14 +29,14 @@ class NoAnswer(Exception):
     """The coordinator did not answer; the message says why."""
 
 
-def ask(address: str, limit: int, timeout_s: float) -> admin_pb2.StatusReply:
-    """Ask the coordinator at *address*; raises `NoAnswer`."""
-    with grpc.insecure_channel(address, options=[("grpc.max_receive_message_length", -1)]) as channel:
+def ask(reach: Reach, limit: int, timeout_s: float) -> admin_pb2.StatusReply:
+    """Ask a coordinator; raises `NoAnswer`."""
+    with reach.channel() as channel:
         try:
             request = admin_pb2.StatusRequest(limit=limit)
             return admin_pb2_grpc.AdminStub(channel).Status(request, timeout=timeout_s)
         except grpc.RpcError as error:
-            raise NoAnswer(f"no answer from a coordinator at {address}: {error.details()}") from None
+            raise NoAnswer(f"no answer from a coordinator at {reach.address}: {error.details()}") from None
 
 
 def as_dict(reply: admin_pb2.StatusReply) -> dict[str, Any]:
@@ -58,14 +59,14 @@ def as_dict(reply: admin_pb2.StatusReply) -> dict[str, Any]:
     return shown
 
 
-def rebind(address: str, name: str, identity: str, timeout_s: float) -> str:
+def rebind(reach: Reach, name: str, identity: str, timeout_s: float) -> str:
     """Let *name* mean the database *identity*, or the next that comes (""); what it meant.  Raises `NoAnswer`."""
-    with grpc.insecure_channel(address) as channel:
+    with reach.channel() as channel:
         try:
             request = admin_pb2.RebindRequest(name=name, identity=identity)
             return admin_pb2_grpc.AdminStub(channel).Rebind(request, timeout=timeout_s).before
         except grpc.RpcError as error:
-            raise NoAnswer(f"no answer from a coordinator at {address}: {error.details()}") from None
+            raise NoAnswer(f"no answer from a coordinator at {reach.address}: {error.details()}") from None
 
 
 _NUMBERS = (
@@ -82,14 +83,14 @@ _NUMBERS = (
 )
 
 
-def close(address: str, xid: bytes, branch: bytes, timeout_s: float) -> int:
+def close(reach: Reach, xid: bytes, branch: bytes, timeout_s: float) -> int:
     """Close incidents of the transaction *xid*, or of one *branch* of it; how many there were.  Raises `NoAnswer`."""
-    with grpc.insecure_channel(address) as channel:
+    with reach.channel() as channel:
         try:
             request = admin_pb2.CloseRequest(xid=xid, branch=branch)
             return admin_pb2_grpc.AdminStub(channel).Close(request, timeout=timeout_s).closed
         except grpc.RpcError as error:
-            raise NoAnswer(f"no answer from a coordinator at {address}: {error.details()}") from None
+            raise NoAnswer(f"no answer from a coordinator at {reach.address}: {error.details()}") from None
 
 
 def show(reply: admin_pb2.StatusReply, address: str) -> None:

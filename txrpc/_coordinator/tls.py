@@ -1,0 +1,43 @@
+"""The coordinator's TLS: files to credentials, checked before gRPC sees them, because it says little about what is wrong."""
+
+from __future__ import annotations
+
+import ssl
+from pathlib import Path
+
+import grpc
+
+from txrpc._coordinator.config import CoordinatorConfig
+from txrpc.errors import ConfigurationError
+
+__all__ = ["credentials"]
+
+
+def credentials(config: CoordinatorConfig) -> grpc.ServerCredentials:
+    """Return what the coordinator shows, and what it asks for; raises `ConfigurationError`, naming the option and the file."""
+    chain, key = _read("tls_certificate", config.tls_certificate), _read("tls_key", config.tls_key)
+    ca = _read("tls_client_ca", config.tls_client_ca) if config.tls_client_ca else None
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    try:
+        context.load_cert_chain(config.tls_certificate, config.tls_key, password=_no_password)
+    except (ssl.SSLError, OSError) as error:
+        raise ConfigurationError(
+            f"tls_certificate {config.tls_certificate} and tls_key {config.tls_key} are not a certificate with its key: {error}"
+        ) from None
+    if ca is not None:
+        try:
+            context.load_verify_locations(config.tls_client_ca)
+        except (ssl.SSLError, OSError) as error:
+            raise ConfigurationError(f"tls_client_ca {config.tls_client_ca} is not a certificate: {error}") from None
+    return grpc.ssl_server_credentials([(key, chain)], ca, require_client_auth=ca is not None)
+
+
+def _no_password() -> str:
+    raise ssl.SSLError("the key is encrypted; give one that is not, readable by this user alone")
+
+
+def _read(option: str, file: str) -> bytes:
+    try:
+        return Path(file).read_bytes()
+    except OSError as error:
+        raise ConfigurationError(f"{option}: cannot read {file}: {error.strerror}") from None
