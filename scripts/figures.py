@@ -29,7 +29,7 @@ BOUNDS = {
     "median lines of a file": 140,
 }
 """At most so much; they may only shrink."""
-AT_LEAST = {"comment lines in 100 lines of _protocol": 3.0}
+AT_LEAST = {"comment lines in 100 lines of _protocol": 5.0}
 
 
 def functions() -> list[ast.FunctionDef | ast.AsyncFunctionDef]:

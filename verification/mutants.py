@@ -13,7 +13,7 @@ from txrpc._client import requests as client_requests
 from txrpc._client.core import ClientCore
 from txrpc._client.local_transaction import Status
 from txrpc._decision_log.memory import MemoryLog
-from txrpc._protocol.coordinator import knowledge, phases, recovery, requests
+from txrpc._protocol.coordinator import knowledge, one_phase, phases, recovery, requests
 from txrpc._protocol.coordinator import machine as coordinator_machine
 from txrpc._protocol.coordinator import table as coordinator_table
 from txrpc._protocol.coordinator.ended import EndedTransactions
@@ -209,7 +209,7 @@ def _commits_the_first_of_several_branches_in_one_phase() -> Patches:
     def mistaken(state: Any, row: Any) -> None:
         for branch in list(row.branches)[1:]:
             del row.branches[branch]
-        phases.delegate(state, row)
+        one_phase.delegate(state, row)
 
     return [patch.object(phases, "prepare", mistaken)]
 
@@ -242,7 +242,7 @@ def _calls_a_slow_commit_aborted() -> Patches:
 @_mutant(13)
 def _guesses_how_a_commit_in_one_phase_ended() -> Patches:
     def mistaken(state: Any, row: Any, session: int, branch: Any) -> None:
-        phases._finish(state, row, Reason(AbortCode.PARTICIPANT_LOST))
+        phases.finish(state, row, Reason(AbortCode.PARTICIPANT_LOST))
 
     return [_coordinator(State.ONE_PHASE, Input.SESSION_LOST, mistaken)]
 

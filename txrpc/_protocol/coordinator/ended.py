@@ -29,6 +29,7 @@ class EndedTransactions:
         self._young: dict[Xid, Reason | None] = {}
         self._opened = tick
         self.floor = 0
+        """The tick below which nothing is remembered any more, so that the absence of an entry proves nothing."""
 
     def __contains__(self, xid: Xid) -> bool:
         return xid in self._young or any(xid in entries for _, entries in self._old)

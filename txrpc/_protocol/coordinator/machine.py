@@ -5,7 +5,7 @@ How to think of it
     in `transactions`; what happened before is in `remembered` (this epoch, for as long as a request about it can come) or in
     the log.  This module takes events and turns them into inputs; `table` says what each input does to a transaction in each
     state.  `requests`, `recovery` and `phases` have those actions, as functions of a `CoordinatorState` (`state`).  Calls go one
-    way: machine, table, requests and recovery, phases, state.
+    way: machine, table, requests and recovery, one_phase, phases, state.
 
     A commit request from below the remembered horizon or of another epoch is refused (rule 5); asking again adds a waiter and
     never starts anything twice (rule 12).
@@ -125,6 +125,7 @@ class Coordinator:
 
 
 def _session_opened(state: CoordinatorState, event: SessionOpened) -> None:
+    # Rules 15, 17 and 18: a process that cannot belong here is refused before anything it says counts.
     hello = event.hello
     refusal = refuse_hello(hello, state.group, state.owner, state.lineage)
     if refusal is None and (behind := is_behind(hello, state.owner, state.ends)):
@@ -169,6 +170,7 @@ def _received(state: CoordinatorState, event: Received) -> None:
 
 
 def _logged(state: CoordinatorState, event: Logged) -> None:
+    # Group commit: one forced write has answered for all of them.
     state.position = max(state.position, event.position)
     for xid in event.xids:
         enter(state, xid, Input.LOGGED, None, None)
@@ -201,6 +203,7 @@ def _woke(state: CoordinatorState, _: Woke) -> None:
         held, state.held = state.held, []
         for session, message in held:
             _received(state, Received(session, state.owner.node, message))
+    # By the coordinator's own clock, which no machine's clock can push (rule 5).
     state.remembered.advance(state.tick)
     if state.now_ms - state.ticked_ms >= state.limits.tick_ms:
         state.ticked_ms = state.now_ms
@@ -209,6 +212,7 @@ def _woke(state: CoordinatorState, _: Woke) -> None:
 
 
 def _looked(state: CoordinatorState, event: Looked) -> None:
+    # The answer is as old as the question: what has begun or ended since then goes before it.
     session, message, decision = event.lookup.session, event.lookup.message, event.decision
     if session not in state.directory.sessions:
         return
@@ -223,6 +227,7 @@ def _looked(state: CoordinatorState, event: Looked) -> None:
 
 
 def _drop(state: CoordinatorState, session: int) -> None:
+    # The session is the failure detector: each branch that it was asked about is settled without it.
     entry = state.directory.remove(session)
     if entry is None:
         return
@@ -242,6 +247,7 @@ def _found(state: CoordinatorState, entry: SessionEntry) -> None:
 
 
 def _recover(state: CoordinatorState, decision: Decision) -> None:
+    # Rule 6: a decision without its mark of done: phase two is repeated, which is idempotent.
     row = TransactionRow.recovered(decision, state.now_ms)
     state.transactions[row.xid] = row
     for branch in row.branches.values():
@@ -277,6 +283,7 @@ def _client_request(
 def _branch_answer(
     state: CoordinatorState, session: int, message: Voted | Committing | OnePhaseDone | Resolved | Acked
 ) -> None:
+    # Rule 15: an answer counts only from the process that was asked, about a branch that the transaction has.
     row = state.transactions.get(message.xid)
     if row is not None:
         branch = row.branches.get(message.branch)

@@ -1,7 +1,7 @@
-"""The phases of a commit: one phase, two phases, and their ends.  Each function is one entry, or a shared part, of the table.
+"""The two phases of a commit, and their ends.  Each function is one entry, or a shared part, of the table.
 
 The rules of the design's section 5 that live here:
-    3  `decide` appends and goes to RECORDING, where nobody is told anything; only LOGGED (`_recorded`) tells.
+    3  `decide` appends and goes to RECORDING, where nobody is told anything; only LOGGED (`recorded`) tells.
     5  every end is remembered before it is told, abort and commit alike.
     6  a record is marked done when the last prepared branch has acknowledged, never before.
 
@@ -15,22 +15,15 @@ from collections.abc import Iterable
 from txrpc._protocol.coordinator.events import Close
 from txrpc._protocol.coordinator.rows import BranchRow, State, TransactionRow, aborted_vote
 from txrpc._protocol.coordinator.sessions import SessionEntry
-from txrpc._protocol.coordinator.state import MARGIN_MS, CoordinatorState, sentence
+from txrpc._protocol.coordinator.state import CoordinatorState, sentence
 from txrpc._protocol.messages import (
-    AboutEnd,
     Acked,
     BranchRef,
     Commit,
-    CommitOnePhase,
-    Committing,
     FinishResult,
-    OnePhaseDone,
-    OnePhaseToken,
     Outcome,
     OutcomeReply,
     Prepare,
-    Resolve,
-    Resolved,
     Rollback,
     Vote,
     Voted,
@@ -45,109 +38,16 @@ __all__ = ["PRESUMED"]
 PRESUMED = Reason(AbortCode.PRESUMED, "no decision on record")
 
 
-def _lost(branch: BranchRow) -> Reason:
+def lost(branch: BranchRow) -> Reason:
     text = f"the process that holds the branch in {branch.ref.resource} is not connected"
     return Reason(AbortCode.PARTICIPANT_LOST, text)
-
-
-# --------------------------------------------------------------------------------------------------- one phase
-
-
-def delegate(state: CoordinatorState, row: TransactionRow) -> None:
-    (branch,) = row.branches.values()
-    entry = state.directory.owner(branch.ref.participant)
-    if entry is None:
-        abort(state, row, _lost(branch))
-        return
-    row.state = State.ONE_PHASE
-    # The participant may begin the commit in the last moment; its answer is worth a wait.
-    state.wake_at(row, row.time_up_ms + state.limits.ack_wait_ms)
-    state.expect_reply(entry, row, branch, CommitOnePhase(row.xid, branch.ref.branch, branch.ref.calls))
-
-
-def token(state: CoordinatorState, row: TransactionRow, session: int, message: Committing) -> None:
-    row.branches[message.branch].token = message.token
-
-
-def one_phase_done(
-    state: CoordinatorState, row: TransactionRow, session: int, message: OnePhaseDone | Resolved
-) -> None:
-    reason = message.reason if isinstance(message, OnePhaseDone) else None
-    if message.result is Outcome.COMMITTED:
-        row.branches[message.branch].acked = True
-        _finish(state, row, None)
-    elif message.result is Outcome.ABORTED:
-        _finish(state, row, reason or Reason(AbortCode.RESOURCE_UNAVAILABLE, "the database rolled it back"))
-    else:
-        _one_phase_unknown(state, row, reason)
-
-
-def _one_phase_unknown(state: CoordinatorState, row: TransactionRow, reason: Reason | None) -> None:
-    text = "the process that was committing its only branch is gone, and its database cannot tell"
-    reply = OutcomeReply(row.xid, Outcome.UNKNOWN, reason or Reason(AbortCode.UNSPECIFIED, text))
-    for session in row.waiters:
-        state.send(session, reply)
-        state.note("error", "outcome unknown", xid=row.xid, reason=text)
-    row.waiters.clear()
-    # Kept until no request about it can come: the truth may still arrive, and asking again must not start it again.
-    state.wake_at(row, state.now_ms + MARGIN_MS)
-
-
-def one_phase_time_up(state: CoordinatorState, row: TransactionRow, session: None, message: None) -> None:
-    begun_tick = (row.begun_ms + state.offset_ms) // 1000
-    if not row.waiters and state.remembered.floor > begun_tick:
-        del state.transactions[row.xid]
-        for branch in row.branches.values():
-            state.cancel_wait(row, branch)
-    else:
-        (branch,) = row.branches.values()
-        reason = None
-        if branch.session is not None:
-            text = f"{branch.ref.resource} has not said yet how its commit ended"
-            reason = Reason(AbortCode.RESOURCE_UNAVAILABLE, text)
-        _one_phase_unknown(state, row, reason)
-
-
-def resolve(state: CoordinatorState, row: TransactionRow, branch: BranchRow) -> None:
-    """Learn how a commit in one phase ended: from its own process, or from anybody who can ask the database."""
-    own = state.directory.owner(branch.ref.participant)
-    entry = own or (state.directory.finisher(branch.ref.participant, branch.ref.resource) if branch.token else None)
-    if entry is None:
-        state.wait_for_resource(row, branch)
-        if not branch.token:
-            branch.trouble = "its process is gone, and had not said which transaction of the database it was committing"
-        return
-    ref = branch.ref
-    state.expect_reply(entry, row, branch, Resolve(row.xid, ref.branch, ref.resource, branch.token))
-    if own is None:
-        state.await_resource(row, branch)  # its own process knows best, should it come back
-
-
-def ask_only_branch(state: CoordinatorState, session: int, request: AboutEnd) -> None:
-    """A commit in one phase under an earlier epoch left no record here: only its participant can know."""
-    if len(state.transactions) >= state.limits.max_transactions:
-        text = f"the coordinator's max_transactions is {state.limits.max_transactions}: ask again later"
-        state.send(session, OutcomeReply(request.xid, Outcome.UNKNOWN, Reason(AbortCode.LIMIT_EXCEEDED, text)))
-        return
-    ref = request.branches[0]
-    row = TransactionRow(
-        request.xid,
-        request.epoch,
-        State.ONE_PHASE,
-        {ref.branch: BranchRow(ref, None, ref.token)},
-        state.now_ms,
-        state.now_ms + state.limits.ack_wait_ms,
-        waiters={session: Wait.ACKNOWLEDGED},
-    )
-    state.transactions[request.xid] = row
-    state.wake_at(row, row.time_up_ms)
-    resolve(state, row, row.branches[ref.branch])
 
 
 # --------------------------------------------------------------------------------------------------- two phases
 
 
 def prepare(state: CoordinatorState, row: TransactionRow) -> None:
+    # All branches at once; the slowest one counts, not their sum.  An early vote is not asked for again.
     doomed = aborted_vote(row.branches)
     if doomed is not None:
         abort(state, row, doomed)
@@ -157,7 +57,7 @@ def prepare(state: CoordinatorState, row: TransactionRow) -> None:
     entries = [(b, state.directory.owner(b.ref.participant)) for b in voting]
     for branch, entry in entries:
         if entry is None:
-            abort(state, row, _lost(branch))
+            abort(state, row, lost(branch))
             return
     for branch, entry in entries:
         if entry is not None:
@@ -167,6 +67,7 @@ def prepare(state: CoordinatorState, row: TransactionRow) -> None:
 
 
 def voted(state: CoordinatorState, row: TransactionRow, session: int, vote: Voted) -> None:
+    # Rule 2: one vote against is enough, and COMMITTED needs every one of them.
     branch = row.branches[vote.branch]
     branch.vote, branch.token = vote.vote, vote.token
     state.cancel_wait(row, branch)
@@ -180,9 +81,10 @@ def voted(state: CoordinatorState, row: TransactionRow, session: int, vote: Vote
 
 
 def decide(state: CoordinatorState, row: TransactionRow) -> None:
+    # Rule 3: from here to LOGGED neither outcome may be told, because the log may have it, or not.
     prepared = row.prepared()
     if not prepared:
-        _finish(state, row, None)  # nobody wrote: there is nothing to make durable
+        finish(state, row, None)  # nobody wrote: there is nothing to make durable
     elif state.log_trouble:
         abort(state, row, Reason(AbortCode.LOG_UNAVAILABLE, state.log_trouble))
     else:
@@ -192,6 +94,7 @@ def decide(state: CoordinatorState, row: TransactionRow) -> None:
 
 
 def recorded(state: CoordinatorState, row: TransactionRow, session: None, message: None) -> None:
+    # The decision is durable: the first moment at which anybody may hear COMMITTED (rule 3).
     row.state = State.COMMITTING
     row.missing = 0
     for branch in row.branches.values():
@@ -206,10 +109,12 @@ def recorded(state: CoordinatorState, row: TransactionRow, session: None, messag
 
 
 def not_recorded(state: CoordinatorState, row: TransactionRow, session: None, reason: Reason) -> None:
+    # The log is certain that it has nothing (otherwise it says uncertain, and the shell stops): presumed abort applies (rule 5).
     abort(state, row, reason)
 
 
 def tell_commit(state: CoordinatorState, row: TransactionRow, branch: BranchRow, entry: SessionEntry | None) -> None:
+    # Any process with its resource can finish a prepared branch; without one it is told when one connects (rule 4).
     commit = Commit(row.gid(state.group, state.owner, branch), branch.token, state.position)
     if entry is None:
         state.wait_for_resource(row, branch)
@@ -220,6 +125,7 @@ def tell_commit(state: CoordinatorState, row: TransactionRow, branch: BranchRow,
 
 
 def acked(state: CoordinatorState, row: TransactionRow, session: int, message: Acked) -> None:
+    # Rule 16: only DONE and ALREADY acknowledge; everything else is recorded and kept until an operator closes it.
     branch, finish = row.branches[message.branch], message.finish
     resource = branch.ref.resource
     state.cancel_wait(row, branch)
@@ -270,14 +176,16 @@ def close(state: CoordinatorState, event: Close) -> None:
 
 
 def _acknowledged(state: CoordinatorState, row: TransactionRow, branch: BranchRow) -> None:
+    # Rule 6: the record may go when the last prepared branch has acknowledged; losing this mark only repeats phase two.
     branch.acked = True
     row.missing -= 1
     if not row.missing:
         state.out.done.append(row.xid)
-        _finish(state, row, None)
+        finish(state, row, None)
 
 
 def ack_time_up(state: CoordinatorState, row: TransactionRow, session: None, message: None) -> None:
+    # The outcome is certain, so the root need not wait for a database that is away; `pending` names it.
     reply = committed_reply(state, row)
     for waiter in row.waiters:
         state.send(waiter, reply)
@@ -291,10 +199,11 @@ def abort(state: CoordinatorState, row: TransactionRow, reason: Reason) -> None:
     """Abort a transaction of which nobody can have heard COMMITTED: nothing is written (presumed abort)."""
     for branch in row.branches.values():
         _tell_rollback(state, row, branch, reason)
-    _finish(state, row, reason)
+    finish(state, row, reason)
 
 
 def _tell_rollback(state: CoordinatorState, row: TransactionRow, branch: BranchRow, reason: Reason) -> None:
+    # A rollback that gets lost does no harm: a prepared branch asks, an unprepared one has its deadline (rules 5, 11).
     if branch.vote is Vote.ABORT or branch.vote is Vote.READ_ONLY:
         return  # has ended by itself
     ref, gid = branch.ref, row.gid(state.group, state.owner, branch)
@@ -311,11 +220,13 @@ def _tell_rollback(state: CoordinatorState, row: TransactionRow, branch: BranchR
 
 
 def time_up(state: CoordinatorState, row: TransactionRow, session: None, message: None) -> None:
+    # Rule 11: what has not voted by the deadline holds others' locks; aborting needs no agreement.
     slow = sorted({b.ref.resource for b in row.branches.values() if b.vote is None})
     abort(state, row, Reason(AbortCode.TIMED_OUT, f"no vote in time from {', '.join(slow)}"))
 
 
-def _finish(state: CoordinatorState, row: TransactionRow, reason: Reason | None) -> None:
+def finish(state: CoordinatorState, row: TransactionRow, reason: Reason | None) -> None:
+    # Remembered before it is told (rule 5): having said ABORTED, this coordinator can never commit that XID.
     del state.transactions[row.xid]
     state.remembered.add(row.xid, reason)
     for branch in row.branches.values():
@@ -357,24 +268,14 @@ def committed_reply(state: CoordinatorState, row: TransactionRow) -> OutcomeRepl
 
 
 def voter_lost(state: CoordinatorState, row: TransactionRow, session: int, branch: BranchId) -> None:
-    abort(state, row, _lost(row.branches[branch]))
-
-
-def committer_lost(state: CoordinatorState, row: TransactionRow, session: int, branch: BranchId) -> None:
-    lost = row.branches[branch]
-    if lost.token:
-        for waiter in row.waiters:
-            state.send(waiter, OnePhaseToken(row.xid, lost.token))
-    resolve(state, row, lost)
+    # It may have prepared or not: nothing is decided yet, so the answer is the same, and its session asks when it is back.
+    abort(state, row, lost(row.branches[branch]))
 
 
 def finisher_lost(state: CoordinatorState, row: TransactionRow, session: int, branch: BranchId) -> None:
+    # Rule 4: the promise holds, so phase two goes on elsewhere, or waits.
     ref = row.branches[branch].ref
     tell_commit(state, row, row.branches[branch], state.directory.finisher(ref.participant, ref.resource))
-
-
-def resume_one_phase(state: CoordinatorState, row: TransactionRow, session: int, branch: BranchId) -> None:
-    resolve(state, row, row.branches[branch])
 
 
 def resume_commit(state: CoordinatorState, row: TransactionRow, session: int, branch: BranchId) -> None:

@@ -68,6 +68,7 @@ def inquired_log(state: CoordinatorState, session: int, message: Inquiry, decisi
 
 
 def _knowledge(state: CoordinatorState, session: int, message: Inquiry) -> Knowledge:
+    # In the order of certainty: what is being decided, what is remembered, then what the age of its epoch proves.
     gid = message.gid
     row = state.transactions.get(gid.xid)
     if row is not None:
@@ -88,6 +89,7 @@ def _knowledge(state: CoordinatorState, session: int, message: Inquiry) -> Knowl
 
 
 def _answer(state: CoordinatorState, session: int, message: Inquiry, knowledge: Knowledge, token: str = "") -> None:
+    # Rule 14: whatever is said, a branch that keeps asking is shown to operators.
     gid, answer = message.gid, ANSWERS[knowledge]
     if gid.xid not in state.transactions:
         state.report(gid, message.since_ms, _PREPARED[answer], answer in _TELLS)

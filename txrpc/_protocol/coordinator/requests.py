@@ -6,7 +6,7 @@ another epoch, is refused (rule 5); what the log says about it is still told.
 
 from __future__ import annotations
 
-from txrpc._protocol.coordinator import phases
+from txrpc._protocol.coordinator import one_phase, phases
 from txrpc._protocol.coordinator.admission import check_branches
 from txrpc._protocol.coordinator.events import Lookup
 from txrpc._protocol.coordinator.phases import PRESUMED
@@ -29,6 +29,7 @@ __all__ = ["begin_commit", "give_up", "give_up_early", "join_waiters", "presume"
 
 
 def begin_commit(state: CoordinatorState, row: None, session: int, request: CommitRequest) -> None:
+    # Rules 5 and 10: absence of a memory proves something only of transactions that would still be remembered.
     if not _of_this_time(state, request):
         _ask_log(state, session, request)
         return
@@ -49,12 +50,13 @@ def begin_commit(state: CoordinatorState, row: None, session: int, request: Comm
     state.transactions[request.xid] = begun
     state.wake_at(begun, begun.time_up_ms)
     if len(begun.branches) == 1 and request.branches[0].vote is None:
-        phases.delegate(state, begun)
+        one_phase.delegate(state, begun)
     else:
         phases.prepare(state, begun)
 
 
 def _refuse_commit(state: CoordinatorState, request: CommitRequest) -> Reason | None:
+    # Refusals are aborts, remembered like any other: the root may run the transaction again.
     if state.draining:
         return Reason(AbortCode.SHUTTING_DOWN, "the coordinator is shutting down")
     if state.log_trouble:
@@ -69,6 +71,7 @@ def _refuse_commit(state: CoordinatorState, request: CommitRequest) -> Reason | 
 
 
 def join_waiters(state: CoordinatorState, row: TransactionRow, session: int, request: ToCoordinator) -> None:
+    # Rule 12: a question adds a waiter; the work goes on as it was.
     wait = request.wait if isinstance(request, CommitRequest) else Wait.ACKNOWLEDGED
     waited = state.now_ms >= row.time_up_ms
     if row.state is State.COMMITTING and (wait is Wait.DECISION or waited):
@@ -78,11 +81,12 @@ def join_waiters(state: CoordinatorState, row: TransactionRow, session: int, req
         # All others have been told UNKNOWN.  It may be learnable by now, but is not waited for as long again.
         state.wake_at(row, state.now_ms + state.limits.ack_wait_ms)
         (branch,) = row.branches.values()
-        phases.resolve(state, row, branch)
+        one_phase.resolve(state, row, branch)
     row.waiters[session] = wait
 
 
 def reply_ended(state: CoordinatorState, row: None, session: int, request: AboutEnd) -> None:
+    # Rule 12: the same answer as before, for as long as it is remembered.
     reason = state.remembered[request.xid]
     if reason is not None:
         _abandon(state, request)
@@ -100,6 +104,7 @@ def give_up(state: CoordinatorState, row: None, session: int, request: RollbackR
 
 
 def give_up_early(state: CoordinatorState, row: TransactionRow, session: int, request: RollbackRequest) -> None:
+    # Votes are missing, so nobody can have heard COMMITTED: the root's word is enough.
     row.waiters[session] = Wait.ACKNOWLEDGED
     phases.abort(state, row, request.reason)
     _abandon(state, request)
@@ -114,16 +119,18 @@ def _abandon(state: CoordinatorState, request: AboutEnd) -> None:
 
 
 def presume(state: CoordinatorState, row: None, session: int, request: OutcomeRequest) -> None:
+    # Rule 5: no record, and not being decided in this epoch: aborted, and remembered as such before it is said.
     if not _of_this_time(state, request):
         _ask_log(state, session, request)
     elif _commits_by_itself(state, session, request):
-        phases.ask_only_branch(state, session, request)
+        one_phase.ask_only_branch(state, session, request)
     else:
         phases.abort_unknown(state, session, request.xid, request.epoch, request.branches, PRESUMED)
 
 
 def _commits_by_itself(state: CoordinatorState, session: int, request: OutcomeRequest) -> bool:
     """Whether the only branch is one of the root's own process: it needs no coordinator, so none presumes (rule 21)."""
+    # The process that asks holds the branch itself, so its own database has the answer.
     refs = request.branches
     asks = state.directory.sessions[session].hello.participant
     return len(refs) == 1 and refs[0].vote is None and refs[0].participant == asks
@@ -153,7 +160,7 @@ def without_record(state: CoordinatorState, session: int, request: AboutEnd) -> 
         reason = Reason(AbortCode.UNSPECIFIED, "its record may have been deleted: the retention time has passed")
         state.send(session, OutcomeReply(xid, Outcome.UNKNOWN, reason))
     elif len(request.branches) == 1 and request.branches[0].vote is None:
-        phases.ask_only_branch(state, session, request)
+        one_phase.ask_only_branch(state, session, request)
     else:
         phases.abort_unknown(
             state, session, xid, request.epoch, request.branches, _too_late(state, request), count=False

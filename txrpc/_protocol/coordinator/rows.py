@@ -52,7 +52,9 @@ class BranchRow:
     token: str
     session: int | None = None
     acked: bool = False
+    """Proven to have ended as decided, or closed by an operator (rules 6, 16)."""
     trouble: str = ""
+    """Why it has not, for people (rule 14)."""
 
 
 @dataclass(slots=True)
@@ -65,11 +67,13 @@ class TransactionRow:
     branches: dict[BranchId, BranchRow]
     begun_ms: int
     time_up_ms: int
+    """When to look at it again: the deadline, then the end of the wait for acknowledgements."""
     missing: int = 0
     """Votes, then acknowledgements, that have not come."""
     waiters: dict[int, Wait] = field(default_factory=dict)
     """Sessions to tell the outcome."""
     heuristic: str = ""
+    """A sentence if a branch was found ended against the decision (rule 1)."""
 
     def gid(self, group: str, owner: Owner, branch: BranchRow) -> Gid:
         """The identifier under which the database of *branch* holds it."""

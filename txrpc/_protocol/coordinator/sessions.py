@@ -86,6 +86,7 @@ class SessionRegistry:
 
     def finisher(self, participant: ParticipantId, resource: str) -> SessionEntry | None:
         """A session that can end a prepared branch: its own process, else any that has the resource."""
+        # Its own process first: a resource that keeps what it prepared to itself can be finished by no other.
         own = self.owner(participant)
         if own is not None:
             return own

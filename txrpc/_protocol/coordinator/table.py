@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, Final, NamedTuple
 
-from txrpc._protocol.coordinator import phases, requests
+from txrpc._protocol.coordinator import one_phase, phases, requests
 from txrpc._protocol.coordinator.rows import Input, State
 from txrpc._protocol.coordinator.state import CoordinatorState
 from txrpc.ids import Xid
@@ -72,12 +72,12 @@ TABLE: Final[dict[tuple[State, Input], Entry]] = {
     (_S.ONE_PHASE, _I.COMMIT_REQUEST): _to(requests.join_waiters, _S.ONE_PHASE),
     (_S.ONE_PHASE, _I.ROLLBACK_REQUEST): _to(requests.join_waiters, _S.ONE_PHASE),
     (_S.ONE_PHASE, _I.OUTCOME_REQUEST): _to(requests.join_waiters, _S.ONE_PHASE),
-    (_S.ONE_PHASE, _I.COMMITTING): _to(phases.token, _S.ONE_PHASE),
-    (_S.ONE_PHASE, _I.ONE_PHASE_DONE): _to(phases.one_phase_done, _S.ABORTED, _S.COMMITTED, _S.ONE_PHASE),
-    (_S.ONE_PHASE, _I.RESOLVED): _to(phases.one_phase_done, _S.ABORTED, _S.COMMITTED, _S.ONE_PHASE),
-    (_S.ONE_PHASE, _I.SESSION_LOST): _to(phases.committer_lost, _S.ONE_PHASE),
-    (_S.ONE_PHASE, _I.SESSION_FOUND): _to(phases.resume_one_phase, _S.ONE_PHASE),
-    (_S.ONE_PHASE, _I.TIME_UP): _to(phases.one_phase_time_up, _S.ABSENT, _S.ONE_PHASE),
+    (_S.ONE_PHASE, _I.COMMITTING): _to(one_phase.token, _S.ONE_PHASE),
+    (_S.ONE_PHASE, _I.ONE_PHASE_DONE): _to(one_phase.done, _S.ABORTED, _S.COMMITTED, _S.ONE_PHASE),
+    (_S.ONE_PHASE, _I.RESOLVED): _to(one_phase.done, _S.ABORTED, _S.COMMITTED, _S.ONE_PHASE),
+    (_S.ONE_PHASE, _I.SESSION_LOST): _to(one_phase.committer_lost, _S.ONE_PHASE),
+    (_S.ONE_PHASE, _I.SESSION_FOUND): _to(one_phase.resume, _S.ONE_PHASE),
+    (_S.ONE_PHASE, _I.TIME_UP): _to(one_phase.time_up, _S.ABSENT, _S.ONE_PHASE),
     (_S.RECORDING, _I.COMMIT_REQUEST): _to(requests.join_waiters, _S.RECORDING),
     (_S.RECORDING, _I.ROLLBACK_REQUEST): _to(requests.join_waiters, _S.RECORDING),
     (_S.RECORDING, _I.OUTCOME_REQUEST): _to(requests.join_waiters, _S.RECORDING),

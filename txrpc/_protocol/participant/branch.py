@@ -104,16 +104,25 @@ class ParticipantBranch:
     at_work: bool = False
     """Whether an operation runs whose result has not come: until then no other one may start."""
     voted: Vote | None = None
+    """Its answer, once given: the same question has the same answer (rule 12)."""
     doom: Reason | None = None
+    """Why it may not be committed any more: an error in its work, or in a call that used it."""
     vote_reason: Reason | None = None
+    """Why the database refused to prepare or to commit it."""
     token: str = ""
+    """By which its database can prove how it ended (rule 16)."""
     rollback_asked: Reason | None = None
+    """Why a rollback was asked for while an operation was at work; its result is waited for."""
     attempts: int = 0
+    """How often finishing it has failed; paces the repetitions and the reports (rule 20)."""
     local: bool = False
     """Whether a local waiter, not the coordinator, is to be told how a commit in one phase or a rollback ended."""
     ask_resolved: bool = False
+    """Whether the coordinator waits for `Resolved`."""
     outcome: Outcome = Outcome.UNKNOWN
+    """Of a tombstone."""
     finish: FinishResult = FinishResult.DONE
+    """What the database found when it was last told to finish it."""
     in_doubt_ms: int = 0
     """When it was prepared."""
     working_ms: int = 0

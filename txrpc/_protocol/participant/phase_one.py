@@ -49,6 +49,7 @@ _LOST: Final = Reason(AbortCode.BRANCH_UNKNOWN, "the process that did this work 
 
 
 def prepare(state: ParticipantState, row: ParticipantBranch, message: Prepare) -> None:
+    # From here on no call of the transaction may come in (rule 10): what is voted for must stay what it is.
     state.close(row)
     reason = _objection(state, row, message.calls)
     if reason is None:
@@ -77,15 +78,18 @@ def _objection(state: ParticipantState, row: ParticipantBranch, calls: int) -> R
 
 
 def _vote(state: ParticipantState, row: ParticipantBranch, vote: Vote, reason: Reason | None = None) -> None:
+    # Told once the database has answered, never before (rule 4); a lost vote is asked for again, or aborts.
     row.voted = vote
     state.out.send.append(Voted(row.xid, row.branch, vote, reason, row.token))
 
 
 def prepare_unknown(state: ParticipantState, row: None, message: Prepare) -> None:
+    # Rule 8: another incarnation of this process did that work, and it died with it.
     state.out.send.append(Voted(message.xid, message.branch, Vote.ABORT, _LOST))
 
 
 def prepare_again(state: ParticipantState, row: ParticipantBranch, message: Prepare) -> None:
+    # Rule 12: the same question has the same answer.
     _vote(state, row, Vote.PREPARED)
 
 
@@ -97,6 +101,7 @@ def prepare_late(state: ParticipantState, row: ParticipantBranch, message: Prepa
 
 
 def did_prepare(state: ParticipantState, row: ParticipantBranch, token: str) -> None:
+    # Rule 4: the promise is durable in the database; only the coordinator ends it now.
     row.token = token
     row.in_doubt_ms = state.now_ms
     if row.rollback_asked is not None:
@@ -108,6 +113,7 @@ def did_prepare(state: ParticipantState, row: ParticipantBranch, token: str) -> 
 
 
 def was_read_only(state: ParticipantState, row: ParticipantBranch, _: object) -> None:
+    # Nothing to commit and nothing to undo: it has ended, whatever is decided elsewhere.
     if row.rollback_asked is None:
         _vote(state, row, Vote.READ_ONLY)
         state.end(row, Outcome.COMMITTED)
@@ -117,6 +123,7 @@ def was_read_only(state: ParticipantState, row: ParticipantBranch, _: object) ->
 
 
 def prepare_failed(state: ParticipantState, row: ParticipantBranch, reason: Reason) -> None:
+    # A PREPARE that failed may have prepared all the same (a lost answer): ROLLBACK PREPARED until it is proven gone.
     row.vote_reason = reason
     if row.rollback_asked is None:
         _vote(state, row, Vote.ABORT, reason)
@@ -127,6 +134,7 @@ def prepare_failed(state: ParticipantState, row: ParticipantBranch, reason: Reas
 
 
 def one_phase(state: ParticipantState, row: ParticipantBranch, message: CommitOnePhase) -> None:
+    # Rule 9 here as well: a branch that saw other calls than the root must not commit by itself.
     state.close(row)
     reason = _objection(state, row, message.calls)
     if reason is None:
@@ -146,6 +154,7 @@ def one_phase_again(state: ParticipantState, row: ParticipantBranch, message: Co
 
 
 def local_commit(state: ParticipantState, row: ParticipantBranch, calls: int | None) -> None:
+    # Rule 21: no coordinator is asked; the outcome is learnt from this process and its database.
     state.close(row)
     row.local = True
     # The root's own use counts nothing; calls that came in through a service are counted like everywhere.
@@ -170,6 +179,7 @@ def one_phase_undone(state: ParticipantState, row: ParticipantBranch, message: C
 
 
 def one_phase_ended(state: ParticipantState, row: ParticipantBranch, detail: tuple[Outcome, Reason | None]) -> None:
+    # UNKNOWN is told as such: the asker has the token, and asks again when the database is back (rule 13).
     result, reason = detail
     row.vote_reason = reason
     if row.local:

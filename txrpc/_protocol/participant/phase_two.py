@@ -82,6 +82,7 @@ _TO_DO: Final = {
 
 
 def commit(state: ParticipantState, row: ParticipantBranch, message: Commit) -> None:
+    # The gid is proof enough: the coordinator may tell any process that reaches the database (rule 4).
     row.state = BranchState.COMMITTING
     row.token = row.token or message.token
     state.do(Operation.COMMIT_PREPARED, row)
@@ -92,11 +93,13 @@ def commit_foreign(state: ParticipantState, row: None, message: Commit) -> None:
 
 
 def commit_again(state: ParticipantState, row: ParticipantBranch, message: Commit) -> None:
+    # Rule 12; a branch that had been rolled back says so, which is a heuristic outcome (rule 1).
     finish = row.finish if row.outcome is Outcome.COMMITTED else FinishResult.HEURISTIC
     state.out.send.append(Acked(row.xid, row.branch, finish, row.gid.resource))
 
 
 def rollback_voting(state: ParticipantState, row: ParticipantBranch, message: Rollback) -> None:
+    # PREPARE is on its way, so its answer is waited for: what it has prepared must be undone by its identifier.
     row.rollback_asked = row.rollback_asked or message.reason
 
 
@@ -128,6 +131,7 @@ def finished_commit(state: ParticipantState, row: ParticipantBranch, finish: Fin
 
 
 def finished_undo(state: ParticipantState, row: ParticipantBranch, finish: FinishResult) -> None:
+    # Presumed abort: nobody waits for this, whatever the database has answered.
     if finish is FinishResult.HEURISTIC:
         # An abort needs no acknowledgement (presumed abort); this one is for the operator.
         state.out.send.append(Acked(row.xid, row.branch, finish, row.gid.resource))
@@ -137,6 +141,7 @@ def finished_undo(state: ParticipantState, row: ParticipantBranch, finish: Finis
 
 
 def finish_failed(state: ParticipantState, row: ParticipantBranch, reason: Reason) -> None:
+    # Rule 20: reported at the first, second, fourth ... failure, repeated for ever; a promise is not given up (rule 4).
     wait_ms = _RETRY_MS[min(row.attempts, len(_RETRY_MS) - 1)]
     row.attempts += 1
     state.wake_in(row, int(wait_ms * (0.5 + state.jitter())))
@@ -181,6 +186,7 @@ def local_rollback(state: ParticipantState, row: ParticipantBranch, reason: Reas
 
 
 def deadline(state: ParticipantState, row: ParticipantBranch, _: object) -> None:
+    # Rule 11: unprepared work frees its locks and its connection by itself, whoever is gone.
     state.close(row)
     undo_work(
         state, row, Reason(AbortCode.TIMED_OUT, f"the deadline passed with the branch in {row.gid.resource} open")
@@ -214,6 +220,7 @@ def give_up_prepared(state: ParticipantState, row: ParticipantBranch, _: Reason)
 
 
 def undo_work(state: ParticipantState, row: ParticipantBranch, reason: Reason) -> None:
+    # Work in use is interrupted first, and rolled back when its user has let go: a connection has one user at a time.
     row.doom = row.doom or reason
     row.state = BranchState.ROLLING_BACK
     if row.users:
@@ -238,6 +245,7 @@ def released(state: ParticipantState, row: ParticipantBranch, _: object) -> None
 
 
 def rolled_back(state: ParticipantState, row: ParticipantBranch, _: object) -> None:
+    # Nothing is told to the coordinator: an abort needs no acknowledgement.
     tell_local(state, row, Outcome.ABORTED)
     if row.ask_resolved:
         state.out.send.append(Resolved(row.xid, row.branch, Outcome.ABORTED))
@@ -262,11 +270,13 @@ def tell_local(state: ParticipantState, row: ParticipantBranch, result: Outcome)
 
 
 def ask_again(state: ParticipantState, row: ParticipantBranch, _: object) -> None:
+    # Rule 4: it asks for ever, at a slow, jittered pace, and never decides.
     inquire(state, row)
     state.wake_in(row, int(ASK_AGAIN_MS * (0.5 + state.jitter())))
 
 
 def inquire(state: ParticipantState, row: ParticipantBranch) -> None:
+    # The time left tells the coordinator whether the root may still ask for the commit (rule 5).
     asked_by_ms = 0 if row.local else state.closed_until_ms.get(row.xid, 0) - TOMBSTONE_MS
     left_ms = max(0, asked_by_ms - state.now_ms)
     state.out.send.append(Inquiry(row.gid, state.now_ms - row.in_doubt_ms, left_ms))
@@ -310,6 +320,7 @@ def try_resolve_again(state: ParticipantState, row: ParticipantBranch, _: object
 
 
 def expire(state: ParticipantState, row: ParticipantBranch, _: object) -> None:
+    # Rule 10: the tombstone has outlasted the deadline, so no message about the branch can come any more.
     del state.rows[row.branch]
     if state.by_use.get((row.xid, row.gid.resource)) == row.branch:
         del state.by_use[row.xid, row.gid.resource]

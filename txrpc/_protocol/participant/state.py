@@ -31,11 +31,15 @@ class ParticipantState:
     def __init__(self, jitter: Callable[[], float]) -> None:
         """*jitter* returns numbers from 0 to 1, which spread inquiries and retries."""
         self.rows: dict[BranchId, ParticipantBranch] = {}
+        """With the ended ones, until their tombstones expire."""
         self.by_use: dict[tuple[Xid, str], BranchId] = {}
+        """The branch that calls of a transaction use in a resource."""
         self.closed_until_ms: dict[Xid, int] = {}
+        """Transactions that have begun to end here, and until when a late call of them may come (rule 10)."""
         self.abandoned: deque[tuple[int, Xid]] = deque()
         """Transactions that were closed without a row whose tombstone would open them again, and until when."""
         self.timers: list[tuple[int, BranchId]] = []
+        """A heap.  A row counts only if its own deadline has come; older entries of it are void."""
         self.jitter = jitter
         self.now_ms = 0
         self.out = Effects()
@@ -69,6 +73,7 @@ class ParticipantState:
         self.closed_until_ms.setdefault(row.xid, max(row.deadline_ms, self.now_ms) + TOMBSTONE_MS)
 
     def end(self, row: ParticipantBranch, outcome: Outcome) -> None:
+        # The row stays as a tombstone (rule 10).
         row.state, row.outcome = BranchState.ENDED, outcome
         self.wake_in(row, max(self.closed_until_ms.get(row.xid, 0) - self.now_ms, TOMBSTONE_MS))
 
