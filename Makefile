@@ -56,6 +56,7 @@ lint: $(READY) ## check style, types, import rules, generated code and the house
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
+	$(BIN)/basedpyright
 	$(BIN)/lint-imports
 	$(BIN)/python scripts/generate.py --check
 	$(BIN)/python scripts/twins.py --check

@@ -1,8 +1,8 @@
-"""What users hold: its types (mypy checks `assert_type`), one object for nested blocks, and one clear error for each mistake."""
+"""What users hold: one object for nested blocks, and one clear error for each mistake.  Its types are in `public_types`."""
 
 from __future__ import annotations
 
-from typing import Any, assert_type
+from typing import Any
 
 import pytest
 
@@ -11,42 +11,6 @@ import txrpc.aio
 from tests.runtime.memory_resource import MemoryResource
 from txrpc._client.client import Client
 from txrpc._client.manager import TransactionManager
-
-
-def check_types(manager: txrpc.TransactionManager, asynchronous: txrpc.aio.TransactionManager) -> None:
-    """Never called: an editor and a type checker know what blocks, functions and managers give."""
-    with txrpc.transaction() as tx:
-        assert_type(tx, txrpc.Transaction)
-    with manager.transaction(5, propagation="requires_new") as tx:
-        assert_type(tx, txrpc.Transaction)
-    with txrpc.transaction(propagation=txrpc.Propagation.SUPPORTS) as perhaps:
-        assert_type(perhaps, txrpc.Transaction | None)
-    assert_type(manager.begin(), txrpc.RootTransaction)
-    assert_type(txrpc.begin(), txrpc.RootTransaction)
-    assert_type(txrpc.current_transaction(), txrpc.Transaction | None)
-    assert_type(txrpc.aio.current_transaction(), txrpc.Transaction | None)
-    assert_type(asynchronous.begin(), txrpc.aio.RootTransaction)
-    assert_type(manager.status(), txrpc.ManagerStatus)
-
-    @txrpc.transactional(timeout=3, retry=5)
-    def transfer(cents: int) -> str:
-        return str(cents)
-
-    assert_type(transfer(1), str)
-
-
-async def check_async_types(manager: txrpc.aio.TransactionManager) -> None:
-    """Never called either."""
-    async with txrpc.aio.transaction() as tx:
-        assert_type(tx, txrpc.aio.Transaction)
-    async with manager.transaction(propagation="never") as nothing:
-        assert_type(nothing, txrpc.aio.Transaction | None)
-
-    @txrpc.aio.transactional
-    async def transfer(cents: int) -> str:
-        return str(cents)
-
-    assert_type(await transfer(1), str)
 
 
 @pytest.mark.usefixtures("manager")

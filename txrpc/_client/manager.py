@@ -10,7 +10,7 @@ from typing import Any, Self, overload
 
 from txrpc._client.client import Client
 from txrpc._client.rollback_rules import Kind
-from txrpc._client.scope import Propagating, Propagation
+from txrpc._client.scope import New, Propagating, Propagation
 from txrpc._client.state import ManagerStatus
 from txrpc._client.transaction import RootTransaction
 from txrpc._client.transaction_base import Transaction
@@ -80,6 +80,17 @@ class TransactionManager:
         rollback_for: Kind | Iterable[Kind] = ...,
         no_rollback_for: Kind | Iterable[Kind] = ...,
     ) -> Scope[Transaction]: ...
+    @overload
+    def transaction(
+        self,
+        timeout: float | None = ...,
+        *,
+        propagation: New,
+        read_only: bool = ...,
+        wait: Wait | str = ...,
+        rollback_for: Kind | Iterable[Kind] = ...,
+        no_rollback_for: Kind | Iterable[Kind] = ...,
+    ) -> Scope[RootTransaction]: ...
     @overload
     def transaction(
         self,

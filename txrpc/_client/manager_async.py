@@ -8,7 +8,7 @@ from typing import Any, Self, overload
 
 from txrpc._client.client_async import AsyncClient
 from txrpc._client.rollback_rules import Kind
-from txrpc._client.scope import Propagating, Propagation
+from txrpc._client.scope import New, Propagating, Propagation
 from txrpc._client.state import ManagerStatus
 from txrpc._client.transaction_async import AsyncRootTransaction
 from txrpc._client.transaction_base import Transaction
@@ -78,6 +78,17 @@ class AsyncTransactionManager:
         rollback_for: Kind | Iterable[Kind] = ...,
         no_rollback_for: Kind | Iterable[Kind] = ...,
     ) -> AsyncScope[Transaction]: ...
+    @overload
+    def transaction(
+        self,
+        timeout: float | None = ...,
+        *,
+        propagation: New,
+        read_only: bool = ...,
+        wait: Wait | str = ...,
+        rollback_for: Kind | Iterable[Kind] = ...,
+        no_rollback_for: Kind | Iterable[Kind] = ...,
+    ) -> AsyncScope[AsyncRootTransaction]: ...
     @overload
     def transaction(
         self,

@@ -26,6 +26,7 @@ from txrpc.errors import (
 
 __all__ = [
     "BaseScope",
+    "New",
     "Plan",
     "Propagating",
     "Propagation",
@@ -55,19 +56,10 @@ class Propagation(enum.Enum):
     """Run outside any transaction; inside one raise `TransactionExists`."""
 
 
-Propagating = Literal[
-    Propagation.REQUIRED,
-    Propagation.REQUIRES_NEW,
-    Propagation.MANDATORY,
-    "required",
-    "requires_new",
-    "requires new",
-    "mandatory",
-    "REQUIRED",
-    "REQUIRES_NEW",
-    "MANDATORY",
-]
+Propagating = Literal[Propagation.REQUIRED, Propagation.MANDATORY, "required", "mandatory", "REQUIRED", "MANDATORY"]
 """The propagations with which a block always has a transaction."""
+New = Literal[Propagation.REQUIRES_NEW, "requires_new", "requires new", "requires-new", "REQUIRES_NEW"]
+"""The propagation with which a block is always a root."""
 
 
 class Plan(enum.Enum):

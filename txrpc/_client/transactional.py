@@ -14,6 +14,7 @@ from txrpc._client.retry import Attempts, Retry
 from txrpc._client.rollback_rules import Kind
 from txrpc._client.scope import (
     BaseScope,
+    New,
     Propagating,
     Propagation,
     Settings,
@@ -21,6 +22,7 @@ from txrpc._client.scope import (
     refuse_undecoratable,
     refuse_unjoined,
 )
+from txrpc._client.transaction import RootTransaction
 from txrpc._client.transaction_base import Transaction
 from txrpc._context import bind, restore
 from txrpc._protocol.messages import Wait
@@ -72,6 +74,17 @@ def transaction(
     no_rollback_for: Kind | Iterable[Kind] = ...,
     manager: TransactionManager | None = ...,
 ) -> Scope[Transaction]: ...
+@overload
+def transaction(
+    timeout: float | None = ...,
+    *,
+    propagation: New,
+    read_only: bool = ...,
+    wait: Wait | str = ...,
+    rollback_for: Kind | Iterable[Kind] = ...,
+    no_rollback_for: Kind | Iterable[Kind] = ...,
+    manager: TransactionManager | None = ...,
+) -> Scope[RootTransaction]: ...
 @overload
 def transaction(
     timeout: float | None = ...,

@@ -12,6 +12,7 @@ from txrpc._client.retry import Attempts, Retry
 from txrpc._client.rollback_rules import Kind
 from txrpc._client.scope import (
     BaseScope,
+    New,
     Propagating,
     Propagation,
     Settings,
@@ -19,6 +20,7 @@ from txrpc._client.scope import (
     refuse_undecoratable,
     refuse_unjoined,
 )
+from txrpc._client.transaction_async import AsyncRootTransaction
 from txrpc._client.transaction_base import Transaction
 from txrpc._context import bind, restore
 from txrpc._protocol.messages import Wait
@@ -70,6 +72,17 @@ def transaction(
     no_rollback_for: Kind | Iterable[Kind] = ...,
     manager: AsyncTransactionManager | None = ...,
 ) -> AsyncScope[Transaction]: ...
+@overload
+def transaction(
+    timeout: float | None = ...,
+    *,
+    propagation: New,
+    read_only: bool = ...,
+    wait: Wait | str = ...,
+    rollback_for: Kind | Iterable[Kind] = ...,
+    no_rollback_for: Kind | Iterable[Kind] = ...,
+    manager: AsyncTransactionManager | None = ...,
+) -> AsyncScope[AsyncRootTransaction]: ...
 @overload
 def transaction(
     timeout: float | None = ...,
