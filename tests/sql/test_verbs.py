@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import re
 import threading
 import time
@@ -549,9 +550,23 @@ def test_preflight_warns_of_timeouts_that_are_shorter_than_transactions(
     database = sa.make_url(url).database or ""
     server.execute(f"ALTER DATABASE {database} SET {setting}")
     make().start()
-    found = [record.getMessage() for record in caplog.records if "_timeout is" in record.getMessage()]
+    found = [
+        record.getMessage()
+        for record in caplog.records
+        if "_timeout is" in record.getMessage() and record.levelno >= logging.WARNING
+    ]
     assert len(found) == bool(warns)
     assert all(warns in text for text in found)
+
+
+@pytest.mark.parametrize(("setting", "suggested"), [("0", True), ("2s", False)])
+def test_preflight_suggests_a_lock_timeout(
+    make: Make, caplog: pytest.LogCaptureFixture, setting: str, suggested: bool
+) -> None:
+    """M3: a deadlock across databases lasts until the deadline without one."""
+    caplog.set_level(logging.INFO, "txrpc.sql")
+    make(connect_args={"options": f"-c lock_timeout={setting}"}).start()
+    assert ("lock_timeout is 0" in caplog.text) is suggested
 
 
 def test_preflight_warns_of_pools_that_are_too_large(make: Make, caplog: pytest.LogCaptureFixture) -> None:

@@ -18,6 +18,7 @@ escape in them.
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Sequence
 from typing import Any, Final
@@ -62,6 +63,8 @@ __all__ = [
     "starting",
     "token_to_end",
 ]
+
+logger = logging.getLogger("txrpc.sql")
 
 OLDEST: Final = 130_000
 """PostgreSQL 13 brought pg_current_xact_id and pg_xact_status(xid8)."""
@@ -325,12 +328,18 @@ def preflight(connection: Connection, resource: str, capacity: int | None) -> tu
     if fsync == "off":
         warnings.append("fsync is off: prepared transactions can be lost in a crash")
     warnings += _short_timeouts(connection)
+    if connection.exec_driver_sql("SHOW lock_timeout").scalar() == "0":
+        logger.info("resource %s: %s", resource, _NO_LOCK_TIMEOUT)
     system = _system(connection)
     if not system:
         warnings.append(_NO_IDENTITY)
     return f"{system}/{oid}" if system else "", warnings
 
 
+_NO_LOCK_TIMEOUT: Final = (
+    "lock_timeout is 0: two transactions that wait for each other in two databases do so until their deadline; with a lock_timeout "
+    "below it (for this role, or in the URL: ?options=-c lock_timeout=2s) and retry=True they end well, and soon"
+)
 _NO_IDENTITY: Final = (
     "its identity is not known, so that nobody notices another database under its name: GRANT EXECUTE ON FUNCTION "
     "pg_control_system() TO the role of the engine"
