@@ -163,7 +163,7 @@ class _Program:
 
     @property
     def active(self) -> bool:
-        """Whether anything is armed, or may be at any time."""
+        """Return whether anything is armed, or may be at any time."""
         return bool(self.points) or self._file is not None
 
 
@@ -172,7 +172,7 @@ program = _Program(failpoints())
 
 
 def active() -> bool:
-    """Whether `failpoint` may do anything."""
+    """Return whether `failpoint` may do anything."""
     return program.active
 
 

@@ -1,7 +1,7 @@
 """Whether PostgreSQL made something durable as its owner configured it (rule 22).
 
 A COMMIT or PREPARE that waits for a synchronous standby and is cancelled has taken effect on the primary; the server says so in a
-warning, and answers as if all were well.  A fail-over may lose it.  So whoever needs durability listens for that warning.
+warning, and answers as if all were well.  A fail-over may lose it.  So code that needs durability listens for that warning.
 """
 
 from __future__ import annotations

@@ -99,7 +99,7 @@ class AbortCode(NamedIntEnum):
 
     @property
     def meaning(self) -> tuple[str, str]:
-        """What has happened, and what to do."""
+        """Return what has happened, and what to do."""
         return _MEANING[self]
 
 
@@ -180,7 +180,7 @@ class Reason:
 
     @property
     def retryable(self) -> bool:
-        """Whether running the whole transaction again may succeed without anybody changing anything."""
+        """Whether running the whole transaction again may succeed without any change to the program or its configuration."""
         return self.code.retryable
 
     def __str__(self) -> str:
@@ -215,7 +215,7 @@ class TransactionAborted(_AboutTransaction):
 
     @property
     def retryable(self) -> bool:
-        """Whether running the whole transaction again may succeed (``retry=`` does so by itself)."""
+        """Return whether running the whole transaction again may succeed (``retry=`` does so by itself)."""
         return self.reason.retryable
 
 

@@ -151,7 +151,7 @@ class Gid:
 
     @classmethod
     def parse(cls, text: str) -> Gid | None:
-        """Read the text form, or return None when *text* is not one of txrpc's: somebody else's prepared transaction."""
+        """Read the text form, or return None when *text* is not one of txrpc's: another program's prepared transaction."""
         parts = text.split(":")
         if len(parts) != 8 or parts[0] != "txrpc1":
             return None

@@ -7,7 +7,7 @@ A resource is small on purpose: five verbs and two questions.  Everything about 
 programs, with the same names.
 
 `Work` is whatever a resource needs to remember about one open branch (for SQL: a connection with an open database
-transaction).  It is opaque to everybody else.
+transaction).  It is opaque to everything else.
 """
 
 from __future__ import annotations
@@ -107,10 +107,10 @@ class Resource(Protocol):
         """The prepared branches of this resource that belong to *group*, and for how many milliseconds each has been so."""
 
     def one_phase_result(self, token: str) -> Outcome | None:
-        """How the database transaction *token* ended; None while it is still running."""
+        """Return how the database transaction *token* ended; None while it is still running."""
 
     def classify(self, error: BaseException) -> Reason | None:
-        """Why *error* ends the branch, or None if it is not an error of this resource (an application's own exception)."""
+        """Return why *error* ends the branch, or None if it is not an error of this resource (an application's own exception)."""
 
 
 class AsyncResource(Protocol):

@@ -17,7 +17,7 @@ Result = tuple[BranchInput, Any]
 
 
 def reason_of(resource: Resource | AsyncResource, error: BaseException) -> Reason:
-    """Why *error*, raised by a verb of *resource*, ends the branch."""
+    """Return why *error*, raised by a verb of *resource*, ends the branch."""
     reason: Reason | None = resource.classify(error)
     if reason is not None:
         return reason
@@ -62,7 +62,7 @@ def _commit_one_phase(resource: Resource | AsyncResource, work: Work, committing
 
 
 def _after_the_fact(do: Do, resource: Resource | AsyncResource) -> Flow[Result]:
-    """What any process can do about a branch that it does not hold: finish it, or ask how it ended."""
+    """Return what any process can do about a branch that it does not hold: finish it, or ask how it ended."""
     try:
         if do.operation is Operation.COMMIT_PREPARED:
             return BranchInput.FINISHED, (yield resource.commit_prepared, (do.gid, do.token))

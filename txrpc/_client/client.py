@@ -101,7 +101,7 @@ class Client:
 
         A database that is out of reach is tried again in the background; raises what `Resource.start` raises otherwise.
         """
-        # Threads that nobody waits for when the program ends: a database that does not answer must not keep it.
+        # Daemon threads, which the end of the program does not wait for: a database that does not answer must not keep it.
         starts = [
             threading.Thread(target=self._start_resource, args=(name,), daemon=True) for name in self.state.resources
         ]
@@ -119,7 +119,7 @@ class Client:
     def close(self, grace_s: float = 5.0) -> None:
         """End the session and let go of the resources.
 
-        Roll-backs and commits under way get *grace_s* seconds; what stays prepared is finished by whoever connects next.
+        Roll-backs and commits under way get *grace_s* seconds; what stays prepared is finished by the process that connects next.
         """
         with self.state.lock:
             if self._closed:
@@ -177,7 +177,7 @@ class Client:
         return JoinedTransaction(self.state, self.core.join_part(context))
 
     def outcome(self, xid: Xid, timeout: float = 10.0) -> Outcome:
-        """How *xid* ended, asked for at most *timeout* seconds (rules 12 and 21).
+        """Return how *xid* ended, asked for at most *timeout* seconds (rules 12 and 21).
 
         For a transaction of this manager's whose commit raised `OutcomeUnknown`, or was cancelled, the answer is definite as
         soon as its database (if it used only one, of this process) or its coordinator is back.  For any other transaction,

@@ -104,7 +104,7 @@ class AsyncClient:
     async def close(self, grace_s: float = 5.0) -> None:
         """End the session and let go of the resources.
 
-        Roll-backs and commits under way get *grace_s* seconds; what stays prepared is finished by whoever connects next.
+        Roll-backs and commits under way get *grace_s* seconds; what stays prepared is finished by the process that connects next.
         """
         if self._closed:
             return
@@ -158,7 +158,7 @@ class AsyncClient:
         return AsyncJoinedTransaction(self.state, self.core.join_part(context))
 
     async def outcome(self, xid: Xid, timeout: float = 10.0) -> Outcome:
-        """How *xid* ended, asked for at most *timeout* seconds.  See `txrpc.Client.outcome`."""
+        """Return how *xid* ended, asked for at most *timeout* seconds.  See `txrpc.Client.outcome`."""
         outcome: Outcome = await arun(completion.outcome(self.state, xid, self.state.now_ms() + int(timeout * 1000)))
         return outcome
 
@@ -198,7 +198,7 @@ class AsyncClient:
         task.add_done_callback(self._tasks.discard)
 
     async def _operate(self, do: Do, branch: OpenBranch | None) -> None:
-        set_current(None)  # the task has copied the slot of whoever caused it
+        set_current(None)  # the task has copied the slot of the code that caused it
         resource = self.state.resources[do.gid.resource]
         work = branch.work if branch is not None else None
         try:
@@ -229,7 +229,7 @@ class AsyncClient:
             return
         if isinstance(result, BaseException):
             future.set_exception(result)
-            future.exception()  # whoever waited may be gone, which is no news
+            future.exception()  # the waiter may be gone, which is no news
         else:
             future.set_result(result)
 

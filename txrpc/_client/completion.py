@@ -63,7 +63,7 @@ def settle(part: LocalTransaction) -> Flow[None]:
 
 
 def cancel_calls(part: LocalTransaction) -> None:
-    """Nobody will take the replies of the calls that are still out."""
+    """Cancel the calls that are still out: their replies are not needed any more."""
     for call in part.calls_out:
         call.cancel()
 

@@ -134,7 +134,7 @@ class ClientCore:
     # ---------------------------------------------------------------------------------------------------- the session
 
     def hello(self) -> Hello:
-        """What this process says first, on every connect."""
+        """Return what this process says first, on every connect."""
         me, self.state.announced = self.state.participant_id, self.state.starting.version
         infos = self.state.starting.infos
         return Hello(
@@ -204,7 +204,7 @@ class ClientCore:
         effects.apply(self.state, self.state.participant.received(message, now_ms))
 
     def _is_foreign(self, message: Resolve) -> bool:
-        """Whether this asks about another process's branch, which this one's database can tell."""
+        """Return whether this asks about another process's branch, which this one's database can tell."""
         return bool(
             message.branch not in self.state.participant.rows
             and message.token
@@ -270,7 +270,7 @@ class ClientCore:
             return [*to_start, *due]
 
     def next_wakeup_ms(self) -> int | None:
-        """When `woke` is due."""
+        """Return when `woke` is due."""
         with self.state.lock:
             due = [
                 *self.state.start_at.values(),

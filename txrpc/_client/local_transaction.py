@@ -101,11 +101,11 @@ class OutgoingCall:
         return self._part.error(reason)
 
     def settle_with(self, poll: Callable[[], Any], cancel: Callable[[], Any]) -> None:
-        """How to learn of an end that nobody has told us, and how to bring one about."""
+        """Register how to learn of an end that was not reported, and how to bring one about."""
         self.poll, self._cancel = poll, cancel
 
     def cancel(self) -> None:
-        """Nobody wants its reply any more.  (A blocking call of another thread cannot be cancelled.)"""
+        """Cancel the call: its reply is not needed any more.  (A blocking call of another thread cannot be cancelled.)"""
         if self._cancel is not None:
             self._cancel()
 
@@ -144,7 +144,7 @@ class LocalTransaction:
         self.hooks = Hooks()
         self._lock = threading.Lock()
         self.in_flight = 0
-        """Calls whose end was not known when the part was closed: each may have opened branches that nobody has told us of."""
+        """Calls whose end was not known when the part was closed: each may have opened branches that this process has not heard of."""
         self._out: set[OutgoingCall] = set()
         self._refs: dict[BranchId, BranchRef] = {}
         self._own: set[BranchId] = set()
@@ -220,7 +220,7 @@ class LocalTransaction:
     def close(self, status: Status) -> Reason | None:
         """Stop taking work, which only one caller can do, and say why the transaction can only roll back, if so.
 
-        Raises `IllegalState` if it was closed before.  Calls still out doom it: nobody can know what they will do.
+        Raises `IllegalState` if it was closed before.  Calls still out doom it, because what they will do is not known.
         """
         with self._lock:
             if self.status is not Status.ACTIVE:
@@ -242,7 +242,7 @@ class LocalTransaction:
         return error
 
     def report(self) -> CallReport:
-        """What the reply of a joined call carries home."""
+        """Return what the reply of a joined call carries home."""
         with self._lock:
             return CallReport(tuple(self._refs.values()), self.doom)
 

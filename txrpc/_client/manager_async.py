@@ -40,7 +40,7 @@ class AsyncTransactionManager:
 
     @property
     def process(self) -> str:
-        """What this process is called in the coordinator's status, for people."""
+        """Return what this process is called in the coordinator's status, for people."""
         return self._client.state.process
 
     def status(self) -> ManagerStatus:

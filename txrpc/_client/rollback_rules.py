@@ -34,11 +34,11 @@ class RollbackRules:
         return cls(_checked("rollback_for", rollback_for), _checked("no_rollback_for", no_rollback_for))
 
     def rolls_back(self, kinds: tuple[object, ...]) -> bool:
-        """Whether a failure that shows itself as *kinds* (an exception, a status code) rolls the transaction back."""
+        """Return whether a failure that shows itself as *kinds* (an exception, a status code) rolls the transaction back."""
         return self.requires_rollback(kinds) or not _matches(self.no_rollback_for, kinds)
 
     def requires_rollback(self, kinds: tuple[object, ...]) -> bool:
-        """Whether `rollback_for` names one of *kinds*."""
+        """Return whether `rollback_for` names one of *kinds*."""
         return _matches(self.rollback_for, kinds)
 
 
@@ -47,13 +47,13 @@ ALWAYS = RollbackRules()
 
 
 def kinds_of(error: BaseException) -> tuple[object, ...]:
-    """What a rule may name about *error*: itself, and its gRPC status if it has one."""
+    """Return what a rule may name about *error*: itself, and its gRPC status if it has one."""
     code = getattr(error, "code", None)
     if not callable(code):
         return (error,)
     try:
         return error, code()
-    except Exception:  # somebody else's `code` that is not gRPC's
+    except Exception:  # a `code` that is not gRPC's
         return (error,)
 
 

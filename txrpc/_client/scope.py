@@ -111,7 +111,7 @@ class Settings:
         )
 
     def plan(self) -> Plan:
-        """What the scope is going to be, given what is current."""
+        """Return what the scope is going to be, given what is current."""
         existing, propagation = current(), self.propagation
         if existing is not None:
             if propagation is Propagation.NEVER:
@@ -127,7 +127,7 @@ class Settings:
         return default_client(entry_point) if self.manager is None else self.manager._client
 
     def rolls_back(self, error: BaseException) -> bool:
-        """Whether *error*, leaving a root's scope, rolls it back.  What is not an `Exception` always does."""
+        """Return whether *error*, leaving a root's scope, rolls it back.  What is not an `Exception` always does."""
         return not isinstance(error, Exception) or self.rule.rolls_back(kinds_of(error))
 
 
@@ -159,7 +159,7 @@ class BaseScope:
 
     @property
     def is_root(self) -> bool:
-        """Whether this scope has begun, or was to begin, the transaction."""
+        """Return whether this scope has begun, or was to begin, the transaction."""
         return self._plan is Plan.ROOT
 
     def open(self) -> None:
@@ -195,7 +195,7 @@ _connected: dict[str, list[Any]] = {"txrpc": [], "txrpc.aio": []}
 
 
 def refuse_unjoined(args: Iterable[Any]) -> None:
-    """Raise `NotJoined` if these are the arguments of a service method that was called with a transaction which nobody joined."""
+    """Raise `NotJoined` if these are the arguments of a service method that was called with a transaction and did not join it."""
     if current() is not None:
         return
     for argument in args:

@@ -32,11 +32,11 @@ class Starting:
         return tuple(self._infos.values())
 
     def trouble(self, name: str) -> str:
-        """What keeps resource *name* from being used; "" if it is ready."""
+        """Return what keeps resource *name* from being used; "" if it is ready."""
         return self._infos[name].trouble
 
     def took(self, name: str, found: object) -> bool:
-        """What `Resource.start` of *name* returned or raised; returns whether that is news."""
+        """Take what `Resource.start` of *name* returned or raised; return whether that is news."""
         if isinstance(found, ResourceInfo):
             found = self._twins(found) or found
         elif not isinstance(found, BaseException):
@@ -67,7 +67,7 @@ class Starting:
         )
 
     def _twins(self, info: ResourceInfo) -> ConfigurationError | None:
-        """Why a transaction that used both would wait for itself, or None."""
+        """Return why a transaction that used both would wait for itself, or None."""
         others = [
             each.name for each in self._infos.values() if each.identity == info.identity and each.name != info.name
         ]

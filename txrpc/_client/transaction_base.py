@@ -46,7 +46,7 @@ class Transaction:
 
     @property
     def status(self) -> Status:
-        """How it stands, as this process sees it."""
+        """Return how it stands, as this process sees it."""
         if self._part.status is Status.ACTIVE and self._part.doom is not None:
             return Status.ROLLBACK_ONLY
         return self._part.status
@@ -59,7 +59,7 @@ class Transaction:
 
     @property
     def doom(self) -> Reason | None:
-        """Why the transaction can only roll back, or None."""
+        """Return why the transaction can only roll back, or None."""
         return self._part.doom
 
     @property
@@ -69,7 +69,7 @@ class Transaction:
 
     @property
     def ended(self) -> bool:
-        """Whether it has begun to end here."""
+        """Return whether it has begun to end here."""
         return self._part.status is not Status.ACTIVE
 
     def set_rollback_only(self, reason: Reason | str | None = None) -> None:
@@ -133,7 +133,7 @@ class Transaction:
         return self._part.call_begins(current_rules() or self._rules, self._part.owner, now_ms, self.read_only)
 
     def enters_first(self) -> bool:
-        """Whether the scope that is being entered is the outermost one of a joined call."""
+        """Return whether the scope that is being entered is the outermost one of a joined call."""
         return False
 
     def scope_failed(self, error: BaseException, rules: RollbackRules, entry: bool) -> None:
@@ -154,7 +154,7 @@ class JoinedTransactionBase(Transaction):
         self._report: CallReport | None = None
 
     def enters_first(self) -> bool:
-        """Whether the scope that is being entered is the outermost one."""
+        """Return whether the scope that is being entered is the outermost one."""
         first, self._entered = not self._entered, True
         return first
 
@@ -176,7 +176,7 @@ class JoinedTransactionBase(Transaction):
         return self._report
 
     def _abandon(self) -> None:
-        """Calls of this handler are still running: its transaction can only roll back, and nobody will know their branches."""
+        """Calls of this handler are still running: its transaction can only roll back, and their branches will not be reported."""
         part = self._part
         cancel_calls(part)
         if part.owner is not None and part.doom is not None:

@@ -147,7 +147,7 @@ class CoordinatorDriver:
 
     @property
     def log_location(self) -> str:
-        """Where the log is, without a password."""
+        """Return where the log is, without a password."""
         return self._log.location
 
     def attach(self, outbox: Outbox) -> int:
@@ -252,6 +252,6 @@ _TAKEN = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime"}
 
 
 def _fields(fields: Mapping[str, object]) -> dict[str, object]:
-    """What a note says, as extra fields of a log record."""
+    """Return what a note says, as extra fields of a log record."""
     named = {f"{key}_name" if key in _TAKEN else key: value for key, value in fields.items()}
     return {key: str(value) if isinstance(value, bytes) else value for key, value in named.items()}

@@ -53,7 +53,7 @@ class Reader(Protocol):
         """Take what the log has answered."""
 
     def is_open(self, session: int) -> bool:
-        """Whether somebody still waits on that session."""
+        """Return whether a root still waits on that session."""
 
     def clock_ms(self) -> int:
         """The coordinator's own clock, in milliseconds since 1970."""
@@ -106,7 +106,7 @@ class Logbook:
             self._asked.set()
 
     def tasks(self) -> tuple[Coroutine[Any, Any, None], ...]:
-        """What must run for as long as the engine does."""
+        """Return what must run for as long as the engine does."""
         self._forget_at_ms = self._reader.clock_ms() + self._forget_every_ms
         return self._writer(), self._looker()
 

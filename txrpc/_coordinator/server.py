@@ -70,7 +70,7 @@ async def serve(config: CoordinatorConfig, log: DecisionLog, tls: grpc.ServerCre
     fields = {"address": address, "node": config.node, "group": config.group, "epoch": str(driver.owner.epoch)}
     logger.info("listening", extra={**fields, "version": library_version()})
     if tls is None and not config.listen.startswith(_LOOPBACK):
-        logger.warning("no TLS: whoever reaches this address can end transactions", extra={"address": address})
+        logger.warning("no TLS: any process that reaches this address can end transactions", extra={"address": address})
     watch = loop.create_task(_watch_health(driver, health_service))
     code = await _until_over(driver, stop)
     watch.cancel()

@@ -119,7 +119,7 @@ class SessionService(session_pb2_grpc.CoordinatorServicer):
             logger.warning("session did not read", extra={"session": number, "peer": context.peer()})
             return False
         finally:
-            mailbox.patience = None  # it is over; the reader may still say goodbye to nobody
+            mailbox.patience = None  # it is over; the reader may still send a farewell, which is dropped
             reader.cancel()
             self.peers.pop(number, None)
             self._driver.detach(number)

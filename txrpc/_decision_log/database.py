@@ -66,7 +66,7 @@ _REMEDY = {
 
 
 def had_no_room(error: BaseException) -> bool:
-    """Whether SQLite found the disk full, even if only at COMMIT: then it is certain that nothing was committed.
+    """Return whether SQLite found the disk full, even if only at COMMIT: then it is certain that nothing was committed.
 
     The last page of a commit is what makes it one, and SQLite writes no further (no padding, on the file systems of today); a page
     that could not be written whole has a wrong checksum, so that recovery does not take it for one either.
@@ -169,7 +169,7 @@ def warn_if_careless(connection: Connection, location: str) -> None:
 
 
 def sentence(error: BaseException) -> str:
-    """What went wrong, and what to do about it where that is known; never a parameter or a password."""
+    """Return what went wrong, and what to do about it where that is known; never a parameter or a password."""
     cause = error.orig if isinstance(error, DBAPIError) and error.orig is not None else error
     said = " ".join(str(cause).split())[:300] or type(cause).__name__
     if isinstance(cause, sqlite3.Error):

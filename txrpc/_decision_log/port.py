@@ -7,8 +7,8 @@ A log is used by one thread at a time (the coordinator gives it one of its own) 
 (tests), `sql`.  All pass `tests/log/contract.py`.
 
 The one subtle thing is what a failure of `record` tells.  If the statement that makes the batch durable was never sent, the
-batch is certainly not recorded (`NotRecorded`) and its transactions may be aborted.  If it was sent and no answer came, nobody
-knows (`RecordUncertain`): the coordinator must repeat the very same batch until it hears, and must abort none of it meanwhile.
+batch is certainly not recorded (`NotRecorded`) and its transactions may be aborted.  If it was sent and no answer came, it is not
+known (`RecordUncertain`): the coordinator must repeat the very same batch until it hears, and must abort none of it meanwhile.
 Recording the same decision again is therefore not an error.
 """
 
@@ -41,7 +41,7 @@ class DecisionLog(Protocol):
 
     @property
     def location(self) -> str:
-        """Where the log is, for people: no password in it."""
+        """Return where the log is, for people: no password in it."""
 
     def open(self, node: str, nonce: int) -> Opened:
         """Open a new epoch of *node*: from now on every write of an earlier epoch raises `Fenced`.

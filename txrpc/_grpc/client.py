@@ -1,7 +1,7 @@
 """The client interceptor for synchronous channels: a call made inside a transaction takes it along and brings its branches home.
 
 A blocking call has ended when gRPC hands it to us.  A future or a response stream ends later, perhaps unnoticed: it is wrapped so
-that whoever looks at its end tells the transaction, and the transaction can ask (`settle_with`) before it commits.
+that the code that looks at its end tells the transaction, and the transaction can ask (`settle_with`) before it commits.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ class _Open:
         if not self._told:
             out.settle_with(self.poll, call.cancel)
         if not call.done():
-            # Weakly, and not by `add_done_callback`, which holds the call: gRPC cancels a call that nobody holds any more.
+            # Weakly, and not by `add_done_callback`, which holds the call: gRPC cancels a call that has no reference any more.
             call.add_callback(functools.partial(_noticed, weakref.ref(self)))
 
     def __getattr__(self, name: str) -> Any:

@@ -51,7 +51,7 @@ class _Open:
         return await self.ended(error) or error
 
     def given_up(self, error: BaseException) -> None:
-        """Whoever waited for the call was cancelled, or something that is not gRPC's went wrong."""
+        """The waiter was cancelled, or something that is not gRPC's went wrong."""
         self._call.cancel()  # which grpc.aio forgets if the wait was for the request to be sent
         self._out.lost(lost_reason(self._method, error))
 

@@ -2,7 +2,7 @@
 
 Messages are encoded where they are sent and wait as bytes.  That works because protobuf messages that are written one behind the
 other read as one message with all their items, so a batch is a join of what is waiting: its size is known exactly, and a message
-that is too large fails its own sender instead of the stream that everybody shares.
+that is too large fails its own sender instead of the stream that all share.
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ class Backoff:
         self._attempt = 0
 
     def next_s(self, lived_s: float, *, at_once: bool = True) -> float:
-        """How long to wait now, after a session that lasted *lived_s* seconds (0: there was none).
+        """Return how long to wait now, after a session that lasted *lived_s* seconds (0: there was none).
 
         After a healthy one the first attempt needs no wait, unless *at_once* is False: the coordinator asked us to leave.
         """
@@ -174,7 +174,7 @@ class Link:
 
     @property
     def welcome(self) -> Welcome | None:
-        """What the coordinator said on the live session; None while there is none."""
+        """Return what the coordinator said on the live session; None while there is none."""
         return self._welcome
 
     def _check_process(self) -> None:
@@ -247,7 +247,7 @@ class Link:
                 logger.exception("the loss of the session could not be handled")
 
     def _why(self, error: BaseException) -> str:
-        """What went wrong, for people.  A mistake of ours is logged with its traceback."""
+        """Return what went wrong, for people.  A mistake of ours is logged with its traceback."""
         if isinstance(error, Refused):
             return str(error)
         if isinstance(error, BadMessage):

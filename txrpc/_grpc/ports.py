@@ -29,7 +29,7 @@ class ServerContext(Protocol):
         """The status that the handler has set."""
 
     def trailing_metadata(self) -> Metadata:
-        """What the handler has set, or None."""
+        """Return what the handler has set, or None."""
 
     def set_trailing_metadata(self, trailing_metadata: Metadata) -> None:
         """Replace it."""
@@ -48,7 +48,7 @@ class AsyncServerContext(Protocol):
         """The status that the handler has set, as a number; 0 if none."""
 
     def trailing_metadata(self) -> Metadata:
-        """What the handler has set, or None."""
+        """Return what the handler has set, or None."""
 
     def set_trailing_metadata(self, trailing_metadata: Metadata) -> None:
         """Replace it."""
@@ -129,7 +129,7 @@ class Handle(Protocol):
 
     @property
     def doom(self) -> Reason | None:
-        """Why the transaction can only roll back, or None."""
+        """Return why the transaction can only roll back, or None."""
 
 
 class Joiner(Protocol):

@@ -161,7 +161,7 @@ def _end(handle: Handle, context: ServerContext, error: BaseException | None) ->
         handle.failed(error)
     report = handle.leave()
     if isinstance(error, GeneratorExit):
-        return  # the client is gone, and nobody hears how it ends
+        return  # the client is gone, and the end is not reported
     users_status = context.code() is not None
     context.add_callback(functools.partial(check_sent, context))
     _finish(context, ending_of(handle, report, error, users_status))

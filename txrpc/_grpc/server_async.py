@@ -116,7 +116,7 @@ class _Aborted(Exception):
 
 
 _GONE = (asyncio.CancelledError, GeneratorExit)
-"""How a handler learns that its client is gone: nobody hears how the call ends."""
+"""How a handler learns that its client is gone: the end of the call is not reported."""
 
 
 class _Call:

@@ -5,11 +5,11 @@ How to think of it
     a little and connects anew, on a new channel.  gRPC pulls what is to be sent from an iterator, which hands out everything
     that is waiting as one batch.
 
-    What was queued for a stream that broke is dropped, and whether it arrived is not known.  Nothing is lost by that: whoever
+    What was queued for a stream that broke is dropped, and whether it arrived is not known.  Nothing is lost by that: code that
     waits for an answer is told by `on_lost`, which comes after the last `send` that the stream took, and asks for the outcome
     on the next session; branches in doubt ask again on every welcome.
 
-    A fork takes the object along but neither the thread nor gRPC's, and perhaps a lock that nobody will release: so every
+    A fork takes the object along but neither the thread nor gRPC's, and perhaps a lock that no thread will release: so every
     method looks at the process id before it touches anything else.  Measured with grpcio 1.85: a session of the child's own
     usually works even though gRPC ran in the parent, but not always, and never with GRPC_ENABLE_FORK_SUPPORT=0.  Connecting
     only after the fork always works.
@@ -56,7 +56,7 @@ class _Outgoing:
         self._gone = b""
 
     def put(self, encoded: list[bytes]) -> bool:
-        """Queue *encoded*; False if the stream is over, or must be because nobody reads it: then nothing was queued."""
+        """Queue *encoded*; False if the stream is over, or must be because its peer does not read: then nothing was queued."""
         with self._changed:
             if self._closed:
                 return False
@@ -227,7 +227,7 @@ class Session(Link):
         self._welcomed_at = time.monotonic()
         self._outgoing = outgoing
         self._on_welcome(welcome)
-        # Last: whoever waits for the session finds that everybody has been told.
+        # Last: code that waits for the session finds that all callbacks have run.
         with self._changed:
             self._welcome, self.last_error = welcome, ""
             self._changed.notify_all()

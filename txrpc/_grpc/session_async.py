@@ -43,7 +43,7 @@ class _Outgoing:
         self._closed = False
 
     def put(self, encoded: list[bytes]) -> bool:
-        """Queue *encoded*; False if the stream is over, or must be because nobody reads it: then nothing was queued."""
+        """Queue *encoded*; False if the stream is over, or must be because its peer does not read: then nothing was queued."""
         if self._closed:
             return False
         self._closed = full = not self.waiting.add(encoded)
@@ -74,9 +74,9 @@ class _Outgoing:
             await call.write(batch)
             passing("after", batch)
         except (grpc.RpcError, asyncio.InvalidStateError):
-            raise  # the stream is over, and whoever reads it knows why
+            raise  # the stream is over, and its reader knows why
         except Exception as error:
-            # Whoever reads would go on without a writer.
+            # The reader would go on without a writer.
             self._abandon(f"what was to be sent could not be written: {error}")
             raise
 
@@ -209,7 +209,7 @@ class AsyncSession(Link):
         self._welcomed_at = asyncio.get_running_loop().time()
         self._outgoing = outgoing
         self._on_welcome(welcome)
-        # Last: whoever waits for the session finds that everybody has been told.
+        # Last: code that waits for the session finds that all callbacks have run.
         self._welcome, self.last_error = welcome, ""
         self._signal()
 
@@ -222,6 +222,6 @@ class AsyncSession(Link):
         return asyncio.get_running_loop().time() - self._welcomed_at if established else 0.0
 
     def _signal(self) -> None:
-        """Wake everybody in `wait_connected`, once."""
+        """Wake every waiter in `wait_connected`, once."""
         self._changed.set()
         self._changed = asyncio.Event()

@@ -119,7 +119,7 @@ def outgoing_fields(
 ) -> tuple[float, list[Any]]:
     """The call's timeout and metadata: the user's, and the transaction's on top.
 
-    Somebody who passes on the metadata of an incoming call passes on a context as well; there may be only one, and it is ours.
+    Code that passes on the metadata of an incoming call passes on a context as well; there may be only one, and it is ours.
     """
     failpoint("client.before_call")
     time_left_s = out.time_left_s
@@ -174,13 +174,13 @@ def replaced(method: str) -> Reason:
 
 
 def lost_reason(method: str, error: BaseException) -> Reason:
-    """Why nobody can know how a call ended."""
+    """Return why the end of a call is not known."""
     text = f"{type(error).__name__}: {error}".removesuffix(": ")
     return Reason(AbortCode.CALL_END_UNKNOWN, f"{method}: {text}"[:_TEXT_MAX])
 
 
 def reason_of(error: TxrpcError) -> Reason:
-    """Why a call that failed with *error* dooms the caller's transaction."""
+    """Return why a call that failed with *error* dooms the caller's transaction."""
     reason = getattr(error, "reason", None)
     if isinstance(reason, Reason):
         return reason

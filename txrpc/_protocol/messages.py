@@ -162,7 +162,7 @@ class RollbackRequest:
 
 @dataclass(frozen=True, slots=True)
 class OutcomeRequest:
-    """Somebody who lost the answer asks for the outcome of *xid*, begun under *epoch* at that coordinator's *begun_tick*.
+    """A root that lost the answer asks for the outcome of *xid*, begun under *epoch* at that coordinator's *begun_tick*.
 
     Asking ends it: a transaction that is not being decided is presumed aborted, and a late commit request refused.
     `branches` is what the commit request listed, if there was one: a commit in one phase leaves no record, so its only branch
@@ -306,7 +306,7 @@ class Rollback:
 
 @dataclass(frozen=True, slots=True)
 class Abandon:
-    """The transaction is aborted, and nobody knows all of its branches: whatever there is of it is rolled back, and none begun."""
+    """The transaction is aborted, and not all of its branches are known: what there is of it is rolled back, and none begun."""
 
     xid: Xid
     reason: Reason

@@ -76,7 +76,7 @@ def epoch_from(value: int) -> Epoch:
 
 
 def position_from(value: int) -> int:
-    """Where a log has come to; one that no log can have is a mistake."""
+    """Return where a log has come to; one that no log can have is a mistake."""
     if value >= 1 << 63:
         raise BadMessage("position: out of range")
     return value

@@ -2,7 +2,7 @@
 
 `TO_COORDINATOR` and `FROM_COORDINATOR` are the registry, one entry a message.  Decoding validates everything
 (`txrpc._wire.checks`) and raises `BadMessage` and nothing else, whatever the bytes are.  An item that this version does not know,
-of a newer peer, is skipped: whoever introduces one must make that safe, or raise the protocol version.
+of a newer peer, is skipped: the version that introduces one must make that safe, or raise the protocol version.
 """
 
 from __future__ import annotations

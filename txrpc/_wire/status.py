@@ -95,7 +95,7 @@ def from_trailing(metadata: Iterable[Any] | None) -> e.TxrpcError | None:
 
 
 def end_is_known(metadata: Iterable[Any] | None) -> bool:
-    """Whether a call whose trailing metadata is *metadata* has certainly ended at the server, or never began there."""
+    """Return whether a call whose trailing metadata is *metadata* has certainly ended at the server, or never began there."""
     entries = list(metadata or ())
     return any(key == BRANCHES_KEY for key, _ in entries) or from_trailing(entries) is not None
 

@@ -40,12 +40,12 @@ def interrupt(connection: Connection, backend: Backend) -> None:
 
 
 def is_gone(connection: Connection, backend: Backend) -> bool:
-    """Whether *backend* has gone."""
+    """Return whether *backend* has gone."""
     return not connection.exec_driver_sql(f"SELECT count(*) FROM pg_stat_activity WHERE {backend.query}").scalar()  # noqa: S608
 
 
 def hides_backends(connection: Connection) -> bool:
-    """Whether something between here and the server (a pooler) tells clients other process ids than the server has."""
+    """Return whether something between here and the server (a pooler) tells clients other process ids than the server has."""
     return bool(connection.exec_driver_sql("SELECT pg_backend_pid()").scalar() != backend_pid(connection))
 
 

@@ -87,7 +87,7 @@ class BranchWork:
         self.ours = False
         """Set while txrpc itself ends the transaction."""
         self.lock = threading.Lock()
-        """Guards the two sides of giving the connection back: an interrupt must not reach whoever has it next."""
+        """Guards the two sides of giving the connection back: an interrupt must not reach its next user."""
         self.given_back = False
         self.interrupted = False
         """Whether its backend is being ended, or has been: the connection is good for nothing more."""
@@ -101,7 +101,7 @@ class BranchWork:
         return self.backend.pid if self.backend is not None else 0
 
     def give_back(self) -> bool:
-        """From now on nobody interrupts it, and its place is free; whether its connection may be used again."""
+        """From now on no interrupt reaches it, and its place is free; return whether its connection may be used again."""
         with self.lock:
             if not self.given_back:
                 self.leave()
@@ -116,7 +116,7 @@ _LOST = "the connection of a branch in {} was lost, or a statement on it was can
 
 
 def lost(work: BranchWork, resource: str, dialect: ModuleType) -> Reason | None:
-    """Why *work* cannot be whole any more, or None.
+    """Return why *work* cannot be whole any more, or None.
 
     After a rollback SQLAlchemy would carry on with another transaction, maybe on another connection; without what was done
     before, that is not the branch (rule 8).
@@ -131,12 +131,12 @@ def lost(work: BranchWork, resource: str, dialect: ModuleType) -> Reason | None:
 
 
 def broken(work: BranchWork) -> bool:
-    """Whether the connection of *work* was lost, so that its backend may still be there, with all its locks."""
+    """Return whether the connection of *work* was lost, so that its backend may still be there, with all its locks."""
     return work.connection.invalidated or not (work.ours or work.doom or work.transaction.is_active)
 
 
 def ended_behind(connection: Connection, work: BranchWork, dialect: ModuleType) -> bool:
-    """Whether the transaction has been ended on the driver's own connection, which SQLAlchemy does not see."""
+    """Return whether the transaction has been ended on the driver's own connection, which SQLAlchemy does not see."""
     return work.began and not work.ours and not connection.closed and not dialect.in_transaction(connection)
 
 
@@ -225,7 +225,7 @@ def side_engine(engine: Engine) -> Engine:
 
 
 def capacity_of(engine: Engine) -> int | None:
-    """How many connections the engine's pool may open; None if there is no bound."""
+    """Return how many connections the engine's pool may open; None if there is no bound."""
     pool = engine.pool
     if not isinstance(pool, QueuePool) or pool._max_overflow < 0:
         return None
@@ -233,14 +233,14 @@ def capacity_of(engine: Engine) -> int | None:
 
 
 def patience_of(engine: Engine, within_s: float | None) -> float | None:
-    """How long to wait for a connection, in seconds: as long as the pool would, and no longer than the transaction has."""
+    """Return how long to wait for a connection, in seconds: as long as the pool would, and no longer than the transaction has."""
     pool = engine.pool
     own_s: float | None = pool._timeout if isinstance(pool, QueuePool) else None
     return min((limit_s for limit_s in (own_s, within_s) if limit_s is not None), default=None)
 
 
 def exhausted(name: str, engine: Engine, within_s: float | None = None) -> str:
-    """What to say when the pool has no connection left; *within_s*: the transaction's time, if that was up."""
+    """Return what to say when the pool has no connection left; *within_s*: the transaction's time, if that was up."""
     pool: Any = engine.pool
     in_time = (
         "" if within_s is None else f", and none became free in the {within_s:.1f} s that the transaction had left"
@@ -259,7 +259,7 @@ def info_of(name: str, kind: str, identity: str, warnings: Iterable[str]) -> Res
 
 
 class Guard:
-    """Watches an engine's branches: nobody but txrpc may end their transactions.
+    """Watches an engine's branches: only txrpc may end their transactions.
 
     The listeners are the engine's, once; what they watch is marked in the connection's ``info``.
     """

@@ -66,12 +66,12 @@ def _needs(resource: str, trouble: str) -> str:
 
 
 def holds(connection: Connection, table: str, number: str) -> bool:
-    """Whether the branch that wrote this marker has committed, in the history that this database is in."""
+    """Return whether the branch that wrote this marker has committed, in the history that this database is in."""
     query = f"SELECT EXISTS (SELECT FROM {table} WHERE branch = '\\x{number}')"  # noqa: S608 - both are ours, and checked
     return bool(connection.exec_driver_sql(query).scalar())
 
 
 def clean(connection: Connection, table: str) -> None:
-    """Delete rows of which nobody will ask any more; what another process is at just now is left to it."""
+    """Delete rows that no process will ask for any more; what another process is at just now is left to it."""
     old = f"SELECT branch FROM {table} WHERE at < now() - interval '{_KEPT}' LIMIT {_BATCH} FOR UPDATE SKIP LOCKED"  # noqa: S608
     connection.exec_driver_sql(f"DELETE FROM {table} WHERE branch IN ({old})")  # noqa: S608

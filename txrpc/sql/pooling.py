@@ -30,7 +30,7 @@ def check_pooler(connection: Connection, engine: Engine, resource: str) -> None:
     """Raise `ConfigurationError` if the driver's prepared statements do not work through the pooler.
 
     *connection*: one of its own, in AUTOCOMMIT.  *engine*: the user's, of which one connection is taken.
-    A pooler that pools by transaction gives the backend that was used last to whoever asks next: one connection prepares a
+    A pooler that pools by transaction gives the backend that was used last to the next client: one connection prepares a
     statement, the other takes the backend away, and the first must do without.
     """
     with engine.connect() as first:
@@ -57,7 +57,7 @@ def check_pooler(connection: Connection, engine: Engine, resource: str) -> None:
 
 @contextmanager
 def starting(resource: str) -> Iterator[None]:
-    """What the database, or a pooler before it, says to the first transaction, as an error of ours.
+    """Return what the database, or a pooler before it, says to the first transaction, as an error of ours.
 
     A pooler that pools by statement ends the connection there; not every driver hands on what it said.
     """

@@ -195,7 +195,7 @@ def _who_ended_it(connection: Connection, commit: bool, gid: Gid, token: str, ma
 
 
 def one_phase_result(connection: Connection, token: str, markers: str = "") -> Outcome | None:
-    """How the transaction *token* ended; None while it is in progress; UNKNOWN if this database cannot tell."""
+    """Return how the transaction *token* ended; None while it is in progress; UNKNOWN if this database cannot tell."""
     return _RESULTS.get(_status_of(connection, token, markers), Outcome.UNKNOWN)
 
 
@@ -204,7 +204,7 @@ _ELSEWHERE: Final = "on another timeline"
 
 
 def _status_of(connection: Connection, token: str, markers: str) -> str:
-    """What became of *token*: its marker row tells in any history, else the number in its own."""
+    """Return what became of *token*: its marker row tells in any history, else the number in its own."""
     found = _TOKEN.fullmatch(token)
     status = _status_of_number(connection, token)
     if found is None or found[3] is None or not markers or status == "in progress":
@@ -216,7 +216,7 @@ def _status_of(connection: Connection, token: str, markers: str) -> str:
 
 
 def _status_of_number(connection: Connection, token: str) -> str:
-    """What ``pg_xact_status`` says of *token*; "" if it has forgotten, or *token* is not one of PostgreSQL's.
+    """Return what ``pg_xact_status`` says of *token*; "" if it has forgotten, or *token* is not one of PostgreSQL's.
 
     A number means something in its own history only: after a fail-over, or on a restored backup, it may be another transaction's.
     A number that this server has not come to proves that the server is older than its promise.
@@ -253,7 +253,7 @@ def in_doubt(connection: Connection, group: str, resource: str) -> list[tuple[Gi
 
 
 def speaks_behind_the_transaction(statement: str) -> bool:
-    """Whether *statement* is LISTEN, UNLISTEN or NOTIFY, as far as its text tells."""
+    """Return whether *statement* is LISTEN, UNLISTEN or NOTIFY, as far as its text tells."""
     return _NOTIFY.search(statement) is not None
 
 
@@ -341,7 +341,7 @@ _NO_LOCK_TIMEOUT: Final = (
     "below it (for this role, or in the URL: ?options=-c lock_timeout=2s) and retry=True they end well, and soon"
 )
 _NO_IDENTITY: Final = (
-    "its identity is not known, so that nobody notices another database under its name: GRANT EXECUTE ON FUNCTION "
+    "its identity is not known, so that another database under its name would not be noticed: GRANT EXECUTE ON FUNCTION "
     "pg_control_system() TO the role of the engine"
 )
 

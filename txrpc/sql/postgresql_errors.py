@@ -33,7 +33,7 @@ def sqlstate(error: BaseException) -> str:
 
 
 def connection_lost(error: BaseException) -> bool:
-    """Whether *error* means that the connection is gone, so that nobody knows what became of the statement."""
+    """Return whether *error* means that the connection is gone, so that the end of the statement is not known."""
     if not isinstance(error, DBAPIError):
         return isinstance(error, OSError)
     state = sqlstate(error)
@@ -43,19 +43,19 @@ def connection_lost(error: BaseException) -> bool:
 
 
 def no_connection(error: BaseException) -> bool:
-    """Whether *error*, which came without a statement, means that the server could not be reached or did not let us in."""
+    """Return whether *error*, which came without a statement, means that the server could not be reached or did not let us in."""
     if isinstance(error, DBAPIError) and error.connection_invalidated:
         return False
     return connection_lost(error) or sqlstate(error)[:2] in ("28", "3D", "53")
 
 
 def refused(error: BaseException) -> bool:
-    """Whether the server itself has said no, so that what was asked for has certainly not been done."""
+    """Return whether the server itself has said no, so that what was asked for has certainly not been done."""
     return isinstance(error, DBAPIError) and bool(sqlstate(error)) and not connection_lost(error)
 
 
 def classify(error: BaseException) -> Reason | None:
-    """Why *error* ends the branch, or None if it did not come from the database."""
+    """Return why *error* ends the branch, or None if it did not come from the database."""
     if isinstance(error, ResourceUnavailable):
         return Reason(AbortCode.RESOURCE_UNAVAILABLE, str(error))
     if not isinstance(error, DBAPIError):
@@ -75,7 +75,7 @@ def _code_of(error: DBAPIError) -> AbortCode:
 
 
 def sentence(error: BaseException) -> str:
-    """What the database said, without anybody's data in it."""
+    """Return what the database said, without any data in it."""
     origin: Any = getattr(error, "orig", None) or error
     state = sqlstate(error)
     kind = type(origin.__cause__ if type(origin).__name__ == "Error" and origin.__cause__ else origin).__name__

@@ -259,7 +259,7 @@ class AsyncResourceManager:
     # --------------------------------------------------------------------------------------------------- under it
 
     def _to_end(self, work: BranchWork) -> tuple[int, bool, Marker | None]:
-        """What the dialect must know to prove what *work* is, and to have it proven later."""
+        """Return what the dialect must know to prove what *work* is, and to have it proven later."""
         marker = Marker(self._markers, os.urandom(8).hex()) if self._markers else None
         return work.pid, work.notifies or self._always_prepare, marker
 

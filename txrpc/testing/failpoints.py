@@ -24,7 +24,7 @@ class Armed:
 
     @property
     def hit(self) -> bool:
-        """Whether it has done what it was armed with."""
+        """Return whether it has done what it was armed with."""
         if self.process is None:
             return self._point is not None and self._point.done
         with self.process.output.open("rb") as output:
@@ -42,14 +42,14 @@ class Armed:
 
 @contextmanager
 def failpoint(name: str, action: str = "kill", *, process: Child | None = None) -> Iterator[Armed]:
-    """Let whoever comes to the point *name* do *action* instead of going on: see `txrpc._failpoints` for both.
+    """Let code that comes to the point *name* do *action* instead of going on: see `txrpc._failpoints` for both.
 
     *process*, whether it runs already or is started later, has only this point armed until the end of the block.  Without one the
     point is this process's own, where it may only sleep or raise.
 
         with failpoint("coordinator.after_record", process=coordinator) as crash:
             future = pool.submit(place_order)
-            crash.wait()          # decided, and nobody has been told
+            crash.wait()          # decided, and no process has been told
         coordinator.wait()
         coordinator.start()
         assert future.result() == "placed"

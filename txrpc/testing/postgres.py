@@ -158,11 +158,11 @@ class PostgresServer:
 
     @property
     def running(self) -> bool:
-        """Whether the postmaster is alive."""
+        """Return whether the postmaster is alive."""
         return self._process is not None and self._process.poll() is None
 
     def log(self) -> str:
-        """What the server has logged."""
+        """Return what the server has logged."""
         path = self.folder / "server.log"
         return path.read_text(errors="replace") if path.exists() else ""
 
@@ -270,7 +270,7 @@ class PostgresServer:
             )
 
     def _serves(self) -> bool:
-        """Whether this very server takes connections: it could be another one that has the port."""
+        """Return whether this very server takes connections: it could be another one that has the port."""
         try:
             (folder,) = self.execute("SHOW data_directory")
         except Exception:
@@ -278,7 +278,7 @@ class PostgresServer:
         return folder == (str(self._data),)
 
     def _may_try_again(self) -> bool:
-        """Whether a server that ended while starting may succeed if it is started again."""
+        """Return whether a server that ended while starting may succeed if it is started again."""
         said = self.log()[self._log_from :]
         if _PASSING[0] in said and not self._has_served:
             self.port = free_port()

@@ -98,7 +98,7 @@ class Child:
 
     @property
     def running(self) -> bool:
-        """Whether it has been started and has not ended."""
+        """Return whether it has been started and has not ended."""
         return self._process is not None and self._process.poll() is None
 
     def start(self) -> None:
@@ -153,7 +153,7 @@ class Child:
         written.replace(self._armed)
 
     def text(self) -> str:
-        """What it has written since it was last started."""
+        """Return what it has written since it was last started."""
         with self.output.open("rb") as file:
             file.seek(self._read_from)
             return file.read().decode(errors="replace")

@@ -14,7 +14,7 @@ __all__ = ["check_branches", "is_behind", "refuse_hello", "refuse_number", "refu
 
 
 def refuse_hello(hello: Hello, group: str, owner: Owner, lineage: Collection[Epoch]) -> GoAway | None:
-    """Why this process and this coordinator do not belong together, or None."""
+    """Return why this process and this coordinator do not belong together, or None."""
     if hello.protocol != PROTOCOL_VERSION:
         text = f"this coordinator speaks protocol version {PROTOCOL_VERSION}, the process {hello.protocol}: upgrade one"
         return GoAway("protocol_version", text, retry=False)
@@ -34,7 +34,7 @@ def refuse_hello(hello: Hello, group: str, owner: Owner, lineage: Collection[Epo
 
 
 def is_behind(hello: Hello, owner: Owner, ends: Mapping[Epoch, int]) -> str:
-    """Why the log must have lost decisions, if what this process has seen proves that; else "" (rule 18).
+    """Return why the log must have lost decisions, if what this process has seen proves that; else "" (rule 18).
 
     *ends*: the greatest position that each earlier epoch reached, as far as this log knows.
     """
@@ -49,7 +49,7 @@ def is_behind(hello: Hello, owner: Owner, ends: Mapping[Epoch, int]) -> str:
 
 
 def refuse_resources(hello: Hello, identities: Mapping[str, str]) -> GoAway | None:
-    """Why the resources of this process are not those that are known by their names, or None (rule 17)."""
+    """Return why the resources of this process are not those that are known by their names, or None (rule 17)."""
     names = {identity: name for name, identity in identities.items()}
     for resource in hello.resources:
         name, identity = resource.name, resource.identity
@@ -73,14 +73,14 @@ def refuse_resources(hello: Hello, identities: Mapping[str, str]) -> GoAway | No
 
 
 def refuse_number(hello: Hello, limits: Limits, directory: SessionRegistry) -> GoAway | None:
-    """Why there is no room for one more session, or None."""
+    """Return why there is no room for one more session, or None."""
     if len(directory) >= limits.max_sessions and directory.owner(hello.participant) is None:
         return GoAway("limit", f"the coordinator's max_sessions is {limits.max_sessions}", retry=True)
     return None
 
 
 def check_branches(branches: Sequence[BranchRef], limits: Limits) -> Reason | None:
-    """Why a commit request's branch list is refused, or None."""
+    """Return why a commit request's branch list is refused, or None."""
     if len(branches) > limits.max_branches:
         text = f"the transaction has {len(branches)} branches; the coordinator's max_branches is {limits.max_branches}"
         return Reason(AbortCode.LIMIT_EXCEEDED, text)

@@ -88,7 +88,7 @@ class Received:
 
 @dataclass(frozen=True, slots=True)
 class SessionClosed:
-    """The stream ended, whoever ended it."""
+    """The stream has ended, at either end."""
 
     session: int
 

@@ -20,7 +20,7 @@ class Knowledge(enum.Enum):
     COMMITTED = "there is a decision on record, and the branch is in it"
     NOT_IN_RECORD = "there is a decision on record, and the branch is not in it"
     BEING_DECIDED = "its commit request is being worked on"
-    ABORTED = "it was aborted, and somebody may have been told"
+    ABORTED = "it was aborted, and its root may have been told"
     AWAITED = "begun under this epoch, and its root may still ask for the commit"
     OVERDUE = "begun under this epoch, no record, and its root has no time left or its owner asks no more"
     EARLIER = "begun under an earlier epoch of this log, and the log has no record"
@@ -57,7 +57,7 @@ UP_TO_THE_LOG = frozenset({Knowledge.COMMITTED, Knowledge.EARLIER, Knowledge.OVE
 
 
 def age_of(epoch: Epoch, current: Epoch, lineage: Collection[Epoch]) -> Knowledge:
-    """Where *epoch* stands in this log's history, for a transaction of which nothing else is known."""
+    """Return where *epoch* stands in this log's history, for a transaction of which nothing else is known."""
     if epoch == current:
         return Knowledge.OVERDUE
     return Knowledge.EARLIER if epoch in lineage else Knowledge.STRANGE

@@ -99,7 +99,7 @@ class Coordinator:
         return self.state.out
 
     def next_wakeup_ms(self) -> int | None:
-        """When `Woke` is due, in the monotonic time of `step`; None while nobody is connected and nothing is timed."""
+        """Return when `Woke` is due, in the monotonic time of `step`; None while no process is connected and nothing is timed."""
         due = [self.state.timers[0][0]] if self.state.timers else []
         if self.state.held:
             due.append(self.state.presumes_from_ms)
@@ -258,7 +258,7 @@ def _recover(state: CoordinatorState, decision: Decision) -> None:
 
 
 def _rebind(state: CoordinatorState, event: Rebind) -> None:
-    """An operator knows better: from now on the name means that database, and whoever means another one must leave."""
+    """An operator knows better: from now on the name means that database, and processes that mean another one must leave."""
     state.identities.pop(event.name, None)
     if event.identity:
         state.identities[event.name] = event.identity
@@ -303,8 +303,8 @@ def _hello_again(state: CoordinatorState, session: int, message: Hello) -> None:
     """The resources of a process have changed: one that was out of reach is ready, or says something else."""
     first = state.directory.sessions[session].hello
     if (message.participant, message.group, message.protocol) != (first.participant, first.group, first.protocol):
-        refusal: GoAway | None = GoAway("protocol", "said Hello again as somebody else", retry=True)
-        state.violation(session, message, "said Hello again as somebody else")
+        refusal: GoAway | None = GoAway("protocol", "said Hello again as another process", retry=True)
+        state.violation(session, message, "said Hello again as another process")
     elif (refusal := refuse_resources(message, state.identities)) is not None:
         state.note("warning", "session refused", session=session, process=first.process, reason=refusal.text)
     if refusal is not None:

@@ -42,7 +42,7 @@ def delegate(state: CoordinatorState, row: TransactionRow) -> None:
 
 
 def token(state: CoordinatorState, row: TransactionRow, session: int, message: Committing) -> None:
-    # Whoever outlives the process can ask its database with it how the commit ended (rule 13).
+    # A process that outlives it can ask its database with the token how the commit ended (rule 13).
     row.branches[message.branch].token = message.token
 
 
@@ -99,7 +99,7 @@ def resume(state: CoordinatorState, row: TransactionRow, session: int, branch: B
 
 
 def resolve(state: CoordinatorState, row: TransactionRow, branch: BranchRow) -> None:
-    """Learn how a commit in one phase ended: from its own process, or from anybody who can ask the database."""
+    """Learn how a commit in one phase ended: from its own process, or from any process that can ask the database."""
     own = state.directory.owner(branch.ref.participant)
     entry = own or (state.directory.finisher(branch.ref.participant, branch.ref.resource) if branch.token else None)
     if entry is None:

@@ -1,11 +1,11 @@
 """The two phases of a commit, and their ends.  Each function is one entry, or a shared part, of the table.
 
 The rules of the design's section 5 that live here:
-    3  `decide` appends and goes to RECORDING, where nobody is told anything; only LOGGED (`recorded`) tells.
+    3  `decide` appends and goes to RECORDING, where neither outcome is told; only LOGGED (`recorded`) tells.
     5  every end is remembered before it is told, abort and commit alike.
     6  a record is marked done when the last prepared branch has acknowledged, never before.
 
-A branch's answer counts only from the session that was asked last (`BranchRow.session`); whoever else answers is late, or lies.
+A branch's answer counts only from the session that was asked last (`BranchRow.session`); any other answer is late, or false.
 """
 
 from __future__ import annotations
@@ -84,7 +84,7 @@ def decide(state: CoordinatorState, row: TransactionRow) -> None:
     # Rule 3: from here to LOGGED neither outcome may be told, because the log may have it, or not.
     prepared = row.prepared()
     if not prepared:
-        finish(state, row, None)  # nobody wrote: there is nothing to make durable
+        finish(state, row, None)  # no branch wrote: there is nothing to make durable
     elif state.log_trouble:
         abort(state, row, Reason(AbortCode.LOG_UNAVAILABLE, state.log_trouble))
     else:
@@ -94,7 +94,7 @@ def decide(state: CoordinatorState, row: TransactionRow) -> None:
 
 
 def recorded(state: CoordinatorState, row: TransactionRow, session: None, message: None) -> None:
-    # The decision is durable: the first moment at which anybody may hear COMMITTED (rule 3).
+    # The decision is durable: the first moment at which COMMITTED may be told (rule 3).
     row.state = State.COMMITTING
     row.missing = 0
     for branch in row.branches.values():
@@ -119,7 +119,7 @@ def tell_commit(state: CoordinatorState, row: TransactionRow, branch: BranchRow,
     if entry is None:
         state.wait_for_resource(row, branch)
     elif branch.acked:
-        state.send(entry.session, commit)  # somebody saw it just before it ended: a second answer must not count
+        state.send(entry.session, commit)  # another process saw it just before it ended: a second answer must not count
     else:
         state.expect_reply(entry, row, branch, commit)
 
@@ -142,7 +142,7 @@ def acked(state: CoordinatorState, row: TransactionRow, session: int, message: A
 
 
 def _not_here(state: CoordinatorState, row: TransactionRow, branch: BranchRow, finish: FinishResult) -> None:
-    """No acknowledgement (rule 16): it asks again, and whoever connects with its resource is told."""
+    """No acknowledgement (rule 16): it asks again, and each process that connects with its resource is told."""
     state.await_resource(row, branch)
     keep_open(state, row, branch, state.incidents[row.xid, branch.ref.branch])
     if finish is FinishResult.LOST:
@@ -156,7 +156,7 @@ def keep_open(state: CoordinatorState, row: TransactionRow, branch: BranchRow, i
 
 
 def late_ack(state: CoordinatorState, row: None, session: int, message: Acked) -> None:
-    """An acknowledgement that nobody waits for; worth a word only if a branch was ended by hand against the decision."""
+    """An acknowledgement that no transaction waits for; reported only if a branch was ended by hand against the decision."""
     state.reports.drop(message.xid, message.branch)
     if message.finish is FinishResult.HEURISTIC:
         state.incident(message.xid, message.branch, message.resource, message.finish)
@@ -196,7 +196,7 @@ def ack_time_up(state: CoordinatorState, row: TransactionRow, session: None, mes
 
 
 def abort(state: CoordinatorState, row: TransactionRow, reason: Reason) -> None:
-    """Abort a transaction of which nobody can have heard COMMITTED: nothing is written (presumed abort)."""
+    """Abort a transaction of which no process can have heard COMMITTED: nothing is written (presumed abort)."""
     for branch in row.branches.values():
         _tell_rollback(state, row, branch, reason)
     finish(state, row, reason)

@@ -44,7 +44,7 @@ def inquiry(state: CoordinatorState, session: int, message: Inquiry) -> None:
         state.violation(session, message, "asks about a branch of another coordinator")
         return
     if not state.directory.sessions[session].has(gid.resource):
-        # It would be told to commit, and could not, and nobody else's acknowledgement would count.
+        # It would be told to commit, and could not, and no other acknowledgement would count.
         state.violation(session, message, "asks about a branch in a resource that it does not have")
         return
     knowledge = _knowledge(state, session, message)

@@ -1,7 +1,7 @@
 """What processes say about branches whose transaction has no row here: prepared and asking, or in trouble (rules 14 and 20).
 
 An aborted transaction needs no acknowledgement, so its coordinator forgets it; a branch of it that its database does not let go
-of would then be seen by nobody but the database.  Here it is remembered for as long as its process keeps reporting it.  Nothing
+of would then be seen by the database alone.  Here it is remembered for as long as its process keeps reporting it.  Nothing
 is decided from this: it is for people.
 """
 
@@ -36,7 +36,7 @@ class Report:
     session: int | None = None
     """The session whose trouble it is: it stands for as long as that lives."""
     unreported: bool = False
-    """Whether no process with its resource was connected, so that nobody can report it: then it stands."""
+    """Whether no process with its resource was connected, so that no process can report it: then it stands."""
 
 
 class Reports:
@@ -76,7 +76,7 @@ class Reports:
                 report.session, report.heard_ms = None, now_ms
 
     def shown(self, now_ms: int) -> list[Report]:
-        """What is worth an operator's attention."""
+        """Return what is worth an operator's attention."""
         for key in [key for key, report in self._of.items() if _is_stale(report, now_ms)]:
             del self._of[key]
         return [report for report in self._of.values() if report.told != 1]

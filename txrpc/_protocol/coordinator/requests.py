@@ -104,14 +104,14 @@ def give_up(state: CoordinatorState, row: None, session: int, request: RollbackR
 
 
 def give_up_early(state: CoordinatorState, row: TransactionRow, session: int, request: RollbackRequest) -> None:
-    # Votes are missing, so nobody can have heard COMMITTED: the root's word is enough.
+    # Votes are missing, so no process can have heard COMMITTED: the root's word is enough.
     row.waiters[session] = Wait.ACKNOWLEDGED
     phases.abort(state, row, request.reason)
     _abandon(state, request)
 
 
 def _abandon(state: CoordinatorState, request: AboutEnd) -> None:
-    """Tell everybody who may have a branch of an aborted transaction of which its root does not know (rule 19)."""
+    """Tell every process that may have a branch of an aborted transaction of which its root does not know (rule 19)."""
     if isinstance(request, RollbackRequest) and request.everywhere:
         for entry in state.directory.sessions.values():
             if entry.hello.resources:
@@ -129,7 +129,7 @@ def presume(state: CoordinatorState, row: None, session: int, request: OutcomeRe
 
 
 def _commits_by_itself(state: CoordinatorState, session: int, request: OutcomeRequest) -> bool:
-    """Whether the only branch is one of the root's own process: it needs no coordinator, so none presumes (rule 21)."""
+    """Return whether the only branch is one of the root's own process: it needs no coordinator, so none presumes (rule 21)."""
     # The process that asks holds the branch itself, so its own database has the answer.
     refs = request.branches
     asks = state.directory.sessions[session].hello.participant
@@ -137,7 +137,7 @@ def _commits_by_itself(state: CoordinatorState, session: int, request: OutcomeRe
 
 
 def _of_this_time(state: CoordinatorState, request: AboutEnd) -> bool:
-    """Whether the transaction, had it ended, would be remembered: so that the absence of a memory proves something."""
+    """Return whether the transaction, had it ended, would be remembered: so that the absence of a memory proves something."""
     return request.epoch == state.owner.epoch and state.remembered.floor <= request.begun_tick <= state.tick
 
 

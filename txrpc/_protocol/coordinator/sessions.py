@@ -25,7 +25,7 @@ class SessionEntry:
     awaiting_reply: set[AwaitedReply] = field(default_factory=set)
 
     def has(self, resource: str) -> bool:
-        """Whether the process behind it can use *resource*."""
+        """Return whether the process behind it can use *resource*."""
         return any(info.name == resource and not info.trouble for info in self.hello.resources)
 
 
@@ -94,5 +94,5 @@ class SessionRegistry:
         return self.sessions[next(iter(others))] if others else None
 
     def has(self, resource: str) -> bool:
-        """Whether a process with *resource* is connected."""
+        """Return whether a process with *resource* is connected."""
         return resource in self._by_resource

@@ -84,7 +84,7 @@ class CoordinatorState:
         self.send(entry.session, message)
 
     def cancel_wait(self, row: TransactionRow, branch: BranchRow) -> None:
-        """Nobody is waited for any more: neither the session that was asked, nor one with the resource."""
+        """Stop waiting for a branch: for the session that was asked, and for one with the resource."""
         debt = row.xid, branch.ref.branch
         replier = None if branch.session is None else self.directory.sessions.get(branch.session)
         if replier is not None:
@@ -162,7 +162,7 @@ class CoordinatorState:
 
 
 def sentence(incident: Incident) -> str:
-    """What happened to the branch, for people, and what there is to do."""
+    """Return what happened to the branch, for people, and what there is to do."""
     return _SENTENCES[incident.finish].format(incident.resource)
 
 

@@ -23,7 +23,7 @@ class BranchState(enum.Enum):
     COMMITTING = "committing"  # COMMIT PREPARED is, or waits for another try
     ABORTING = "undoing"  # ROLLBACK PREPARED is, or waits for another try
     ROLLING_BACK = "rolling back"  # unprepared work is being undone
-    RESOLVING = "resolving"  # somebody else's commit in one phase: asking the database how it ended
+    RESOLVING = "resolving"  # another process's commit in one phase: asking the database how it ended
     ENDED = "ended"
 
 
@@ -79,7 +79,7 @@ class Effects:
     do: list[Do] = field(default_factory=list)
     """Operations to start.  Each brings its result back as an input, except INTERRUPT, which makes another one end sooner."""
     send: list[ToCoordinator] = field(default_factory=list)
-    """Messages to the coordinator of their branch, in this order.  Without a session they are dropped: whoever needs an answer
+    """Messages to the coordinator of their branch, in this order.  Without a session they are dropped: code that needs an answer
     asks again."""
     settle: list[tuple[BranchId, Outcome, Reason | None]] = field(default_factory=list)
     """Branches that this process ended by itself, for those who wait for that: at most once for each."""
@@ -132,7 +132,7 @@ class ParticipantBranch:
 
     @property
     def why(self) -> Reason | None:
-        """Why it is rolled back, if it is."""
+        """Return why it is rolled back, if it is."""
         return self.vote_reason or self.doom or self.rollback_asked
 
     @property

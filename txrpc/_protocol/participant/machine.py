@@ -11,9 +11,9 @@ The rules that live here (the design's section 5)
     8   a branch that this process does not know votes ABORT: its work was lost with the process that did it.
     9   a branch whose completed calls differ from what the root saw, or that is being used, votes ABORT.
     10  an ended branch stays as a tombstone past its deadline, and so does its transaction: late calls are refused.
-    11  an ACTIVE branch rolls back at its deadline; if somebody is using its work just then, that use is interrupted.
+    11  an ACTIVE branch rolls back at its deadline; if a call is using its work just then, that use is interrupted.
 
-After a failed PREPARE nobody knows whether the database holds the branch: the vote is ABORT, and ROLLBACK PREPARED is repeated
+After a failed PREPARE it is not known whether the database holds the branch: the vote is ABORT, and ROLLBACK PREPARED is repeated
 until the database confirms that there is nothing (left) to end.
 
 Where things are
@@ -109,14 +109,14 @@ class Participant:
         if row is None or row.xid == named.xid:
             enter(self.state, kind, named.branch, message)
         elif named is message:
-            # Somebody listed another transaction's branch as its own (rule 15): of that pair nothing is known here.
+            # A root listed another transaction's branch as its own (rule 15): of that pair nothing is known here.
             TABLE[BranchState.ABSENT, kind].action(self.state, None, message)
         return self.state.out
 
     def connected(self, now_ms: int) -> Effects:
         """A session has begun: every branch in doubt asks, and those that vote just now will soon.
 
-        The vote that they are about to give was asked for by somebody who may have aborted since, and said so to nobody.
+        The vote that they are about to give was asked for by a coordinator that may have aborted since, and could not say so.
         """
         self.state.begin(now_ms)
         for row in self.state.rows.values():

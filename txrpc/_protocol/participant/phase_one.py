@@ -61,7 +61,7 @@ def prepare(state: ParticipantState, row: ParticipantBranch, message: Prepare) -
 
 
 def _objection(state: ParticipantState, row: ParticipantBranch, calls: int) -> Reason | None:
-    """Why this branch may not be committed, or None (rule 9)."""
+    """Return why this branch may not be committed, or None (rule 9)."""
     if row.doom is not None:
         return row.doom
     if row.users and row.local:

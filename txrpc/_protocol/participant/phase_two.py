@@ -131,7 +131,7 @@ def finished_commit(state: ParticipantState, row: ParticipantBranch, finish: Fin
 
 
 def finished_undo(state: ParticipantState, row: ParticipantBranch, finish: FinishResult) -> None:
-    # Presumed abort: nobody waits for this, whatever the database has answered.
+    # Presumed abort: no process waits for this, whatever the database has answered.
     if finish is FinishResult.HEURISTIC:
         # An abort needs no acknowledgement (presumed abort); this one is for the operator.
         state.out.send.append(Acked(row.xid, row.branch, finish, row.gid.resource))
@@ -150,7 +150,7 @@ def finish_failed(state: ParticipantState, row: ParticipantBranch, reason: Reaso
 
 
 def _trouble(state: ParticipantState, row: ParticipantBranch, reason: Reason) -> None:
-    """Tell the coordinator, and whoever reads this process's log, what keeps the branch from ending (rule 20)."""
+    """Tell the coordinator, and the reader of this process's log, what keeps the branch from ending (rule 20)."""
     row.trouble = Reason(reason.code, f"cannot {_TO_DO[row.state]} the branch in {row.gid.resource}: {reason.text}")
     state.out.send.append(Trouble(row.gid, row.trouble))
 
@@ -186,7 +186,7 @@ def local_rollback(state: ParticipantState, row: ParticipantBranch, reason: Reas
 
 
 def deadline(state: ParticipantState, row: ParticipantBranch, _: object) -> None:
-    # Rule 11: unprepared work frees its locks and its connection by itself, whoever is gone.
+    # Rule 11: unprepared work frees its locks and its connection by itself, whichever process is gone.
     state.close(row)
     undo_work(
         state, row, Reason(AbortCode.TIMED_OUT, f"the deadline passed with the branch in {row.gid.resource} open")
@@ -225,7 +225,7 @@ def undo_work(state: ParticipantState, row: ParticipantBranch, reason: Reason) -
     row.state = BranchState.ROLLING_BACK
     if row.users:
         break_off(state, row, None)
-        # Whoever waits may be the very thread that uses it; it can end in one way only by now.
+        # The waiter may be the very thread that uses it; it can end in one way only by now.
         tell_local(state, row, Outcome.ABORTED)
         row.local = False
     else:
@@ -303,7 +303,7 @@ def resolve_ended(state: ParticipantState, row: ParticipantBranch, message: Reso
 
 
 def resolve_absent(state: ParticipantState, row: None, message: Resolve) -> None:
-    """Without the token nobody can ask the database."""
+    """Without the token the database cannot be asked."""
     state.out.send.append(Resolved(message.xid, message.branch, Outcome.UNKNOWN))
 
 

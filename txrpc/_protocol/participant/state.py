@@ -50,11 +50,11 @@ class ParticipantState:
         return None if branch is None else self.rows[branch]
 
     def is_closed(self, xid: Xid) -> bool:
-        """Whether *xid* has begun to end here, so that a call of it comes too late (rule 10)."""
+        """Return whether *xid* has begun to end here, so that a call of it comes too late (rule 10)."""
         return xid in self.closed_until_ms
 
     def next_wakeup_ms(self) -> int | None:
-        """When `woke` is due, in the monotonic time of `step`."""
+        """Return when `woke` is due, in the monotonic time of `step`."""
         return self.timers[0][0] if self.timers else None
 
     def begin(self, now_ms: int) -> None:
