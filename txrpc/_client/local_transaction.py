@@ -144,7 +144,7 @@ class LocalTransaction:
         self.hooks = Hooks()
         self._lock = threading.Lock()
         self.in_flight = 0
-        """Calls whose end was not known when the part was closed: each may have opened branches that this process has not heard of."""
+        """Calls whose end was not known when the part was closed: each may have opened branches that are not known here."""
         self._out: set[OutgoingCall] = set()
         self._refs: dict[BranchId, BranchRef] = {}
         self._own: set[BranchId] = set()

@@ -4,7 +4,7 @@ How to think of it
     Every write is one transaction that first locks the node's row and compares its epoch with our own: that is the fence.
     A later `open` raises the epoch under the same lock, so whatever an earlier coordinator writes after that fails.
 
-    An error *before* COMMIT was sent means that the batch is not recorded.  An error *at* COMMIT means that the end is not known; then the
+    An error *before* COMMIT was sent means that the batch is not recorded.  An error *at* COMMIT leaves the end unknown; then the
     caller repeats the batch, which is harmless because a decision is written once and never changes.
 
     It stays unknown until a repeat succeeds: a repeat that fails *before* COMMIT says nothing about the first try.
