@@ -248,7 +248,7 @@ def _guesses_how_a_commit_in_one_phase_ended() -> Patches:
 
 
 @_mutant(15, 1, 2, 3, 6, 13, 14)
-def _believes_whoever_answers() -> Patches:
+def _believes_any_answer() -> Patches:
     inputs = coordinator_machine._INPUTS
 
     def mistaken(state: Any, session: int, message: Any) -> None:
@@ -279,7 +279,7 @@ def _aborts_a_batch_of_which_it_does_not_know_whether_it_was_written() -> Patche
     return [patch.object(CoordinatorProcess, "_write", stepped)]
 
 
-@_mutant(5, 1, 14)
+@_mutant(5, 1, 14, world=Options(slow=0.4, loss=0.1, freezes=6, transactions=5, read_only=0.0))
 def _answers_a_question_about_a_running_transaction_with_presumed_abort() -> Patches:
     return [
         patch.dict(knowledge.ANSWERS, {Knowledge.BEING_DECIDED: Answer.ROLL_BACK, Knowledge.AWAITED: Answer.ROLL_BACK})
@@ -299,7 +299,7 @@ def _ignores_the_call_count() -> Patches:
     return [patch.object(phase_one, "_objection", mistaken)]
 
 
-@_mutant(8, 2, 13, world=Options(crashes=8, transactions=4, calls=4, trouble_ms=8_000))
+@_mutant(8, 2, 13, world=Options(crashes=12, transactions=6, calls=6, delay_ms=200, read_only=0.0))
 def _a_restarted_process_votes_for_the_work_of_the_dead_one() -> Patches:
     def keeps_its_name(self: Any, process: Any, resources: Any) -> None:
         made(self, process, resources)
@@ -314,7 +314,7 @@ def _a_restarted_process_votes_for_the_work_of_the_dead_one() -> Patches:
 
 
 @_mutant(4, 1, 2)
-def _commits_a_prepared_branch_when_nobody_answers() -> Patches:
+def _commits_a_prepared_branch_when_no_answer_comes() -> Patches:
     def mistaken(state: Any, row: Any, _: object) -> None:
         row.state = _S.COMMITTING
         state.do(Operation.COMMIT_PREPARED, row)
@@ -366,12 +366,12 @@ def _acknowledges_a_commit_that_failed() -> Patches:
     return [_participant(_S.COMMITTING, _I.FINISH_FAILED, mistaken)]
 
 
-@_mutant(14)
-def _never_looks_for_branches_that_nobody_knows() -> Patches:
+@_mutant(14, world=Options(crashes=10, cut_prepares=0.5, transactions=5, read_only=0.0))
+def _never_looks_for_branches_that_no_process_knows() -> Patches:
     return [patch.object(ClientCore, "swept", lambda self, name, found: None)]
 
 
-@_mutant(13)
+@_mutant(13, world=Options(crashes=12, transactions=6, calls=1, read_only=0.0, databases=1, services=1))
 def _does_not_ask_the_database_how_a_commit_in_one_phase_ended() -> Patches:
     def mistaken(self: Any, gid: Any, token: str, now_ms: int) -> Any:
         self.state.begin(now_ms)
@@ -445,7 +445,7 @@ def _presumes_aborts_before_those_who_know_better_have_come_back() -> Patches:
     return [patch.object(CoordinatorState, "hold", lambda *_: False)]
 
 
-@_mutant(14, 6, 13)
+@_mutant(14, 6, 13, world=Options(crashes=10, database_crashes=12, cut_prepares=0.3, transactions=5, loss=0.05))
 def _does_not_say_that_a_resource_has_become_ready() -> Patches:
     return [patch.object(ClientCore, "_announce", lambda _: None)]
 

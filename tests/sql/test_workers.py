@@ -203,7 +203,7 @@ def test_g4_the_deadline_bounds_the_wait_for_a_connection(make: Make, pool: dict
     manager = Client("default", [resource])
     manager.start(NoSession())
     held = [resource.begin(False) for _ in range(sum(pool.values()))]
-    with pytest.raises(txrpc.ResourceUnavailable, match=r"every connection of resource 'bank' is in use .* had left"):
+    with pytest.raises(txrpc.TransactionTimedOut, match=r"every connection of resource 'bank' is in use .* had left"):
         with txrpc.transaction(timeout=0.5, manager=TransactionManager(manager)), resource.connection():
             pass
     for work in held:
@@ -224,7 +224,7 @@ async def test_g4_the_deadline_bounds_the_wait_for_a_connection_aio(url: str) ->
     manager = AsyncClient("default", [resource])
     await manager.start(_AsyncSilent())
     held = await resource.begin(False)
-    with pytest.raises(txrpc.ResourceUnavailable, match=r"every connection of resource 'bank' is in use .* had left"):
+    with pytest.raises(txrpc.TransactionTimedOut, match=r"every connection of resource 'bank' is in use .* had left"):
         async with txrpc.aio.transaction(timeout=0.5, manager=AsyncTransactionManager(manager)):
             async with resource.connection():
                 pass
