@@ -338,3 +338,15 @@ async def test_b8_a_read_only_block_inside_a_writing_transaction_cannot_write(
                 async with txrpc.aio.transaction(read_only=True), bank.connection() as connection:
                     await connection.execute(sa.text("INSERT INTO row VALUES ('c', 1)"))
     assert await rows(bank) == ["a", "b"]
+
+
+async def test_rollback_of_a_session_that_has_begun_nothing_dooms_the_transaction(
+    bank: txrpc.sql.AsyncResourceManager,
+) -> None:
+    with pytest.raises(txrpc.TransactionAborted, match="rollback"):
+        async with txrpc.aio.transaction():
+            async with bank.session() as session:
+                session.add(Row(name="a", value=1))
+            async with bank.session() as session:
+                await session.rollback()
+    assert await rows(bank) == []

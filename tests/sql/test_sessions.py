@@ -260,6 +260,16 @@ def test_rollback_of_a_session_dooms_the_transaction_whatever_it_had_done(
     assert rows(bank) == []
 
 
+def test_rollback_of_a_session_that_has_begun_nothing_dooms_the_transaction(bank: txrpc.sql.ResourceManager) -> None:
+    """SQLAlchemy has nothing to roll back there, and tells no listener; what another block wrote would have been committed."""
+    with pytest.raises(TransactionAborted, match="rollback"), transaction():
+        with bank.session() as session:
+            session.add(Row(name="a", value=1))
+        with bank.session() as session:
+            session.rollback()
+    assert rows(bank) == []
+
+
 def test_rollback_to_a_savepoint_of_a_session_dooms_nothing(bank: txrpc.sql.ResourceManager) -> None:
     with transaction(), bank.session() as session:
         session.add(Row(name="a", value=1))

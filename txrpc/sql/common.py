@@ -388,5 +388,15 @@ def watch_session(session: Session, info: Mapping[Any, Any], dialect: ModuleType
         reason = dialect.classify(error) if error is not None else None
         work.doom = work.doom or reason or Reason(AbortCode.REQUESTED, "Session.rollback() was called in a transaction")
 
+    if session_commit == "refuse":
+        # A session that has begun nothing has nothing to roll back, and no event; its user means the transaction all the same.
+        roll_back = session.rollback
+
+        def rollback() -> None:
+            if not session.in_transaction():
+                work.doom = work.doom or Reason(AbortCode.REQUESTED, "Session.rollback() was called in a transaction")
+            roll_back()
+
+        session.rollback = rollback  # type: ignore[method-assign]
     event.listen(session, "before_commit", flush_instead if session_commit == "flush" else refuse_commit)
     event.listen(session, "after_soft_rollback", rolled_back)
