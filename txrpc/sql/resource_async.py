@@ -31,7 +31,6 @@ from txrpc.sql.common import (
     check_engine,
     check_options,
     check_outside,
-    check_session_commit,
     check_whole,
     dialect_of,
     exhausted,
@@ -41,10 +40,10 @@ from txrpc.sql.common import (
     patience_of,
     refuse_outside,
     side_engine,
-    watch_session,
 )
 from txrpc.sql.markers import Marker
 from txrpc.sql.places import AsyncPlaces
+from txrpc.sql.sessions import check_session_commit, watch_session
 
 __all__ = ["AsyncResourceManager"]
 
