@@ -50,7 +50,7 @@ MUTANTS: dict[str, tuple[Change, str]] = {
         "tests/sql/test_sessions.py -k drivers_own",
     ),
     "a session's rollback without a statement is not seen": (
-        Change(_SQL + "common", '    event.listen(session, "after_soft_rollback", rolled_back)\n', ""),
+        Change(_SQL + "sessions", '    event.listen(session, "after_soft_rollback", rolled_back)\n', ""),
         "tests/sql/test_sessions.py -k whatever_it_had_done",
     ),
     "a resource commits by itself where calls are served": (
