@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import threading
 from collections.abc import Iterator
 from typing import Any, cast
@@ -154,7 +155,7 @@ def test_pauses_grow_and_have_a_limit_even_after_thousands() -> None:
     assert max(policy.sleep_s(5) for _ in range(200)) > 0.8
 
 
-def test_before_retry_is_told_what_failed_and_may_end_it() -> None:
+def test_before_retry_is_told_what_failed_and_may_end_it(session: LateSession) -> None:
     told: list[FailedAttempt] = []
 
     def hook(failed: FailedAttempt) -> None:
@@ -162,14 +163,33 @@ def test_before_retry_is_told_what_failed_and_may_end_it() -> None:
         if failed.number == 2:
             raise InterruptedError
 
-    clock = Clock()
-    attempts = Attempts(Retry(backoff_s=0, before_retry=hook), 5, clock)
-    error = conflict()
-    clock.now += 1
-    assert attempts.may_go_on(error, None)
+    @transactional(timeout=20, retry=Retry(backoff_s=0, before_retry=hook))
+    def work() -> None:
+        current().set_rollback_only(Reason(AbortCode.DEADLOCK))
+
     with pytest.raises(InterruptedError):
-        attempts.may_go_on(error, None)
-    assert told[0] == FailedAttempt(1, error, 0.0, 1.0, 4.0)
+        work()
+    assert [failed.number for failed in told] == [1, 2]
+    assert all(isinstance(failed.error, TransactionAborted) for failed in told)
+    assert told[0].pause_s == 0
+    assert 0 <= told[0].elapsed_s <= told[1].elapsed_s < 20
+    assert told[0].left_s + told[0].elapsed_s == pytest.approx(20)
+
+
+async def test_before_retry_may_be_a_coroutine_function(aio_manager: Any) -> None:
+    told: list[int] = []
+
+    async def hook(failed: FailedAttempt) -> None:
+        await asyncio.sleep(0)
+        told.append(failed.number)
+
+    @txrpc.aio.transactional(retry=Retry(attempts=3, backoff_s=0, before_retry=hook))
+    async def work() -> None:
+        current().set_rollback_only(Reason(AbortCode.DEADLOCK))
+
+    with pytest.raises(TransactionAborted):
+        await work()
+    assert told == [1, 2]
 
 
 # ------------------------------------------------------------------------------------------------------- in a process
@@ -221,13 +241,17 @@ def test_m5_an_attempt_waits_for_the_coordinator_to_come_back(session: LateSessi
 
 
 def test_waiting_for_the_coordinator_ends_with_the_time(session: LateSession) -> None:
+    attempts: list[int] = []
+
     @transactional(timeout=0.3, retry=True)
     def work() -> None:
+        attempts.append(1)
         raise CoordinatorUnavailable("no session")
 
     with pytest.raises(CoordinatorUnavailable):
         work()
     assert session.waited.is_set()
+    assert attempts == [1]
 
 
 def test_a_later_attempt_has_only_the_time_that_is_left(session: LateSession) -> None:

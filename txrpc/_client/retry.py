@@ -54,7 +54,8 @@ class Retry:
         count.
     backoff_s: before the second attempt sleep a random time up to this many seconds; doubled for each further one.
     max_backoff_s: the longest sleep.
-    before_retry: called with a `FailedAttempt` before each sleep, to log or to count.  What it raises ends the attempts.
+    before_retry: called with a `FailedAttempt` before each sleep, to log or to count; in an asyncio program it may be a coroutine
+        function.  What it raises ends the attempts.
 
     While there is no session with the coordinator the next attempt waits for it, instead of failing at once.
     """
@@ -107,8 +108,7 @@ class Attempts:
         self._began_s = now_s()
         self._number = 1
         self._conflicts = 0
-        self._pause_s = 0.0
-        self._failed: Exception | None = None
+        self._failed: FailedAttempt | None = None
 
     def _left_s(self) -> float:
         within_s = self._policy.within_s if self._policy is not None else None
@@ -130,27 +130,34 @@ class Attempts:
         self._conflicts += _is_conflict(error, transaction)
         if self._policy.attempts is not None and self._conflicts >= self._policy.attempts:
             return self._give_up(error)
-        self._pause_s, left_s = self._policy.sleep_s(self._number), self._left_s()
-        if self._pause_s >= left_s:
+        pause_s, left_s = self._policy.sleep_s(self._number), self._left_s()
+        if pause_s >= left_s:
             return self._give_up(error)
-        if self._policy.before_retry is not None:
-            elapsed_s = self._now_s() - self._began_s
-            self._policy.before_retry(FailedAttempt(self._number, error, self._pause_s, elapsed_s, left_s))
+        elapsed_s = self._now_s() - self._began_s
+        self._failed = FailedAttempt(self._number, error, pause_s, elapsed_s, left_s)
         self._number += 1
-        self._failed = error
         return True
 
     def rest(self, runtime: Runtime) -> Flow[None]:
-        """Sleep before the next attempt; without a session, until there is one or the time is up."""
-        yield runtime.pause, (self._pause_s,)
-        if isinstance(self._failed, CoordinatorUnavailable):
+        """Tell `before_retry`, and sleep before the next attempt; without a session, until there is one.
+
+        Raises the error of the attempt that failed if there was none in time.
+        """
+        assert self._policy is not None
+        assert self._failed is not None
+        if self._policy.before_retry is not None:
+            yield self._policy.before_retry, (self._failed,)
+        yield runtime.pause, (self._failed.pause_s,)
+        if isinstance(self._failed.error, CoordinatorUnavailable):
             with contextlib.suppress(TxrpcError):  # the next attempt says it better
                 yield runtime.reconnect, (max(0.0, self._left_s()),)
+            if self._left_s() <= 0:
+                raise self._failed.error
 
     def _give_up(self, error: Exception) -> bool:
-        if self._failed is not None and self._failed is not error:
-            elapsed_s = self._now_s() - self._began_s
-            before = f"{type(self._failed).__name__}: {self._failed}"
+        if self._failed is not None:
+            elapsed_s, last = self._now_s() - self._began_s, self._failed.error
+            before = f"{type(last).__name__}: {last}"
             error.add_note(f"attempt {self._number} in {elapsed_s:.1f} s; the one before failed with {before}")
         return False
 
