@@ -313,5 +313,7 @@ def test_help_and_version_are_quick_and_load_no_database_library() -> None:
     code = "import sys, txrpc.cli; print(sorted(m for m in ('sqlalchemy', 'structlog', 'rich') if m in sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=30, check=True)
     assert done.stdout.strip() == "[]"
-    assert "--max-branches" in run("coordinator", "--help").stdout
+    shown = run("coordinator", "--help").stdout
+    assert "--max-branches" in shown
+    assert "\n    2  bad configuration   5  cannot listen\n" in shown  # a table, not a paragraph
     assert run("version").stdout.startswith("txrpc ")

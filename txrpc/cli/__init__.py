@@ -26,7 +26,7 @@ def main() -> None:
 @config_options
 @click.option("--config", "file", metavar="FILE", help="A TOML file with the same options.")
 def coordinator(file: str | None, **given: Any) -> None:
-    r"""Run a coordinator until SIGTERM or SIGINT.
+    """Run a coordinator until SIGTERM or SIGINT.
 
     Every option may also be an environment variable (TXRPC_MAX_BRANCHES) or a key of the TOML file (max_branches);
     a flag wins over the environment, and that over the file.
@@ -37,7 +37,7 @@ def coordinator(file: str | None, **given: Any) -> None:
       1  an error in txrpc   4  fenced: a later coordinator has opened the log
       2  bad configuration   5  cannot listen
                              6  the log has lost decisions
-    """
+    """  # noqa: D301  (click: what follows the backspace is not wrapped)
     from txrpc._coordinator import logging_setup
     from txrpc._coordinator.config import load
     from txrpc._coordinator.server import MISCONFIGURED, run

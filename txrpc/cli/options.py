@@ -16,6 +16,6 @@ def config_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """Give *command* every option of `txrpc._coordinator.config.CoordinatorConfig`, as text that is converted there."""
     for name, option in reversed(FIELDS.items()):
         flag = "--" + name.replace("_", "-")
-        text = f"{option.metadata['text']}  [default: {option.default}]"
+        text = f"{option.metadata['text']}  [default: {option.default if option.default != '' else 'none'}]"
         command = click.option(flag, name, default=None, metavar="VALUE", help=text)(command)
     return command

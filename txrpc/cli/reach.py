@@ -58,11 +58,23 @@ def reach_options(command: Callable[..., None]) -> Callable[..., None]:
         click.option(
             "--coordinator", "address", metavar="HOST:PORT", help="Default: TXRPC_COORDINATOR, or 127.0.0.1:7400."
         ),
-        click.option("--tls-ca", metavar="FILE", envvar="TXRPC_TLS_CA", help="Use TLS; the coordinator's CA, as PEM."),
         click.option(
-            "--tls-certificate", metavar="FILE", envvar="TXRPC_TLS_CERTIFICATE", help="One's own, if it asks for one."
+            "--tls-ca",
+            metavar="FILE",
+            envvar="TXRPC_TLS_CA",
+            show_envvar=True,
+            help="Use TLS; the coordinator's CA, as PEM.",
         ),
-        click.option("--tls-key", metavar="FILE", envvar="TXRPC_TLS_KEY", help="Of that certificate."),
+        click.option(
+            "--tls-certificate",
+            metavar="FILE",
+            envvar="TXRPC_TLS_CERTIFICATE",
+            show_envvar=True,
+            help="One's own, if it asks for one.",
+        ),
+        click.option(
+            "--tls-key", metavar="FILE", envvar="TXRPC_TLS_KEY", show_envvar=True, help="Of that certificate."
+        ),
     ]
     for option in reversed(options):
         call = option(call)
