@@ -69,7 +69,8 @@ class RootTransaction(RootTransactionBase):
         `before_commit` hook raised (rolled back).
         """
         try:
-            self._before_commit()
+            if self._part.hooks.before_commit:
+                self._before_commit()
             run(completion.commit(self._client, self._part, wait))
         finally:
             completion.keep_unknown(self._client, self._part)
@@ -102,6 +103,8 @@ class RootTransaction(RootTransactionBase):
         if self._is_current:
             restore(self._previous)
             self._is_current, self._previous = False, None
+        if not self._part.hooks.after:
+            return
         event = self._event()
         with bind(None):  # not even in a transaction around this one
             for hook in self._part.hooks.take_after(event.outcome or Outcome.UNKNOWN):

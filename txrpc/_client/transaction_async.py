@@ -70,7 +70,8 @@ class AsyncRootTransaction(RootTransactionBase):
         `before_commit` hook raised (rolled back).
         """
         try:
-            await self._before_commit()
+            if self._part.hooks.before_commit:
+                await self._before_commit()
             await arun(completion.commit(self._client, self._part, wait))
         finally:
             completion.keep_unknown(self._client, self._part)
@@ -105,6 +106,8 @@ class AsyncRootTransaction(RootTransactionBase):
         if self._is_current:
             restore(self._previous)
             self._is_current, self._previous = False, None
+        if not self._part.hooks.after:
+            return
         event = self._event()
         with bind(None):  # not even in a transaction around this one
             for hook in self._part.hooks.take_after(event.outcome or Outcome.UNKNOWN):

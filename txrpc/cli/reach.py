@@ -7,10 +7,12 @@ import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
-import grpc
+
+if TYPE_CHECKING:
+    import grpc
 
 __all__ = ["Reach", "reach_options"]
 
@@ -26,6 +28,8 @@ class Reach:
 
     def channel(self) -> grpc.Channel:
         """Open a channel; raises `click.ClickException` if a file cannot be read."""
+        import grpc
+
         options = [("grpc.max_receive_message_length", -1)]
         if self.ca is None:
             return grpc.insecure_channel(self.address, options)
