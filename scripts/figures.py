@@ -27,6 +27,7 @@ BOUNDS = {
     "median lines of a function": 5,
     "90th percentile of a function": 15,
     "median lines of a file": 140,
+    "90th percentile of a file": 310,
 }
 """At most so much; they may only shrink."""
 AT_LEAST = {"comment lines in 100 lines of _protocol": 5.0}
@@ -118,6 +119,7 @@ def main() -> int:
         "median lines of a function": statistics.median(lengths),
         "90th percentile of a function": lengths[len(lengths) * 9 // 10],
         "median lines of a file": statistics.median(files),
+        "90th percentile of a file": files[len(files) * 9 // 10],
     }
     passed = [name for name, figure in figures.items() if figure > BOUNDS[name]]
     for name, figure in figures.items():

@@ -28,11 +28,21 @@ def page() -> str:
     codes = [(f"`{code.name}`", *code.meaning, "yes" if code.retryable else "no") for code in AbortCode]
     errors = [(f"`{kind.__name__}`", status.name) for kind, status in CODES.items()]
     options = [
-        (f"`--{f.name.replace('_', '-')}`", f"`{PREFIX}{f.name.upper()}`", f"`{f.default}`", str(f.metadata["text"]))
+        (
+            f"`--{f.name.replace('_', '-')}`",
+            f"`{PREFIX}{f.name.upper()}`",
+            f"`{f.default}`" if f.default != "" else "none",
+            str(f.metadata["text"]),
+        )
         for f in fields(CoordinatorConfig)
     ]
     variables = [
         ("`TXRPC_COORDINATOR`", "`host:port` of the coordinator, for `connect()` and the command line"),
+        ("`TXRPC_TLS_CA`", "file with the coordinator's CA, as PEM, for `txrpc status`, `close` and `rebind`: use TLS"),
+        (
+            "`TXRPC_TLS_CERTIFICATE`, `TXRPC_TLS_KEY`",
+            "files with a certificate and its key: of the coordinator, or of who asks it",
+        ),
         ("`TXRPC_FAILPOINTS`", "for tests: see [testing-your-services.md](testing-your-services.md)"),
     ]
     return (
