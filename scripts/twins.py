@@ -114,7 +114,7 @@ PAIRS = [
                 "from sqlalchemy.exc import TimeoutError as PoolTimeout\n",
                 "from sqlalchemy.exc import TimeoutError as PoolTimeout\nfrom sqlalchemy.orm import Session\n",
             ),
-            ("AsyncEngine(side_engine(engine.sync_engine))", "side_engine(engine)"),
+            ("AsyncEngine(side)\n", "side\n"),
             ("(DBAPIError, OSError)", "DBAPIError"),
             ("import AsyncIterator, Awaitable, Callable", "import Callable, Iterator"),
             ("Callable[[str], Awaitable[None]]", "Callable[[str], None]"),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import socket
 import threading
 import time
 from collections.abc import Iterator
@@ -26,7 +28,7 @@ from txrpc._client.manager_async import AsyncTransactionManager
 from txrpc._client.scope import set_default_client
 from txrpc._protocol.messages import Commit, Owner, Prepare, Welcome
 from txrpc.resource import Prepared
-from txrpc.sql import postgresql
+from txrpc.sql import common, postgresql
 from txrpc.sql.common import interrupt
 
 UNIQUE = "ALTER TABLE row ADD CONSTRAINT one_value UNIQUE (value) DEFERRABLE INITIALLY DEFERRED"
@@ -234,3 +236,50 @@ async def test_g4_the_deadline_bounds_the_wait_for_a_connection_aio(url: str) ->
             await connection.execute(sa.text("SELECT 1"))
     await manager.close()
     await engine.dispose()
+
+
+# ------------------------------------------------------------------------------------- hosts that do not answer at all
+
+
+@pytest.mark.parametrize("driver", ["psycopg", "psycopg2"])
+def test_a_host_that_does_not_answer_does_not_keep_those_that_finish(
+    monkeypatch: pytest.MonkeyPatch, driver: str
+) -> None:
+    """The drivers' own patience is minutes, or for ever; a resource has four workers that finish its branches."""
+    monkeypatch.setattr(common, "CONNECT_TIMEOUT_S", 2)
+    with socket.create_server(("127.0.0.1", 0)) as dead:
+        engine = sa.create_engine(f"postgresql+{driver}://nobody@127.0.0.1:{dead.getsockname()[1]}/nothing")
+        resource = txrpc.sql.ResourceManager("bank", engine)
+        with pytest.raises(txrpc.ResourceUnavailable):
+            resource.in_doubt("default")
+        resource.close()
+
+
+async def test_a_host_that_does_not_answer_does_not_keep_those_that_finish_aio(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(common, "CONNECT_TIMEOUT_S", 2)
+    with socket.create_server(("127.0.0.1", 0)) as dead:
+        url = f"postgresql+asyncpg://nobody@127.0.0.1:{dead.getsockname()[1]}/nothing"
+        resource = txrpc.sql.AsyncResourceManager("bank", create_async_engine(url))
+        async with asyncio.timeout(40):  # asyncpg's own patience is a minute
+            with pytest.raises(txrpc.ResourceUnavailable):
+                await resource.in_doubt("default")
+        await resource.close()
+
+
+@pytest.mark.parametrize("own", [None, 7])
+def test_only_the_side_engines_attempts_are_bounded_and_only_where_the_user_has_not(url: str, own: int | None) -> None:
+    given: list[Any] = []
+    options = {} if own is None else {"connect_timeout": own}
+    engine = sa.create_engine(url, connect_args=options)
+    resource = txrpc.sql.ResourceManager("bank", engine)
+
+    def note(_dialect: object, _record: object, _cargs: object, cparams: dict[str, Any]) -> None:
+        given.append(cparams.get("connect_timeout"))
+
+    sa.event.listen(engine, "do_connect", note)
+    assert resource.in_doubt("default") == []
+    with engine.connect() as connection:
+        connection.execute(sa.text("SELECT 1"))
+    assert given == [own or common.CONNECT_TIMEOUT_S, own]
+    resource.close()
+    engine.dispose()

@@ -47,6 +47,8 @@ logger = logging.getLogger("txrpc.sql")
 
 _DIALECTS: dict[str, ModuleType] = {"postgresql": postgresql}
 
+CONNECT_TIMEOUT_S = 10
+"""For one attempt to connect to finish a branch, or to ask; the drivers' own are a minute and more."""
 TERMINATE_BACKOFF_S = (0.0, 0.05, 0.1, 0.2, 0.5, 1.0)
 COMMIT_STATUS_BACKOFF_S = (0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 2.0, 3.0, 4.0, 5.0, 5.0, 5.0)
 """Waits between questions about a commit whose connection broke: half a minute together, long enough for a restart."""
@@ -267,24 +269,33 @@ class Guard:
     The listeners are the engine's, once; what they watch is marked in the connection's ``info``.
     """
 
-    def __init__(self, engine: Engine, dialect: ModuleType) -> None:
+    def __init__(self, engine: Engine, side: Engine, dialect: ModuleType) -> None:
         self._dialect = dialect
         self._engine = engine
-        event.listen(engine, "commit", self._on_commit)
-        event.listen(engine, "rollback", self._on_rollback)
-        event.listen(engine, "before_cursor_execute", self._on_statement)
-        event.listen(engine, "after_cursor_execute", self._after_statement)
-
-    def remove(self) -> None:
-        """Stop watching."""
-        for name, listener in (
+        self._side = side
+        self._listeners = (
             ("commit", self._on_commit),
             ("rollback", self._on_rollback),
             ("before_cursor_execute", self._on_statement),
             ("after_cursor_execute", self._after_statement),
-        ):
+            ("do_connect", self._on_connect),
+        )
+        for name, listener in self._listeners:
+            event.listen(engine, name, listener)
+
+    def remove(self) -> None:
+        """Stop watching."""
+        for name, listener in self._listeners:
             if event.contains(self._engine, name, listener):
                 event.remove(self._engine, name, listener)
+
+    def _on_connect(self, _dialect: object, record: object, _cargs: object, cparams: dict[str, Any]) -> None:
+        """Bound the side engine's attempts to connect, unless the user has: a dead host must not keep the few that finish branches.
+
+        The listeners are the dialect's, which both engines share; the record's pool tells whose connection it is.
+        """
+        if getattr(record, "_ConnectionRecord__pool", None) is self._side.pool:
+            cparams.setdefault(self._dialect.connect_timeout_name(self._engine.dialect.driver), CONNECT_TIMEOUT_S)
 
     @staticmethod
     def watch(connection: Connection, work: BranchWork) -> None:

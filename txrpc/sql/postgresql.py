@@ -41,6 +41,7 @@ __all__ = [
     "classify",
     "clean",
     "commit",
+    "connect_timeout_name",
     "connection_lost",
     "current_token",
     "ends_the_transaction",
@@ -81,6 +82,11 @@ _QUOTED = re.compile(
 
 
 # ------------------------------------------------------------------------------------------------------------ verbs
+
+
+def connect_timeout_name(driver: str) -> str:
+    """Return what *driver* calls the seconds that one attempt to connect may take."""
+    return "timeout" if driver == "asyncpg" else "connect_timeout"
 
 
 def set_read_only(connection: Connection) -> None:

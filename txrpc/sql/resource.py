@@ -94,9 +94,10 @@ class ResourceManager:
         self.user: Any = None
         """The manager that was connected with it."""
         self._session_options = check_options(name, session_options)
-        self._side = side_engine(engine)
+        side = side_engine(engine)
+        self._side = side
         self._places = Places(capacity_of(engine))
-        self._guard = Guard(engine, self._dialect)
+        self._guard = Guard(engine, side, self._dialect)
         self._asks_for_pid = False
 
     # ------------------------------------------------------------------------------------------------- for users

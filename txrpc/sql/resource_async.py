@@ -93,9 +93,10 @@ class AsyncResourceManager:
         self.user: Any = None
         """The manager that was connected with it."""
         self._session_options = check_options(name, session_options)
-        self._side = AsyncEngine(side_engine(engine.sync_engine))
+        side = side_engine(engine.sync_engine)
+        self._side = AsyncEngine(side)
         self._places = AsyncPlaces(capacity_of(engine.sync_engine))
-        self._guard = Guard(engine.sync_engine, self._dialect)
+        self._guard = Guard(engine.sync_engine, side, self._dialect)
         self._asks_for_pid = False
 
     # ------------------------------------------------------------------------------------------------- for users
