@@ -121,7 +121,15 @@ def test_a_part_of_the_tests_on_other_versions(tmp_path: Path, which: str) -> No
         pytest.skip(f"no Python {which} on this machine")
     environment = Environment.make(tmp_path / "venv", python)
     extras = "asyncpg,psycopg2,postgresql,embedded-postgresql,testing"
-    wanted = [f"{ROOT}[{extras}]", "pytest-asyncio>=1.0", "pytest-timeout", "pytest-xdist", "hypothesis", "pyyaml"]
+    wanted = [
+        f"{ROOT}[{extras}]",
+        "pytest-asyncio>=1.0",
+        "pytest-timeout",
+        "pytest-xdist",
+        "hypothesis",
+        "pyyaml",
+        "trustme",
+    ]
     wanted += ["opentelemetry-instrumentation-grpc>=0.50b0", "opentelemetry-sdk>=1.29", "py-grpc-prometheus>=0.8"]
     if which == "oldest":
         constraints = tmp_path / "constraints.txt"

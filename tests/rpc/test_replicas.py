@@ -90,7 +90,9 @@ def play() -> None:
     os._exit(0)
 
 
-@pytest.mark.skipif(tuple(map(int, grpc.__version__.split(".")[:2])) < (1, 80), reason="gRPC has no header to hash on")
+@pytest.mark.skipif(
+    tuple(map(int, grpc.__version__.split(".")[:2])) < (1, 80), reason="gRPC before 1.80: no header to hash on"
+)
 def test_grpcs_ring_hash_sends_one_transaction_to_one_replica() -> None:
     """As docs/guide.md says."""
     command = [sys.executable, "-c", "from tests.rpc.test_replicas import play; play()"]

@@ -198,8 +198,8 @@ class Cluster:
             self._told(part, Outcome.COMMITTED)
 
     def _ask_again(self, client: Process, part: LocalTransaction) -> Flow[None]:
-        """An application that wants to know asks until it does."""
-        until_ms = client.state.now_ms() + RETENTION_MS // (2 if self.options.log_restores else 4)
+        """An application that wants to know asks until it does: for longer than what was sent before the repair can take."""
+        until_ms = client.state.now_ms() + RETENTION_MS // 2 + (20_000 if self.options.log_restores else 0)
         while client.state.now_ms() < until_ms:
             outcome = yield from client.ask(part.xid, client.state.now_ms() + 5_000)
             if outcome is not Outcome.UNKNOWN:
