@@ -113,7 +113,12 @@ PART = [
 """What runs on other versions: where txrpc meets gRPC, protobuf and SQLAlchemy."""
 
 
-@pytest.mark.parametrize("which", ["oldest", *OTHER_PYTHONS])
+def _marks(which: str) -> list[pytest.MarkDecorator]:
+    """CI has the oldest and the newest; what is between them is for `make proof`."""
+    return [pytest.mark.long] if which == "3.12" else []
+
+
+@pytest.mark.parametrize("which", [pytest.param(which, marks=_marks(which)) for which in ("oldest", *OTHER_PYTHONS)])
 def test_a_part_of_the_tests_on_other_versions(tmp_path: Path, which: str) -> None:
     """The oldest of everything that pyproject.toml allows; and the newest on the other Pythons that this machine has."""
     python = Path(sys.executable) if which == "oldest" else Environment.other_python(which)
