@@ -30,7 +30,7 @@ BOUNDS = {
     "90th percentile of a file": 310,
 }
 """At most so much; they may only shrink."""
-AT_LEAST = {"comment lines in 100 lines of _protocol": 5.0}
+COMMENTS_AT_LEAST = 5.0
 
 
 def functions() -> list[ast.FunctionDef | ast.AsyncFunctionDef]:
@@ -124,12 +124,14 @@ def main() -> int:
     passed = [name for name, figure in figures.items() if figure > BOUNDS[name]]
     for name, figure in figures.items():
         print(f"{name:40} {figure:6} of at most {BOUNDS[name]}{'  <- too much' if name in passed else ''}")
-    for name, figure in {"comment lines in 100 lines of _protocol": round(comment_share(), 1)}.items():
-        print(f"{name:40} {figure:6} of at least {AT_LEAST[name]}{'  <- too few' if figure < AT_LEAST[name] else ''}")
-        passed += [name] * (figure < AT_LEAST[name])
+    comments = round(comment_share(), 1)
+    few = comments < COMMENTS_AT_LEAST
+    print(
+        f"{'comment lines in 100 lines of _protocol':40} {comments:6} of at least {COMMENTS_AT_LEAST}{'  <- too few' * few}"
+    )
     if towers():
         print("towers:", ", ".join(towers()))
-    return int(bool(passed))
+    return int(bool(passed) or few)
 
 
 if __name__ == "__main__":

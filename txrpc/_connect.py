@@ -88,7 +88,7 @@ def begin(
     rollback_for: Kind | Iterable[Kind] = (),
     no_rollback_for: Kind | Iterable[Kind] = (),
 ) -> RootTransaction:
-    """`Client.begin` of the manager of the last `connect`."""
+    """Begin a transaction of the manager of the last `connect`: see `TransactionManager.begin`."""
     client: Client = default_client("txrpc")
     return client.begin(timeout, read_only=read_only, rollback_for=rollback_for, no_rollback_for=no_rollback_for)
 

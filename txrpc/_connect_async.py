@@ -73,7 +73,7 @@ def begin(
     rollback_for: Kind | Iterable[Kind] = (),
     no_rollback_for: Kind | Iterable[Kind] = (),
 ) -> AsyncRootTransaction:
-    """`Client.begin` of the manager of the last `connect`."""
+    """Begin a transaction of the manager of the last `connect`: see `AsyncTransactionManager.begin`."""
     client: AsyncClient = default_client("txrpc.aio")
     return client.begin(timeout, read_only=read_only, rollback_for=rollback_for, no_rollback_for=no_rollback_for)
 

@@ -38,7 +38,7 @@ def test_commit_is_a_flush_where_that_was_chosen(
 ) -> None:
     with txrpc.transaction(), lenient.session() as session:
         old_code(session, "a")
-        assert rows(lenient) == []  # nobody else sees it yet
+        assert rows(lenient) == []  # no other connection sees it yet
         old_code(session, "b")
         assert session.scalar(sa.select(sa.func.count()).select_from(Row)) == 2
         session.add(Row(name="c", value=1))

@@ -248,7 +248,7 @@ def test_a_host_that_does_not_answer_does_not_keep_those_that_finish(
     """The drivers' own patience is minutes, or for ever; a resource has four workers that finish its branches."""
     monkeypatch.setattr(common, "CONNECT_TIMEOUT_S", 2)
     with socket.create_server(("127.0.0.1", 0)) as dead:
-        engine = sa.create_engine(f"postgresql+{driver}://nobody@127.0.0.1:{dead.getsockname()[1]}/nothing")
+        engine = sa.create_engine(f"postgresql+{driver}://user@127.0.0.1:{dead.getsockname()[1]}/nothing")
         resource = txrpc.sql.ResourceManager("bank", engine)
         with pytest.raises(txrpc.ResourceUnavailable):
             resource.in_doubt("default")
@@ -258,7 +258,7 @@ def test_a_host_that_does_not_answer_does_not_keep_those_that_finish(
 async def test_a_host_that_does_not_answer_does_not_keep_those_that_finish_aio(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(common, "CONNECT_TIMEOUT_S", 2)
     with socket.create_server(("127.0.0.1", 0)) as dead:
-        url = f"postgresql+asyncpg://nobody@127.0.0.1:{dead.getsockname()[1]}/nothing"
+        url = f"postgresql+asyncpg://user@127.0.0.1:{dead.getsockname()[1]}/nothing"
         resource = txrpc.sql.AsyncResourceManager("bank", create_async_engine(url))
         async with asyncio.timeout(40):  # asyncpg's own patience is a minute
             with pytest.raises(txrpc.ResourceUnavailable):

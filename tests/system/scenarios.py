@@ -61,9 +61,9 @@ def _amount(account: str) -> bank_pb2.Amount:
 
 
 def what_it_was_told(output: str) -> tuple[str, str]:
-    """The XID and the end that a client wrote: ``"nobody"`` if it died before, or while it was writing."""
+    """The XID and the end that a client wrote: ``"nothing"`` if it died before, or while it was writing."""
     found = re.search(r"^told (\S*) (\w+)\n", output, re.MULTILINE)
-    return (found[1], found[2]) if found else ("", "nobody")
+    return (found[1], found[2]) if found else ("", "nothing")
 
 
 def main(arguments: Sequence[str]) -> None:

@@ -291,7 +291,7 @@ def test_rule_1_all_ends_alike_whatever_happens_at_this_point(wards: Callable[[]
 
 @pytest.mark.parametrize("torn", ["", "ready\n", "ready\ntold 01", "told 01 ", "told 01 comm", "told 01 committed"])
 def test_a_line_that_a_killed_client_was_writing_is_not_read(torn: str) -> None:
-    assert scenarios.what_it_was_told(torn) == ("", "nobody")
+    assert scenarios.what_it_was_told(torn) == ("", "nothing")
     assert scenarios.what_it_was_told("ready\ntold 01 committed\n") == ("01", "committed")
     assert scenarios.what_it_was_told("told  aborted\n") == ("", "aborted")
 

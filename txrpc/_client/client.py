@@ -76,7 +76,7 @@ class BranchLock:
 
 
 class Client:
-    """A synchronous process's side of txrpc: what `txrpc.connect` returns.  Safe to use from any thread."""
+    """A synchronous process's side of txrpc: what a `TransactionManager` has.  Safe to use from any thread."""
 
     def __init__(self, group: str, resources: Iterable[Resource], process: str = "", workers: int = 16) -> None:
         self.state = ClientState.make(group, resources, process, runtime=self)

@@ -73,7 +73,7 @@ class AsyncBranchLock:
 
 
 class AsyncClient:
-    """An asyncio process's side of txrpc: what `txrpc.aio.connect` returns.  Belongs to the loop that it was started on."""
+    """An asyncio process's side of txrpc: what an `AsyncTransactionManager` has.  Belongs to the loop that it was started on."""
 
     def __init__(self, group: str, resources: Iterable[AsyncResource], process: str = "", workers: int = 16) -> None:
         self.state = ClientState.make(group, resources, process, runtime=self)
@@ -91,7 +91,7 @@ class AsyncClient:
     # ------------------------------------------------------------------------------------------------------ life
 
     async def start(self, session: AsyncSessionPort) -> None:
-        """Check the resources and open the session.  See `txrpc.Client.start`."""
+        """Check the resources and open the session.  See `Client.start`."""
         self._loop = asyncio.get_running_loop()
         for name in self.state.resources:
             self._spawn(self._start_resource(name))
@@ -158,7 +158,7 @@ class AsyncClient:
         return AsyncJoinedTransaction(self.state, self.core.join_part(context))
 
     async def outcome(self, xid: Xid, timeout: float = 10.0) -> Outcome:
-        """Return how *xid* ended, asked for at most *timeout* seconds.  See `txrpc.Client.outcome`."""
+        """Return how *xid* ended, asked for at most *timeout* seconds.  See `AsyncTransactionManager.outcome`."""
         outcome: Outcome = await arun(completion.outcome(self.state, xid, self.state.now_ms() + int(timeout * 1000)))
         return outcome
 

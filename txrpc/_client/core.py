@@ -1,10 +1,10 @@
 """What both clients share: the participant's table and everything around it that neither blocks nor awaits.
 
 How to think of it
-    A manager is the process's side of txrpc.  It holds the participant (the table of this process's branches), the session to
-    the coordinator, and the resources.  Everything that changes the table happens under one lock and yields effects, which
-    are applied under the same lock where they are cheap (messages are queued, futures are set) and handed to `_start` where
-    they block (operations on a database).
+    `ClientState` is one process's side of txrpc.  It holds the participant (the table of this process's branches), the session
+    to the coordinator, and the resources.  Everything that changes the table happens under one lock and yields effects, which
+    are applied under the same lock where they are cheap (messages are queued, futures are set) and handed to `Runtime.operate`
+    where they block (operations on a database).
 
     What the coordinator asks about branches goes straight into the table.  Replies to what roots asked go to futures.
 

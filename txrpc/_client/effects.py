@@ -35,7 +35,7 @@ _BROKE = {
 
 
 def apply(client: ClientState, effects: Effects) -> None:
-    """Honour *effects* in the order of their fields."""
+    """Apply *effects*: free the waiters first, start operations last."""
     for branch, result, reason in effects.settle:
         _settle(client, branch, result, reason)
     for mistake in effects.mistakes:

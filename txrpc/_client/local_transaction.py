@@ -46,7 +46,7 @@ class TransactionEvent:
     """What the hooks of a transaction are called with.
 
     outcome: None before the commit; UNKNOWN if it could not be learnt.
-    reason: why it was rolled back, or why its outcome is not known.
+    reason: why it was rolled back.
     pending: after a commit, resources that have not acknowledged the decision yet (they will).
     """
 
@@ -251,8 +251,9 @@ class LocalTransaction:
             self.doom = reason
 
     def _warn_of_replicas(self, ref: BranchRef) -> None:
-        others = {seen.participant for seen in self._refs.values() if seen.resource == ref.resource}
-        if others - {ref.participant} and ref.resource not in _warned:
+        if ref.resource in _warned:
+            return
+        if any(seen.resource == ref.resource and seen.participant != ref.participant for seen in self._refs.values()):
             _warned.add(ref.resource)
             logger.warning(
                 "transaction %s uses resource %r in two processes: their branches do not see each other's writes, and wait for "

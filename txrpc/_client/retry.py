@@ -104,6 +104,7 @@ class Attempts:
     ) -> None:
         self._policy = policy
         self._timeout_s = timeout_s
+        self._own_s = DEFAULT_TIMEOUT_S if timeout_s is None else timeout_s
         self._now_s = now_s
         self._began_s = now_s()
         self._number = 1
@@ -112,16 +113,13 @@ class Attempts:
 
     def _left_s(self) -> float:
         within_s = self._policy.within_s if self._policy is not None else None
-        if within_s is None:
-            within_s = DEFAULT_TIMEOUT_S if self._timeout_s is None else self._timeout_s
-        return self._began_s + within_s - self._now_s()
+        return self._began_s + (self._own_s if within_s is None else within_s) - self._now_s()
 
     def timeout_s(self) -> float | None:
         """Return the timeout of the attempt that begins now; None is the default one."""
         if self._policy is None or (self._number == 1 and self._policy.within_s is None):
             return self._timeout_s
-        own_s = DEFAULT_TIMEOUT_S if self._timeout_s is None else self._timeout_s
-        return min(own_s, max(0.001, self._left_s()))
+        return min(self._own_s, max(0.001, self._left_s()))
 
     def may_go_on(self, error: Exception, transaction: Transaction | None) -> bool:
         """Take the end of an attempt; return whether another one follows, after `rest`."""

@@ -198,17 +198,17 @@ class ClientState:
                 raise ConfigurationError(f"two resources are named {resource.name!r}: each needs a name of its own")
             named[resource.name] = resource
         state = cls(
-            check_name("group", group, GROUP_MAX),
-            process or f"pid {os.getpid()}",
-            named,
-            ParticipantId(entropy(8)),
-            runtime,
-            Participant(jitter),
-            Starting(named),
-            now_ms,
-            unix_ms,
-            entropy,
-            jitter,
+            group=check_name("group", group, GROUP_MAX),
+            process=process or f"pid {os.getpid()}",
+            resources=named,
+            participant_id=ParticipantId(entropy(8)),
+            runtime=runtime,
+            participant=Participant(jitter),
+            starting=Starting(named),
+            now_ms=now_ms,
+            unix_ms=unix_ms,
+            entropy=entropy,
+            jitter=jitter,
         )
         for resource in named.values():
             if hasattr(resource, "user"):

@@ -154,7 +154,7 @@ def transactional(
 
     On a service method the caller's is the one that came with the call.  The arguments are those of `transaction`, and:
 
-    retry: a `Retry`; True for the default one, which tries as long as the timeout allows; or how often a root runs at most.
+    retry: a `Retry`; True for the default one, which tries as long as the timeout allows; or a number, its `attempts`.
         Only a root is run again, as a whole, and only after an error that says that it may help; never a call that joined
         (its root decides), never a generator.
 

@@ -9,7 +9,7 @@ import grpc
 
 from txrpc._coordinator.driver import CoordinatorDriver
 from txrpc._coordinator.in_doubt import in_doubt
-from txrpc._coordinator.service import SessionService
+from txrpc._coordinator.service import ServerContext, SessionService
 from txrpc._protocol.coordinator.events import Close, Rebind
 from txrpc._protocol.coordinator.rows import BranchRow, State, TransactionRow
 from txrpc._protocol.coordinator.state import sentence
@@ -42,9 +42,7 @@ class AdminService(admin_pb2_grpc.AdminServicer):
         self._sessions = sessions
         self._group = group
 
-    async def Status(
-        self, request: admin_pb2.StatusRequest, context: grpc.aio.ServicerContext[Any, Any]
-    ) -> admin_pb2.StatusReply:
+    async def Status(self, request: admin_pb2.StatusRequest, context: ServerContext) -> admin_pb2.StatusReply:
         """A picture of this moment."""
         core, now_ms = self._driver.core, self._driver.now_ms()
         limit = min(request.limit or _LIMIT, _LIMIT_MAX)
@@ -79,9 +77,7 @@ class AdminService(admin_pb2_grpc.AdminServicer):
             log_decisions=self._driver.book.records,
         )
 
-    async def Close(
-        self, request: admin_pb2.CloseRequest, context: grpc.aio.ServicerContext[Any, Any]
-    ) -> admin_pb2.CloseReply:
+    async def Close(self, request: admin_pb2.CloseRequest, context: ServerContext) -> admin_pb2.CloseReply:
         """Close incidents that an operator has seen to."""
         try:
             xid = xid_from(request.xid)
@@ -93,9 +89,7 @@ class AdminService(admin_pb2_grpc.AdminServicer):
         self._driver.step(Close(xid, branch))
         return admin_pb2.CloseReply(closed=before - len(self._driver.core.state.incidents))
 
-    async def Rebind(
-        self, request: admin_pb2.RebindRequest, context: grpc.aio.ServicerContext[Any, Any]
-    ) -> admin_pb2.RebindReply:
+    async def Rebind(self, request: admin_pb2.RebindRequest, context: ServerContext) -> admin_pb2.RebindReply:
         """Let a resource name mean another database."""
         try:
             name = name_from("resource", request.name, RESOURCE_MAX)

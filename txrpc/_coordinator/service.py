@@ -20,7 +20,7 @@ from txrpc._wire.codec import decode_process_batch, encode_from_coordinator
 from txrpc._wire.v1 import session_pb2, session_pb2_grpc
 from txrpc.errors import BadMessage
 
-__all__ = ["SessionService"]
+__all__ = ["ServerContext", "SessionService"]
 
 ServerContext = grpc.aio.ServicerContext[Any, Any]
 logger = logging.getLogger("txrpc.coordinator")

@@ -1,8 +1,8 @@
 """How branches end: phase two, undoing, the deadline, and the questions of whom the answer did not reach.
 
 Each function is one entry, or a shared part, of the participant's table. Undoing comes in two kinds: work that was
-never prepared is rolled back (`_undo_work`), and what the database may hold prepared is ended by its identifier
-(`_undo_prepared`).
+never prepared is rolled back (`undo_work`), and what the database may hold prepared is ended by its identifier
+(`undo_prepared`).
 """
 
 from __future__ import annotations
