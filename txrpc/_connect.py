@@ -16,7 +16,7 @@ from txrpc._client.scope import default_client, set_default_client
 from txrpc._client.transaction import JoinedTransaction, RootTransaction
 from txrpc._client.transaction_base import Transaction
 from txrpc._context import current
-from txrpc._environment import coordinator_address
+from txrpc._environment import coordinator_addresses
 from txrpc._grpc import client
 from txrpc._grpc.client import ClientInterceptor
 from txrpc._grpc.server import ServerInterceptor
@@ -43,7 +43,8 @@ def connect(
 ) -> TransactionManager:
     """Connect this process to its coordinator, and make the result what `transaction` and the interceptors use.
 
-    address: ``host:port`` of the coordinator; by default what the environment variable ``TXRPC_COORDINATOR`` says.
+    address: ``host:port`` of the coordinator, or of all coordinators of a group with commas between them, in the order in which
+        new transactions prefer them; by default what the environment variable ``TXRPC_COORDINATOR`` says.
     resources: the databases of this process; each is checked first (see the resource's own ``start``).
     group: the coordinator group, the same everywhere.
     process: how this process is called in the coordinator's status, for people.
@@ -60,18 +61,22 @@ def connect(
     check_timeout(commit_timeout, "commit_timeout")
     client = Client(group, resources, process)
     client.state.commit_timeout_ms = int(commit_timeout * 1000)
-    session = Session(
-        coordinator_address(address),
-        hello=client.core.hello,
-        on_welcome=client.core.on_welcome,
-        on_message=client.core.on_message,
-        on_lost=client.core.on_lost,
-        options=options,
-        channel_credentials=credentials,
-    )
+    sessions = [
+        Session(
+            each,
+            hello=client.core.hello,
+            on_welcome=client.core.on_welcome,
+            on_message=client.core.on_message,
+            on_lost=client.core.on_lost,
+            on_refused=client.core.on_refused,
+            options=options,
+            channel_credentials=credentials,
+        )
+        for each in coordinator_addresses(address)
+    ]
     try:
-        client.start(session)
-        session.wait_connected(options.connect_timeout_s)
+        client.start(*sessions)
+        client.wait_connected(options.connect_timeout_s)
     except CoordinatorUnavailable as error:
         logger.warning("%s; connecting goes on in the background", error)
     except BaseException:

@@ -16,7 +16,7 @@ from txrpc._client.scope import default_client, set_default_client
 from txrpc._client.transaction_async import AsyncJoinedTransaction, AsyncRootTransaction
 from txrpc._client.transaction_base import Transaction
 from txrpc._context import current
-from txrpc._environment import coordinator_address
+from txrpc._environment import coordinator_addresses
 from txrpc._grpc.client_async import aio_client_interceptors
 from txrpc._grpc.server_async import AsyncServerInterceptor
 from txrpc._grpc.session_async import AsyncSession
@@ -45,18 +45,22 @@ async def connect(
     check_timeout(commit_timeout, "commit_timeout")
     client = AsyncClient(group, resources, process)
     client.state.commit_timeout_ms = int(commit_timeout * 1000)
-    session = AsyncSession(
-        coordinator_address(address),
-        hello=client.core.hello,
-        on_welcome=client.core.on_welcome,
-        on_message=client.core.on_message,
-        on_lost=client.core.on_lost,
-        options=options,
-        channel_credentials=credentials,
-    )
+    sessions = [
+        AsyncSession(
+            each,
+            hello=client.core.hello,
+            on_welcome=client.core.on_welcome,
+            on_message=client.core.on_message,
+            on_lost=client.core.on_lost,
+            on_refused=client.core.on_refused,
+            options=options,
+            channel_credentials=credentials,
+        )
+        for each in coordinator_addresses(address)
+    ]
     try:
-        await client.start(session)
-        await session.wait_connected(options.connect_timeout_s)
+        await client.start(*sessions)
+        await client.wait_connected(options.connect_timeout_s)
     except CoordinatorUnavailable as error:
         logger.warning("%s; connecting goes on in the background", error)
     except BaseException:

@@ -95,7 +95,7 @@ class Service:
         if isinstance(message, Tick):
             return
         if isinstance(message, Welcome):
-            self.honour(self.table.connected(now_ms))
+            self.honour(self.table.connected("c1", now_ms))
             for gid in list(self.database.prepared.values()):
                 self.honour(self.table.in_doubt(gid, 0, now_ms))
         elif isinstance(message, Resolve) and message.token and message.branch not in self.table.rows:

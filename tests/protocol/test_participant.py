@@ -73,7 +73,7 @@ def test_a_new_session_makes_every_branch_in_doubt_ask_and_says_how_long_its_roo
     process = prepared()
     process.open(TWO)
     process.now_ms += 100
-    (inquiry,) = process.table.connected(process.now_ms).send
+    (inquiry,) = process.table.connected("c1", process.now_ms).send
     assert inquiry == Inquiry(ONE, since_ms=100, time_left_ms=DEADLINE_MS - T0 - 100)
 
 

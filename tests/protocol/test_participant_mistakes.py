@@ -219,7 +219,7 @@ def test_a_vote_given_after_the_session_changed_is_followed_by_a_question_soon()
     process = Process()
     process.open(ONE)
     process.hear(prepare(ONE))
-    assert process.table.connected(process.now_ms).send == []
+    assert process.table.connected("c1", process.now_ms).send == []
     process.local(In.PREPARED, ONE, "t1")
     (inquiry,) = process.sleep(1_000).send
     assert answers([inquiry]) == ["Inquiry"]

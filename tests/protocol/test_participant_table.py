@@ -189,7 +189,7 @@ INPUTS: dict[str, Callable[[Process], Effects]] = {
     "resolve": lambda p: p.hear(resolve(ONE)),
     "resolve foreign": lambda p: p.table.resolve_foreign(ONE, "t1", p.now_ms),
     "in doubt": lambda p: p.table.in_doubt(ONE, 10, p.now_ms),
-    "connected": lambda p: p.table.connected(p.now_ms),
+    "connected": lambda p: p.table.connected("c1", p.now_ms),
     "local commit": lambda p: p.local(In.LOCAL_COMMIT, ONE, 1),
     "local rollback": lambda p: p.local(In.LOCAL_ROLLBACK, ONE, ENOUGH),
     "released": lambda p: p.local(In.RELEASED, ONE),

@@ -17,6 +17,7 @@ from txrpc._grpc.session_async import AsyncSession
 from txrpc._protocol import messages as m
 from txrpc._wire.codec import decode_process_batch, encode_from_coordinator
 from txrpc._wire.v1 import session_pb2
+from txrpc.errors import ConfigurationError, CoordinatorUnavailable
 from txrpc.ids import Epoch, ParticipantId, Xid
 from txrpc.options import SessionOptions
 
@@ -136,20 +137,23 @@ class Notes:
         self.order: list[str] = []
         self.fail_in: set[str] = set()
 
-    def hello(self) -> m.Hello:
+    def hello(self, _session: Any) -> m.Hello:
         self.hellos += 1
         self._note("hello", None)
         return m.Hello(m.PROTOCOL_VERSION, "default", ParticipantId(os.urandom(8)), f"hello {self.hellos}")
 
-    def on_welcome(self, said: m.Welcome) -> None:
+    def on_welcome(self, _session: Any, said: m.Welcome) -> None:
         self._note("welcome", lambda: self.welcomes.append(said))
 
-    def on_message(self, node: str, message: m.FromCoordinator) -> None:
+    def on_message(self, _session: Any, node: str, message: m.FromCoordinator) -> None:
         assert node == self.welcomes[-1].owner.node
         self._note("message", lambda: self.messages.append(message))
 
-    def on_lost(self, text: str) -> None:
+    def on_lost(self, _session: Any, text: str) -> None:
         self._note("lost", lambda: self.losses.append(text))
+
+    def on_refused(self, _session: Any) -> None:
+        self._note("refused", None)
 
     def _note(self, what: str, do: Callable[[], None] | None) -> None:
         with self._changed:
@@ -182,6 +186,7 @@ class Face:
             "on_welcome": notes.on_welcome,
             "on_message": notes.on_message,
             "on_lost": notes.on_lost,
+            "on_refused": notes.on_refused,
         }
         self._loop: asyncio.AbstractEventLoop | None = None
         if colour == "sync":
@@ -211,8 +216,15 @@ class Face:
         self._do("send", node, *messages)
 
     def wait_connected(self, timeout_s: float = 5.0) -> m.Welcome:
-        found: m.Welcome = self._do("wait_connected", timeout_s)
-        return found
+        """Wait for a session; raise what a client would raise."""
+        until = time.monotonic() + timeout_s
+        while (welcome := self.session._welcome) is None:
+            if self.session.refused:
+                raise ConfigurationError(self.session.trouble)
+            if self.session.over or time.monotonic() > until:
+                raise CoordinatorUnavailable(f"no session with the coordinator: {self.session.trouble}")
+            time.sleep(0.005)
+        return welcome
 
     def close(self, grace_s: float = 2.0) -> None:
         self._do("close", grace_s)

@@ -29,7 +29,7 @@ from tests.rpc.scripted import (
     say_and_stay,
     welcome,
 )
-from txrpc._grpc import link
+from txrpc._grpc import batches, link
 from txrpc._grpc.session import Session
 from txrpc._grpc.session_async import AsyncSession
 from txrpc._protocol import messages as m
@@ -78,7 +78,7 @@ def test_hello_is_first_and_a_welcome_answers_it(connect: Make, notes: Notes) ->
     with ScriptedCoordinator(listen) as coordinator:
         face = connect(coordinator.address)
         assert face.wait_connected() == welcome()
-        assert face.session.welcome == welcome()
+        assert face.session._welcome == welcome()
         assert face.session.last_error == ""
         assert notes.welcomes == [welcome()]
         [hello] = coordinator.hellos
@@ -126,7 +126,7 @@ def long_request(number: int, branches: int = 40) -> m.OutcomeRequest:
 
 
 def len_of(message: m.ToCoordinator) -> int:
-    return len(link.Waiting(QUICK).encode("c1", (message,))[0])
+    return len(batches.Waiting(QUICK).encode("c1", (message,))[0])
 
 
 def test_tick_is_a_message_like_any_other(connect: Make, notes: Notes) -> None:
@@ -246,7 +246,7 @@ def test_a_loss_is_told_once_and_a_new_session_says_hello_anew(
         assert notes.order == ["welcome", "lost", "welcome"]
         assert [x.process for x in coordinator.hellos if isinstance(x, m.Hello)] == ["hello 1", "hello 2"]
         [loss] = notes.losses
-        notes.wait(lambda: face.session.welcome is not None)
+        notes.wait(lambda: face.session._welcome is not None)
         assert face.session.last_error == ""
         assert re.search(told, loss)
 
@@ -283,13 +283,13 @@ def test_a_stream_that_is_over_takes_nothing_once_its_loss_is_told(colour: str) 
     taken = []
 
     class Late(Notes):
-        def on_welcome(self, said: m.Welcome) -> None:
+        def on_welcome(self, session: Any, said: m.Welcome) -> None:
             streams.append(face.session._outgoing)
-            super().on_welcome(said)
+            super().on_welcome(session, said)
 
-        def on_lost(self, text: str) -> None:
+        def on_lost(self, session: Any, text: str) -> None:
             taken.append(streams[-1].put([b""]))
-            super().on_lost(text)
+            super().on_lost(session, text)
 
     late = Late()
     with ScriptedCoordinator(say_and_stay(welcome(), m.GoAway("a", "b", retry=True))) as coordinator:
@@ -363,7 +363,7 @@ def test_a_message_too_large_to_send_fails_its_sender_only(connect: Make, notes:
 def test_a_coordinator_that_does_not_read_is_given_up_and_send_does_not_block(
     connect: Make, notes: Notes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(link, "WAITING_MAX", 2_000)
+    monkeypatch.setattr(batches, "WAITING_MAX", 2_000)
     stuck = []
 
     def deaf(talk: Talk) -> Iterator[scripted.Said]:
@@ -524,7 +524,7 @@ def test_after_close_everything_says_so_at_once(connect: Make) -> None:
         with pytest.raises(CoordinatorUnavailable, match="closed"):
             face.wait_connected(60)
         assert time.monotonic() - before < 30, "it does not wait"
-        assert face.session.welcome is None
+        assert face.session._welcome is None
 
 
 def test_close_does_not_wait_for_who_does_not_answer(connect: Make, notes: Notes) -> None:
@@ -568,7 +568,7 @@ def test_both_colours_have_the_same_names_parameters_and_defaults() -> None:
         return {x: str(inspect.signature(f)) for x in names if callable(f := getattr(kind, x))}
 
     assert public(Session) == public(AsyncSession)
-    assert {"start", "close", "send", "wait_connected"} < set(public(Session))
+    assert {"start", "close", "send", "wait_answered"} < set(public(Session))
 
 
 def test_reasons_of_any_length_can_be_sent(connect: Make, notes: Notes) -> None:

@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 
 from tests.rpc.scripted import number_of, request
-from txrpc._grpc.link import Backoff, Waiting, parse
+from txrpc._grpc.batches import Waiting, parse
+from txrpc._grpc.link import Backoff
 from txrpc._protocol import messages as m
 from txrpc._wire.codec import decode_process_batch, encode_from_coordinator
 from txrpc._wire.v1 import session_pb2

@@ -8,6 +8,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 
@@ -55,11 +56,11 @@ def test_every_send_is_answered_or_followed_by_on_lost(notes: Notes) -> None:
     outcomes = {"answered or lost": 0, "not sent": 0}
 
     class Answers(Notes):
-        def on_message(self, node: str, message: m.FromCoordinator) -> None:
+        def on_message(self, session: Any, node: str, message: m.FromCoordinator) -> None:
             waiting[number_of(message)].set()
 
-        def on_lost(self, text: str) -> None:
-            super().on_lost(text)
+        def on_lost(self, session: Any, text: str) -> None:
+            super().on_lost(session, text)
             for event in list(waiting.values()):
                 event.set()
 
@@ -114,9 +115,9 @@ def test_a_callback_may_close_the_session(notes: Notes) -> None:
         face = Face("sync", coordinator.address, notes)
         notes_on_message = notes.on_message
 
-        def close_it(node: str, message: m.FromCoordinator) -> None:
+        def close_it(session: Any, node: str, message: m.FromCoordinator) -> None:
             face.session.close()
-            notes_on_message(node, message)
+            notes_on_message(session, node, message)
 
         face.session._on_message = close_it
         face.start()
@@ -177,7 +178,6 @@ def test_a_forked_child_is_told_what_to_do_and_the_parent_s_session_is_unharmed(
             session = face.session
             refusals = [
                 refused(lambda: session.send("c1", request(1))),
-                refused(lambda: session.wait_connected(1)),
                 refused(session.start),
             ]
             session.close()
@@ -204,12 +204,12 @@ from txrpc._grpc.session import Session
 
 session = Session(
     sys.argv[1],
-    hello=lambda: Hello(1, "default", ParticipantId(os.urandom(8)), "p"),
-    on_welcome=lambda _: None, on_message=lambda _: None, on_lost=lambda _: None,
+    hello=lambda _: Hello(1, "default", ParticipantId(os.urandom(8)), "p"),
+    on_welcome=lambda *_: None, on_message=lambda *_: None, on_lost=lambda *_: None, on_refused=lambda _: None,
 )
 session.start()
 if sys.argv[2] == "connected":
-    session.wait_connected(10)
+    session.wait_answered(10)
 else:
     time.sleep(float(sys.argv[2]))
 """

@@ -115,7 +115,7 @@ def test_a_coordinator_that_restarts_quickly_again_and_again(connect: Make, coor
 @pytest.mark.parametrize(("field", "value"), [("protocol", 999), ("group", "elsewhere")])
 def test_who_does_not_belong_here_is_told_for_good(connect: Make, field: str, value: Any) -> None:
     class Stranger(Notes):
-        def hello(self) -> m.Hello:
+        def hello(self, _session: Any) -> m.Hello:
             said: dict[str, Any] = {"protocol": m.PROTOCOL_VERSION, "group": "default", field: value}
             return m.Hello(participant=ParticipantId(bytes(8)), process="stranger", **said)
 

@@ -9,34 +9,36 @@ from tests.runtime.memory_resource import AsyncMemoryResource, MemoryResource
 from txrpc._client.client import Client
 from txrpc._client.client_async import AsyncClient
 from txrpc._client.scope import set_default_client
-from txrpc._protocol.messages import ToCoordinator, Welcome
+from txrpc._protocol.messages import ToCoordinator
 from txrpc.errors import CoordinatorUnavailable
 
 
-class NoSession:
-    """A coordinator that is never in reach: what a client can do alone."""
+class Unreachable:
+    """A session that is never open: what a client can do alone."""
 
+    address = "nowhere:1"
+    trouble = "no session"
+    refused = False
+    over = False
+
+    def send(self, node: str, *messages: ToCoordinator) -> None:
+        raise CoordinatorUnavailable("no session")
+
+
+class NoSession(Unreachable):
     def start(self) -> None: ...
 
     def close(self) -> None: ...
 
-    def send(self, node: str, *messages: ToCoordinator) -> None:
-        raise CoordinatorUnavailable("no session")
-
-    def wait_connected(self, timeout_s: float) -> Welcome:
-        raise CoordinatorUnavailable("no session")
+    def wait_answered(self, timeout_s: float) -> None: ...
 
 
-class AsyncNoSession:
+class AsyncNoSession(Unreachable):
     async def start(self) -> None: ...
 
     async def close(self) -> None: ...
 
-    def send(self, node: str, *messages: ToCoordinator) -> None:
-        raise CoordinatorUnavailable("no session")
-
-    async def wait_connected(self, timeout_s: float) -> Welcome:
-        raise CoordinatorUnavailable("no session")
+    async def wait_answered(self, timeout_s: float) -> None: ...
 
 
 @pytest.fixture

@@ -64,9 +64,11 @@ def test_a_manager_shows_what_users_need_and_its_status(manager: Client) -> None
     names = {name for name in dir(public) if not name.startswith("_")}
     assert names == {"begin", "close", "group", "outcome", "process", "status", "transaction"}
     status = public.status()
-    assert status == txrpc.ManagerStatus(status.coordinator, {"notebook": "", "second": ""})
+    assert status == txrpc.ManagerStatus(
+        status.coordinator, {"notebook": "", "second": ""}, {"nowhere:1": "no session"}
+    )
     assert status.ready is (status.coordinator is not None)
-    assert not txrpc.ManagerStatus("c1", {"bank": "away"}).ready
+    assert not txrpc.ManagerStatus("c1", {"bank": "away"}, {"a:1": ""}).ready
     assert repr(public) == f"<TransactionManager {manager.state.process} of group default>"
 
 

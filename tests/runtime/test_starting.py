@@ -91,8 +91,11 @@ def test_a_database_that_is_away_does_not_keep_the_others_and_is_taken_in_when_i
     with Client("default", [first, second]) as manager:
         manager.start(session)
         assert str(GONE) in caplog.text
-        assert [(r.name, r.trouble) for r in manager.core.hello().resources] == [("first", ""), ("second", str(GONE))]
-        manager.core.on_welcome(WELCOME)
+        assert [(r.name, r.trouble) for r in manager.core.hello(session).resources] == [
+            ("first", ""),
+            ("second", str(GONE)),
+        ]
+        manager.core.on_welcome(session, WELCOME)
         with transaction(manager=TransactionManager(manager)):
             first.write("one")
         with pytest.raises(ResourceUnavailable, match=r"'second' of this process is not ready: .*connection refused"):
@@ -128,11 +131,11 @@ def test_who_says_hello_while_a_resource_comes_up_says_it_again() -> None:
     late = Late("second", GONE)
     with Client("default", [late]) as manager:
         manager.start(session)
-        manager.core.hello()
+        manager.core.hello(session)
         eventually(lambda: not manager.state.starting.trouble("second"))
-        manager.core.on_welcome(WELCOME)
+        manager.core.on_welcome(session, WELCOME)
         assert session.hellos() == [{"second": ""}]
-        manager.core.on_welcome(WELCOME)
+        manager.core.on_welcome(session, WELCOME)
         assert len(session.hellos()) == 1
 
 
@@ -142,8 +145,9 @@ def test_a_database_that_does_not_answer_at_all_is_waited_for_in_the_background(
     second.start = lambda: (answers.wait(30), start())[1]  # type: ignore[method-assign]
     with Client("default", [Late("first"), second]) as manager:
         manager.state.start_patience_s = 0.05
-        manager.start(NoSession())
-        assert manager.core.hello().resources[1].trouble == "its database has not answered yet"
+        session = NoSession()
+        manager.start(session)
+        assert manager.core.hello(session).resources[1].trouble == "its database has not answered yet"
         answers.set()
         eventually(lambda: not manager.state.starting.trouble("second"))
 

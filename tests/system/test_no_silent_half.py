@@ -211,7 +211,7 @@ async def test_a_decorated_coroutine_of_a_server_without_interceptors_writes_not
     server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler("t.S", handlers),))
     port = server.add_insecure_port("127.0.0.1:0")
     await server.start()
-    session: Any = shop.client._client._session
+    session: Any = shop.client._client._sessions[0]
     client = await txrpc.aio.connect(session.address, process="aio")
     try:
         async with grpc.aio.insecure_channel(
@@ -259,7 +259,7 @@ def test_interceptors_that_are_given_twice_count_once(shop: Shop) -> None:
 
 async def test_interceptors_that_are_given_twice_count_once_in_asyncio(shop: Shop) -> None:
     """B9, as above; the service is a synchronous one in an asyncio server."""
-    session: Any = shop.client._client._session
+    session: Any = shop.client._client._sessions[0]
     address = session.address
     async with await txrpc.aio.connect(address, process="aio client") as client:
         twice = [*txrpc.aio.server_interceptors(), *txrpc.aio.server_interceptors()]

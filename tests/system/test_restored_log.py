@@ -96,7 +96,7 @@ def test_rule_17_another_database_under_the_name_is_refused_until_an_operator_sa
         bank_b = txrpc.sql.ResourceManager("bank-b", engine)
         patience = txrpc.SessionOptions(connect_timeout_s=1)
         with txrpc.connect(world.coordinator.address, resources=[bank_b], options=patience) as manager:
-            assert manager._client.state.welcome is None
+            assert manager._client.state.chosen is None
             assert "txrpc rebind bank-b" in caplog.text
         engine.dispose()
         assert world.prepared() == [0, 1]

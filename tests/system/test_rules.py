@@ -285,8 +285,8 @@ def test_rule_10_a_call_that_comes_after_the_end_is_refused(make_world: Make, co
     with txrpc.transaction() as tx:
         teller.banks[0].Withdraw(ACCOUNT)
         teller.banks[1].Deposit(ACCOUNT)
-    assert manager._client.state.welcome is not None
-    replayed = TransactionContext("default", tx.xid, manager._client.state.welcome.owner, 5_000)
+    assert manager._client.state.chosen is not None
+    replayed = TransactionContext("default", tx.xid, manager._client.state.chosen.owner, 5_000)
     status = call_with(world, encode_context(replayed))
     assert status.code() is grpc.StatusCode.ABORTED
     assert "after the transaction had ended" in (status.details() or "")
@@ -310,8 +310,8 @@ def test_rule_15_malformed_duplicated_forged_and_foreign_contexts_are_refused(
 ) -> None:
     world = make_world()
     manager = connected(world)
-    assert manager._client.state.welcome is not None
-    owner, xid = manager._client.state.welcome.owner, Xid.make(1, bytes(10))
+    assert manager._client.state.chosen is not None
+    owner, xid = manager._client.state.chosen.owner, Xid.make(1, bytes(10))
     good = encode_context(TransactionContext("default", xid, owner, 5_000))
     refusals = [
         ((b"",), grpc.StatusCode.INVALID_ARGUMENT),

@@ -388,7 +388,7 @@ class ParticipantMachine(Machine):
 
     def do_connected(self, _words: list[str], _options: Options) -> None:
         """connected: a session with the coordinator has begun."""
-        self._apply(self.table.connected(self.now_ms))
+        self._apply(self.table.connected(NODE, self.now_ms))
 
     def do_coordinator_is(self, words: list[str], _options: Options) -> None:
         """coordinator-is 3: in that epoch."""

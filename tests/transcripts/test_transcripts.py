@@ -20,8 +20,8 @@ README = Path(__file__).parent / "README.md"
 SCENARIOS = sorted(FOLDER.glob("*.txt"))
 RULES = {*range(1, 17), 19, 20}
 """Those that the machines keep; the others are the shells'."""
-OF_THE_SHELL = {"Hello", "Tick"}
-"""Messages that no machine sends: the first opens a session, the second only says what time it is."""
+OF_THE_SHELL = {"Hello", "Takeover", "Tick"}
+"""Messages that no machine sends: two are about sessions, and the last only says what time it is."""
 
 
 def carried_out(text: str) -> str:

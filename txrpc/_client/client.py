@@ -12,17 +12,19 @@ from typing import Any, Protocol, Self
 
 from txrpc._client import completion, effects
 from txrpc._client.branch_operation import operate
+from txrpc._client.coordinators import Outbox, find, unavailable
 from txrpc._client.core import ClientCore
 from txrpc._client.flow import run
+from txrpc._client.locks import BranchLock
 from txrpc._client.rollback_rules import Kind, RollbackRules
 from txrpc._client.scope import set_default_client
-from txrpc._client.state import ClientState, OpenBranch, Outbox
+from txrpc._client.state import ClientState, OpenBranch
 from txrpc._client.transaction import JoinedTransaction, RootTransaction
 from txrpc._context import current
 from txrpc._failpoints import failpoint
-from txrpc._protocol.messages import Outcome, Owner, TransactionContext, Welcome
+from txrpc._protocol.messages import Outcome, Owner, TransactionContext
 from txrpc._protocol.participant.branch import Do, Operation
-from txrpc.errors import CoordinatorUnavailable, TransactionExists
+from txrpc.errors import TransactionExists
 from txrpc.ids import Xid
 from txrpc.resource import Resource
 
@@ -43,36 +45,8 @@ class SessionPort(Outbox, Protocol):
     def close(self) -> None:
         """Close it for good."""
 
-    def wait_connected(self, timeout_s: float) -> Welcome:
-        """Return the live session's `Welcome`; raises `CoordinatorUnavailable` if there is none in time, `ConfigurationError`."""
-
-
-class BranchLock:
-    """A lock that its holder's thread may take again, and that any thread may give back."""
-
-    __slots__ = ("_depth", "_lock", "_owner")
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._owner = 0
-        self._depth = 0
-
-    def acquire(self, timeout_s: float) -> bool:
-        """Take it, waiting for at most *timeout_s*."""
-        me = threading.get_ident()
-        if self._owner != me:
-            if not self._lock.acquire(timeout=max(0.0, timeout_s)):
-                return False
-            self._owner = me
-        self._depth += 1
-        return True
-
-    def release(self) -> None:
-        """Give it back."""
-        self._depth -= 1
-        if not self._depth:
-            self._owner = 0
-            self._lock.release()
+    def wait_answered(self, timeout_s: float) -> None:
+        """Wait until the first attempt to connect has ended in one way or the other."""
 
 
 class Client:
@@ -90,14 +64,15 @@ class Client:
         self._breakers = ThreadPoolExecutor(2, thread_name_prefix="txrpc-breaker")
         self._clock = threading.Condition(self.state.lock)
         self._sleeps_until_ms = 0
-        self._session: SessionPort | None = None
+        self._connected = threading.Condition(self.state.lock)
+        self._sessions: tuple[SessionPort, ...] = ()
         self._closed = False
         self._clock_thread = threading.Thread(target=self._run_clock, name="txrpc-clock", daemon=True)
 
     # ------------------------------------------------------------------------------------------------------ life
 
-    def start(self, session: SessionPort) -> None:
-        """Check the resources and open the session.
+    def start(self, *sessions: SessionPort) -> None:
+        """Check the resources and open the sessions, one for each coordinator, in the order of preference.
 
         A database that is out of reach is tried again in the background; raises what `Resource.start` raises otherwise.
         """
@@ -112,9 +87,10 @@ class Client:
             thread.join(max(0.0, until_s - time.monotonic()))
         with self.state.lock:
             self.state.starting.check()
-        self.state.session = self._session = session
+        self.state.sessions = self._sessions = sessions
         self._clock_thread.start()
-        session.start()
+        for session in sessions:
+            session.start()
 
     def close(self, grace_s: float = 5.0) -> None:
         """End the session and let go of the resources.
@@ -134,8 +110,9 @@ class Client:
         for pool in pools:
             for thread in list(pool._threads):
                 thread.join(max(0.0, until_s - time.monotonic()))
-        if self._session is not None:
-            self._session.close()
+        for session in self._sessions:
+            session.close()
+        self.sessions_changed()
         self._breakers.shutdown(wait=False, cancel_futures=True)
         for resource in self.state.resources.values():
             resource.close()
@@ -201,12 +178,29 @@ class Client:
         """Sleep."""
         time.sleep(seconds)
 
-    def reconnect(self, timeout_s: float) -> Owner:
-        """The owner of the live session, waiting for one if need be; raises `CoordinatorUnavailable`."""
-        if self._session is None:
-            raise CoordinatorUnavailable("this manager has no coordinator")
-        welcome = self.state.welcome or self._session.wait_connected(timeout_s)
-        return welcome.owner
+    def sessions_changed(self) -> None:
+        """See `Runtime`."""
+        with self._connected:
+            self._connected.notify_all()
+
+    def reconnect(self, node: str, timeout_s: float) -> Owner:
+        """See `Runtime`."""
+        self.core.check_fork()
+        until_s = time.monotonic() + timeout_s
+        with self._connected:
+            while (owner := find(self.state, node)) is None:
+                left_s = until_s - time.monotonic()
+                if left_s <= 0:
+                    raise unavailable(self.state, node)
+                self._connected.wait(left_s)
+            return owner
+
+    def wait_connected(self, timeout_s: float) -> None:
+        """Wait until a session is open and every coordinator has answered or failed once; raises what `reconnect` raises."""
+        until_s = time.monotonic() + timeout_s
+        self.reconnect("", timeout_s)
+        for session in self._sessions:
+            session.wait_answered(max(0.0, until_s - time.monotonic()))
 
     # -------------------------------------------------------------------------------------------------- what blocks or awaits
 

@@ -9,17 +9,19 @@ from typing import Any, Protocol, Self
 
 from txrpc._client import completion, effects
 from txrpc._client.branch_operation import operate
+from txrpc._client.coordinators import Outbox, find, unavailable
 from txrpc._client.core import ClientCore
 from txrpc._client.flow import arun
+from txrpc._client.locks import AsyncBranchLock
 from txrpc._client.rollback_rules import Kind, RollbackRules
 from txrpc._client.scope import set_default_client
-from txrpc._client.state import ClientState, OpenBranch, Outbox
+from txrpc._client.state import ClientState, OpenBranch
 from txrpc._client.transaction_async import AsyncJoinedTransaction, AsyncRootTransaction
 from txrpc._context import current, set_current
 from txrpc._failpoints import failpoint
-from txrpc._protocol.messages import Outcome, Owner, TransactionContext, Welcome
+from txrpc._protocol.messages import Outcome, Owner, TransactionContext
 from txrpc._protocol.participant.branch import Do, Operation
-from txrpc.errors import CoordinatorUnavailable, TransactionExists
+from txrpc.errors import TransactionExists
 from txrpc.ids import Xid
 from txrpc.resource import AsyncResource
 
@@ -37,39 +39,8 @@ class AsyncSessionPort(Outbox, Protocol):
     async def close(self) -> None:
         """Close it for good."""
 
-    async def wait_connected(self, timeout_s: float) -> Welcome:
-        """Return the live session's `Welcome`; raises `CoordinatorUnavailable` if there is none in time, `ConfigurationError`."""
-
-
-class AsyncBranchLock:
-    """A lock that its holder's task may take again, and that any task may give back."""
-
-    __slots__ = ("_depth", "_lock", "_owner")
-
-    def __init__(self) -> None:
-        self._lock = asyncio.Lock()
-        self._owner: asyncio.Task[Any] | None = None
-        self._depth = 0
-
-    async def acquire(self, timeout_s: float) -> bool:
-        """Take it, waiting for at most *timeout_s*."""
-        me = asyncio.current_task()
-        if self._owner is not me or me is None:
-            try:
-                async with asyncio.timeout(max(0.0, timeout_s)):
-                    await self._lock.acquire()
-            except TimeoutError:
-                return False
-            self._owner = me
-        self._depth += 1
-        return True
-
-    def release(self) -> None:
-        """Give it back."""
-        self._depth -= 1
-        if not self._depth:
-            self._owner = None
-            self._lock.release()
+    async def wait_answered(self, timeout_s: float) -> None:
+        """Wait until the first attempt to connect has ended in one way or the other."""
 
 
 class AsyncClient:
@@ -85,21 +56,23 @@ class AsyncClient:
         self._finishers = {name: asyncio.Semaphore(_FINISHERS) for name in self.state.resources}
         self._timer: asyncio.TimerHandle | None = None
         self._timer_ms = 0
-        self._session: AsyncSessionPort | None = None
+        self._connected = asyncio.Event()
+        self._sessions: tuple[AsyncSessionPort, ...] = ()
         self._closed = False
 
     # ------------------------------------------------------------------------------------------------------ life
 
-    async def start(self, session: AsyncSessionPort) -> None:
-        """Check the resources and open the session.  See `Client.start`."""
+    async def start(self, *sessions: AsyncSessionPort) -> None:
+        """Check the resources and open the sessions.  See `Client.start`."""
         self._loop = asyncio.get_running_loop()
         for name in self.state.resources:
             self._spawn(self._start_resource(name))
         if self._tasks:
             await asyncio.wait(self._tasks, timeout=self.state.start_patience_s)
         self.state.starting.check()
-        self.state.session = self._session = session
-        await session.start()
+        self.state.sessions = self._sessions = sessions
+        for session in sessions:
+            await session.start()
 
     async def close(self, grace_s: float = 5.0) -> None:
         """End the session and let go of the resources.
@@ -116,8 +89,9 @@ class AsyncClient:
             _done, late = await asyncio.wait(self._tasks, timeout=grace_s)
             for task in late:
                 task.cancel()
-        if self._session is not None:
-            await self._session.close()
+        for session in self._sessions:
+            await session.close()
+        self.sessions_changed()
         for resource in self.state.resources.values():
             await resource.close()
 
@@ -177,12 +151,28 @@ class AsyncClient:
         """Sleep."""
         await asyncio.sleep(seconds)
 
-    async def reconnect(self, timeout_s: float) -> Owner:
-        """The owner of the live session, waiting for one if need be; raises `CoordinatorUnavailable`."""
-        if self._session is None:
-            raise CoordinatorUnavailable("this manager has no coordinator")
-        welcome = self.state.welcome or await self._session.wait_connected(timeout_s)
-        return welcome.owner
+    def sessions_changed(self) -> None:
+        """See `Runtime`."""
+        self._connected.set()
+        self._connected = asyncio.Event()
+
+    async def reconnect(self, node: str, timeout_s: float) -> Owner:
+        """See `Runtime`."""
+        self.core.check_fork()
+        try:
+            async with asyncio.timeout(timeout_s):
+                while (owner := find(self.state, node)) is None:
+                    await self._connected.wait()
+                return owner
+        except TimeoutError:
+            raise unavailable(self.state, node) from None
+
+    async def wait_connected(self, timeout_s: float) -> None:
+        """Wait until a session is open and every coordinator has answered or failed once; raises what `reconnect` raises."""
+        until_s = asyncio.get_running_loop().time() + timeout_s
+        await self.reconnect("", timeout_s)
+        for session in self._sessions:
+            await session.wait_answered(max(0.0, until_s - asyncio.get_running_loop().time()))
 
     # -------------------------------------------------------------------------------------------------- what blocks or awaits
 

@@ -178,7 +178,7 @@ def _send_commit(client: ClientState, part: LocalTransaction, refs: tuple[Branch
     while True:
         left_ms = part.deadline_ms - client.now_ms()
         try:
-            live: Owner = yield client.runtime.reconnect, (max(0, left_ms) / 1000,)
+            live: Owner = yield client.runtime.reconnect, (owner.node, max(0, left_ms) / 1000)
             if live != owner:
                 text = f"it began under epoch {owner.epoch} of {owner.node}, which is in epoch {live.epoch} now"
                 return Reason(AbortCode.COORDINATOR_RESTARTED, text)
@@ -194,7 +194,7 @@ def _send_commit(client: ClientState, part: LocalTransaction, refs: tuple[Branch
 
 
 def _ask_outcome(client: ClientState, node: str, request: OutcomeRequest, until_ms: int) -> Flow[OutcomeReply | None]:
-    """Ask coordinator *node* ("": the one that is connected) until an answer comes, over lost sessions and restarted coordinators.
+    """Ask coordinator *node* ("": any) until an answer comes, over lost sessions and coordinators that restart or are taken over.
 
     None when the time is up.
     """
@@ -203,8 +203,8 @@ def _ask_outcome(client: ClientState, node: str, request: OutcomeRequest, until_
         if left_s <= 0:
             return None
         try:
-            live: Owner = yield client.runtime.reconnect, (left_s,)
-            reply: OutcomeReply = yield client.runtime.wait, (requests.post(client, node or live.node, request), left_s)
+            live: Owner = yield client.runtime.reconnect, (node, left_s)
+            reply: OutcomeReply = yield client.runtime.wait, (requests.post(client, live.node, request), left_s)
             return reply
         except CoordinatorUnavailable:
             yield client.runtime.pause, (_PAUSE_S,)
@@ -268,10 +268,25 @@ def outcome(client: ClientState, xid: Xid, until_ms: int) -> Flow[Outcome]:
         node, request = client.unknown.get(xid) or ("", OutcomeRequest(xid, _ANY_EPOCH, 0))
     if commit is not None:
         return (yield from _outcome_here(client, commit, until_ms))
-    reply = yield from _ask_outcome(client, node, request, until_ms)
+    reply = yield from _ask_everywhere(client, node, request, until_ms)
     if reply is None:
         raise CoordinatorUnavailable(f"the coordinator did not say in time how transaction {xid} ended")
     if reply.outcome is not Outcome.UNKNOWN:
         with client.lock:
             client.unknown.pop(xid, None)
     return reply.outcome
+
+
+def _ask_everywhere(
+    client: ClientState, node: str, request: OutcomeRequest, until_ms: int
+) -> Flow[OutcomeReply | None]:
+    """Ask coordinator *node*; if that is not known (""), all that can be reached, until one knows."""
+    with client.lock:
+        known = [name for name, each in client.coordinators.items() if each.session is not None]
+    reply = None
+    for each in [node] if node else known or [""]:
+        answer = yield from _ask_outcome(client, each, request, until_ms)
+        if answer is None or answer.outcome is not Outcome.UNKNOWN:
+            return answer
+        reply = answer
+    return reply

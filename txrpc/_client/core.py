@@ -21,26 +21,29 @@ import os
 from collections.abc import Sequence
 from typing import Any
 
-from txrpc._client import effects, requests
-from txrpc._client.branches import NO_COORDINATOR
+from txrpc._client import effects, greeting, requests
+from txrpc._client.coordinators import KnownCoordinator, Outbox, live
 from txrpc._client.local_transaction import LocalTransaction
 from txrpc._client.state import ClientState, ManagerStatus
 from txrpc._protocol.messages import (
-    PROTOCOL_VERSION,
     Abandon,
     Commit,
     FromCoordinator,
+    GoAway,
     Hello,
     OnePhaseToken,
     OutcomeReply,
+    Owner,
     Resolve,
     Rollback,
+    Takeover,
     Tick,
     TransactionContext,
     Welcome,
 )
 from txrpc.errors import (
     AbortCode,
+    BadMessage,
     ConfigurationError,
     CoordinatorUnavailable,
     ForkedError,
@@ -77,22 +80,21 @@ class ClientCore:
 
     def begin_part(self, timeout_s: float | None, read_only: bool) -> LocalTransaction:
         """A root's part.  Nothing is sent."""
-        self._check_fork()
+        self.check_fork()
         timeout_s = DEFAULT_TIMEOUT_S if timeout_s is None else timeout_s
         check_timeout(timeout_s)
-        welcome = self.state.welcome
-        if welcome is not None and timeout_s * 1000 > welcome.max_timeout_ms:
-            raise UsageError(
-                f"timeout={timeout_s:g} s is above the coordinator's max_timeout of {welcome.max_timeout_ms / 1000:g} s"
-            )
+        chosen = self.state.chosen
+        if chosen is not None and timeout_s * 1000 > chosen.welcome.max_timeout_ms:
+            longest_s = chosen.welcome.max_timeout_ms / 1000
+            raise UsageError(f"timeout={timeout_s:g} s is above the coordinator's max_timeout of {longest_s:g} s")
         xid = Xid.make(self.state.unix_ms(), self.state.entropy(10))
-        owner = welcome.owner if welcome is not None else None
+        owner, tick = (chosen.owner, chosen.tick) if chosen is not None else (None, 0)
         deadline_ms = self.state.now_ms() + int(timeout_s * 1000)
-        return LocalTransaction(xid, owner, self.state.group, deadline_ms, read_only, self.state.tick, timeout_s)
+        return LocalTransaction(xid, owner, self.state.group, deadline_ms, read_only, tick, timeout_s)
 
     def join_part(self, context: TransactionContext) -> LocalTransaction:
         """The part of an incoming call.  See `txrpc._grpc.ports.Joiner.join` for what is raised."""
-        self._check_fork()
+        self.check_fork()
         self.state.serves = True
         if context.group != self.state.group:
             raise ConfigurationError(
@@ -114,87 +116,99 @@ class ClientCore:
             self.state.group,
             deadline_ms,
             context.read_only,
-            self.state.tick,
+            0,
             call_reads_only=context.call_reads_only,
         )
 
     def _check_owner(self, context: TransactionContext) -> None:
-        welcome = self.state.welcome
-        if welcome is None or welcome.owner.node != context.owner.node:
-            node = context.owner.node
+        node, epoch = context.owner.node, context.owner.epoch
+        known = self.state.coordinators.get(node)
+        if known is not None and known.owner.epoch > epoch:
+            text = f"it began under epoch {epoch} of a coordinator that is in {known.owner.epoch} now"
+            raise aborted(context.xid, Reason(AbortCode.COORDINATOR_RESTARTED, text))
+        if known is None or known.session is None:
             raise CoordinatorUnavailable(
                 f"this service has no session with coordinator {node!r}, which owns the transaction"
             )
-        if welcome.owner.epoch != context.owner.epoch:
-            if welcome.owner.epoch < context.owner.epoch:
-                raise CoordinatorUnavailable("this service has not reconnected to the restarted coordinator yet")
-            text = f"it began under epoch {context.owner.epoch} of a coordinator that is in {welcome.owner.epoch} now"
-            raise aborted(context.xid, Reason(AbortCode.COORDINATOR_RESTARTED, text))
+        if known.owner.epoch < epoch:
+            raise CoordinatorUnavailable("this service has not reconnected to the restarted coordinator yet")
 
     # ---------------------------------------------------------------------------------------------------- the session
 
-    def hello(self) -> Hello:
-        """Return what this process says first, on every connect."""
-        me, self.state.announced = self.state.participant_id, self.state.starting.version
-        infos = self.state.starting.infos
-        return Hello(
-            PROTOCOL_VERSION, self.state.group, me, self.state.process, infos, self.state.seen, self.state.position
-        )
-
-    def on_welcome(self, welcome: Welcome) -> None:
-        """A session has begun."""
+    def hello(self, session: Outbox) -> Hello:
+        """Return what this process says first, on every connect of *session*."""
         with self.state.lock:
-            if self.state.seen is not None and self.state.seen != welcome.owner:
-                fields = {"node": welcome.owner.node, "epoch": str(welcome.owner.epoch)}
-                logger.info("the coordinator has restarted", extra=fields)
-            if self.state.seen is None or self.state.seen.node != welcome.owner.node:
-                self.state.position = 0
-            self.state.welcome, self.state.seen, self.state.tick = welcome, welcome.owner, welcome.tick
-            self.state.position = max(self.state.position, welcome.position)
-            self._announce()
-            effects.apply(self.state, self.state.participant.connected(self.state.now_ms()))
-            effects.apply(self.state, self.state.participant.coordinator_is(welcome.owner, self.state.now_ms()))
-            self.state.sweep_at = {
-                name: self.state.now_ms() for name in self.state.resources if not self.state.starting.trouble(name)
-            }
-            self.state.runtime.wake()
+            return greeting.hello(self.state, session)
 
-    def on_lost(self, text: str) -> None:
+    def on_welcome(self, session: Outbox, welcome: Welcome) -> None:
+        """A session has begun, with the node whose address it is.  Raises `BadMessage` if it must not be used."""
+        with self.state.lock:
+            greeting.welcomed(self.state, session, welcome, home=True)
+
+    def on_lost(self, session: Outbox, text: str) -> None:
         """The session has ended: nothing on its way will be answered on it."""
         with self.state.lock:
-            self.state.welcome = None
-        requests.fail_all(self.state, text)
+            for known in self.state.coordinators.values():
+                if known.session is session:
+                    greeting.lost(self.state, known, text)
 
-    def on_message(self, node: str, message: FromCoordinator) -> None:
-        """Take a message of coordinator *node*'s."""
+    def on_refused(self, _session: Outbox) -> None:
+        """The session will never be open: those who wait for it are told."""
         with self.state.lock:
-            if self.state.seen is None or node != self.state.seen.node:
-                logger.error("coordinator %s said %s on another one's session", node, type(message).__name__)
-                return
-            if isinstance(message, OutcomeReply | Tick | Commit):
-                self.state.position = max(self.state.position, message.position)
-            if isinstance(message, OutcomeReply):
-                requests.replied(self.state, message)
-            elif isinstance(message, Tick):
-                self.state.tick = message.tick
-            elif isinstance(message, OnePhaseToken):
-                if message.xid in self.state.requests:
-                    requests.keep(self.state.tokens, message.xid, message.token)
-            elif not isinstance(message, Welcome):
-                self.state.asker = node
-                self._about_branch(message)
+            self.state.runtime.sessions_changed()
 
-    def _about_branch(self, message: Any) -> None:
+    def on_message(self, session: Outbox, node: str, message: FromCoordinator) -> None:
+        """Take a message of coordinator *node*'s, which may be another one than that of the session's address."""
+        with self.state.lock:
+            known = self.state.coordinators.get(node)
+            if isinstance(message, Takeover):
+                greeting.greet(self.state, session, node)
+            elif isinstance(message, Welcome):
+                self._taken_over(session, message)
+            elif known is None or known.session is not session:
+                # An earlier epoch, which has not noticed that it is over; or nonsense (rules 7 and 15).
+                logger.warning("coordinator %s is not listened to here: %s", node, type(message).__name__)
+            elif isinstance(message, GoAway):
+                logger.info("coordinator %s leaves: %s", node, message.text)
+                greeting.lost(self.state, known, message.text)
+            else:
+                self._listen(known, message)
+
+    def _taken_over(self, session: Outbox, welcome: Welcome) -> None:
+        try:
+            greeting.welcomed(self.state, session, welcome, home=False)
+        except BadMessage as error:
+            logger.warning("a takeover is not believed: %s", error)
+
+    def _listen(self, known: KnownCoordinator, message: Any) -> None:
+        node = known.owner.node
+        if isinstance(message, OutcomeReply | Tick | Commit):
+            known.position = max(known.position, message.position)
+        if isinstance(message, OutcomeReply):
+            requests.replied(self.state, node, message)
+        elif isinstance(message, Tick):
+            known.tick = message.tick
+        elif isinstance(message, OnePhaseToken):
+            if (node, message.xid) in self.state.requests:
+                requests.keep(self.state.tokens, message.xid, message.token)
+        else:
+            self.state.asker = node
+            self._about_branch(known, message)
+
+    def _about_branch(self, known: KnownCoordinator, message: Any) -> None:
         now_ms = self.state.now_ms()
         if not isinstance(message, Abandon) and effects.node_of(self.state, message) != self.state.asker:
             logger.error("coordinator %s gives orders about a branch of another one's", self.state.asker)
             return
         if isinstance(message, Abandon):
-            longest_ms = self.state.welcome.max_timeout_ms if self.state.welcome is not None else 0
+            longest_ms = known.welcome.max_timeout_ms
             effects.apply(self.state, self.state.participant.abandon(message, self.state.resources, longest_ms, now_ms))
             return
         if isinstance(message, Resolve) and self._is_foreign(message):
-            effects.apply(self.state, self.state.participant.resolve_foreign(self._gid(message), message.token, now_ms))
+            effects.apply(
+                self.state,
+                self.state.participant.resolve_foreign(self._gid(known.owner, message), message.token, now_ms),
+            )
             return
         if isinstance(message, Commit | Rollback) and message.gid.resource not in self.state.resources:
             logger.error(
@@ -211,8 +225,7 @@ class ClientCore:
             and message.resource in self.state.resources
         )
 
-    def _gid(self, message: Resolve) -> Gid:
-        owner = self.state.seen or NO_COORDINATOR
+    def _gid(self, owner: Owner, message: Resolve) -> Gid:
         return Gid(
             self.state.group,
             owner.node,
@@ -234,25 +247,21 @@ class ClientCore:
                 self.state.start_at[name] = now_ms + int(_START_RETRY_MS * (0.5 + self.state.jitter()))
             else:
                 self.state.sweep_at[name] = now_ms
-            if news and self.state.session is not None:
+            if news and self.state.sessions:
                 logger.log(
                     logging.WARNING if trouble else logging.INFO, "resource %r: %s", name, trouble or "it is ready"
                 )
-                self._announce()
+                greeting.announce(self.state)
             self.state.runtime.wake()
-
-    def _announce(self) -> None:
-        """Say Hello again if the resources have changed since."""
-        if self.state.welcome is not None and self.state.announced != self.state.starting.version:
-            effects.tell(self.state, self.state.welcome.owner.node, self.hello())
 
     # ----------------------------------------------------------------------------------------------------- the clock
 
     def status(self) -> ManagerStatus:
         """See `TransactionManager.status`."""
         with self.state.lock:
-            node = self.state.welcome.owner.node if self.state.welcome is not None else None
-            return ManagerStatus(node, {name: self.state.starting.trouble(name) for name in self.state.resources})
+            node = self.state.chosen.owner.node if self.state.chosen is not None else None
+            resources = {name: self.state.starting.trouble(name) for name in self.state.resources}
+            return ManagerStatus(node, resources, {each.address: each.trouble for each in self.state.sessions})
 
     def woke(self) -> list[str]:
         """Let time pass; returns the resources to look after now: to start, or, if they are ready, to sweep their databases."""
@@ -262,19 +271,22 @@ class ClientCore:
             to_start = [name for name, at_ms in self.state.start_at.items() if at_ms <= now_ms]
             for name in to_start:
                 del self.state.start_at[name]
-            if self.state.welcome is None:
+            if not self._connected():
                 return to_start
             due = [name for name, at_ms in self.state.sweep_at.items() if at_ms <= now_ms]
             for name in due:
                 self.state.sweep_at[name] = now_ms + int(_SWEEP_MS * (0.5 + self.state.jitter()))
             return [*to_start, *due]
 
+    def _connected(self) -> bool:
+        return any(known.session is not None for known in self.state.coordinators.values())
+
     def next_wakeup_ms(self) -> int | None:
         """Return when `woke` is due."""
         with self.state.lock:
             due = [
                 *self.state.start_at.values(),
-                *(self.state.sweep_at.values() if self.state.welcome is not None else ()),
+                *(self.state.sweep_at.values() if self._connected() else ()),
             ]
             next_ms = self.state.participant.state.next_wakeup_ms()
             return min([*due, next_ms] if next_ms is not None else due, default=None)
@@ -288,12 +300,13 @@ class ClientCore:
                 self.state.runtime.wake()
                 return
             for gid, since_ms in found:
-                if self.state.seen is not None and gid.node == self.state.seen.node:
+                if live(self.state, gid.node) is not None:
                     effects.apply(self.state, self.state.participant.in_doubt(gid, since_ms, self.state.now_ms()))
 
     # ------------------------------------------------------------------------------------------------------------ fork
 
-    def _check_fork(self) -> None:
+    def check_fork(self) -> None:
+        """Raise `ForkedError` in a forked child, where locks may be held by threads that it does not have."""
         if os.getpid() != self.state.pid:
             raise ForkedError(
                 "this txrpc manager was made in the parent of this process, and gRPC does not survive a fork: "

@@ -10,13 +10,14 @@ import itertools
 import logging
 from typing import Any
 
+from txrpc._client.coordinators import Outbox, live, unavailable
 from txrpc._client.state import ClientState, OpenBranch
-from txrpc._protocol.messages import Outcome, ToCoordinator, Trouble
+from txrpc._protocol.messages import Hello, Outcome, ToCoordinator, Trouble
 from txrpc._protocol.participant.branch import BranchInput, Do, Effects, Operation
-from txrpc.errors import AbortCode, CoordinatorUnavailable, Reason, Unavailable
+from txrpc.errors import AbortCode, Reason, Unavailable
 from txrpc.ids import BranchId
 
-__all__ = ["FINISHING", "apply", "broke", "committing", "leaves_work", "node_of", "operated", "send", "tell"]
+__all__ = ["FINISHING", "apply", "broke", "committing", "greet", "leaves_work", "node_of", "operated", "send", "tell"]
 
 logger = logging.getLogger("txrpc.client")
 
@@ -111,9 +112,18 @@ def committing(client: ClientState, do: Do, token: str) -> None:
 
 def send(client: ClientState, node: str, *messages: ToCoordinator) -> None:
     """Send coordinator *node* messages; raises `CoordinatorUnavailable` when there is no session, `LimitExceeded`."""
-    if client.session is None or client.welcome is None:
-        raise CoordinatorUnavailable("there is no session with a coordinator")
-    client.session.send(node, *messages)
+    known = live(client, node)
+    if known is None or known.session is None:
+        raise unavailable(client, node)
+    known.session.send(node, *messages)
+
+
+def greet(session: Outbox, node: str, hello: Hello) -> None:
+    """Say Hello to coordinator *node* over *session*; if that has ended, it will be said on the next one."""
+    try:
+        session.send(node, hello)
+    except Unavailable:
+        logger.debug("no Hello to %s: no session", node)
 
 
 def tell(client: ClientState, node: str, message: ToCoordinator) -> None:

@@ -31,23 +31,23 @@ def post(client: ClientState, node: str, request: CommitRequest | OutcomeRequest
             request = replace(request, branches=(replace(request.branches[0], token=token),))
         future = client.runtime.future()
         effects.send(client, node, request)
-        client.requests.setdefault(request.xid, []).append(future)
+        client.requests.setdefault((node, request.xid), []).append(future)
     return future
 
 
-def replied(client: ClientState, reply: OutcomeReply) -> None:
-    """Settle the futures that wait for *reply*.  Called under the lock."""
+def replied(client: ClientState, node: str, reply: OutcomeReply) -> None:
+    """Settle the futures that wait for *reply* of coordinator *node*.  Called under the lock."""
     if reply.outcome is not Outcome.UNKNOWN:
         client.tokens.pop(reply.xid, None)
-    for future in client.requests.pop(reply.xid, ()):
+    for future in client.requests.pop((node, reply.xid), ()):
         client.runtime.settle(future, reply)
 
 
-def fail_all(client: ClientState, text: str) -> None:
-    """The session has ended: no request that was sent will be answered on it."""
+def fail_all(client: ClientState, node: str, text: str) -> None:
+    """The session with coordinator *node* has ended: no request that was sent will be answered on it."""
     with client.lock:
-        lost, client.requests = client.requests, {}
-    for futures in lost.values():
+        lost = [client.requests.pop(key) for key in list(client.requests) if key[0] == node]
+    for futures in lost:
         for future in futures:
             error = CoordinatorUnavailable(f"the session with the coordinator broke: {text}")
             client.runtime.settle(future, error)

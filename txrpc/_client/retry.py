@@ -148,7 +148,7 @@ class Attempts:
         yield runtime.pause, (self._failed.pause_s,)
         if isinstance(self._failed.error, CoordinatorUnavailable):
             with contextlib.suppress(TxrpcError):  # the next attempt says it better
-                yield runtime.reconnect, (max(0.0, self._left_s()),)
+                yield runtime.reconnect, ("", max(0.0, self._left_s()))
             if self._left_s() <= 0:
                 raise self._failed.error
 

@@ -18,39 +18,35 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+from txrpc._client.coordinators import KnownCoordinator, Outbox
 from txrpc._client.starting import Starting
-from txrpc._protocol.messages import Outcome, OutcomeRequest, Owner, ToCoordinator, Welcome
+from txrpc._protocol.messages import Outcome, OutcomeRequest
 from txrpc._protocol.participant.branch import Do, ParticipantBranch
 from txrpc._protocol.participant.machine import Participant
 from txrpc.errors import ConfigurationError
 from txrpc.ids import GROUP_MAX, RESOURCE_MAX, BranchId, ParticipantId, Xid, check_name
 from txrpc.resource import AsyncResource, Resource, Work
 
-__all__ = ["ClientState", "LocalCommit", "ManagerStatus", "OpenBranch", "Outbox", "Runtime"]
+__all__ = ["ClientState", "LocalCommit", "ManagerStatus", "OpenBranch", "Runtime"]
 
 
 @dataclass(frozen=True, slots=True)
 class ManagerStatus:
     """What a manager knows without asking anyone.
 
-    coordinator: the node whose session is open, or None while there is no session.
+    coordinator: the node that new transactions begin with, or None while there is no session.
     resources: by name, what keeps the resource from being used; "" if it is ready.
+    coordinators: by address, what keeps the session with that coordinator from being open; "" if it is.
     """
 
     coordinator: str | None
     resources: Mapping[str, str]
+    coordinators: Mapping[str, str]
 
     @property
     def ready(self) -> bool:
         """True if there is a session and every resource is ready."""
         return self.coordinator is not None and not any(self.resources.values())
-
-
-class Outbox(Protocol):
-    """Where messages to coordinators go: a session."""
-
-    def send(self, node: str, *messages: ToCoordinator) -> None:
-        """Queue for coordinator *node*; raises `CoordinatorUnavailable` without a session, `LimitExceeded` when it is full."""
 
 
 class OpenBranch:
@@ -107,8 +103,11 @@ class Runtime(Protocol):
     def pause(self, seconds: float) -> Any:
         """Sleep."""
 
-    def reconnect(self, timeout_s: float) -> Any:
-        """Return the owner of the live session; wait for one if there is none.
+    def sessions_changed(self) -> None:
+        """Let those who wait in `reconnect` look again: a session has begun, or there will be none."""
+
+    def reconnect(self, node: str, timeout_s: float) -> Any:
+        """Return the owner of the live session with coordinator *node* ("": any); wait for one if there is none.
 
         Raises `CoordinatorUnavailable`, also at once when there will be none; `ConfigurationError` if it was refused for good.
         """
@@ -151,24 +150,24 @@ class ClientState:
     serves: bool = False
     """Whether calls join transactions through this client: then its resources are not used outside of them (rule 19)."""
 
-    session: Outbox | None = None
-    welcome: Welcome | None = None
-    """The live session's; None while there is none."""
-    seen: Owner | None = None
-    """The coordinator of the last Welcome, also while there is no session."""
-    position: int = 0
-    """The greatest position of that coordinator's log that was heard of (rule 18)."""
-    tick: int = 0
+    sessions: tuple[Outbox, ...] = ()
+    """One for each coordinator's address, in the order of preference."""
+    coordinators: dict[str, KnownCoordinator] = field(default_factory=dict)
+    """By node, all that this process has ever had a session with."""
+    homes: dict[Outbox, str] = field(default_factory=dict)
+    """Which node each session's address is, as far as it has ever said."""
+    greeted: dict[tuple[Outbox | None, str], int] = field(default_factory=dict)
+    """Which version of the resources the last Hello on a session told which node; "": the one that is there."""
+    chosen: KnownCoordinator | None = None
+    """The one that new transactions begin with; None while there is no session."""
     asker: str = ""
     """The coordinator whose message about a branch is being handled."""
-    announced: int = -1
-    """The version of `starting` that the coordinator was told."""
     start_at: dict[str, int] = field(default_factory=dict)
     sweep_at: dict[str, int] = field(default_factory=dict)
 
     branches: dict[BranchId, OpenBranch] = field(default_factory=dict)
-    requests: dict[Xid, list[Any]] = field(default_factory=dict)
-    """Futures of the roots that have asked the coordinator about a transaction."""
+    requests: dict[tuple[str, Xid], list[Any]] = field(default_factory=dict)
+    """Futures of the roots that have asked a coordinator, by its node, about a transaction."""
     local_ends: dict[BranchId, Any] = field(default_factory=dict)
     """Futures of the roots that end a branch of this process themselves."""
     unknown: dict[Xid, tuple[str, OutcomeRequest]] = field(default_factory=dict)

@@ -1,9 +1,4 @@
-"""What the two sessions share: what waits to be sent, the pace of reconnecting, and what to make of the stream's end.
-
-Messages are encoded where they are sent and wait as bytes.  That works because protobuf messages that are written one behind the
-other read as one message with all their items, so a batch is a join of what is waiting: its size is known exactly, and a message
-that is too large fails its own sender instead of the stream that all share.
-"""
+"""What the two sessions share: the pace of reconnecting, and what to make of the stream's end."""
 
 from __future__ import annotations
 
@@ -11,55 +6,22 @@ import asyncio
 import logging
 import os
 import random
-from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Any, Final
 
 import grpc
-from google.protobuf.message import DecodeError
 
-from txrpc import _failpoints as failpoints
-from txrpc._protocol.messages import FromCoordinator, GoAway, Hello, ToCoordinator, Welcome
-from txrpc._wire.codec import decode_coordinator_batch, decode_process_batch, encode_to_coordinator
+from txrpc._grpc.batches import FromNode, Queue, Refused, farewell
+from txrpc._protocol.messages import FromCoordinator, Hello, ToCoordinator, Welcome
 from txrpc._wire.v1 import session_pb2
-from txrpc.errors import BadMessage, ConfigurationError, CoordinatorUnavailable, ForkedError, LimitExceeded
+from txrpc.errors import BadMessage, CoordinatorUnavailable, ForkedError
 from txrpc.options import DEFAULTS, SessionOptions
 
-__all__ = [
-    "METHOD",
-    "TOO_SLOW",
-    "WAITING_MAX",
-    "Backoff",
-    "FromNode",
-    "Link",
-    "Refused",
-    "Waiting",
-    "channel_options",
-    "check_first",
-    "farewell",
-    "parse",
-    "passing",
-]
+__all__ = ["METHOD", "Backoff", "Link", "channel_options"]
 
 logger = logging.getLogger("txrpc.session")
 
 METHOD: Final = f"/{session_pb2.DESCRIPTOR.services_by_name['Coordinator'].full_name}/Session"
-
-FromNode = tuple[str, FromCoordinator]
-"""A message, and the node of the coordinator that says it."""
-
-WAITING_MAX: Final = 100_000
-"""Messages that may wait for one stream.  The coordinator has the same limit in its direction."""
-
-TOO_SLOW: Final = f"{WAITING_MAX} messages were waiting: the coordinator does not read"
-
-
-class Refused(Exception):
-    """The coordinator ended the session with a GoAway.  `final`: connecting again cannot help."""
-
-    def __init__(self, message: GoAway) -> None:
-        self.final = not message.retry
-        super().__init__(f"the coordinator ended the session: {message.text} ({message.code})")
 
 
 class Backoff:
@@ -83,49 +45,6 @@ class Backoff:
         return limit * random.random()
 
 
-class Waiting:
-    """Encoded messages that wait for one stream, in order.  Not thread-safe: each session guards it in its own way."""
-
-    def __init__(self, options: SessionOptions) -> None:
-        self._queue: deque[bytes] = deque()
-        self._max_batch = options.max_batch
-        self.max_bytes = options.max_message_bytes
-
-    def encode(self, node: str, messages: Iterable[ToCoordinator]) -> list[bytes]:
-        """*messages* to coordinator *node*, each as a batch of its own; raises `LimitExceeded` for one that is too large."""
-        encoded = []
-        for message in messages:
-            data = encode_to_coordinator(node, (message,)).SerializeToString()
-            if len(data) > self.max_bytes:
-                name = type(message).__name__
-                raise LimitExceeded(f"{name} takes {len(data)} bytes; max_message_bytes allows {self.max_bytes}")
-            encoded.append(data)
-        return encoded
-
-    def __len__(self) -> int:
-        return len(self._queue)
-
-    def add(self, encoded: list[bytes]) -> bool:
-        """Queue *encoded*; False, and forget everything, if so much is waiting that the other side cannot be reading."""
-        if len(self._queue) >= WAITING_MAX:
-            self._queue.clear()
-            return False
-        self._queue.extend(encoded)
-        return True
-
-    def take(self) -> bytes:
-        """The next batch: everything that is waiting, within the limits.  There must be something."""
-        queue = self._queue
-        batch = [queue.popleft()]
-        size = len(batch[0])
-        while queue and len(batch) < self._max_batch:
-            size += len(queue[0])
-            if size > self.max_bytes:
-                break
-            batch.append(queue.popleft())
-        return b"".join(batch)
-
-
 class Link:
     """The half of a session that neither blocks nor awaits: who is told what, and what is known of the coordinator."""
 
@@ -136,20 +55,22 @@ class Link:
         self,
         address: str,
         *,
-        hello: Callable[[], Hello],
-        on_welcome: Callable[[Welcome], None],
-        on_message: Callable[[str, FromCoordinator], None],
-        on_lost: Callable[[str], None],
+        hello: Callable[[Link], Hello],
+        on_welcome: Callable[[Link, Welcome], None],
+        on_message: Callable[[Link, str, FromCoordinator], None],
+        on_lost: Callable[[Link, str], None],
+        on_refused: Callable[[Link], None],
         options: SessionOptions = DEFAULTS,
         channel_credentials: grpc.ChannelCredentials | None = None,
     ) -> None:
         """Make a session; `start` begins to connect.
 
         address: ``host:port`` of the coordinator.
-        hello: what to say first; asked on every attempt.
+        hello: what to say first; asked on every attempt.  Like all of these it is called with this session.
         on_welcome: a session was established; `send` works from here on.  If it raises, the session is dropped.
         on_message: a message of a coordinator arrived, in order: its node, and the message.  What it raises is logged.
         on_lost: the established session has ended, with the reason for people.  What it raises is logged.
+        on_refused: the coordinator will never have this process; `trouble` says why.
         channel_credentials: for TLS; None connects in the clear.
         """
         self.address = address
@@ -158,10 +79,13 @@ class Link:
         self._on_welcome = on_welcome
         self._on_message = on_message
         self._on_lost = on_lost
+        self._on_refused = on_refused
         self._options = options
         self._credentials = channel_credentials
         self._pid = os.getpid()
         self._welcome: Welcome | None = None
+        self._outgoing: Queue | None = None
+        self._tried = False
         self._refused: str | None = None
         self._reported = ""
         self._abandoned = ""
@@ -173,9 +97,30 @@ class Link:
         raise NotImplementedError
 
     @property
-    def welcome(self) -> Welcome | None:
-        """Return what the coordinator said on the live session; None while there is none."""
-        return self._welcome
+    def trouble(self) -> str:
+        """Return why the session is not open; "" if it is."""
+        return self.last_error
+
+    @property
+    def refused(self) -> bool:
+        """Return whether the coordinator will never have this process."""
+        return self._refused is not None
+
+    @property
+    def over(self) -> bool:
+        """Return whether the session will not be open again."""
+        return self._closed or self._refused is not None
+
+    def send(self, node: str, *messages: ToCoordinator) -> None:
+        """Queue *messages* to coordinator *node*, in this order; never blocks.
+
+        Raises, and then nothing was queued: `CoordinatorUnavailable` when there is no session, `LimitExceeded` for a message that
+        is too large for it, `ForkedError` in a forked child.
+        """
+        self._check_process()
+        outgoing = self._outgoing
+        if outgoing is None or not outgoing.put(outgoing.waiting.encode(node, messages)):
+            raise self._unavailable()
 
     def _check_process(self) -> None:
         if os.getpid() != self._pid:
@@ -188,24 +133,21 @@ class Link:
     def _unavailable(self) -> CoordinatorUnavailable:
         return CoordinatorUnavailable(f"no session with the coordinator: {self.last_error}")
 
-    def _found(self) -> Welcome | None:
-        """The welcome, or None while there may yet be one; raises what `wait_connected` raises."""
-        if self._welcome is None and self._refused is not None:
-            raise ConfigurationError(self._refused)
-        if self._welcome is None and self._closed:
-            raise self._unavailable()
-        return self._welcome
+    def _answered(self) -> bool:
+        """Whether the first attempt to connect has ended, or succeeded, or there will be none."""
+        return self._tried or self._welcome is not None or self.over
 
     def _limit(self, welcome: Welcome) -> int:
         """The largest batch to send: 0 of a coordinator means that it does not say."""
         return min(self._options.max_message_bytes, welcome.max_message_bytes or self._options.max_message_bytes)
 
-    def _deliver(self, items: list[FromNode]) -> None:
-        """Hand on what has arrived; raises `Refused` if the coordinator said goodbye."""
+    def _deliver(self, home: str, items: list[FromNode]) -> None:
+        """Hand on what has arrived; raises `Refused` if the coordinator of the address, *home*, said goodbye."""
         for node, message in items:
-            farewell(message)
+            if node == home:
+                farewell(message)
             try:
-                self._on_message(node, message)
+                self._on_message(self, node, message)
             except Exception:
                 logger.exception("a message could not be handled", extra={"message_type": type(message).__name__})
 
@@ -216,6 +158,7 @@ class Link:
 
     def _note_end(self, error: BaseException | None) -> None:
         """The stream, or the attempt at one, is over: keep why.  Whether to go on is in `_refused` and `_closed`."""
+        self._tried = True
         if self._closed:
             self.last_error = "this process has closed its session"
         elif self._abandoned:
@@ -242,9 +185,11 @@ class Link:
         self._reported = self.last_error
         if established:
             try:
-                self._on_lost(self.last_error)
+                self._on_lost(self, self.last_error)
             except Exception:
                 logger.exception("the loss of the session could not be handled")
+        if self._refused is not None:
+            self._on_refused(self)
 
     def _why(self, error: BaseException) -> str:
         """Return what went wrong, for people.  A mistake of ours is logged with its traceback."""
@@ -280,40 +225,3 @@ def channel_options(options: SessionOptions) -> list[tuple[str, Any]]:
         ("grpc.use_local_subchannel_pool", 1),
         ("grpc.min_reconnect_backoff_ms", int(options.connect_timeout_s * 1000)),
     ]
-
-
-def passing(when: str, data: bytes) -> None:
-    """The failpoints of the messages in a batch that goes out."""
-    if failpoints.active():
-        items = decode_process_batch(session_pb2.ProcessBatch.FromString(data))
-        failpoints.passing(when, [message for _, message in items])
-
-
-def parse(data: bytes) -> list[FromNode]:
-    """The messages of one batch, each with its node; raises `BadMessage`.
-
-    Not left to gRPC, which would only log what was wrong.
-    """
-    try:
-        batch = session_pb2.CoordinatorBatch.FromString(data)
-    except DecodeError as error:
-        raise BadMessage(f"not a batch: {error}") from None
-    return decode_coordinator_batch(batch)
-
-
-def check_first(items: list[FromNode]) -> tuple[Welcome, list[FromNode]]:
-    """The first batch: a Welcome and perhaps more.  Raises `Refused` or `BadMessage`."""
-    node, message = items[0] if items else ("", None)
-    if message is not None:
-        farewell(message)
-    if not isinstance(message, Welcome):
-        raise BadMessage("the first message of a coordinator is Welcome")
-    if node != message.owner.node:
-        raise BadMessage(f"node {node} welcomes in the name of {message.owner.node}")
-    return message, items[1:]
-
-
-def farewell(message: FromCoordinator) -> None:
-    """Raise `Refused` if *message* is the last one."""
-    if isinstance(message, GoAway):
-        raise Refused(message)

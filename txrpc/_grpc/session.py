@@ -26,20 +26,9 @@ from typing import Any
 
 import grpc
 
-from txrpc._grpc.link import (
-    METHOD,
-    TOO_SLOW,
-    Backoff,
-    FromNode,
-    Link,
-    Refused,
-    Waiting,
-    channel_options,
-    check_first,
-    parse,
-    passing,
-)
-from txrpc._protocol.messages import ToCoordinator, Welcome
+from txrpc._grpc.batches import TOO_SLOW, FromNode, Refused, Waiting, check_first, parse, passing
+from txrpc._grpc.link import METHOD, Backoff, Link, channel_options
+from txrpc._protocol.messages import Welcome
 from txrpc.options import SessionOptions
 
 __all__ = ["Session"]
@@ -100,7 +89,6 @@ class Session(Link):
 
     def _set_up(self) -> None:
         self._changed = threading.Condition(threading.Lock())
-        self._outgoing: _Outgoing | None = None
         self._call: Any = None
         self._welcomed_at = 0.0
         self._thread = threading.Thread(target=self._run, name="txrpc-session", daemon=True)
@@ -137,32 +125,10 @@ class Session(Link):
             call.cancel()
             self._thread.join(1.0)
 
-    def send(self, node: str, *messages: ToCoordinator) -> None:
-        """Queue *messages* to coordinator *node*, in this order; never blocks.
-
-        Raises, and then nothing was queued: `CoordinatorUnavailable` when there is no session, `LimitExceeded` for a message that
-        is too large for it, `ForkedError` in a forked child.
-        """
-        self._check_process()
-        outgoing = self._outgoing
-        if outgoing is None or not outgoing.put(outgoing.waiting.encode(node, messages)):
-            raise self._unavailable()
-
-    def wait_connected(self, timeout_s: float) -> Welcome:
-        """Wait for a session, at most *timeout_s* seconds.
-
-        Raises `CoordinatorUnavailable` with the last error, `ConfigurationError` if the coordinator will never have this process,
-        `ForkedError` in a forked child.
-        """
-        self._check_process()
-        until = time.monotonic() + timeout_s
+    def wait_answered(self, timeout_s: float) -> None:
+        """Wait until the first attempt to connect has ended in one way or the other, at most *timeout_s* seconds."""
         with self._changed:
-            while (welcome := self._found()) is None:
-                left_s = until - time.monotonic()
-                if left_s <= 0:
-                    raise self._unavailable()
-                self._changed.wait(left_s)
-            return welcome
+            self._changed.wait_for(self._answered, timeout_s)
 
     # ------------------------------------------------------------------------------------------------ the thread
 
@@ -181,7 +147,7 @@ class Session(Link):
 
     def _connect_and_read(self) -> None:
         self._abandoned = ""
-        hello = self._hello()
+        hello = self._hello(self)
         with self._channel() as channel:
             outgoing = _Outgoing(self._options, self._abandon)
             outgoing.put(outgoing.waiting.encode("", (hello,)))
@@ -193,9 +159,9 @@ class Session(Link):
             try:
                 welcome, rest = self._first(call)
                 self._established(welcome, outgoing)
-                self._deliver(rest)
+                self._deliver(welcome.owner.node, rest)
                 for data in call:
-                    self._deliver(parse(data))
+                    self._deliver(welcome.owner.node, parse(data))
             finally:
                 outgoing.close()
                 call.cancel()
@@ -226,7 +192,7 @@ class Session(Link):
         self._log_established(welcome)
         self._welcomed_at = time.monotonic()
         self._outgoing = outgoing
-        self._on_welcome(welcome)
+        self._on_welcome(self, welcome)
         # Last: code that waits for the session finds that all callbacks have run.
         with self._changed:
             self._welcome, self.last_error = welcome, ""

@@ -6,26 +6,16 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 from collections.abc import Callable
 from typing import Any
 
 import grpc
 
-from txrpc._grpc.link import (
-    METHOD,
-    TOO_SLOW,
-    Backoff,
-    FromNode,
-    Link,
-    Refused,
-    Waiting,
-    channel_options,
-    check_first,
-    parse,
-    passing,
-)
-from txrpc._protocol.messages import ToCoordinator, Welcome
+from txrpc._grpc.batches import TOO_SLOW, FromNode, Refused, Waiting, check_first, parse, passing
+from txrpc._grpc.link import METHOD, Backoff, Link, channel_options
+from txrpc._protocol.messages import Welcome
 from txrpc.options import SessionOptions
 
 __all__ = ["AsyncSession"]
@@ -91,7 +81,6 @@ class AsyncSession(Link):
 
     def _set_up(self) -> None:
         self._changed = asyncio.Event()
-        self._outgoing: _Outgoing | None = None
         self._call: Any = None
         self._welcomed_at = 0.0
         self._task: asyncio.Task[None] | None = None
@@ -119,31 +108,12 @@ class AsyncSession(Link):
         self._task.cancel()
         await asyncio.gather(self._task, return_exceptions=True)
 
-    def send(self, node: str, *messages: ToCoordinator) -> None:
-        """Queue *messages* to coordinator *node*, in this order; never blocks.
-
-        Raises, and then nothing was queued: `CoordinatorUnavailable` when there is no session, `LimitExceeded` for a message that
-        is too large for it, `ForkedError` in a forked child.
-        """
-        self._check_process()
-        outgoing = self._outgoing
-        if outgoing is None or not outgoing.put(outgoing.waiting.encode(node, messages)):
-            raise self._unavailable()
-
-    async def wait_connected(self, timeout_s: float) -> Welcome:
-        """Wait for a session, at most *timeout_s* seconds.
-
-        Raises `CoordinatorUnavailable` with the last error, `ConfigurationError` if the coordinator will never have this process,
-        `ForkedError` in a forked child.
-        """
-        self._check_process()
-        try:
+    async def wait_answered(self, timeout_s: float) -> None:
+        """Wait until the first attempt to connect has ended in one way or the other, at most *timeout_s* seconds."""
+        with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(timeout_s):
-                while (welcome := self._found()) is None:
+                while not self._answered():
                     await self._changed.wait()
-                return welcome
-        except TimeoutError:
-            raise self._unavailable() from None
 
     # -------------------------------------------------------------------------------------------------- the task
 
@@ -168,7 +138,7 @@ class AsyncSession(Link):
 
     async def _connect_and_read(self) -> None:
         self._abandoned = ""
-        hello = self._hello()
+        hello = self._hello(self)
         async with self._channel() as channel:
             outgoing = _Outgoing(self._options, self._abandon)
             outgoing.put(outgoing.waiting.encode("", (hello,)))
@@ -178,9 +148,9 @@ class AsyncSession(Link):
             try:
                 welcome, rest = await self._first(call)
                 self._established(welcome, outgoing)
-                self._deliver(rest)
+                self._deliver(welcome.owner.node, rest)
                 while (data := await call.read()) is not _EOF:
-                    self._deliver(parse(data))
+                    self._deliver(welcome.owner.node, parse(data))
             finally:
                 outgoing.close()
                 writer.cancel()
@@ -208,7 +178,7 @@ class AsyncSession(Link):
         self._log_established(welcome)
         self._welcomed_at = asyncio.get_running_loop().time()
         self._outgoing = outgoing
-        self._on_welcome(welcome)
+        self._on_welcome(self, welcome)
         # Last: code that waits for the session finds that all callbacks have run.
         self._welcome, self.last_error = welcome, ""
         self._signal()

@@ -40,6 +40,7 @@ __all__ = [
     "ResourceInfo",
     "Rollback",
     "RollbackRequest",
+    "Takeover",
     "Tick",
     "ToCoordinator",
     "TransactionContext",
@@ -346,8 +347,16 @@ class OnePhaseToken:
 
 
 @dataclass(frozen=True, slots=True)
+class Takeover:
+    """The node that says it is here now, because its own process is not: say Hello to it on this session."""
+
+
+@dataclass(frozen=True, slots=True)
 class GoAway:
-    """The coordinator ends this session.  `retry`: whether connecting again may help."""
+    """The coordinator ends this session.  `retry`: whether connecting again may help.
+
+    Of a node that was taken over it ends what that node says on the session, and not the session.
+    """
 
     code: str
     text: str
@@ -361,4 +370,4 @@ AboutBranch = Prepare | CommitOnePhase | Commit | Rollback | Abandon | Resolve
 """What a coordinator says about a branch to a process that has it, or can finish it."""
 
 ToCoordinator = Hello | AboutEnd | Voted | Committing | OnePhaseDone | Acked | Inquiry | Resolved | Trouble
-FromCoordinator = Welcome | Tick | AboutBranch | OnePhaseToken | OutcomeReply | GoAway
+FromCoordinator = Welcome | Takeover | Tick | AboutBranch | OnePhaseToken | OutcomeReply | GoAway

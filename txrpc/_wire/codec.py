@@ -328,6 +328,14 @@ def _one_phase_token_from(x: pb.OnePhaseToken) -> m.OnePhaseToken:
     return m.OnePhaseToken(c.xid_from(x.xid), c.token_from(x.token))
 
 
+def _takeover_to(_: m.Takeover) -> pb.Takeover:
+    return pb.Takeover()
+
+
+def _takeover_from(_: pb.Takeover) -> m.Takeover:
+    return m.Takeover()
+
+
 def _go_away_to(x: m.GoAway) -> pb.GoAway:
     return pb.GoAway(code=c.text_to(x.code), text=c.text_to(x.text), retry=x.retry)
 
@@ -357,6 +365,7 @@ TO_COORDINATOR: Final = (
 
 FROM_COORDINATOR: Final = (
     _Kind(m.Welcome, "welcome", _welcome_to, _welcome_from),
+    _Kind(m.Takeover, "takeover", _takeover_to, _takeover_from),
     _Kind(m.Tick, "tick", _tick_to, _tick_from),
     _Kind(m.Prepare, "prepare", _prepare_to, _prepare_from),
     _Kind(m.CommitOnePhase, "commit_one_phase", _one_phase_to, _one_phase_from),

@@ -20,7 +20,7 @@ from verification.simulation.coordinator import RETENTION_MS, CoordinatorProcess
 from verification.simulation.database import Database, Refused
 from verification.simulation.history import History, Violation
 from verification.simulation.network import Network, Stream
-from verification.simulation.options import Options
+from verification.simulation.options import NODE, Options
 from verification.simulation.process import Call, Process, result_of
 from verification.simulation.scheduler import Scheduler, Task
 from verification.simulation.troubles import troubles
@@ -84,7 +84,6 @@ class Cluster:
         self.processes = services + clients
         for process in self.processes:
             process.peers = {service.name: service for service in services}
-            process.dial = self._dial
             if self._dice.random() < options.slow:
                 process.slow = 10
         for client in clients:
@@ -97,7 +96,7 @@ class Cluster:
         chosen = {
             f"db-{n % len(self.databases)}": self.databases[n % len(self.databases)] for n in (number, number + 1)
         }
-        return Process(self.scheduler, name, self.network, self.history, chosen)
+        return Process(self.scheduler, name, self.network, self.history, chosen, (NODE,), self._dial)
 
     # ------------------------------------------------------------------------------------------------- the coordinator
 
@@ -118,7 +117,7 @@ class Cluster:
         if not self.coordinator.up:
             self.start_coordinator()
 
-    def _dial(self, process: Process) -> Stream | None:
+    def _dial(self, process: Process, _address: str) -> Stream | None:
         coordinator = self.coordinator
         if not coordinator.up or self.network.lost(process, coordinator) or self.network.lost(coordinator, process):
             return None
@@ -134,9 +133,9 @@ class Cluster:
 
     def _root(self, client: Process, name: str) -> Flow[None]:
         timeout_s = self._dice.choice((0.5, 2.0, 5.0, 10.0))
-        if client.state.welcome is None:
+        if client.state.chosen is None:
             try:
-                yield client.runtime.reconnect, (5.0,)
+                yield client.runtime.reconnect, ("", 5.0)
             except TxrpcError:
                 self.outcomes["no coordinator"] += 1
                 return
@@ -244,7 +243,7 @@ class Cluster:
         return not self._restless()
 
     def _restless(self) -> str:
-        if any(process.state.welcome is None for process in self.processes):
+        if any(not session.open for process in self.processes for session in process.sessions):
             return "a process has no session"
         for database in self.databases:
             if database.works or database.prepared:

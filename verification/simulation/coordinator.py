@@ -166,9 +166,10 @@ class CoordinatorProcess(Node):
         stream.on_message[self.name] = lambda message: self._heard(session, stream, message)
         stream.on_end[self.name] = lambda: self._ended(session)
 
-    def _heard(self, session: int, stream: Stream, message: Any) -> None:
+    def _heard(self, session: int, stream: Stream, item: tuple[str, Any]) -> None:
+        node, message = item
         if session in self._streams:
-            self._step(Received(session, NODE, message))
+            self._step(Received(session, node, message))
         elif isinstance(message, Hello):
             self._streams[session] = stream
             self._step(SessionOpened(session, message))
@@ -199,14 +200,14 @@ class CoordinatorProcess(Node):
             self._observe(message)
             stream = self._streams.get(session)
             if stream is not None:
-                stream.send(self.name, message)
+                stream.send(self.name, (NODE, message))
         self._done += out.done
         for lookup in out.look:
             self.later(self.scheduler.dice.randint(0, 20), self._look, lookup)
         for session, farewell in out.close:
             stream = self._streams.pop(session, None)
             if stream is not None:
-                stream.send(self.name, farewell)
+                stream.send(self.name, (NODE, farewell))
                 stream.close(self.name)
                 self._step(SessionClosed(session))
 

@@ -75,12 +75,12 @@ class Stream:
         """What each end does when it notices."""
         self.on_message: dict[str, Callable[[Any], None]] = {}
 
-    def send(self, source: str, message: Any) -> None:
-        """Send to the other end."""
+    def send(self, source: str, message: tuple[str, Any]) -> None:
+        """Send *message*, a coordinator's name and what is said to it or by it, to the other end."""
         if source not in self._open:
             return
         (target,) = self._ends.keys() - {source}
-        self._history.line(source, target, lambda: describe(message))
+        self._history.line(source, target, lambda: describe(message[1]))
         options, dice = self._network.options, self._scheduler.dice
         copies = 2 if options.duplication and dice.random() < options.duplication else 1
         for _ in range(copies):

@@ -10,6 +10,7 @@ from typing import Any, cast
 
 from txrpc._client import branches, completion, effects
 from txrpc._client.branch_operation import operate
+from txrpc._client.coordinators import find, live, unavailable
 from txrpc._client.core import ClientCore
 from txrpc._client.flow import Flow
 from txrpc._client.local_transaction import LocalTransaction
@@ -30,12 +31,11 @@ from txrpc._protocol.messages import (
     Welcome,
 )
 from txrpc._protocol.participant.branch import Do, Operation
-from txrpc.errors import AbortCode, CoordinatorUnavailable, Reason, TxrpcError
+from txrpc.errors import AbortCode, BadMessage, CoordinatorUnavailable, Reason, TxrpcError
 from txrpc.ids import Xid
 from verification.simulation.database import Database, Refused, SimResource
 from verification.simulation.history import History
 from verification.simulation.network import Network, Stream
-from verification.simulation.options import NODE
 from verification.simulation.scheduler import Node, Promise, Scheduler, Task
 
 __all__ = ["GROUP", "Call", "Process", "Reply", "result_of"]
@@ -95,7 +95,7 @@ class SimRuntime:
     def __init__(self, process: Process, resources: list[SimResource]) -> None:
         self._process = process
         self._woken_at: int | None = None
-        self._connected: list[Promise] = []
+        self._waiting: list[tuple[str, Promise]] = []
         dice = process.scheduler.dice
         self.state = ClientState.make(
             GROUP,
@@ -107,7 +107,7 @@ class SimRuntime:
             entropy=dice.randbytes,
             jitter=dice.random,
         )
-        self.state.session = process
+        self.state.sessions = tuple(process.sessions)
         self.core = ClientCore(self.state)
         for name in self.state.resources:
             self._look_after(name)
@@ -173,21 +173,21 @@ class SimRuntime:
         self._process.alarm(max(1, int(seconds * 1000)), promise.keep, None)
         return promise
 
-    def reconnect(self, timeout_s: float) -> Any:
-        if self.state.welcome is not None:
-            return self.state.welcome.owner
+    def reconnect(self, node: str, timeout_s: float) -> Any:
+        if (owner := find(self.state, node)) is not None:
+            return owner
         promise = Promise()
-        self._connected.append(promise)
-        error = CoordinatorUnavailable("no session")
-        self._process.alarm(int(timeout_s * 1000), promise.break_, error)
+        self._waiting.append((node, promise))
+        self._process.alarm(int(timeout_s * 1000), promise.break_, unavailable(self.state, node))
         return promise
 
-    def on_welcome(self, welcome: Welcome) -> None:
-        """The session is open: `reconnect` has an answer."""
-        self.core.on_welcome(welcome)
-        waiting, self._connected = self._connected, []
-        for promise in waiting:
-            promise.keep(welcome.owner)
+    def sessions_changed(self) -> None:
+        waiting, self._waiting = self._waiting, []
+        for node, promise in waiting:
+            if (owner := find(self.state, node)) is not None:
+                promise.keep(owner)
+            else:
+                self._waiting.append((node, promise))
 
 
 def result_of(end: Promise) -> Any:
@@ -197,26 +197,117 @@ def result_of(end: Promise) -> Any:
     return end.value
 
 
+class SimSession:
+    """The session of one incarnation with the coordinator at one address: it dials until it dies."""
+
+    refused = over = False
+
+    def __init__(self, process: Process, address: str) -> None:
+        self.address = address
+        self._process = process
+        self._stream: Stream | None = None
+        self._home = ""
+        self.open = False
+
+    @property
+    def trouble(self) -> str:
+        return "" if self.open else "no session"
+
+    def connect(self) -> None:
+        """Dial, and say Hello."""
+        process = self._process
+        stream = process.dial(process, self.address)
+        if stream is None:
+            process.alarm(process.scheduler.dice.randint(50, 1_000), self.connect)
+            return
+        self._stream = stream
+        stream.on_message[process.name] = self._heard
+        stream.on_end[process.name] = self._lost
+        stream.send(process.name, ("", process.core.hello(self)))
+        process.alarm(3_000, self._give_up, stream)
+
+    def _give_up(self, stream: Stream) -> None:
+        """No Welcome has come."""
+        if self._stream is stream and not self.open:
+            self.hang_up()
+
+    def hang_up(self) -> None:
+        """End the stream, as for a new attempt."""
+        if self._stream is not None:
+            self._stream.close(self._process.name)
+            self._lost()
+
+    def die(self) -> None:
+        """The process dies."""
+        if self._stream is not None:
+            self._stream.close(self._process.name)
+
+    def _heard(self, item: tuple[str, Any]) -> None:
+        node, message = item
+        if not self.open:
+            self._first(node, message)
+        elif node == self._home and isinstance(message, GoAway | Welcome):
+            self.hang_up()
+        else:
+            self._process.core.on_message(self, node, message)
+
+    def _first(self, node: str, message: Any) -> None:
+        if not isinstance(message, Welcome):
+            self.hang_up()
+            return
+        self.open, self._home = True, node
+        try:
+            self._process.core.on_welcome(self, message)
+        except BadMessage:
+            self.hang_up()
+
+    def _lost(self) -> None:
+        was_open, self._stream, self.open = self.open, None, False
+        if was_open:
+            self._process.core.on_lost(self, "the stream ended")
+        self._process.alarm(self._process.scheduler.dice.randint(10, 1_000), self.connect)
+
+    def send(self, node: str, *messages: Any) -> None:
+        """See `Outbox`."""
+        for message in messages:
+            self.say(node, message)
+            self._process.said(node, message)
+
+    def say(self, node: str, message: Any) -> None:
+        """Send anything at all, true or not."""
+        if self._stream is None:
+            raise CoordinatorUnavailable("no session")
+        self._stream.send(self._process.name, (node, message))
+
+
 class Process(Node):
     """One process under one address; every restart is a new incarnation with a new client."""
 
     def __init__(
-        self, scheduler: Scheduler, name: str, network: Network, history: History, databases: dict[str, Database]
+        self,
+        scheduler: Scheduler,
+        name: str,
+        network: Network,
+        history: History,
+        databases: dict[str, Database],
+        coordinators: tuple[str, ...],
+        dial: Callable[[Process, str], Stream | None],
     ) -> None:
         super().__init__(scheduler, name)
+        self._coordinators = coordinators
+        self.dial = dial
+        """Open a stream to whoever is at a coordinator's address now."""
         self.network = network
         self.history = history
         self._databases = databases
-        self.dial: Callable[[Process], Stream | None] = lambda _: None
-        """Open a stream to whoever is the coordinator now."""
         self.peers: dict[str, Process] = {}
         self.wall_offset_ms = 1_700_000_000_000
         self.misnamed: dict[str, Database] = {}
         """Databases that this process reaches under a name that is another's: a mistake in its configuration."""
-        self.requests: list[AboutEnd] = []
+        self.requests: list[tuple[str, AboutEnd]] = []
         """All that its roots have ever asked."""
         self.runtime: SimRuntime
-        self._stream: Stream | None = None
+        self.sessions: list[SimSession] = []
         self._resources: list[SimResource] = []
         self.start()
 
@@ -240,72 +331,37 @@ class Process(Node):
         """A new incarnation."""
         self.up = True
         self.history.line(self.name, self.name, lambda: "starts")
-        self._stream = None
+        self.sessions = [SimSession(self, address) for address in self._coordinators]
         databases = self._databases | self.misnamed
         self._resources = [SimResource(name, database, self) for name, database in databases.items()]
         self.runtime = SimRuntime(self, self._resources)
-        self.soon(self._connect)
+        for session in self.sessions:
+            self.soon(session.connect)
 
     def crash(self) -> None:
         """Die, and everything with it."""
         if not self.up:
             return
         self.die()
-        if self._stream is not None:
-            self._stream.close(self.name)
+        for session in self.sessions:
+            session.die()
         for resource in self._resources:
             resource.abandon()
 
-    # ------------------------------------------------------------------------------------------------------ the session
+    # ------------------------------------------------------------------------------------------------------ the sessions
 
-    def _connect(self) -> None:
-        stream = self.dial(self)
-        if stream is None:
-            self.alarm(self.scheduler.dice.randint(50, 1_000), self._connect)
-            return
-        self._stream = stream
-        stream.on_message[self.name] = self._heard
-        stream.on_end[self.name] = self._lost
-        stream.send(self.name, self.core.hello())
-        self.alarm(3_000, self._give_up, stream)
+    def said(self, node: str, message: Any) -> None:
+        """Note what a coordinator was told."""
+        if isinstance(message, CommitRequest | RollbackRequest | OutcomeRequest):
+            self.requests.append((node, message))
+        if isinstance(message, Voted):
+            self.history.note("voted", message.xid, message.branch, message.vote)
 
-    def _give_up(self, stream: Stream) -> None:
-        """No Welcome has come."""
-        if self._stream is stream and self.state.welcome is None:
-            stream.close(self.name)
-            self._lost()
-
-    def _heard(self, message: Any) -> None:
-        first = self.state.welcome is None
-        if isinstance(message, GoAway) or isinstance(message, Welcome) != first:
-            assert self._stream is not None
-            self._stream.close(self.name)
-            self._lost()
-        elif first:
-            self.runtime.on_welcome(message)
-        else:
-            self.core.on_message(NODE, message)
-
-    def _lost(self) -> None:
-        self._stream = None
-        self.core.on_lost("the stream ended")
-        self.alarm(self.scheduler.dice.randint(10, 1_000), self._connect)
-
-    def send(self, node: str, *messages: Any) -> None:
-        """See `SessionPort`."""
-        assert node == NODE, f"{messages} are for {node}"
-        for message in messages:
-            self.say(message)
-            if isinstance(message, CommitRequest | RollbackRequest | OutcomeRequest):
-                self.requests.append(message)
-            if isinstance(message, Voted):
-                self.history.note("voted", message.xid, message.branch, message.vote)
-
-    def say(self, message: Any) -> None:
-        """Send anything at all, true or not."""
-        if self._stream is None:
-            raise CoordinatorUnavailable("no session")
-        self._stream.send(self.name, message)
+    def say(self, node: str, message: Any) -> None:
+        """Send coordinator *node* anything at all, true or not; it is lost if there is no session."""
+        known = live(self.state, node)
+        if known is not None and isinstance(known.session, SimSession):
+            known.session.say(node, message)
 
     # ------------------------------------------------------------------------------------------------------------ calls
 

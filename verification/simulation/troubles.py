@@ -150,9 +150,9 @@ class _Troubles:
         cluster = self._cluster
         asker = self._dice.choice(cluster.processes)
         asked = [request for process in cluster.processes for request in process.requests]
-        if asked and asker.up and asker.state.welcome is not None:
+        if asked and asker.up and asker.state.chosen is not None:
             cluster.note_fault("late request", asker.name, "repeats what a root has asked long ago")
-            asker.say(self._dice.choice(asked))
+            asker.say(*self._dice.choice(asked))
 
     def client_dies(self) -> None:
         client = self._dice.choice(self._cluster.clients)
@@ -189,7 +189,7 @@ class _Troubles:
         known = sorted(
             (gid for gid in gids if gid.participant != liar.state.participant_id and gid.branch not in asked), key=str
         )
-        if not known or not liar.up or liar.state.welcome is None:
+        if not known or not liar.up or liar.state.chosen is None:
             return
         gid = self._dice.choice(known)
         lies: list[Any] = [
@@ -204,7 +204,7 @@ class _Troubles:
             Inquiry(gid, 0, 1_000),
         ]
         cluster.note_fault("forgery", liar.name, "lies")
-        liar.say(self._dice.choice(lies))
+        liar.say(gid.node, self._dice.choice(lies))
 
     # ------------------------------------------------------------------------------------------- coordinators, databases
 

@@ -113,13 +113,15 @@ class Participant:
             TABLE[BranchState.ABSENT, kind].action(self.state, None, message)
         return self.state.out
 
-    def connected(self, now_ms: int) -> Effects:
-        """A session has begun: every branch in doubt asks, and those that vote just now will soon.
+    def connected(self, node: str, now_ms: int) -> Effects:
+        """A session with coordinator *node* has begun: its branches in doubt ask, and those that vote just now will soon.
 
         The vote that they are about to give was asked for by a coordinator that may have aborted since, and could not say so.
         """
         self.state.begin(now_ms)
         for row in self.state.rows.values():
+            if row.gid.node != node:
+                continue
             if row.trouble is not None:
                 self.state.out.send.append(Trouble(row.gid, row.trouble))
             if row.state is BranchState.PREPARED:

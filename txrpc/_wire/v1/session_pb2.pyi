@@ -199,6 +199,7 @@ class CoordinatorItem(_message.Message):
     GO_AWAY_FIELD_NUMBER: _builtins.int
     ABANDON_FIELD_NUMBER: _builtins.int
     ONE_PHASE_TOKEN_FIELD_NUMBER: _builtins.int
+    TAKEOVER_FIELD_NUMBER: _builtins.int
     node: _builtins.str
     """The coordinator that says it."""
     @_builtins.property
@@ -223,6 +224,8 @@ class CoordinatorItem(_message.Message):
     def abandon(self) -> Global___Abandon: ...
     @_builtins.property
     def one_phase_token(self) -> Global___OnePhaseToken: ...
+    @_builtins.property
+    def takeover(self) -> Global___Takeover: ...
     def __init__(
         self,
         *,
@@ -238,12 +241,13 @@ class CoordinatorItem(_message.Message):
         go_away: Global___GoAway | None = ...,
         abandon: Global___Abandon | None = ...,
         one_phase_token: Global___OnePhaseToken | None = ...,
+        takeover: Global___Takeover | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["abandon", b"abandon", "commit", b"commit", "commit_one_phase", b"commit_one_phase", "go_away", b"go_away", "item", b"item", "one_phase_token", b"one_phase_token", "outcome_reply", b"outcome_reply", "prepare", b"prepare", "resolve", b"resolve", "rollback", b"rollback", "tick", b"tick", "welcome", b"welcome"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["abandon", b"abandon", "commit", b"commit", "commit_one_phase", b"commit_one_phase", "go_away", b"go_away", "item", b"item", "one_phase_token", b"one_phase_token", "outcome_reply", b"outcome_reply", "prepare", b"prepare", "resolve", b"resolve", "rollback", b"rollback", "takeover", b"takeover", "tick", b"tick", "welcome", b"welcome"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["abandon", b"abandon", "commit", b"commit", "commit_one_phase", b"commit_one_phase", "go_away", b"go_away", "item", b"item", "node", b"node", "one_phase_token", b"one_phase_token", "outcome_reply", b"outcome_reply", "prepare", b"prepare", "resolve", b"resolve", "rollback", b"rollback", "tick", b"tick", "welcome", b"welcome"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["abandon", b"abandon", "commit", b"commit", "commit_one_phase", b"commit_one_phase", "go_away", b"go_away", "item", b"item", "node", b"node", "one_phase_token", b"one_phase_token", "outcome_reply", b"outcome_reply", "prepare", b"prepare", "resolve", b"resolve", "rollback", b"rollback", "takeover", b"takeover", "tick", b"tick", "welcome", b"welcome"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_item: _TypeAlias = _typing.Literal["welcome", "tick", "prepare", "commit_one_phase", "commit", "rollback", "resolve", "outcome_reply", "go_away", "abandon", "one_phase_token"]  # noqa: Y015
+    _WhichOneofReturnType_item: _TypeAlias = _typing.Literal["welcome", "tick", "prepare", "commit_one_phase", "commit", "rollback", "resolve", "outcome_reply", "go_away", "abandon", "one_phase_token", "takeover"]  # noqa: Y015
     _WhichOneofArgType_item: _TypeAlias = _typing.Literal["item", b"item"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_item) -> _WhichOneofReturnType_item | None: ...
 
@@ -919,6 +923,23 @@ class OnePhaseToken(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___OnePhaseToken: _TypeAlias = OnePhaseToken  # noqa: Y015
+
+@_typing.final
+class Takeover(_message.Message):
+    """The node that says it is here now, because its own process is not: say Hello to it on this session."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Takeover: _TypeAlias = Takeover  # noqa: Y015
 
 @_typing.final
 class GoAway(_message.Message):
