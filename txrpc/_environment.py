@@ -21,7 +21,7 @@ def coordinator_addresses(given: str | None) -> list[str]:
         if "://" in address:
             raise ConfigurationError(f"the coordinator's address is 'host:port', without a scheme, not {address!r}")
         host, colon, port = address.rpartition(":")
-        if not colon or not host or not port.isdigit() or not 0 < int(port) < 65536:
+        if not colon or not host or set(host) & set(" ;/") or not port.isdigit() or not 0 < int(port) < 65536:
             raise ConfigurationError(f"the coordinator's address is 'host:port', not {address!r}")
         if addresses.count(address) > 1:
             raise ConfigurationError(f"the coordinator's address {address!r} is named twice")

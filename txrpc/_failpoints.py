@@ -46,7 +46,7 @@ _TO_BRANCHES = ("Prepare", "CommitOnePhase", "Commit", "Rollback", "Abandon", "R
 MESSAGES: dict[str, tuple[str, ...]] = {
     "client": ("CommitRequest", "RollbackRequest", "OutcomeRequest"),
     "participant": ("Hello", "Voted", "Committing", "OnePhaseDone", "Acked", "Inquiry", "Resolved", "Trouble"),
-    "coordinator": (*_TO_BRANCHES, "Welcome", "Tick", "OnePhaseToken", "OutcomeReply", "GoAway"),
+    "coordinator": (*_TO_BRANCHES, "Welcome", "Takeover", "Tick", "OnePhaseToken", "OutcomeReply", "GoAway"),
 }
 """What each role sends."""
 

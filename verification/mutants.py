@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 from unittest.mock import patch
 
-from txrpc._client import completion
+from txrpc._client import completion, greeting
 from txrpc._client import requests as client_requests
 from txrpc._client.core import ClientCore
 from txrpc._client.local_transaction import Status
@@ -419,8 +419,10 @@ def _asks_for_the_commit_again_instead_of_the_outcome() -> Patches:
     def mistaken(client: Any, node: str, request: Any, until_ms: int) -> Any:
         while client.now_ms() < until_ms:
             try:
-                live = yield client.runtime.reconnect, ((until_ms - client.now_ms()) / 1000,)
-                again = CommitRequest(request.xid, live.epoch, client.tick, request.branches, 5_000)
+                live = yield client.runtime.reconnect, (node, (until_ms - client.now_ms()) / 1000)
+                again = CommitRequest(
+                    request.xid, live.epoch, client.coordinators[live.node].tick, request.branches, 5_000
+                )
                 return (yield client.runtime.wait, (client_requests.post(client, live.node, again), 5.0))
             except (CoordinatorUnavailable, TimeoutError):
                 yield client.runtime.pause, (0.05,)
@@ -447,7 +449,7 @@ def _presumes_aborts_before_those_who_know_better_have_come_back() -> Patches:
 
 @_mutant(14, 6, 13, world=Options(crashes=10, database_crashes=12, cut_prepares=0.3, transactions=5, loss=0.05))
 def _does_not_say_that_a_resource_has_become_ready() -> Patches:
-    return [patch.object(ClientCore, "_announce", lambda _: None)]
+    return [patch.object(greeting, "announce", lambda _: None)]
 
 
 _LATE = Options(late_requests=20, transactions=3, read_only=0.0, gives_up=0.0)

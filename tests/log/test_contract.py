@@ -9,9 +9,10 @@ from collections.abc import Callable
 
 import pytest
 
-from txrpc._decision_log.port import Decision, DecisionLog, NotRecorded, PreparedBranch, RecordUncertain
+from txrpc._decision_log.port import Decision, DecisionLog, Heartbeats, NotRecorded, PreparedBranch, RecordUncertain
 from txrpc._protocol.messages import FinishResult
 from txrpc._protocol.records import Incident
+from txrpc._protocol.takeover import LEFT
 from txrpc.errors import Fenced
 from txrpc.ids import BranchId, Epoch, ParticipantId, Xid
 
@@ -232,3 +233,67 @@ def test_rule_17_names_are_bound_to_databases_for_all_nodes(open_log: Open) -> N
     assert open_log().open("c1", 2).identities == {"bank-b": "8/2"}
     with pytest.raises(Fenced):
         log.bind({"bank-a": "9/9"})
+
+
+# --------------------------------------------------------------------------------------------------------- takeovers
+
+
+def test_rule_7_a_takeover_fences_as_the_node_s_own_process_does(open_log: Open) -> None:
+    own, other = open_log(), open_log()
+    epoch = own.open("c1", 1).epoch
+    one = decision(epoch)
+    own.record([one])
+    opened = other.open("c1", 2, "c2", epoch)
+    assert opened.epoch.number == 2
+    assert opened.pending == (one,)
+    with pytest.raises(Fenced):
+        own.record([decision(epoch)])
+    other.done([one.xid], 5_000)
+
+
+def test_a_takeover_that_comes_too_late_changes_nothing(open_log: Open) -> None:
+    """Its node is back, or another one was faster."""
+    own, late = open_log(), open_log()
+    before = own.open("c1", 1).epoch
+    again = open_log()
+    epoch = again.open("c1", 2).epoch
+    with pytest.raises(Fenced, match="not in epoch 1"):
+        late.open("c1", 3, "c2", before)
+    again.record([decision(epoch)])
+    with pytest.raises(Fenced):
+        late.open("nobody", 3, "c2", before)
+
+
+def shown(beats: Heartbeats) -> dict[str, tuple[int, str, bool]]:
+    return {row.node: (row.epoch.number, row.holder, row.beat == LEFT) for row in beats.beat()}
+
+
+def test_nodes_of_a_group_see_each_other(open_log: Open, open_beats: Callable[[], Heartbeats]) -> None:
+    epochs = {node: open_log().open(node, 1).epoch for node in ("c1", "c2", "c3")}
+    first, second, stranger = (open_beats() for _ in range(3))
+    first.join("c1", "bank", 10)
+    second.join("c2", "bank", 20)
+    stranger.join("c3", "elsewhere", 5)
+    assert shown(first) == {"c1": (1, "c1", False), "c2": (1, "c2", False)}
+    assert [row.started_ms for row in second.beat()] == [10, 20]
+    open_log().open("c2", 2, "c1", epochs["c2"])
+    assert shown(first)["c2"] == (2, "c1", False)
+    second.leave()
+    assert shown(first)["c2"] == (2, "c1", True)
+    first.withdraw("c2")
+    assert shown(first) == {"c1": (1, "c1", False)}
+
+
+def test_a_heartbeat_changes_as_long_as_there_is_somebody_to_see_it(
+    open_log: Open, open_beats: Callable[[], Heartbeats]
+) -> None:
+    for node in ("c1", "c2"):
+        open_log().open(node, 1)
+    first, second = open_beats(), open_beats()
+    first.join("c1", "bank", 10)
+    second.join("c2", "bank", 20)
+    seen = set()
+    for _ in range(5):
+        first.beat()
+        seen.add(next(row.beat for row in second.beat() if row.node == "c1"))
+    assert len(seen) == 5

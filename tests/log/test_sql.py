@@ -141,7 +141,7 @@ def test_a_schema_of_a_newer_version(sql_log: Make, tmp_path: Path) -> None:
     with engine.begin() as connection:
         connection.execute(text("UPDATE txrpc_schema SET version = 99"))
     engine.dispose()
-    with pytest.raises(ConfigurationError, match=r"version 99.*up to 2.*upgrade"):
+    with pytest.raises(ConfigurationError, match=r"version 99.*up to 3.*upgrade"):
         sql_log(url).open("c1", 1)
 
 

@@ -118,6 +118,7 @@ def test_closing_while_work_is_due_leaves_no_thread_with_an_error() -> None:
 
 
 def test_rule_15_a_coordinator_gives_no_orders_about_a_branch_of_another_one(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO", "txrpc.client")
     session = Session()
     manager, scope = two_branches(session)
     (ref, _) = scope.handle._part.refs

@@ -167,7 +167,7 @@ class ClientCore:
                 self._taken_over(session, message)
             elif known is None or known.session is not session:
                 # An earlier epoch, which has not noticed that it is over; or nonsense (rules 7 and 15).
-                logger.warning("coordinator %s is not listened to here: %s", node, type(message).__name__)
+                logger.info("coordinator %s is not listened to here: %s", node, type(message).__name__)
             elif isinstance(message, GoAway):
                 logger.info("coordinator %s leaves: %s", node, message.text)
                 greeting.lost(self.state, known, message.text)

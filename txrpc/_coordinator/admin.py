@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 import grpc
 
 from txrpc._coordinator.driver import CoordinatorDriver
+from txrpc._coordinator.host import Host
 from txrpc._coordinator.in_doubt import in_doubt
 from txrpc._coordinator.service import ServerContext, SessionService
 from txrpc._protocol.coordinator.events import Close, Rebind
 from txrpc._protocol.coordinator.rows import BranchRow, State, TransactionRow
+from txrpc._protocol.coordinator.sessions import SessionEntry
 from txrpc._protocol.coordinator.state import sentence
 from txrpc._protocol.messages import Vote
 from txrpc._protocol.records import Incident
@@ -37,24 +40,32 @@ def library_version() -> str:
 class AdminService(admin_pb2_grpc.AdminServicer):
     """See `protos/txrpc/v1/admin.proto`."""
 
-    def __init__(self, driver: CoordinatorDriver, sessions: SessionService, group: str) -> None:
-        self._driver = driver
+    def __init__(self, host: Host, sessions: SessionService, group: str) -> None:
+        self._host = host
         self._sessions = sessions
         self._group = group
 
     async def Status(self, request: admin_pb2.StatusRequest, context: ServerContext) -> admin_pb2.StatusReply:
         """A picture of this moment."""
-        core, now_ms = self._driver.core, self._driver.now_ms()
         limit = min(request.limit or _LIMIT, _LIMIT_MAX)
+        reply = self._status(self._host.home, limit)
+        reply.taken_over.extend(self._status(guest, limit) for guest in self._host.guests.values())
+        for row, lives, leads in self._host.view():
+            reply.nodes.append(admin_pb2.NodeStatus(node=row.node, lives=lives, holder=row.holder, leads=leads))
+        return reply
+
+    def _status(self, driver: CoordinatorDriver, limit: int) -> admin_pb2.StatusReply:
+        core, now_ms = driver.core, driver.now_ms()
         doubts = sorted(in_doubt(core, now_ms), key=lambda doubt: -doubt.age_ms)
         oldest = sorted(core.state.transactions.values(), key=lambda row: row.begun_ms)[:limit]
+        peers = self._sessions.peers
         return admin_pb2.StatusReply(
-            owner=owner_to(self._driver.owner),
+            owner=owner_to(driver.owner),
             group=self._group,
             version=library_version(),
-            log=self._driver.log_location,
+            log=driver.log_location,
             log_healthy=not core.state.log_trouble,
-            uptime_ms=self._driver.uptime_ms,
+            uptime_ms=driver.uptime_ms,
             committed=core.state.committed,
             aborted=core.state.aborted,
             heuristic=core.state.heuristic,
@@ -70,11 +81,11 @@ class AdminService(admin_pb2_grpc.AdminServicer):
                 for d in doubts[:limit]
             ],
             incidents=[_incident(incident) for incident in list(core.state.incidents.values())[:limit]],
-            sessions=[self._session(entry, now_ms) for entry in core.state.directory.sessions.values()],
+            sessions=[_session(each, peers, now_ms) for each in core.state.directory.sessions.values()],
             transactions=[_transaction(row, now_ms) for row in oldest],
-            messages=self._driver.messages,
-            log_batches=self._driver.book.batches,
-            log_decisions=self._driver.book.records,
+            messages=driver.messages,
+            log_batches=driver.book.batches,
+            log_decisions=driver.book.records,
         )
 
     async def Close(self, request: admin_pb2.CloseRequest, context: ServerContext) -> admin_pb2.CloseReply:
@@ -85,9 +96,12 @@ class AdminService(admin_pb2_grpc.AdminServicer):
         except BadMessage as error:
             await context.abort(grpc.StatusCode.INVALID_ARGUMENT, str(error))
             raise
-        before = len(self._driver.core.state.incidents)
-        self._driver.step(Close(xid, branch))
-        return admin_pb2.CloseReply(closed=before - len(self._driver.core.state.incidents))
+        closed = 0
+        for driver in self._host.drivers:
+            before = len(driver.core.state.incidents)
+            driver.step(Close(xid, branch))
+            closed += before - len(driver.core.state.incidents)
+        return admin_pb2.CloseReply(closed=closed)
 
     async def Rebind(self, request: admin_pb2.RebindRequest, context: ServerContext) -> admin_pb2.RebindReply:
         """Let a resource name mean another database."""
@@ -96,22 +110,24 @@ class AdminService(admin_pb2_grpc.AdminServicer):
         except BadMessage as error:
             await context.abort(grpc.StatusCode.INVALID_ARGUMENT, str(error))
             raise
-        before = self._driver.core.state.identities.get(name, "")
-        self._driver.step(Rebind(name, text_from(request.identity)))
+        before = self._host.home.core.state.identities.get(name, "")
+        for driver in self._host.drivers:
+            driver.step(Rebind(name, text_from(request.identity)))
         return admin_pb2.RebindReply(before=before)
 
-    def _session(self, entry: Any, now_ms: int) -> admin_pb2.SessionStatus:
-        resources = [
-            session_pb2.ResourceInfo(name=r.name, kind=r.kind, identity=r.identity, trouble=text_to(r.trouble))
-            for r in entry.hello.resources
-        ]
-        return admin_pb2.SessionStatus(
-            participant=entry.hello.participant,
-            process=entry.hello.process,
-            peer=self._sessions.peers.get(entry.session, ""),
-            age_ms=now_ms - entry.since_ms,
-            resources=resources,
-        )
+
+def _session(entry: SessionEntry, peers: Mapping[int, str], now_ms: int) -> admin_pb2.SessionStatus:
+    resources = [
+        session_pb2.ResourceInfo(name=r.name, kind=r.kind, identity=r.identity, trouble=text_to(r.trouble))
+        for r in entry.hello.resources
+    ]
+    return admin_pb2.SessionStatus(
+        participant=entry.hello.participant,
+        process=entry.hello.process,
+        peer=peers.get(entry.session, ""),
+        age_ms=now_ms - entry.since_ms,
+        resources=resources,
+    )
 
 
 def _transaction(row: TransactionRow, now_ms: int) -> admin_pb2.TransactionStatus:

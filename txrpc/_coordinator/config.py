@@ -45,6 +45,9 @@ class CoordinatorConfig:
     in_doubt_warn_s: float = _field(10.0, "seconds after which a branch in doubt is logged, with the reason")
     ack_wait_s: float = _field(5.0, "seconds that a commit waits for acknowledgements after the decision")
     recovery_wait_s: float = _field(2.0, "seconds after the start before anything is presumed about earlier epochs")
+    takeover_s: float = _field(
+        2.0, "seconds of silence after which a coordinator that shares the log is taken over; 0: take no part in that"
+    )
     max_timeout_s: float = _field(600.0, "longest timeout of a transaction, in seconds")
     max_transactions: int = _field(10_000, "transactions that may be committing at one time")
     max_branches: int = _field(256, "branches of one transaction")
@@ -100,6 +103,7 @@ _RANGES: dict[str, tuple[float, float]] = {
     "in_doubt_warn_s": (0, _DAY_S),
     "ack_wait_s": (0.001, _DAY_S),
     "recovery_wait_s": (0, _DAY_S),
+    "takeover_s": (0, _DAY_S),
     "max_timeout_s": (0.001, _DAY_S),
     "keepalive_s": (0.001, _DAY_S),
     "keepalive_timeout_s": (0.001, _DAY_S),

@@ -14,6 +14,7 @@ the machine's clock reaches it.
 from __future__ import annotations
 
 import asyncio
+import itertools
 import logging
 import os
 import time
@@ -37,12 +38,14 @@ from txrpc._protocol.coordinator.events import (
 from txrpc._protocol.coordinator.machine import Coordinator
 from txrpc._protocol.messages import FromCoordinator, GoAway, Owner
 from txrpc.errors import Fenced, LogBehind
+from txrpc.ids import Epoch
 
 __all__ = ["CoordinatorDriver", "Outbox"]
 
 logger = logging.getLogger("txrpc.coordinator")
 
 _HOUSEKEEPING_S = 0.5
+_numbers = itertools.count(1)
 
 
 class Outbox(Protocol):
@@ -70,7 +73,6 @@ class CoordinatorDriver:
         self._tasks: list[asyncio.Task[None]] = []
         self._timer: asyncio.TimerHandle | None = None
         self._timer_ms = 0
-        self._sessions = 0
         self._started_ms = 0
         self._clock_offset_ms = 0
         self.book = Logbook(log, retention_s, self)
@@ -81,11 +83,14 @@ class CoordinatorDriver:
 
     # ------------------------------------------------------------------------------------------------------ life
 
-    async def start(self) -> None:
-        """Open the log, which fences earlier epochs, and take up what they left.  Raises `ConfigurationError`."""
+    async def start(self, holder: str = "", expect: Epoch | None = None) -> None:
+        """Open the log, which fences earlier epochs, and take up what they left.
+
+        *holder* and *expect*: see `DecisionLog.open`.  Raises `ConfigurationError`, `Fenced`.
+        """
         nonce = int.from_bytes(os.urandom(4), "big")
         failpoint("coordinator.before_open")
-        opened = await self.book.run(self._log.open, self._node, nonce)
+        opened = await self.book.run(self._log.open, self._node, nonce, holder, expect)
         failpoint("coordinator.after_open")
         now_ms = self.now_ms()
         clock_ms = max(time.time_ns() // 1_000_000, opened.clock_ms + 1)
@@ -102,6 +107,10 @@ class CoordinatorDriver:
         for task in (*self.book.tasks(), self._housekeeper()):
             self._run(task)
         self._reschedule()
+
+    async def abandon(self) -> None:
+        """Close the log of a coordinator that could not be started."""
+        await self.book.close()
 
     async def drain(self, grace_s: float) -> None:
         """Take no new commit request and wait, at most *grace_s*, until everything under way is decided."""
@@ -146,15 +155,20 @@ class CoordinatorDriver:
         return self.now_ms() - self._started_ms
 
     @property
+    def node(self) -> str:
+        """The coordinator's name."""
+        return self._node
+
+    @property
     def log_location(self) -> str:
         """Return where the log is, without a password."""
         return self._log.location
 
     def attach(self, outbox: Outbox) -> int:
-        """A new session's number, which is never used twice."""
-        self._sessions += 1
-        self._outboxes[self._sessions] = outbox
-        return self._sessions
+        """A new session's number, which is never used twice in this process."""
+        number = next(_numbers)
+        self._outboxes[number] = outbox
+        return number
 
     def detach(self, number: int) -> None:
         """The session's stream has ended."""
@@ -212,7 +226,7 @@ class CoordinatorDriver:
     def fenced(self, error: Fenced) -> None:
         """See `Reader`."""
         if not self.over.done():
-            logger.critical("fenced", extra={"reason": str(error)})
+            logger.warning("fenced", extra={"node": self._node, "reason": str(error)})
             self._end(error, GoAway("fenced", str(error), retry=True))
 
     def _failed(self, error: BaseException) -> None:

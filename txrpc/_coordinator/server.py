@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import logging
 import signal
+from collections.abc import Callable
 from typing import Any, Final
 
 import grpc
@@ -14,10 +15,10 @@ from grpc_reflection.v1alpha import reflection
 
 from txrpc._coordinator.admin import AdminService, library_version
 from txrpc._coordinator.config import CoordinatorConfig
-from txrpc._coordinator.driver import CoordinatorDriver
+from txrpc._coordinator.host import Host
 from txrpc._coordinator.service import SessionService
 from txrpc._coordinator.tls import credentials
-from txrpc._decision_log.port import DecisionLog
+from txrpc._decision_log.port import DecisionLog, Heartbeats
 from txrpc._wire.v1 import admin_pb2, admin_pb2_grpc, session_pb2, session_pb2_grpc
 from txrpc.errors import ConfigurationError, Fenced, LogBehind, TxrpcError
 
@@ -41,19 +42,23 @@ SERVICES = ("", "txrpc.v1.Coordinator")
 _LOOPBACK = ("127.", "localhost:", "[::1]")
 
 
-async def serve(config: CoordinatorConfig, log: DecisionLog, tls: grpc.ServerCredentials | None = None) -> int:
+async def serve(
+    config: CoordinatorConfig,
+    make_log: Callable[[], DecisionLog],
+    heartbeats: Heartbeats | None = None,
+    tls: grpc.ServerCredentials | None = None,
+) -> int:
     """Run until told to stop (SIGTERM, SIGINT), fenced or broken; returns the exit code.
 
+    *make_log*: one more access to the decision log, for each coordinator that runs here.
     Raises `ConfigurationError` when the log cannot be opened.
     """
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
-    driver = CoordinatorDriver(
-        log, config.node, config.group, config.limits(), config.retention_s, config.in_doubt_warn_s
-    )
-    server, health_service = _server(config, driver)
+    host = Host(config, make_log, heartbeats)
+    server, health_service = _server(config, host)
     try:
         address = _listen(
             server, config, tls
@@ -62,31 +67,38 @@ async def serve(config: CoordinatorConfig, log: DecisionLog, tls: grpc.ServerCre
         logger.error("cannot listen", extra={"reason": str(error)})
         return NO_ADDRESS
     try:
-        await driver.start()
+        await host.start()
     except BaseException:
         await server.stop(grace=None)
         raise
     await server.start()
-    fields = {"address": address, "node": config.node, "group": config.group, "epoch": str(driver.owner.epoch)}
+    fields = {"address": address, "node": config.node, "group": config.group, "epoch": str(host.home.owner.epoch)}
     logger.info("listening", extra={**fields, "version": library_version()})
     if tls is None and not config.listen.startswith(_LOOPBACK):
         logger.warning("no TLS: any process that reaches this address can end transactions", extra={"address": address})
-    watch = loop.create_task(_watch_health(driver, health_service))
-    code = await _until_over(driver, stop)
+    watch = loop.create_task(_watch_health(host, health_service))
+    code = _code_of(await host.until_over(stop))
     watch.cancel()
     with contextlib.suppress(asyncio.CancelledError):
         await watch
     await health_service.enter_graceful_shutdown()
     if code == 0:
-        logger.info("shutting down", extra={"deciding": driver.core.deciding})
-        await driver.drain(config.shutdown_grace_s)
+        logger.info("shutting down", extra={"deciding": sum(each.core.deciding for each in host.drivers)})
+        await host.drain()
     await server.stop(grace=1.0)
-    await driver.stop()
-    logger.info("stopped", extra={"committed": driver.core.state.committed, "aborted": driver.core.state.aborted})
+    await host.stop()
+    state = host.home.core.state
+    logger.info("stopped", extra={"committed": state.committed, "aborted": state.aborted})
     return code
 
 
-def _server(config: CoordinatorConfig, driver: CoordinatorDriver) -> tuple[Any, Any]:
+def _code_of(error: BaseException | None) -> int:
+    if error is None:
+        return 0
+    return FENCED if isinstance(error, Fenced) else BEHIND if isinstance(error, LogBehind) else FAILED
+
+
+def _server(config: CoordinatorConfig, host: Host) -> tuple[Any, Any]:
     server = grpc.aio.server(
         options=[
             ("grpc.so_reuseport", 0),
@@ -102,9 +114,9 @@ def _server(config: CoordinatorConfig, driver: CoordinatorDriver) -> tuple[Any, 
             ("grpc.http2.min_recv_ping_interval_without_data_ms", 1_000),
         ]
     )
-    sessions = SessionService(driver, config.limits())
+    sessions = SessionService(host, config.limits())
     session_pb2_grpc.add_CoordinatorServicer_to_server(sessions, server)
-    admin_pb2_grpc.add_AdminServicer_to_server(AdminService(driver, sessions, config.group), server)
+    admin_pb2_grpc.add_AdminServicer_to_server(AdminService(host, sessions, config.group), server)
     health_service: Any = health.aio.HealthServicer()  # type: ignore[attr-defined]
     health_pb2_grpc.add_HealthServicer_to_server(health_service, server)
     names = [
@@ -130,23 +142,12 @@ def _listen(server: grpc.aio.Server, config: CoordinatorConfig, tls: grpc.Server
     return f"{host}:{bound or port}"
 
 
-async def _until_over(driver: CoordinatorDriver, stop: asyncio.Event) -> int:
-    stopping = asyncio.ensure_future(stop.wait())
-    futures: set[asyncio.Future[Any]] = {stopping, driver.over}
-    await asyncio.wait(futures, return_when=asyncio.FIRST_COMPLETED)
-    stopping.cancel()
-    if not driver.over.done():
-        return 0
-    error = driver.over.result()
-    return FENCED if isinstance(error, Fenced) else BEHIND if isinstance(error, LogBehind) else FAILED
-
-
-async def _watch_health(driver: CoordinatorDriver, service: Any) -> None:
+async def _watch_health(host: Host, service: Any) -> None:
     """SERVING while the log takes decisions."""
     shown: object = None
     while True:
         status = health_pb2.HealthCheckResponse
-        now = status.NOT_SERVING if driver.core.state.log_trouble else status.SERVING
+        now = status.NOT_SERVING if host.home.core.state.log_trouble else status.SERVING
         if now != shown:
             for name in SERVICES:
                 await service.set(name, now)
@@ -156,6 +157,7 @@ async def _watch_health(driver: CoordinatorDriver, service: Any) -> None:
 
 def run(config: CoordinatorConfig) -> int:
     """`serve` in an event loop of its own, with the log that *config* names."""
+    from txrpc._decision_log.heartbeats import SqlHeartbeats
     from txrpc._decision_log.sql import SqlLog
 
     try:
@@ -164,8 +166,7 @@ def run(config: CoordinatorConfig) -> int:
         logger.error("cannot start", extra={"reason": str(error)})
         return MISCONFIGURED
     try:
-        log = SqlLog(config.log)
-        return asyncio.run(serve(config, log, tls))
+        return asyncio.run(serve(config, lambda: SqlLog(config.log), SqlHeartbeats(config.log), tls))
     except TxrpcError as error:
         logger.error("cannot start", extra={"reason": str(error)})
         return LOG_CLOSED

@@ -12,10 +12,11 @@ from dataclasses import dataclass, field
 
 from txrpc._decision_log.port import Decision, Opened
 from txrpc._protocol.records import Incident
+from txrpc._protocol.takeover import LEFT, NodeRow
 from txrpc.errors import Fenced
 from txrpc.ids import BranchId, Epoch, Xid
 
-__all__ = ["MemoryLog", "MemoryStore"]
+__all__ = ["MemoryHeartbeats", "MemoryLog", "MemoryStore"]
 
 
 @dataclass
@@ -27,6 +28,7 @@ class _Node:
     decisions: dict[Xid, Decision] = field(default_factory=dict)
     done_ms: dict[Xid, int] = field(default_factory=dict)
     forgotten_ms: int = 0
+    holder: str = ""
 
 
 class MemoryStore:
@@ -35,7 +37,45 @@ class MemoryStore:
     def __init__(self) -> None:
         self.nodes: dict[str, _Node] = {}
         self.identities: dict[str, str] = {}
+        self.beats: dict[str, tuple[str, int, int]] = {}
+        """Of each node: its group, its heartbeat, and since when it has been there."""
         self.lock = threading.RLock()
+
+
+class MemoryHeartbeats:
+    """See `txrpc._decision_log.port.Heartbeats`."""
+
+    def __init__(self, store: MemoryStore) -> None:
+        self._store = store
+        self._node = self._group = ""
+
+    def join(self, node: str, group: str, started_ms: int) -> None:
+        """See `Heartbeats.join`."""
+        self._node, self._group = node, group
+        self._store.beats[node] = group, LEFT + 1, started_ms
+
+    def beat(self) -> Sequence[NodeRow]:
+        """See `Heartbeats.beat`."""
+        with self._store.lock:
+            group, beat, started_ms = self._store.beats[self._node]
+            self._store.beats[self._node] = group, beat + 1, started_ms
+            return [
+                NodeRow(node, max(held.epochs), held.holder, beat, started_ms)
+                for node, (group, beat, started_ms) in self._store.beats.items()
+                if group == self._group and (held := self._store.nodes.get(node)) is not None
+            ]
+
+    def leave(self) -> None:
+        """See `Heartbeats.leave`."""
+        group, _beat, started_ms = self._store.beats[self._node]
+        self._store.beats[self._node] = group, LEFT, started_ms
+
+    def withdraw(self, node: str) -> None:
+        """See `Heartbeats.withdraw`."""
+        self._store.beats.pop(node, None)
+
+    def close(self) -> None:
+        """See `Heartbeats.close`."""
 
 
 class MemoryLog:
@@ -49,11 +89,14 @@ class MemoryLog:
         self._name = ""
         self._epoch = Epoch(0)
 
-    def open(self, node: str, nonce: int) -> Opened:
+    def open(self, node: str, nonce: int, holder: str = "", expect: Epoch | None = None) -> Opened:
         """See `DecisionLog.open`."""
         with self._store.lock:
             self._name, self._node = node, self._store.nodes.setdefault(node, _Node())
             found = self._node
+            if expect is not None and expect != max(found.epochs, default=None):
+                raise Fenced(f"node {node!r} is not in epoch {expect} any more")
+            found.holder = holder or node
             self._epoch = Epoch.make(max(found.epochs).number + 1 if found.epochs else 1, nonce)
             lineage = dict(found.epochs)
             found.epochs[self._epoch] = found.position

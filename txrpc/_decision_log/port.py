@@ -18,10 +18,20 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Protocol
 
 from txrpc._protocol.records import Decision, Incident, Opened, PreparedBranch
+from txrpc._protocol.takeover import NodeRow
 from txrpc.errors import TxrpcError
-from txrpc.ids import BranchId, Xid
+from txrpc.ids import BranchId, Epoch, Xid
 
-__all__ = ["Decision", "DecisionLog", "LogError", "NotRecorded", "Opened", "PreparedBranch", "RecordUncertain"]
+__all__ = [
+    "Decision",
+    "DecisionLog",
+    "Heartbeats",
+    "LogError",
+    "NotRecorded",
+    "Opened",
+    "PreparedBranch",
+    "RecordUncertain",
+]
 
 
 class LogError(TxrpcError):
@@ -36,6 +46,25 @@ class RecordUncertain(LogError):
     """The batch may be in the log or not."""
 
 
+class Heartbeats(Protocol):
+    """Where the nodes of a group that share a log show each other that they live.  Used by one thread at a time; may block."""
+
+    def join(self, node: str, group: str, started_ms: int) -> None:
+        """Be seen from now on; raises `LogError`."""
+
+    def beat(self) -> Sequence[NodeRow]:
+        """Show that this node lives, and return what all of the group show; raises `LogError`."""
+
+    def leave(self) -> None:
+        """Show that this node has left; raises `LogError`."""
+
+    def withdraw(self, node: str) -> None:
+        """Let *node* be seen no more, as one that takes nobody over and is not taken over; raises `LogError`."""
+
+    def close(self) -> None:
+        """Release connections.  Idempotent."""
+
+
 class DecisionLog(Protocol):
     """Where a coordinator node makes its commit decisions durable."""
 
@@ -43,10 +72,11 @@ class DecisionLog(Protocol):
     def location(self) -> str:
         """Return where the log is, for people: no password in it."""
 
-    def open(self, node: str, nonce: int) -> Opened:
+    def open(self, node: str, nonce: int, holder: str = "", expect: Epoch | None = None) -> Opened:
         """Open a new epoch of *node*: from now on every write of an earlier epoch raises `Fenced`.
 
-        *nonce* (32 bits) tells this epoch from one of the same number in a copy of the log.
+        *nonce* (32 bits) tells this epoch from one of the same number in a copy of the log.  *holder*: the node that takes it over;
+        "": its own process opens it.  *expect*: the epoch that it must be in; `Fenced` if it is in another one by now.
         Raises `ConfigurationError` (unreachable, read-only, missing driver, schema of a newer version, ...).
         """
 

@@ -1,7 +1,8 @@
 """The tables of a SQL decision log, and their versions.
 
     txrpc_schema     one row: the version of these tables
-    txrpc_node       one row a coordinator node: its present epoch, which is the fence, and its position
+    txrpc_node       one row a coordinator node: its present epoch, which is the fence, who holds it, and its position
+    txrpc_heartbeat  one row a node that takes part in takeovers: what shows that its process lives
     txrpc_epoch      every epoch that a node has had (its lineage), and the position at which it was opened
     txrpc_decision   one row a commit decision; `done_ms` is null until every branch has acknowledged
     txrpc_incident   one row a branch that did not end as decided; `closed_ms` is null until an operator closes it
@@ -27,6 +28,7 @@ __all__ = [
     "VERSION",
     "decisions",
     "epochs",
+    "heartbeats",
     "incidents",
     "nodes",
     "pack",
@@ -35,7 +37,7 @@ __all__ = [
     "unpack",
 ]
 
-VERSION: Final = 2
+VERSION: Final = 3
 
 metadata = MetaData()
 
@@ -52,6 +54,16 @@ nodes = Table(
     Column("epoch", BigInteger, nullable=False),
     Column("forgotten_ms", BigInteger, nullable=False),
     Column("position", BigInteger, nullable=False, server_default="0"),
+    # The node whose process runs it; empty: its own.
+    Column("holder", String(24), nullable=False, server_default=""),
+)
+heartbeats = Table(
+    "txrpc_heartbeat",
+    metadata,
+    Column("node", String(24), primary_key=True),
+    Column("group_name", String(24), nullable=False),
+    Column("beat", BigInteger, nullable=False),
+    Column("started_ms", BigInteger, nullable=False),
 )
 epochs = Table(
     "txrpc_epoch",
@@ -97,7 +109,11 @@ def _add_positions(connection: Connection) -> None:
         connection.exec_driver_sql(f"ALTER TABLE {table.name} ADD COLUMN position BIGINT NOT NULL DEFAULT 0")
 
 
-_UPGRADES: Final[dict[int, Callable[[Connection], None]]] = {1: _add_positions}
+def _add_holder(connection: Connection) -> None:
+    connection.exec_driver_sql(f"ALTER TABLE {nodes.name} ADD COLUMN holder VARCHAR(24) NOT NULL DEFAULT ''")
+
+
+_UPGRADES: Final[dict[int, Callable[[Connection], None]]] = {1: _add_positions, 2: _add_holder}
 """For each older version how to make the next one of it."""
 
 

@@ -61,7 +61,7 @@ class SqlLog:
 
     # ------------------------------------------------------------------------------------------------------ the port
 
-    def open(self, node: str, nonce: int) -> Opened:
+    def open(self, node: str, nonce: int, holder: str = "", expect: Epoch | None = None) -> Opened:
         """See `DecisionLog.open`."""
         self._node = check_name("node", node, NODE_MAX)
         self._uncertain.clear()
@@ -69,7 +69,7 @@ class SqlLog:
             try:
                 with self._write() as connection:
                     prepare_schema(connection, self.location)
-                    return self._open(connection, nonce)
+                    return self._open(connection, nonce, holder or node, expect)
             except (SQLAlchemyError, OSError) as error:
                 # Another coordinator may be creating the same tables, or the same row, at this very moment.
                 if isinstance(error, IntegrityError | ProgrammingError) and attempt < _CREATE_ATTEMPTS - 1:
@@ -79,16 +79,20 @@ class SqlLog:
                 raise ConfigurationError(f"cannot open the decision log {self.location}: {sentence(error)}") from error
         raise AssertionError("unreachable")
 
-    def _open(self, connection: Connection, nonce: int) -> Opened:
+    def _open(self, connection: Connection, nonce: int, holder: str, expect: Epoch | None) -> Opened:
         warn_if_careless(connection, self.location)
         row = connection.execute(select(nodes).where(nodes.c.node == self._node).with_for_update()).one_or_none()
+        if expect is not None and (row is None or row.epoch != expect):
+            raise Fenced(f"node {self._node!r} is not in epoch {expect} any more")
         self._epoch = Epoch.make(Epoch(row.epoch).number + 1 if row else 1, nonce)
         position = row.position if row else 0
         lineage = self._lineage(connection, position)
         if row is None:
-            connection.execute(insert(nodes).values(node=self._node, epoch=self._epoch, forgotten_ms=0, position=0))
+            first = {"node": self._node, "epoch": self._epoch, "forgotten_ms": 0, "position": 0, "holder": holder}
+            connection.execute(insert(nodes).values(first))
         else:
-            connection.execute(update(nodes).where(nodes.c.node == self._node).values(epoch=self._epoch))
+            here = nodes.c.node == self._node
+            connection.execute(update(nodes).where(here).values(epoch=self._epoch, holder=holder))
         opened = {"opened_ms": time.time_ns() // 1_000_000, "position": position}
         connection.execute(insert(epochs).values(node=self._node, epoch=self._epoch, **opened))
         latest = connection.scalar(select(func.max(decisions.c.decided_ms)).where(decisions.c.node == self._node))

@@ -15,7 +15,7 @@ from txrpc._wire.v1 import context_pb2 as txrpc_dot_v1_dot_context__pb2
 from txrpc._wire.v1 import session_pb2 as txrpc_dot_v1_dot_session__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x14txrpc/v1/admin.proto\x12\x08txrpc.v1\x1a\x16txrpc/v1/context.proto\x1a\x16txrpc/v1/session.proto\"\x1e\n\rStatusRequest\x12\r\n\x05limit\x18\x01 \x01(\r\"\xaf\x05\n\x0bStatusReply\x12\x1e\n\x05owner\x18\x01 \x01(\x0b\x32\x0f.txrpc.v1.Owner\x12\r\n\x05group\x18\x02 \x01(\t\x12\x0f\n\x07version\x18\x03 \x01(\t\x12\x0b\n\x03log\x18\x04 \x01(\t\x12\x13\n\x0blog_healthy\x18\x05 \x01(\x08\x12\x11\n\tuptime_ms\x18\x06 \x01(\x04\x12\x11\n\tcommitted\x18\x07 \x01(\x04\x12\x0f\n\x07\x61\x62orted\x18\x08 \x01(\x04\x12\x11\n\theuristic\x18\t \x01(\x04\x12\x0c\n\x04open\x18\n \x01(\x04\x12\x10\n\x08in_doubt\x18\x0b \x01(\x04\x12)\n\x08sessions\x18\x0c \x03(\x0b\x32\x17.txrpc.v1.SessionStatus\x12\x31\n\x0ctransactions\x18\r \x03(\x0b\x32\x1b.txrpc.v1.TransactionStatus\x12\x35\n\x08messages\x18\x0e \x03(\x0b\x32#.txrpc.v1.StatusReply.MessagesEntry\x12\x13\n\x0blog_batches\x18\x0f \x01(\x04\x12\x15\n\rlog_decisions\x18\x10 \x01(\x04\x12\x0c\n\x04lost\x18\x11 \x01(\x04\x12\'\n\x06\x64oubts\x18\x12 \x03(\x0b\x32\x17.txrpc.v1.InDoubtBranch\x12+\n\tincidents\x18\x13 \x03(\x0b\x32\x18.txrpc.v1.IncidentStatus\x12\x10\n\x08position\x18\x14 \x01(\x04\x12\x39\n\nidentities\x18\x15 \x03(\x0b\x32%.txrpc.v1.StatusReply.IdentitiesEntry\x1a/\n\rMessagesEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x04:\x02\x38\x01\x1a\x31\n\x0fIdentitiesEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"^\n\rInDoubtBranch\x12\x0b\n\x03xid\x18\x01 \x01(\x0c\x12\x0e\n\x06\x62ranch\x18\x02 \x01(\x0c\x12\x10\n\x08resource\x18\x03 \x01(\t\x12\x0e\n\x06\x61ge_ms\x18\x04 \x01(\x04\x12\x0e\n\x06reason\x18\x05 \x01(\t\"\x84\x01\n\x0eIncidentStatus\x12\x0b\n\x03xid\x18\x01 \x01(\x0c\x12\x0e\n\x06\x62ranch\x18\x02 \x01(\x0c\x12\x10\n\x08resource\x18\x03 \x01(\t\x12&\n\x06\x66inish\x18\x04 \x01(\x0e\x32\x16.txrpc.v1.FinishResult\x12\r\n\x05\x61t_ms\x18\x05 \x01(\x04\x12\x0c\n\x04text\x18\x06 \x01(\t\"+\n\x0c\x43loseRequest\x12\x0b\n\x03xid\x18\x01 \x01(\x0c\x12\x0e\n\x06\x62ranch\x18\x02 \x01(\x0c\"\x1c\n\nCloseReply\x12\x0e\n\x06\x63losed\x18\x01 \x01(\r\"/\n\rRebindRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x10\n\x08identity\x18\x02 \x01(\t\"\x1d\n\x0bRebindReply\x12\x0e\n\x06\x62\x65\x66ore\x18\x01 \x01(\t\"~\n\rSessionStatus\x12\x13\n\x0bparticipant\x18\x01 \x01(\x0c\x12\x0f\n\x07process\x18\x02 \x01(\t\x12\x0c\n\x04peer\x18\x03 \x01(\t\x12\x0e\n\x06\x61ge_ms\x18\x04 \x01(\x04\x12)\n\tresources\x18\x05 \x03(\x0b\x32\x16.txrpc.v1.ResourceInfo\"i\n\x11TransactionStatus\x12\x0b\n\x03xid\x18\x01 \x01(\x0c\x12\r\n\x05state\x18\x02 \x01(\t\x12\x0e\n\x06\x61ge_ms\x18\x03 \x01(\x04\x12(\n\x08\x62ranches\x18\x04 \x03(\x0b\x32\x16.txrpc.v1.BranchStatus\"d\n\x0c\x42ranchStatus\x12\x0e\n\x06\x62ranch\x18\x01 \x01(\x0c\x12\x13\n\x0bparticipant\x18\x02 \x01(\x0c\x12\x10\n\x08resource\x18\x03 \x01(\t\x12\r\n\x05state\x18\x04 \x01(\t\x12\x0e\n\x06reason\x18\x05 \x01(\t2\xb2\x01\n\x05\x41\x64min\x12\x38\n\x06Status\x12\x17.txrpc.v1.StatusRequest\x1a\x15.txrpc.v1.StatusReply\x12\x35\n\x05\x43lose\x12\x16.txrpc.v1.CloseRequest\x1a\x14.txrpc.v1.CloseReply\x12\x38\n\x06Rebind\x12\x17.txrpc.v1.RebindRequest\x1a\x15.txrpc.v1.RebindReplyb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x14txrpc/v1/admin.proto\x12\x08txrpc.v1\x1a\x16txrpc/v1/context.proto\x1a\x16txrpc/v1/session.proto\"\x1e\n\rStatusRequest\x12\r\n\x05limit\x18\x01 \x01(\r\"\xff\x05\n\x0bStatusReply\x12\x1e\n\x05owner\x18\x01 \x01(\x0b\x32\x0f.txrpc.v1.Owner\x12\r\n\x05group\x18\x02 \x01(\t\x12\x0f\n\x07version\x18\x03 \x01(\t\x12\x0b\n\x03log\x18\x04 \x01(\t\x12\x13\n\x0blog_healthy\x18\x05 \x01(\x08\x12\x11\n\tuptime_ms\x18\x06 \x01(\x04\x12\x11\n\tcommitted\x18\x07 \x01(\x04\x12\x0f\n\x07\x61\x62orted\x18\x08 \x01(\x04\x12\x11\n\theuristic\x18\t \x01(\x04\x12\x0c\n\x04open\x18\n \x01(\x04\x12\x10\n\x08in_doubt\x18\x0b \x01(\x04\x12)\n\x08sessions\x18\x0c \x03(\x0b\x32\x17.txrpc.v1.SessionStatus\x12\x31\n\x0ctransactions\x18\r \x03(\x0b\x32\x1b.txrpc.v1.TransactionStatus\x12\x35\n\x08messages\x18\x0e \x03(\x0b\x32#.txrpc.v1.StatusReply.MessagesEntry\x12\x13\n\x0blog_batches\x18\x0f \x01(\x04\x12\x15\n\rlog_decisions\x18\x10 \x01(\x04\x12\x0c\n\x04lost\x18\x11 \x01(\x04\x12\'\n\x06\x64oubts\x18\x12 \x03(\x0b\x32\x17.txrpc.v1.InDoubtBranch\x12+\n\tincidents\x18\x13 \x03(\x0b\x32\x18.txrpc.v1.IncidentStatus\x12\x10\n\x08position\x18\x14 \x01(\x04\x12\x39\n\nidentities\x18\x15 \x03(\x0b\x32%.txrpc.v1.StatusReply.IdentitiesEntry\x12)\n\ntaken_over\x18\x16 \x03(\x0b\x32\x15.txrpc.v1.StatusReply\x12#\n\x05nodes\x18\x17 \x03(\x0b\x32\x14.txrpc.v1.NodeStatus\x1a/\n\rMessagesEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x04:\x02\x38\x01\x1a\x31\n\x0fIdentitiesEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"H\n\nNodeStatus\x12\x0c\n\x04node\x18\x01 \x01(\t\x12\r\n\x05lives\x18\x02 \x01(\x08\x12\x0e\n\x06holder\x18\x03 \x01(\t\x12\r\n\x05leads\x18\x04 \x01(\x08\"^\n\rInDoubtBranch\x12\x0b\n\x03xid\x18\x01 \x01(\x0c\x12\x0e\n\x06\x62ranch\x18\x02 \x01(\x0c\x12\x10\n\x08resource\x18\x03 \x01(\t\x12\x0e\n\x06\x61ge_ms\x18\x04 \x01(\x04\x12\x0e\n\x06reason\x18\x05 \x01(\t\"\x84\x01\n\x0eIncidentStatus\x12\x0b\n\x03xid\x18\x01 \x01(\x0c\x12\x0e\n\x06\x62ranch\x18\x02 \x01(\x0c\x12\x10\n\x08resource\x18\x03 \x01(\t\x12&\n\x06\x66inish\x18\x04 \x01(\x0e\x32\x16.txrpc.v1.FinishResult\x12\r\n\x05\x61t_ms\x18\x05 \x01(\x04\x12\x0c\n\x04text\x18\x06 \x01(\t\"+\n\x0c\x43loseRequest\x12\x0b\n\x03xid\x18\x01 \x01(\x0c\x12\x0e\n\x06\x62ranch\x18\x02 \x01(\x0c\"\x1c\n\nCloseReply\x12\x0e\n\x06\x63losed\x18\x01 \x01(\r\"/\n\rRebindRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x10\n\x08identity\x18\x02 \x01(\t\"\x1d\n\x0bRebindReply\x12\x0e\n\x06\x62\x65\x66ore\x18\x01 \x01(\t\"~\n\rSessionStatus\x12\x13\n\x0bparticipant\x18\x01 \x01(\x0c\x12\x0f\n\x07process\x18\x02 \x01(\t\x12\x0c\n\x04peer\x18\x03 \x01(\t\x12\x0e\n\x06\x61ge_ms\x18\x04 \x01(\x04\x12)\n\tresources\x18\x05 \x03(\x0b\x32\x16.txrpc.v1.ResourceInfo\"i\n\x11TransactionStatus\x12\x0b\n\x03xid\x18\x01 \x01(\x0c\x12\r\n\x05state\x18\x02 \x01(\t\x12\x0e\n\x06\x61ge_ms\x18\x03 \x01(\x04\x12(\n\x08\x62ranches\x18\x04 \x03(\x0b\x32\x16.txrpc.v1.BranchStatus\"d\n\x0c\x42ranchStatus\x12\x0e\n\x06\x62ranch\x18\x01 \x01(\x0c\x12\x13\n\x0bparticipant\x18\x02 \x01(\x0c\x12\x10\n\x08resource\x18\x03 \x01(\t\x12\r\n\x05state\x18\x04 \x01(\t\x12\x0e\n\x06reason\x18\x05 \x01(\t2\xb2\x01\n\x05\x41\x64min\x12\x38\n\x06Status\x12\x17.txrpc.v1.StatusRequest\x1a\x15.txrpc.v1.StatusReply\x12\x35\n\x05\x43lose\x12\x16.txrpc.v1.CloseRequest\x1a\x14.txrpc.v1.CloseReply\x12\x38\n\x06Rebind\x12\x17.txrpc.v1.RebindRequest\x1a\x15.txrpc.v1.RebindReplyb\x06proto3')
 
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, globals())
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'txrpc.v1.admin_pb2', globals())
@@ -29,29 +29,31 @@ if _descriptor._USE_C_DESCRIPTORS == False:
   _STATUSREQUEST._serialized_start=82
   _STATUSREQUEST._serialized_end=112
   _STATUSREPLY._serialized_start=115
-  _STATUSREPLY._serialized_end=802
-  _STATUSREPLY_MESSAGESENTRY._serialized_start=704
-  _STATUSREPLY_MESSAGESENTRY._serialized_end=751
-  _STATUSREPLY_IDENTITIESENTRY._serialized_start=753
-  _STATUSREPLY_IDENTITIESENTRY._serialized_end=802
-  _INDOUBTBRANCH._serialized_start=804
-  _INDOUBTBRANCH._serialized_end=898
-  _INCIDENTSTATUS._serialized_start=901
-  _INCIDENTSTATUS._serialized_end=1033
-  _CLOSEREQUEST._serialized_start=1035
-  _CLOSEREQUEST._serialized_end=1078
-  _CLOSEREPLY._serialized_start=1080
-  _CLOSEREPLY._serialized_end=1108
-  _REBINDREQUEST._serialized_start=1110
-  _REBINDREQUEST._serialized_end=1157
-  _REBINDREPLY._serialized_start=1159
-  _REBINDREPLY._serialized_end=1188
-  _SESSIONSTATUS._serialized_start=1190
-  _SESSIONSTATUS._serialized_end=1316
-  _TRANSACTIONSTATUS._serialized_start=1318
-  _TRANSACTIONSTATUS._serialized_end=1423
-  _BRANCHSTATUS._serialized_start=1425
-  _BRANCHSTATUS._serialized_end=1525
-  _ADMIN._serialized_start=1528
-  _ADMIN._serialized_end=1706
+  _STATUSREPLY._serialized_end=882
+  _STATUSREPLY_MESSAGESENTRY._serialized_start=784
+  _STATUSREPLY_MESSAGESENTRY._serialized_end=831
+  _STATUSREPLY_IDENTITIESENTRY._serialized_start=833
+  _STATUSREPLY_IDENTITIESENTRY._serialized_end=882
+  _NODESTATUS._serialized_start=884
+  _NODESTATUS._serialized_end=956
+  _INDOUBTBRANCH._serialized_start=958
+  _INDOUBTBRANCH._serialized_end=1052
+  _INCIDENTSTATUS._serialized_start=1055
+  _INCIDENTSTATUS._serialized_end=1187
+  _CLOSEREQUEST._serialized_start=1189
+  _CLOSEREQUEST._serialized_end=1232
+  _CLOSEREPLY._serialized_start=1234
+  _CLOSEREPLY._serialized_end=1262
+  _REBINDREQUEST._serialized_start=1264
+  _REBINDREQUEST._serialized_end=1311
+  _REBINDREPLY._serialized_start=1313
+  _REBINDREPLY._serialized_end=1342
+  _SESSIONSTATUS._serialized_start=1344
+  _SESSIONSTATUS._serialized_end=1470
+  _TRANSACTIONSTATUS._serialized_start=1472
+  _TRANSACTIONSTATUS._serialized_end=1577
+  _BRANCHSTATUS._serialized_start=1579
+  _BRANCHSTATUS._serialized_end=1679
+  _ADMIN._serialized_start=1682
+  _ADMIN._serialized_end=1860
 # @@protoc_insertion_point(module_scope)

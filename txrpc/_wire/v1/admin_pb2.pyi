@@ -105,6 +105,8 @@ class StatusReply(_message.Message):
     INCIDENTS_FIELD_NUMBER: _builtins.int
     POSITION_FIELD_NUMBER: _builtins.int
     IDENTITIES_FIELD_NUMBER: _builtins.int
+    TAKEN_OVER_FIELD_NUMBER: _builtins.int
+    NODES_FIELD_NUMBER: _builtins.int
     group: _builtins.str
     version: _builtins.str
     log: _builtins.str
@@ -142,6 +144,14 @@ class StatusReply(_message.Message):
     def identities(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
         """Which database each resource name means."""
 
+    @_builtins.property
+    def taken_over(self) -> _containers.RepeatedCompositeFieldContainer[Global___StatusReply]:
+        """The coordinators of other nodes that run here."""
+
+    @_builtins.property
+    def nodes(self) -> _containers.RepeatedCompositeFieldContainer[Global___NodeStatus]:
+        """All nodes of the group that share this log, if it takes part in takeovers."""
+
     def __init__(
         self,
         *,
@@ -166,14 +176,47 @@ class StatusReply(_message.Message):
         incidents: _abc.Iterable[Global___IncidentStatus] | None = ...,
         position: _builtins.int = ...,
         identities: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
+        taken_over: _abc.Iterable[Global___StatusReply] | None = ...,
+        nodes: _abc.Iterable[Global___NodeStatus] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["owner", b"owner"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["aborted", b"aborted", "committed", b"committed", "doubts", b"doubts", "group", b"group", "heuristic", b"heuristic", "identities", b"identities", "in_doubt", b"in_doubt", "incidents", b"incidents", "log", b"log", "log_batches", b"log_batches", "log_decisions", b"log_decisions", "log_healthy", b"log_healthy", "lost", b"lost", "messages", b"messages", "open", b"open", "owner", b"owner", "position", b"position", "sessions", b"sessions", "transactions", b"transactions", "uptime_ms", b"uptime_ms", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["aborted", b"aborted", "committed", b"committed", "doubts", b"doubts", "group", b"group", "heuristic", b"heuristic", "identities", b"identities", "in_doubt", b"in_doubt", "incidents", b"incidents", "log", b"log", "log_batches", b"log_batches", "log_decisions", b"log_decisions", "log_healthy", b"log_healthy", "lost", b"lost", "messages", b"messages", "nodes", b"nodes", "open", b"open", "owner", b"owner", "position", b"position", "sessions", b"sessions", "taken_over", b"taken_over", "transactions", b"transactions", "uptime_ms", b"uptime_ms", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___StatusReply: _TypeAlias = StatusReply  # noqa: Y015
+
+@_typing.final
+class NodeStatus(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NODE_FIELD_NUMBER: _builtins.int
+    LIVES_FIELD_NUMBER: _builtins.int
+    HOLDER_FIELD_NUMBER: _builtins.int
+    LEADS_FIELD_NUMBER: _builtins.int
+    node: _builtins.str
+    lives: _builtins.bool
+    """Whether its process is held to live."""
+    holder: _builtins.str
+    """The node whose process runs its coordinator."""
+    leads: _builtins.bool
+    """Whether it takes over those that do not live."""
+    def __init__(
+        self,
+        *,
+        node: _builtins.str = ...,
+        lives: _builtins.bool = ...,
+        holder: _builtins.str = ...,
+        leads: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["holder", b"holder", "leads", b"leads", "lives", b"lives", "node", b"node"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___NodeStatus: _TypeAlias = NodeStatus  # noqa: Y015
 
 @_typing.final
 class InDoubtBranch(_message.Message):
