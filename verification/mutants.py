@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 from unittest.mock import patch
 
@@ -39,10 +39,11 @@ from txrpc._protocol.participant import table as participant_table
 from txrpc._protocol.participant.branch import BranchInput, BranchState, Operation
 from txrpc._protocol.participant.machine import Participant
 from txrpc._protocol.participant.state import ParticipantState
+from txrpc._protocol.takeover import NodeWatch
 from txrpc.errors import AbortCode, CoordinatorUnavailable, Reason
 from txrpc.ids import ParticipantId
 from verification.simulation import Options
-from verification.simulation.coordinator import CoordinatorProcess
+from verification.simulation.engine import Engine
 from verification.simulation.process import SimRuntime
 
 __all__ = ["MUTANTS", "Mutant"]
@@ -193,7 +194,7 @@ def _takes_a_vote_against_for_a_vote_for() -> Patches:
     return [_coordinator(State.PREPARING, Input.VOTED, mistaken)]
 
 
-@_mutant(2, 1, 8, 13)
+@_mutant(2, 1, 3, 8, 13)
 def _counts_a_lost_voter_as_read_only() -> Patches:
     def mistaken(state: Any, row: Any, session: int, branch: Any) -> None:
         row.branches[branch].vote = Vote.READ_ONLY
@@ -262,7 +263,7 @@ def _believes_any_answer() -> Patches:
 
 @_mutant(3, 1, 5, 6, 12, 13, 14)
 def _aborts_a_batch_of_which_it_does_not_know_whether_it_was_written() -> Patches:
-    write = CoordinatorProcess._write
+    write = Engine._write
 
     def mistaken(self: Any, attempt: int) -> None:
         if attempt:
@@ -276,7 +277,7 @@ def _aborts_a_batch_of_which_it_does_not_know_whether_it_was_written() -> Patche
         mistaken(self, attempt)
         self._apply(self.core.state.out)
 
-    return [patch.object(CoordinatorProcess, "_write", stepped)]
+    return [patch.object(Engine, "_write", stepped)]
 
 
 @_mutant(5, 1, 14, world=Options(slow=0.4, loss=0.1, freezes=6, transactions=5, read_only=0.0))
@@ -478,3 +479,54 @@ def _presumes_aborts_where_records_have_been_deleted() -> Patches:
 )
 def _takes_any_database_under_a_name() -> Patches:
     return [patch.object(coordinator_machine, "refuse_resources", lambda *_: None)]
+
+
+_GROUP = Options(nodes=3, usurpations=6, coordinator_crashes=3, freezes=3, transactions=5, clients=3, read_only=0.0)
+
+
+@_mutant(7, 1, 2, 3, 5, 6, 12, 13, 14, world=_GROUP)
+def _takes_a_node_over_without_fencing_it() -> Patches:
+    opens = MemoryLog.open
+
+    def mistaken(self: Any, node: str, nonce: int, holder: str = "", expect: Any = None) -> Any:
+        opened = opens(self, node, nonce, holder, expect)
+        if holder:
+            del self._node.epochs[opened.epoch]
+            self._epoch = max(self._node.epochs)
+            return replace(opened, epoch=self._epoch)
+        return opened
+
+    return [patch.object(MemoryLog, "open", mistaken)]
+
+
+@_mutant(14, 13, world=replace(_GROUP, usurpations=0, coordinator_deaths=2))
+def _leaves_a_dead_node_alone() -> Patches:
+    return [patch.object(NodeWatch, "observe", lambda *_: [])]
+
+
+@_mutant(14, 13, world=replace(_GROUP, usurpations=0, coordinator_deaths=1, coordinator_crashes=6))
+def _forgets_what_it_held_before_it_was_restarted() -> Patches:
+    observe = NodeWatch.observe
+
+    def mistaken(self: Any, rows: Any, mine: Any, now_ms: int) -> Any:
+        return [row for row in observe(self, rows, mine, now_ms) if row.holder != self._node]
+
+    return [patch.object(NodeWatch, "observe", mistaken)]
+
+
+@_mutant(14, 13, world=replace(_GROUP, coordinator_deaths=2))
+def _does_not_greet_a_node_that_was_taken_over() -> Patches:
+    return [patch.object(greeting, "greet", lambda *_: None)]
+
+
+@_mutant(13, 1, 2, 5, 12, 14, world=_GROUP)
+def _listens_to_an_epoch_that_is_over() -> Patches:
+    hear = ClientCore.on_message
+
+    def mistaken(self: Any, session: Any, node: str, message: Any) -> None:
+        known = self.state.coordinators.get(node)
+        if known is not None and known.session is not None:
+            known.session = session
+        hear(self, session, node, message)
+
+    return [patch.object(ClientCore, "on_message", mistaken)]

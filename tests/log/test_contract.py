@@ -225,14 +225,24 @@ def test_an_incident_that_comes_back_after_it_was_closed_is_open_again(open_log:
 def test_rule_17_names_are_bound_to_databases_for_all_nodes(open_log: Open) -> None:
     log = open_log()
     assert log.open("c1", 1).identities == {}
-    log.bind({"bank-a": "7/1", "bank-b": "7/2"})
-    log.bind({"bank-b": "8/2"})
-    log.bind({})
-    assert open_log().open("c2", 1).identities == {"bank-a": "7/1", "bank-b": "8/2"}
-    log.bind({"bank-a": ""})
+    assert log.bind({"bank-a": "7/1", "bank-b": "7/2"}, {}) == {"bank-a": "7/1", "bank-b": "7/2"}
+    log.bind({}, {"bank-b": "8/2"})
+    other = open_log()
+    assert other.open("c2", 1).identities == {"bank-a": "7/1", "bank-b": "8/2"}
+    assert other.bind({}, {"bank-a": ""}) == {"bank-a": "", "bank-b": "8/2"}
     assert open_log().open("c1", 2).identities == {"bank-b": "8/2"}
     with pytest.raises(Fenced):
-        log.bind({"bank-a": "9/9"})
+        log.bind({"bank-a": "9/9"}, {})
+
+
+def test_rule_17_the_first_node_that_sees_a_name_is_right_until_an_operator_says_otherwise(open_log: Open) -> None:
+    first, second = open_log(), open_log()
+    first.open("c1", 1)
+    second.open("c2", 1)
+    first.bind({"bank": "7/1"}, {})
+    assert second.bind({"bank": "8/2", "shop": "8/3"}, {}) == {"bank": "7/1", "shop": "8/3"}
+    assert first.bind({}, {"bank": ""}) == {"bank": "", "shop": "8/3"}
+    assert second.bind({"bank": "8/2"}, {}) == {"bank": "8/2", "shop": "8/3"}
 
 
 # --------------------------------------------------------------------------------------------------------- takeovers

@@ -174,7 +174,7 @@ class CoordinatorHarness:
     def step(self, event: Event) -> Output:
         out = self.core.step(event, self.now_ms)
         for name in Output.__slots__:
-            if name not in ("behind", "bind"):
+            if name not in ("behind", "bind", "rebind"):
                 getattr(self.all, name).extend(getattr(out, name))
         return out
 

@@ -25,7 +25,7 @@ from tests.protocol.coordinator_kit import (
     outcome_request,
 )
 from txrpc._protocol.coordinator.admission import is_behind, refuse_resources
-from txrpc._protocol.coordinator.events import Limits, Logged, Rebind
+from txrpc._protocol.coordinator.events import Bound, Limits, Logged, Output, Rebind
 from txrpc._protocol.messages import Commit, Hello, Outcome, OutcomeReply, Owner, ResourceInfo, Rollback, Tick, Welcome
 from txrpc.ids import Epoch
 
@@ -77,12 +77,26 @@ def test_rule_17_an_operator_rebinds_and_whoever_means_the_old_one_leaves() -> N
     harness = CoordinatorHarness(CLIENT)
     harness.step_hello(R, ResourceInfo("stock", "test", "db-7"))
     out = harness.step(Rebind("stock", "db-8"))
-    assert out.bind == {"stock": "db-8"}
+    assert out.rebind == {"stock": "db-8"}
     assert [(session, farewell.code) for session, farewell in out.close] == [(R, "rebound")]
     assert harness.step_hello(R + 100, ResourceInfo("stock", "test", "db-7")).close != []
     assert harness.step_hello(Q, ResourceInfo("stock", "test", "db-8")).close == []
-    assert harness.step(Rebind("stock")).bind == {"stock": ""}
+    assert harness.step(Rebind("stock")).rebind == {"stock": ""}
     assert harness.step_hello(R + 200, ResourceInfo("stock", "test", "db-7")).bind == {"stock": "db-7"}
+
+
+def test_rule_17_what_another_coordinator_has_bound_in_the_same_log_holds_here_too() -> None:
+    """It was bound here as well, in the same moment, and the other one was faster."""
+    harness = CoordinatorHarness(CLIENT)
+    harness.step_hello(R, ResourceInfo("stock", "test", "db-7"))
+    harness.step_hello(Q, ResourceInfo("stock", "test", ""))
+    out = harness.step(Bound({"stock": "db-8", "other": "db-9"}))
+    assert [(session, farewell.code) for session, farewell in out.close] == [(R, "rebound")]
+    assert (out.bind, out.rebind) == ({}, {})
+    assert harness.core.state.identities == {"stock": "db-8", "other": "db-9"}
+    assert harness.step(Bound({"stock": "db-8", "other": "db-9"})) == Output()
+    assert harness.step(Bound({"other": ""})).rebind == {}
+    assert harness.step_hello(Q, ResourceInfo("other", "test", "db-5")).bind == {"other": "db-5"}
 
 
 # ------------------------------------------------------------------------------------------------------ rule 18

@@ -59,8 +59,9 @@ def test_every_fault_happens_and_every_option_is_drawn() -> None:
         "freeze",
     }
     databases = {"database crash", "log restore", "log brought back", "fail-over", "hand", "misname"}
+    several = {"coordinator death", "usurpation"}
     others = {"clock jump", "drift", "sleep", "forgery", "late request", "overtaken write"}
-    assert counted | databases | others == set(tally.faults)
+    assert counted | databases | several | others == set(tally.faults)
     drawn = {
         name
         for seed in range(200)

@@ -182,6 +182,7 @@ class Host:
                 continue
             epochs = {row.node: row.epoch for row in rows}
             for driver in self.drivers:
+                driver.book.shared = len(rows) > 1
                 if epochs.get(driver.node, 0) > driver.owner.epoch:
                     driver.fenced(Fenced(f"epoch {driver.owner.epoch} of node {driver.node!r} is over"))
             self._unfit -= {row.node for row in rows if row.holder == row.node}

@@ -25,7 +25,17 @@ from typing import Any, Protocol, TypeVar
 
 from txrpc._decision_log.port import DecisionLog, LogError, NotRecorded, RecordUncertain
 from txrpc._failpoints import failpoint
-from txrpc._protocol.coordinator.events import Event, Forgot, Logged, LogHealth, Looked, Lookup, NotLogged, Output
+from txrpc._protocol.coordinator.events import (
+    Bound,
+    Event,
+    Forgot,
+    Logged,
+    LogHealth,
+    Looked,
+    Lookup,
+    NotLogged,
+    Output,
+)
 from txrpc._protocol.records import Decision, Incident
 from txrpc.errors import AbortCode, Fenced, Reason, TxrpcError
 from txrpc.ids import BranchId, Xid
@@ -77,6 +87,9 @@ class Logbook:
         self._lookups: deque[Lookup] = deque()
         self._asked = asyncio.Event()
         self._bind: dict[str, str] = {}
+        self._rebind: dict[str, str] = {}
+        self.shared = False
+        """Whether other coordinators use the log as well."""
         self._incidents: list[Incident] = []
         self._closed: list[tuple[Xid, BranchId]] = []
         self._done: list[Xid] = []
@@ -97,6 +110,7 @@ class Logbook:
             self._waiting.extend(out.append)
             self._work.set()
         self._bind |= out.bind
+        self._rebind |= out.rebind
         self._incidents += out.incidents
         self._closed += out.closed
         self._done += out.done
@@ -194,6 +208,8 @@ class Logbook:
                 await self.run(self._log.record, [])
                 self._works()
             await self._flush()
+            if self.shared:
+                await self._write_names()
             if self._reader.clock_ms() >= self._forget_at_ms:
                 self._forget_at_ms = self._reader.clock_ms() + self._forget_every_ms
                 await self._forget()
@@ -203,13 +219,11 @@ class Logbook:
             self._failed(error)
 
     async def _flush(self) -> None:
-        while self._bind or self._incidents or self._closed or self._done:
-            bind = dict(self._bind)
+        while self._bind or self._rebind or self._incidents or self._closed or self._done:
             incidents, closed, done = self._incidents[:], self._closed[:], self._done[:_DONE_MAX]
             failpoint("coordinator.before_done")
-            if bind:
-                await self.run(self._log.bind, bind)
-                self._bind = {name: identity for name, identity in self._bind.items() if bind.get(name) != identity}
+            if self._bind or self._rebind:
+                await self._write_names()
             if incidents:
                 await self.run(self._log.report, incidents)
                 del self._incidents[: len(incidents)]
@@ -220,6 +234,15 @@ class Logbook:
                 await self.run(self._log.done, done, self._reader.clock_ms())
                 del self._done[: len(done)]
             failpoint("coordinator.after_done")
+
+    async def _write_names(self) -> None:
+        """Write what resource names mean, and hear what they mean to the coordinators that share the log."""
+        first, rebound = dict(self._bind), dict(self._rebind)
+        found = await self.run(self._log.bind, first, rebound)
+        self._bind = {name: identity for name, identity in self._bind.items() if first.get(name) != identity}
+        self._rebind = {name: identity for name, identity in self._rebind.items() if rebound.get(name) != identity}
+        unwritten = self._bind.keys() | self._rebind.keys()
+        self._reader.step(Bound({name: identity for name, identity in found.items() if name not in unwritten}))
 
     async def _forget(self) -> None:
         """Delete what the retention time has passed for, in batches."""

@@ -158,10 +158,13 @@ class MemoryLog:
             for key in branches:
                 node.incidents.pop(key, None)
 
-    def bind(self, identities: Mapping[str, str]) -> None:
+    def bind(self, first: Mapping[str, str], rebound: Mapping[str, str]) -> Mapping[str, str]:
         """See `DecisionLog.bind`."""
         with self._writing():
-            self._store.identities.update(identities)
+            held = self._store.identities
+            held.update({name: identity for name, identity in first.items() if not held.get(name)})
+            held.update(rebound)
+            return dict(held)
 
     def close(self) -> None:
         """See `DecisionLog.close`."""

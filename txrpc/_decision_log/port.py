@@ -109,8 +109,12 @@ class DecisionLog(Protocol):
     def close_incidents(self, branches: Iterable[tuple[Xid, BranchId]], now_ms: int) -> None:
         """Mark the incidents of these branches closed."""
 
-    def bind(self, identities: Mapping[str, str]) -> None:
-        """From now on these resource names mean these databases (rule 17); "": the next one that comes."""
+    def bind(self, first: Mapping[str, str], rebound: Mapping[str, str]) -> Mapping[str, str]:
+        """Note which databases resource names mean (rule 17), for all nodes that share the log; return what all names mean now.
+
+        *first*: names that were not known; another node may have been faster, and then its word holds.
+        *rebound*: what an operator says; "": the next database that comes.
+        """
 
     def close(self) -> None:
         """Release connections.  Idempotent."""

@@ -223,15 +223,20 @@ class SqlLog:
                 self._fence(connection)
                 connection.execute(mark, rows)
 
-    def bind(self, identities: Mapping[str, str]) -> None:
+    def bind(self, first: Mapping[str, str], rebound: Mapping[str, str]) -> Mapping[str, str]:
         """See `DecisionLog.bind`."""
-        rows = [{"name": name, "identity": identity} for name, identity in identities.items()]
-        if rows:
-            insertion = self._insert(resources)
-            changes = {"identity": insertion.excluded.identity}
-            with self._errors(), self._write() as connection:
+        insertion = self._insert(resources)
+        changes = {"identity": insertion.excluded.identity}
+        free = insertion.on_conflict_do_update(index_elements=["name"], set_=changes, where=resources.c.identity == "")
+        forced = insertion.on_conflict_do_update(index_elements=["name"], set_=changes)
+        with self._errors(), self._write() as connection:
+            if first or rebound:
                 self._fence(connection)
-                connection.execute(insertion.on_conflict_do_update(index_elements=["name"], set_=changes), rows)
+            for statement, identities in ((free, first), (forced, rebound)):
+                rows = [{"name": name, "identity": identity} for name, identity in identities.items()]
+                if rows:
+                    connection.execute(statement, rows)
+            return {row.name: row.identity for row in connection.execute(select(resources))}
 
     def close(self) -> None:
         """See `DecisionLog.close`."""

@@ -190,14 +190,14 @@ class Fencing:
     """7: opening epoch e+1 makes every later write of epoch e fail."""
 
     def __init__(self) -> None:
-        self._newest: Any = 0
+        self._newest: dict[Any, Any] = {}
 
-    def opened(self, _now_ms: int, epoch: Any) -> None:
-        self._newest = epoch
+    def opened(self, _now_ms: int, node: Any, epoch: Any) -> None:
+        self._newest[node] = epoch
 
     def durable(self, _now_ms: int, xid: Any, epoch: Any, _branches: Any) -> None:
-        if epoch != self._newest:
-            raise Violation(7, f"{xid} is decided by epoch {epoch}, and {self._newest} has opened the log")
+        if epoch not in self._newest.values():
+            raise Violation(7, f"{xid} is decided by epoch {epoch}, and {self._newest} have opened the log")
 
 
 class WholeWork:

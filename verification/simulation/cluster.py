@@ -16,8 +16,9 @@ from txrpc._protocol.messages import (
 )
 from txrpc.errors import AbortCode, HeuristicOutcome, OutcomeUnknown, Reason, TransactionAborted, TxrpcError
 from verification.simulation.checkers import all_checkers
-from verification.simulation.coordinator import RETENTION_MS, CoordinatorProcess, Disk
+from verification.simulation.coordinator import CoordinatorProcess
 from verification.simulation.database import Database, Refused
+from verification.simulation.engine import RETENTION_MS, Disk
 from verification.simulation.history import History, Violation
 from verification.simulation.network import Network, Stream
 from verification.simulation.options import NODE, Options
@@ -73,11 +74,17 @@ class Cluster:
         self.wall_ms = 1_700_000_000_000
         self.disk = Disk()
         self.right_log: dict[str, Any] | None = None
-        self._coordinators = 0
+        self._started = 0
+        self.nodes = tuple(f"c{number + 1}" for number in range(options.nodes))
+        self.coordinators: dict[str, CoordinatorProcess] = {}
+        """The latest process of each node."""
+        self.gone: set[str] = set()
+        """Nodes whose process has died for good."""
         self.old: list[CoordinatorProcess] = []
         names = [f"db-{n}" for n in range(options.databases)]
         self.databases = [Database(self.scheduler, name, options, self.history) for name in names]
-        self.start_coordinator()
+        for node in self.nodes:
+            self.start_coordinator(node)
         services = [self._process(f"service-{n}", n) for n in range(options.services)]
         clients = [self._process(f"client-{n}", n) for n in range(options.clients)]
         self.services, self.clients = services, clients
@@ -96,17 +103,23 @@ class Cluster:
         chosen = {
             f"db-{n % len(self.databases)}": self.databases[n % len(self.databases)] for n in (number, number + 1)
         }
-        return Process(self.scheduler, name, self.network, self.history, chosen, (NODE,), self._dial)
+        return Process(self.scheduler, name, self.network, self.history, chosen, self.nodes, self._dial)
 
     # ------------------------------------------------------------------------------------------------- the coordinator
 
-    def start_coordinator(self) -> None:
-        """The next epoch, on the same log."""
-        self._coordinators += 1
+    @property
+    def coordinator(self) -> CoordinatorProcess:
+        """The latest process of the first node."""
+        return self.coordinators[NODE]
+
+    def start_coordinator(self, node: str = NODE) -> None:
+        """The next process of a node, on the same log."""
+        self._started += 1
         wall_ms = self.wall_ms + self.scheduler.now_ms
-        name = f"coordinator-{self._coordinators}"
-        self.coordinator = CoordinatorProcess(self.scheduler, name, self.disk, self.options, self.history, wall_ms)
-        self.coordinator.on_behind = lambda: self.scheduler.after(self._dice.randint(50, 2_000), self._bring_log_back)
+        name = f"coordinator-{self._started}"
+        process = CoordinatorProcess(self.scheduler, name, node, self.disk, self.options, self.history, wall_ms)
+        process.on_behind = lambda: self.scheduler.after(self._dice.randint(50, 2_000), self._bring_log_back)
+        self.coordinators[node] = process
 
     def _bring_log_back(self) -> None:
         """An operator has found the right log after all."""
@@ -117,8 +130,10 @@ class Cluster:
         if not self.coordinator.up:
             self.start_coordinator()
 
-    def _dial(self, process: Process, _address: str) -> Stream | None:
-        coordinator = self.coordinator
+    def _dial(self, process: Process, address: str) -> Stream | None:
+        coordinator = self.coordinators[address]
+        if not coordinator.up:  # an earlier process of that name may have been frozen when it was replaced
+            coordinator = next((old for old in self.old if old.node == address and old.up), coordinator)
         if not coordinator.up or self.network.lost(process, coordinator) or self.network.lost(coordinator, process):
             return None
         stream = Stream(self.network, self.scheduler, self.history, process, coordinator)
@@ -221,8 +236,7 @@ class Cluster:
             scheduler.after(self._dice.randint(0, self.options.trouble_ms), trouble)
         for quarter in range(1, 25):
             scheduler.run(start_ms + quarter * self.options.trouble_ms // 24)
-            if self.coordinator.up and not self.old:
-                self.coordinator.show_doubts()
+            self._show_doubts()
         self._repair()
         for seconds in range(40, 140, 10):
             scheduler.after(seconds * 1_000, self._close_incidents)
@@ -234,28 +248,41 @@ class Cluster:
         # Two coordinators' clocks may be a quarter of that apart, and the mark of done be of the one that was ahead.
         scheduler.run(scheduler.now_ms + RETENTION_MS + RETENTION_MS // 4 + 15_000)
         self.history.note("rest")
+        if self.disk.overtaken:
+            self.faults["overtaken write"] = self.disk.overtaken
+
+    def _show_doubts(self) -> None:
+        """What operators would be shown, if every node has a coordinator in office that can be asked."""
+        up = [process for process in self.coordinators.values() if process.up]
+        held = {engine.node for process in up for engine in process.engines if not engine.over}
+        if not self.old and held == set(self.nodes):
+            self.history.note("doubted", {doubt for process in up for doubt in process.doubts()})
 
     def _close_incidents(self) -> None:
-        if self.coordinator.up:
-            self.coordinator.close_incidents()
+        for process in self.coordinators.values():
+            if process.up:
+                process.close_incidents()
 
     def _at_rest(self) -> bool:
         return not self._restless()
 
     def _restless(self) -> str:
-        if any(not session.open for process in self.processes for session in process.sessions):
+        sessions = [session for process in self.processes for session in process.sessions]
+        if any(not session.open for session in sessions if session.address not in self.gone):
             return "a process has no session"
         for database in self.databases:
             if database.works or database.prepared:
                 return (
                     f"{database.name} holds {len(database.works)} open and {len(database.prepared)} prepared branches"
                 )
-        if self.coordinator.core.state.transactions:
-            rows = self.coordinator.core.state.transactions.values()
-            known = [row for row in rows if row.state.value != "one phase" or row.waiters]
-            if known:
-                return f"the coordinator works on {known}"
-        return ""
+        processes = [*self.coordinators.values(), *self.old]
+        engines = [engine for process in processes if process.up for engine in process.engines]
+        missing = set(self.nodes) - {engine.node for engine in engines if not engine.over}
+        if missing:
+            return f"there is no coordinator for {missing}"
+        rows = [row for engine in engines if not engine.over for row in engine.core.state.transactions.values()]
+        known = [row for row in rows if row.state.value != "one phase" or row.waiters]
+        return f"a coordinator works on {known}" if known else ""
 
     def _repair(self) -> None:
         self.network.repair()
@@ -266,10 +293,11 @@ class Cluster:
             database.thaw()
         for old in self.old:
             old.thaw()
-        if not self.coordinator.up:
-            self.start_coordinator()
-        self.coordinator.repair()
-        self.coordinator.thaw()
+        for node in self.nodes:
+            if not self.coordinators[node].up and node not in self.gone:
+                self.start_coordinator(node)
+            self.coordinators[node].repair()
+            self.coordinators[node].thaw()
         for process in self.processes:
             process.slow = 1
             process.thaw()

@@ -22,7 +22,7 @@ FACTS: Final = {
     "ordered": "the coordinator tells a branch how it ends: xid, branch, commit",
     "replied": "the coordinator tells a root how its transaction ended: xid, outcome",
     "told": "the application is told how its transaction ended: xid, outcome",
-    "opened": "a coordinator opens the log: epoch",
+    "opened": "a coordinator opens the log: node, epoch",
     "durable": "a decision is durable: xid, epoch, branches",
     "done": "a decision is marked done: xid",
     "deleted": "a decision's record is deleted: xid",

@@ -9,7 +9,7 @@ from typing import Any
 __all__ = ["CALM", "NODE", "Options"]
 
 NODE = "c1"
-"""The only coordinator that there is, in one epoch after the other."""
+"""The first coordinator; where there are several, the others are c2 and c3."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -17,6 +17,8 @@ class Options:
     """One run.  Probabilities are from 0 to 1, times in simulated milliseconds; counts say how often within `trouble_ms`."""
 
     # The cluster and its work.
+    nodes: int = 1
+    """Coordinators, which share one log."""
     clients: int = 2
     services: int = 2
     databases: int = 2
@@ -57,8 +59,12 @@ class Options:
     client_deaths: int = 0
     """Clients that die for good."""
     coordinator_crashes: int = 0
+    coordinator_deaths: int = 0
+    """Coordinators that die for good, if there are others: these must finish what the dead ones have left."""
     takeovers: int = 0
-    """A second coordinator is started on the log while the first is frozen; it wakes up later (rule 7)."""
+    """A second process of a coordinator is started while the first is frozen; it wakes up later (rule 7)."""
+    usurpations: int = 0
+    """A coordinator takes over another one that is in the best of health."""
     database_crashes: int = 0
     freezes: int = 0
     """Nodes that stand still for a while and then go on as if nothing had been."""
@@ -126,7 +132,17 @@ class Options:
             # What nobody alive has heard of cannot be missed.
             for name in ("crashes", "client_deaths"):
                 chosen.pop(name, None)
+        else:
+            chosen |= cls._several(random.Random(f"nodes {seed}"))
         return cls(**chosen)
+
+    @staticmethod
+    def _several(dice: random.Random) -> dict[str, int]:
+        nodes = dice.choice((1, 1, 2, 3))
+        if nodes == 1:
+            return {}
+        deaths = dice.randint(1, nodes - 1) if dice.random() < 0.3 else 0
+        return {"nodes": nodes, "coordinator_deaths": deaths, "usurpations": dice.choice((0, 0, 1, 3))}
 
     def without(self, *names: str) -> Options:
         """The same world without these faults."""

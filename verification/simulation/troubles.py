@@ -19,11 +19,12 @@ from txrpc._protocol.messages import (
 )
 from txrpc.errors import AbortCode, Reason
 from txrpc.ids import BranchId
-from verification.simulation.coordinator import RETENTION_MS, CoordinatorProcess, Disk
+from verification.simulation.coordinator import CoordinatorProcess
 from verification.simulation.database import Database
+from verification.simulation.engine import RETENTION_MS, Disk
 from verification.simulation.history import History
 from verification.simulation.network import Network
-from verification.simulation.options import Options
+from verification.simulation.options import NODE, Options
 from verification.simulation.process import Process
 from verification.simulation.scheduler import Node, Scheduler
 
@@ -39,7 +40,8 @@ class Troubled(Protocol):
     databases: list[Database]
     clients: list[Process]
     processes: list[Process]
-    coordinator: CoordinatorProcess
+    coordinators: dict[str, CoordinatorProcess]
+    gone: set[str]
     disk: Disk
     old: list[CoordinatorProcess]
     wall_ms: int
@@ -48,8 +50,12 @@ class Troubled(Protocol):
     right_log: dict[str, Any] | None
     """What an operator will find, if the log is one that has been restored."""
 
-    def start_coordinator(self) -> None:
-        """The next epoch, on the same log."""
+    @property
+    def coordinator(self) -> CoordinatorProcess:
+        """The latest process of the first node."""
+
+    def start_coordinator(self, node: str = NODE) -> None:
+        """The next process of a node, on the same log."""
 
     def note_fault(self, name: str, where: str, text: str) -> None:
         """Count it, and write it down."""
@@ -65,7 +71,9 @@ def troubles(cluster: Troubled) -> Sequence[Callable[[], None]]:
         *[made.crash_process] * options.crashes,
         *[made.client_dies] * options.client_deaths,
         *[made.crash_coordinator] * options.coordinator_crashes,
+        *[made.coordinator_dies] * options.coordinator_deaths,
         *[made.take_over] * options.takeovers,
+        *[made.usurp] * options.usurpations,
         *[made.restore_log] * options.log_restores,
         *[made.crash_database] * options.database_crashes,
         *[made.fail_over] * options.amnesia,
@@ -99,7 +107,7 @@ class _Troubles:
         self._cut("one-way partition", one, other, {(one.name, other.name)})
 
     def _two_nodes(self) -> tuple[Node, Node]:
-        nodes: list[Node] = [*self._cluster.processes, self._cluster.coordinator]
+        nodes: list[Node] = [*self._cluster.processes, *self._cluster.coordinators.values()]
         one, other = self._dice.sample(nodes, 2)
         return one, other
 
@@ -127,7 +135,7 @@ class _Troubles:
         cluster = self._cluster
         process, wrong = self._dice.choice(cluster.processes), self._dice.choice(cluster.databases)
         name = self._dice.choice(sorted(process.state.resources))
-        known = cluster.coordinator.core.state.identities
+        known = cluster.disk.identities
         if not process.up or name == wrong.name or known.get(name) != name:
             return  # whoever is the first to bind a name is right
         cluster.note_fault("misname", process.name, f"takes {wrong.name} for {name}")
@@ -161,19 +169,19 @@ class _Troubles:
 
     def freeze(self) -> None:
         cluster = self._cluster
-        node: Node = self._dice.choice([*cluster.processes, *cluster.databases, cluster.coordinator])
+        node: Node = self._dice.choice([*cluster.processes, *cluster.databases, *cluster.coordinators.values()])
         cluster.note_fault("freeze", node.name, "stands still")
         node.freeze(self._dice.randint(100, 5_000))
 
     def sleep(self) -> None:
         cluster = self._cluster
-        node: Node = self._dice.choice([*cluster.processes, cluster.coordinator])
+        node: Node = self._dice.choice([*cluster.processes, *cluster.coordinators.values()])
         cluster.note_fault("sleep", node.name, "sleeps, and its clock with it")
         node.sleep(self._dice.randint(100, 120_000))
 
     def drift(self) -> None:
         cluster = self._cluster
-        node: Node = self._dice.choice([*cluster.processes, cluster.coordinator])
+        node: Node = self._dice.choice([*cluster.processes, *cluster.coordinators.values()])
         speed = self._dice.uniform(0.8, 1.25)
         cluster.note_fault("drift", node.name, f"has a clock that goes {speed:.2f} times as fast")
         node.drift(speed)
@@ -208,16 +216,37 @@ class _Troubles:
 
     # ------------------------------------------------------------------------------------------- coordinators, databases
 
+    def _a_coordinator(self) -> CoordinatorProcess:
+        processes = list(self._cluster.coordinators.values())
+        return processes[0] if len(processes) == 1 else self._dice.choice(processes)
+
     def crash_coordinator(self) -> None:
-        coordinator = self._cluster.coordinator
+        coordinator = self._a_coordinator()
         if coordinator.up:
             self._cluster.note_fault("coordinator crash", coordinator.name, "crashes")
             coordinator.crash()
-            self._later(4_000, self._coordinator_back)
+            self._later(4_000, self._coordinator_back, coordinator.node)
 
-    def _coordinator_back(self) -> None:
-        if not self._cluster.coordinator.up:
-            self._cluster.start_coordinator()
+    def _coordinator_back(self, node: str) -> None:
+        if not self._cluster.coordinators[node].up and node not in self._cluster.gone:
+            self._cluster.start_coordinator(node)
+
+    def coordinator_dies(self) -> None:
+        coordinator = self._a_coordinator()
+        self._cluster.note_fault("coordinator death", coordinator.name, "dies")
+        self._cluster.gone.add(coordinator.node)
+        if len(self._cluster.gone) == len(self._cluster.coordinators):
+            self._cluster.gone.clear()
+        for process in (coordinator, *self._cluster.old):
+            if process.node == coordinator.node:
+                process.crash()
+
+    def usurp(self) -> None:
+        """One takes another one over that is in the best of health, because it could not see it."""
+        usurper, other = self._a_coordinator(), self._a_coordinator()
+        if usurper.up and usurper is not other and other.node not in usurper.guests:
+            self._cluster.note_fault("usurpation", usurper.name, f"takes {other.name} for dead")
+            usurper.take_over(other.node)
 
     def take_over(self) -> None:
         if self._dice.random() < 0.5:
@@ -234,12 +263,12 @@ class _Troubles:
 
     def _take_over(self) -> None:
         old = self._cluster.coordinator
+        if old.node in self._cluster.gone:
+            return
         self._cluster.note_fault("takeover", old.name, "stands still, and another one is started")
         old.freeze(self._dice.randint(1, 6_000))
-        if old.overtaken():
-            self._cluster.note_fault("overtaken write", old.name, "has written what it does not know yet")
         self._cluster.old.append(old)
-        self._cluster.start_coordinator()
+        self._cluster.start_coordinator(old.node)
 
     def restore_log(self) -> None:
         """A backup is made now, and is all that is left a while later."""
@@ -247,7 +276,11 @@ class _Troubles:
 
     def _lose_log(self, backup: dict[str, Any]) -> None:
         cluster = self._cluster
-        if not cluster.coordinator.up or cluster.right_log or cluster.coordinator.owner.epoch != max(backup["epochs"]):
+        if (
+            not cluster.coordinator.up
+            or cluster.right_log
+            or cluster.coordinator.home.owner.epoch != max(backup["epochs"])
+        ):
             return  # whoever has seen a later epoch would take it for another coordinator's
         cluster.note_fault("log restore", cluster.coordinator.name, "loses its log, which is restored from a backup")
         cluster.coordinator.crash()

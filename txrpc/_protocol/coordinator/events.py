@@ -16,6 +16,7 @@ from txrpc.errors import ConfigurationError, Reason
 from txrpc.ids import BranchId, Xid
 
 __all__ = [
+    "Bound",
     "Close",
     "Drain",
     "Event",
@@ -149,6 +150,13 @@ class Rebind:
 
 
 @dataclass(frozen=True, slots=True)
+class Bound:
+    """What the log says that resource names mean, which other coordinators may have said to it ("": the next one that comes)."""
+
+    identities: Mapping[str, str]
+
+
+@dataclass(frozen=True, slots=True)
 class Drain:
     """Shutting down: take no new commit request, finish what is being decided."""
 
@@ -188,7 +196,10 @@ class Output:
     behind: str = ""
     """Why this coordinator must stop: its log has lost decisions."""
     bind: dict[str, str] = field(default_factory=dict)
-    """Names of resources and the databases that they mean from now on; to be recorded before any later decision."""
+    """Names of resources and the databases that they mean from now on; to be recorded before any later decision.  Where another
+    coordinator that shares the log was faster, its word holds, and comes back as `Bound`."""
+    rebind: dict[str, str] = field(default_factory=dict)
+    """The same on the word of an operator, which holds in any case."""
     incidents: list[Incident] = field(default_factory=list)
     """To be recorded before the same transactions are marked done."""
     closed: list[tuple[Xid, BranchId]] = field(default_factory=list)
@@ -210,6 +221,7 @@ Event = (
     | Forgot
     | Close
     | Rebind
+    | Bound
     | Drain
     | Woke
 )

@@ -24,6 +24,7 @@ from typing import Any, Final
 from txrpc._protocol.coordinator import phases, recovery, requests
 from txrpc._protocol.coordinator.admission import is_behind, refuse_hello, refuse_number, refuse_resources
 from txrpc._protocol.coordinator.events import (
+    Bound,
     Close,
     Drain,
     Event,
@@ -258,15 +259,28 @@ def _recover(state: CoordinatorState, decision: Decision) -> None:
 
 
 def _rebind(state: CoordinatorState, event: Rebind) -> None:
-    """An operator knows better: from now on the name means that database, and processes that mean another one must leave."""
-    state.identities.pop(event.name, None)
-    if event.identity:
-        state.identities[event.name] = event.identity
-    state.out.bind[event.name] = event.identity
-    state.note("warning", "resource rebound", resource=event.name, identity=event.identity or "the next that comes")
+    """An operator knows better: from now on the name means that database."""
+    state.out.rebind[event.name] = event.identity
+    _means(state, event.name, event.identity)
+
+
+def _bound(state: CoordinatorState, event: Bound) -> None:
+    """The log knows better: it is shared, and another coordinator has written it (rule 17)."""
+    for name, identity in event.identities.items():
+        if state.identities.get(name, "") != identity:
+            _means(state, name, identity)
+
+
+def _means(state: CoordinatorState, name: str, identity: str) -> None:
+    """The name means that database, and processes that mean another one must leave."""
+    before = state.identities.pop(name, "")
+    if identity:
+        state.identities[name] = identity
+    if before:
+        state.note("warning", "resource rebound", resource=name, identity=identity or "the next that comes")
     for entry in list(state.directory.sessions.values()):
-        if entry.has(event.name):
-            farewell = GoAway("rebound", f"resource {event.name!r} means another database now", retry=True)
+        if any(each.name == name and each.identity not in ("", identity) for each in entry.hello.resources):
+            farewell = GoAway("rebound", f"resource {name!r} means another database now", retry=True)
             state.out.close.append((entry.session, farewell))
             _drop(state, entry.session)
 
@@ -352,6 +366,7 @@ _EVENTS: Final[dict[type, Callable[[CoordinatorState, Any], None]]] = {
     Forgot: _forgot,
     Close: phases.close,
     Rebind: _rebind,
+    Bound: _bound,
     Drain: _drain,
     Woke: _woke,
 }

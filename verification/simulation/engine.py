@@ -1,0 +1,365 @@
+"""A coordinator of a simulated process: the real `Coordinator` and the real log interface, on a disk that can fail and tear."""
+
+from __future__ import annotations
+
+import copy
+from collections import deque
+from collections.abc import Callable, Collection
+from dataclasses import replace
+from typing import Any, Protocol
+
+from txrpc._coordinator.in_doubt import in_doubt
+from txrpc._decision_log.memory import MemoryLog, MemoryStore
+from txrpc._protocol.coordinator.events import (
+    Bound,
+    Close,
+    Forgot,
+    Limits,
+    Logged,
+    LogHealth,
+    Looked,
+    Lookup,
+    NotLogged,
+    Output,
+    SessionClosed,
+    Woke,
+)
+from txrpc._protocol.coordinator.machine import Coordinator
+from txrpc._protocol.messages import Commit, GoAway, OutcomeReply, Owner, Rollback
+from txrpc._protocol.records import Decision
+from txrpc.errors import AbortCode, Fenced, Reason
+from txrpc.ids import BranchId, Epoch, Xid
+from verification.simulation.history import History
+from verification.simulation.options import NODE, Options
+from verification.simulation.process import GROUP
+from verification.simulation.scheduler import Node
+
+__all__ = ["LIMITS", "RETENTION_MS", "Disk", "Engine", "Host"]
+
+LIMITS = Limits(max_timeout_ms=10_000, ack_wait_ms=500, tick_ms=5_000, recovery_wait_ms=1_500)
+LONG_WAIT = replace(LIMITS, recovery_wait_ms=20_000)
+"""Where logs are restored: longer than a process that knows can be cut off."""
+RETENTION_MS = 120_000
+_HOUSEKEEPING_MS = 500
+_FORGET_MS = 5_000
+_TROUBLE = Reason(AbortCode.LOG_UNAVAILABLE, "the disk failed")
+
+
+class Disk(MemoryStore):
+    """What the log keeps.  Decisions are forced; marks of "done" are not, until the next forced write takes them along."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.unforced: list[tuple[str, Xid]] = []
+        self.overtaken = 0
+        """How often a batch landed whose writer was fenced before it heard of it."""
+        self.engines: list[Engine] = []
+        """All that believe to be in office."""
+
+    def opening(self, node: str) -> bool:
+        """*node*'s log is about to be opened anew.  What is being written reaches it just before, or will be fenced.
+
+        Returns True if something reached it that its writer does not know yet.
+        """
+        landed = [engine.overtaken() for engine in self.engines if engine.node == node and not engine.over]
+        self.overtaken += sum(landed)
+        return any(landed)
+
+    def picture(self) -> dict[str, Any]:
+        """A backup."""
+        return copy.deepcopy(vars(self.nodes[NODE]))
+
+    def restore(self, picture: dict[str, Any]) -> list[Xid]:
+        """Be as in that backup again; returns the decisions that are lost."""
+        lost = set(self.nodes[NODE].decisions) - set(picture["decisions"])
+        vars(self.nodes[NODE]).update(copy.deepcopy(picture))
+        self.unforced.clear()
+        return sorted(lost)
+
+    def add(self, picture: dict[str, Any]) -> None:
+        """An operator brings together what was decided on two logs that were one."""
+        here = vars(self.nodes[NODE])
+        for name in ("decisions", "done_ms", "incidents"):
+            here[name] = {**picture[name], **here[name]}
+        ends: dict[Epoch, int] = {}
+        for epochs in (picture["epochs"], here["epochs"]):
+            ends |= {epoch: max(end, ends.get(epoch, 0)) for epoch, end in epochs.items()}
+        here["epochs"] = ends
+        here["position"] = max(here["position"], picture["position"])
+        here["forgotten_ms"] = max(here["forgotten_ms"], picture["forgotten_ms"])
+
+    def forced(self) -> None:
+        """A forced write: everything before it is safe as well."""
+        self.unforced.clear()
+
+    def crash(self, nodes: Collection[str], lost: Callable[[int], int]) -> None:
+        """The machine with the coordinators of *nodes* goes down; the last so many unforced writes of theirs are gone."""
+        unforced = [(node, xid) for node, xid in self.unforced if node in nodes]
+        for node, xid in unforced[len(unforced) - lost(len(unforced)) :]:
+            self.nodes[node].done_ms.pop(xid, None)
+        self.unforced = [(node, xid) for node, xid in self.unforced if node not in nodes]
+
+
+class Host(Protocol):
+    """The process that an engine runs in, and what it does for it."""
+
+    @property
+    def machine(self) -> Node:
+        """Its clock, its pace and its life."""
+
+    def tell(self, session: int, node: str, message: Any) -> None:
+        """Send a message."""
+
+    def hang_up(self, session: int, node: str, farewell: GoAway) -> None:
+        """End a session of that node."""
+
+    def ended(self, engine: Engine, behind: str) -> None:
+        """The engine is fenced; or its log is *behind*, and why."""
+
+
+class Engine:
+    """One coordinator in one epoch, as `txrpc._coordinator.driver` drives it."""
+
+    def __init__(
+        self,
+        host: Host,
+        disk: Disk,
+        options: Options,
+        history: History,
+        wall_ms: int,
+        node: str,
+        holder: str = "",
+        expect: Epoch | None = None,
+    ) -> None:
+        """Raises `Fenced` if the node is not in the epoch *expect* any more."""
+        self._host, self.machine = host, host.machine
+        self._disk, self.options, self._history = disk, options, history
+        self.node = node
+        self.over = False
+        self._log = MemoryLog(disk)
+        opened = self._log.open(node, self.machine.scheduler.dice.getrandbits(32), holder, expect)
+        disk.forced()
+        disk.engines = [engine for engine in disk.engines if not engine.over]
+        disk.engines.append(self)
+        history.note("opened", node, opened.epoch)
+        self._line(lambda: f"opens the log of {node}: epoch {opened.epoch}, {len(opened.pending)} pending")
+        self.owner = Owner(node, opened.epoch)
+        now_ms = self.machine.clock_ms()
+        clock_ms = max(wall_ms, opened.clock_ms + 1)
+        self._offset_ms = clock_ms - now_ms
+        limits = LONG_WAIT if options.log_restores else LIMITS
+        self.core = Coordinator(node, GROUP, opened, limits, now_ms, clock_ms)
+        self._waiting: deque[Decision] = deque()
+        self._writing: list[Decision] = []
+        self._landed = False
+        """What is being written has reached the disk, and the answer is still on its way."""
+        self._done: list[Xid] = []
+        self._position = 0
+        self._woken_at: int | None = None
+        self._forget_at_ms = now_ms + _FORGET_MS
+        self._schedule()
+        self.machine.alarm(_HOUSEKEEPING_MS, self._housekeep)
+
+    def _line(self, text: Callable[[], str]) -> None:
+        self._history.line(self.machine.name, self.machine.name, text)
+
+    # ------------------------------------------------------------------------------------------------------- the ends
+
+    def crash(self) -> None:
+        """The machine goes down, in the middle of whatever this is writing."""
+        if not self.over:
+            dice = self.machine.scheduler.dice
+            if self._writing and dice.random() < self.options.torn_writes:
+                self._keep(self._writing[: dice.randint(0, len(self._writing))])
+            self.over = True
+
+    @property
+    def writing(self) -> bool:
+        """True while a batch is on its way to the disk."""
+        return not self.over and bool(self._writing)
+
+    def overtaken(self) -> bool:
+        """Another coordinator is about to open the log: see `Disk.opening`.
+
+        Returns True if it reached it: this one believes in its epoch until it asks the log for something else.
+        """
+        if self.writing and not self._landed and self.machine.scheduler.dice.random() < 0.5:
+            self._landed = self._keep(self._writing)
+        return self._landed
+
+    def repair(self) -> None:
+        """From now on the disk works."""
+        self.options = self.options.without("log_errors")
+
+    def stop(self, behind: str = "") -> None:
+        """This one is over."""
+        if not self.over:
+            self.over = True
+            self._host.ended(self, behind)
+
+    # ------------------------------------------------------------------------------------------------------- the core
+
+    def step(self, event: Any) -> None:
+        """Take an event, unless this one is over."""
+        if not self.over:
+            self._apply(self.core.step(event, self.machine.clock_ms()))
+            self._schedule()
+
+    def _apply(self, out: Output) -> None:
+        if out.behind:
+            self._line(lambda: f"stops: {out.behind}")
+            self.stop(out.behind)
+            return
+        self._keep_aside(out)
+        if out.append:
+            self._waiting.extend(out.append)
+            self._write_soon()
+        for session, message in out.send:
+            self._observe(message)
+            self._host.tell(session, self.node, message)
+        self._done += out.done
+        for lookup in out.look:
+            self.machine.later(self.machine.scheduler.dice.randint(0, 20), self._look, lookup)
+        for session, farewell in out.close:
+            self._host.hang_up(session, self.node, farewell)
+            self.step(SessionClosed(session))
+
+    def _keep_aside(self, out: Output) -> None:
+        """What the engine writes with the marks of done, here at once."""
+        try:
+            if out.bind or out.rebind or out.incidents or out.closed:
+                self.machine.soon(self.step, Bound(self._log.bind(out.bind, out.rebind)))
+                self._log.report(out.incidents)
+                for incident in out.incidents:
+                    self._history.note("incident", incident.xid, incident.branch, incident.finish)
+                self._log.close_incidents(out.closed, self.machine.clock_ms())
+        except Fenced:
+            self.stop()
+
+    def _observe(self, message: Any) -> None:
+        if isinstance(message, Commit | Rollback):
+            self._history.note("ordered", message.gid.xid, message.gid.branch, isinstance(message, Commit))
+        elif isinstance(message, OutcomeReply):
+            self._history.note("replied", message.xid, message.outcome)
+
+    def _schedule(self) -> None:
+        due_ms = self.core.next_wakeup_ms()
+        if due_ms is not None and (self._woken_at is None or due_ms < self._woken_at):
+            self._woken_at = due_ms
+            self.machine.alarm(due_ms - self.machine.clock_ms(), self._woke, due_ms)
+
+    def _woke(self, due_ms: int) -> None:
+        if self._woken_at == due_ms:
+            self._woken_at = None
+            self.step(Woke())
+
+    # ------------------------------------------------------------------------------------------------------- the log
+
+    def _write_soon(self) -> None:
+        if not self._writing:
+            self._writing = list(self._waiting)
+            self._waiting.clear()
+            self.machine.later(self.machine.scheduler.dice.randint(1, 30), self._write, 0)
+
+    def _write(self, attempt: int) -> None:
+        """The batch reaches the disk; or does not; or did and nobody hears of it."""
+        if self.over:
+            return
+        dice = self.machine.scheduler.dice
+        if dice.random() < self.options.log_errors:
+            kept = self._landed or dice.random() < 0.5
+            if kept and not self._keep(self._writing):
+                return
+            self.step(LogHealth(False, _TROUBLE.text))
+            if not kept and attempt == 0 and dice.random() < 0.5:
+                self._ended_write(lambda xids: NotLogged(xids, _TROUBLE))
+            else:
+                self.machine.later(dice.randint(20, 1_000), self._write, attempt + 1)  # nobody knows: the same again
+        elif self._keep(self._writing):
+            if self.core.state.log_trouble:
+                self.step(LogHealth(True))
+            self.machine.soon(self._ended_write, lambda xids: Logged(xids, self._position))
+
+    def _ended_write(self, event: Callable[[tuple[Xid, ...]], Any]) -> None:
+        if self.over:
+            return
+        batch, self._writing = self._writing, []
+        self.step(event(tuple(decision.xid for decision in batch)))
+        if self._waiting:
+            self._write_soon()
+
+    def _keep(self, batch: list[Decision]) -> bool:
+        """Make *batch* durable, unless somebody else has opened the log."""
+        if self._landed:
+            self._landed = False
+            return True
+        new = [decision for decision in batch if self._log.outcome(decision.xid) is None]
+        try:
+            self._position = self._log.record(batch)
+        except Fenced:
+            self._line(lambda: f"is fenced as {self.node}")
+            self.stop()
+            return False
+        self._disk.forced()
+        for decision in new:
+            branches = [prepared.branch for prepared in decision.branches]
+            self._history.note("durable", decision.xid, self.owner.epoch, branches)
+            self._line(lambda xid=decision.xid: f"{xid} is durable")  # type: ignore[misc]
+        return True
+
+    def _look(self, lookup: Lookup) -> None:
+        decision = self._log.outcome(lookup.xid)
+        self.machine.later(self.machine.scheduler.dice.randint(0, 20), self.step, Looked(lookup, decision))
+
+    def _housekeep(self) -> None:
+        if self.over:
+            return
+        self.machine.alarm(_HOUSEKEEPING_MS, self._housekeep)
+        try:
+            if (
+                self.core.state.log_trouble
+                and not self._writing
+                and self.machine.scheduler.dice.random() >= self.options.log_errors
+            ):
+                self._log.record([])
+                self.step(LogHealth(True))
+            self._mark_done()
+            self.step(Bound(self._log.bind({}, {})))
+            if self.machine.clock_ms() >= self._forget_at_ms:
+                self._forget_at_ms = self.machine.clock_ms() + _FORGET_MS
+                self._forget()
+        except Fenced:
+            self.stop()
+
+    def _mark_done(self) -> None:
+        done, self._done = self._done, []
+        self._log.done(done, self.machine.clock_ms() + self._offset_ms)
+        self._disk.unforced += [(self.node, xid) for xid in done]
+        for xid in done:
+            self._history.note("done", xid)
+
+    def _forget(self) -> None:
+        before_ms = self.machine.clock_ms() + self._offset_ms - RETENTION_MS
+        self.step(Forgot(before_ms))
+        held = set(self._disk.nodes[self.node].decisions)
+        if self._log.forget(before_ms, 1_000):
+            self._disk.forced()
+            for xid in sorted(held - set(self._disk.nodes[self.node].decisions)):
+                self._history.note("deleted", xid)
+
+    def close_incidents(self) -> None:
+        """An operator has seen to all of them."""
+        for xid in {xid for xid, _ in self.core.state.incidents}:
+            self.step(Close(xid))
+
+    # ------------------------------------------------------------------------------------------------ to be looked at
+
+    def doubts(self) -> set[tuple[Xid, BranchId]]:
+        """Return what an operator would be shown."""
+        shown = {(doubt.xid, doubt.branch) for doubt in in_doubt(self.core, self.machine.clock_ms())}
+        shown |= {
+            (decision.xid, branch.branch)
+            for decision in (*self._waiting, *self._writing)
+            for branch in decision.branches
+        }
+        return shown
