@@ -18,8 +18,8 @@ def make_world(servers: dict[str, Server], tmp_path: Path) -> Iterator[Callable[
     """``make_world(bank_a="participant.after_prepare=kill", options=[...])``: everything started, failpoints armed."""
     worlds: list[World] = []
 
-    def make(options: list[str] | None = None, **failpoints: str) -> World:
-        world = World(tmp_path, servers, next(_numbers), options or [])
+    def make(options: list[str] | None = None, nodes: int = 1, log: str = "", **failpoints: str) -> World:
+        world = World(tmp_path, servers, next(_numbers), options or [], nodes=nodes, log=log)
         worlds.append(world)
         world.start(**failpoints)
         return world
@@ -35,7 +35,7 @@ def connected() -> Iterator[Callable[[World], txrpc.TransactionManager]]:
     managers: list[txrpc.TransactionManager] = []
 
     def connect(world: World) -> txrpc.TransactionManager:
-        managers.append(txrpc.connect(world.coordinator.address, process="test"))
+        managers.append(txrpc.connect(world.addresses, process="test"))
         return managers[-1]
 
     yield connect

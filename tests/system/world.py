@@ -37,7 +37,7 @@ class Service(Child):
         self.port = port or free_port()
         arguments = [*(place.launch if place else []), sys.executable, "-m", "examples.bank.service"]
         arguments += ["--name", name, "--listen", self.address]
-        arguments += ["--database", database, "--coordinator", coordinator or world.coordinator.address]
+        arguments += ["--database", database, "--coordinator", coordinator or world.addresses]
         arguments += ["--accounts", "20", "--cents", str(START)]
         super().__init__(arguments, name=name, output=world.folder / f"{name}.log", ready="serving")
 
@@ -56,31 +56,41 @@ class World:
         number: int,
         options: list[str],
         places: Mapping[str, Place] | None = None,
+        nodes: int = 1,
+        log: str = "",
     ) -> None:
+        """*nodes*: coordinators, all on one log, which is *log* or a file of the first one's."""
         self.folder = folder
         self.places = places or {}
         self.servers = servers
         self.databases = {name: f"bank{number}{name[-1]}" for name in servers}
-        place = self.places.get("c1")
-        self.coordinator = CoordinatorProcess(
-            folder,
-            options=["--ack-wait-s", "15", *options],
-            host=place.address if place else "127.0.0.1",
-            launch=place.launch if place else (),
-        )
+        self.coordinators: list[CoordinatorProcess] = []
+        for node in [f"c{n + 1}" for n in range(nodes)]:
+            place = self.places.get(node)
+            one = CoordinatorProcess(
+                folder,
+                log=log,
+                node=node,
+                options=["--ack-wait-s", "15", *options],
+                host=place.address if place else "127.0.0.1",
+                launch=place.launch if place else (),
+            )
+            self.coordinators.append(one)
+        self.coordinator = self.coordinators[0]
+        self.addresses = ",".join(one.address for one in self.coordinators)
         self.urls = {name: server.create_database(self.databases[name]) for name, server in servers.items()}
         self.services = {name: Service(self, name, url) for name, url in self.urls.items()}
 
     def start(self, **failpoints: str) -> None:
         """Start everything; *failpoints* by process name, with _ for -."""
-        for child in (self.coordinator, *self.services.values()):
+        for child in (*self.coordinators, *self.services.values()):
             armed = failpoints.pop(child.name.replace("-", "_"), None)
             child.arm(armed or "")
             child.start()
         assert not failpoints
 
     def stop(self) -> None:
-        for child in (*self.services.values(), self.coordinator):
+        for child in (*self.services.values(), *self.coordinators):
             child.kill()
         for bank, server in self.servers.items():
             if not server.running:
@@ -121,16 +131,16 @@ class World:
         query = "SELECT count(*) FROM pg_locks WHERE relation = 'account'::regclass"
         return sum(int(rows[0][0]) for rows in self.ask(query))
 
-    def status(self) -> dict[str, Any]:
+    def status(self, coordinator: CoordinatorProcess | None = None) -> dict[str, Any]:
         """What `txrpc status --json` prints."""
-        return overview.as_dict(overview.ask(Reach(self.coordinator.address), 1_000, 10))
+        return overview.as_dict(overview.ask(Reach((coordinator or self.coordinator).address), 1_000, 10))
 
     def at_rest(self, timeout_s: float = 40.0) -> None:
         """Wait until nothing is prepared and nothing holds locks."""
         eventually(lambda: not any(self.prepared()) and not self.locks(), timeout_s, self.evidence)
 
     def evidence(self) -> str:
-        logs = [f"--- {c.name}\n{c.output.read_text()[-3000:]}" for c in (self.coordinator, *self.services.values())]
+        logs = [f"--- {c.name}\n{c.output.read_text()[-3000:]}" for c in (*self.coordinators, *self.services.values())]
         return f"prepared {self.prepared()}, locks {self.locks()}\n" + "\n".join(logs)
 
     def revive(self, child: Child) -> threading.Thread:

@@ -44,9 +44,11 @@ class CoordinatorConfig:
     shutdown_grace_s: float = _field(10.0, "seconds for what is being decided when told to stop")
     in_doubt_warn_s: float = _field(10.0, "seconds after which a branch in doubt is logged, with the reason")
     ack_wait_s: float = _field(5.0, "seconds that a commit waits for acknowledgements after the decision")
-    recovery_wait_s: float = _field(2.0, "seconds after the start before anything is presumed about earlier epochs")
+    recovery_wait_s: float = _field(
+        2.0, "seconds after the start before anything is presumed about earlier epochs; half of it after a takeover"
+    )
     takeover_s: float = _field(
-        2.0, "seconds of silence after which a coordinator that shares the log is taken over; 0: take no part in that"
+        1.0, "seconds of silence after which a coordinator that shares the log is taken over; 0: take no part in that"
     )
     max_timeout_s: float = _field(600.0, "longest timeout of a transaction, in seconds")
     max_transactions: int = _field(10_000, "transactions that may be committing at one time")

@@ -19,6 +19,7 @@ import logging
 import time
 from collections.abc import Callable, Coroutine, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from typing import Any, Protocol
 
 from txrpc._coordinator.config import CoordinatorConfig
@@ -32,7 +33,9 @@ __all__ = ["Host", "Listener"]
 logger = logging.getLogger("txrpc.coordinator")
 
 _BEATS = 4
-"""Heartbeats in the time after which a node is taken over."""
+"""Heartbeats in the time after which a node is taken over, at least."""
+_BEAT_S = 0.5
+"""The longest time between two."""
 _RETRY_S = 0.5
 
 
@@ -54,7 +57,7 @@ class Host:
         self._make_log = make_log
         self._heartbeats = heartbeats
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="txrpc-heartbeat")
-        self._beat_s = config.takeover_s / _BEATS
+        self._beat_s = min(config.takeover_s / _BEATS, _BEAT_S)
         self._watch = NodeWatch(config.node, int(self._beat_s * 1000), int(config.takeover_s * 1000))
         self._tasks: set[asyncio.Task[None]] = set()
         self._opening: set[str] = set()
@@ -140,6 +143,10 @@ class Host:
     def _make_driver(self, node: str) -> CoordinatorDriver:
         config = self._config
         limits, retention_s, warn_s = config.limits(), config.retention_s, config.in_doubt_warn_s
+        if (
+            node != config.node
+        ):  # the processes that may know better are connected already: they need not come back first
+            limits = replace(limits, recovery_wait_ms=limits.recovery_wait_ms // 2)
         return CoordinatorDriver(self._make_log(), node, config.group, limits, retention_s, warn_s)
 
     # -------------------------------------------------------------------------------------------- being taken over

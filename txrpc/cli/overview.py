@@ -56,6 +56,7 @@ def as_dict(reply: admin_pb2.StatusReply) -> dict[str, Any]:
         doubt.update(xid=told.xid.hex(), branch=told.branch.hex(), age_ms=told.age_ms)
     for incident, kept in zip(shown["incidents"], reply.incidents, strict=True):
         incident.update(xid=kept.xid.hex(), branch=kept.branch.hex(), at_ms=kept.at_ms)
+    shown["taken_over"] = [as_dict(guest) for guest in reply.taken_over]
     return shown
 
 
@@ -94,13 +95,20 @@ def close(reach: Reach, xid: bytes, branch: bytes, timeout_s: float) -> int:
 
 
 def show(reply: admin_pb2.StatusReply, address: str) -> None:
-    """*reply* for people."""
+    """*reply* for people: the coordinator that was asked, and those of other nodes that it has taken over."""
     console = Console(highlight=False, markup=False, emoji=False)  # names and reasons come from other processes
+    _show(console, reply, f"{reply.owner.node} at {address}")
+    for guest in reply.taken_over:
+        console.print()
+        _show(console, guest, f"{guest.owner.node}, taken over by {reply.owner.node}")
+
+
+def _show(console: Console, reply: admin_pb2.StatusReply, who: str) -> None:
     log = Text("takes decisions", "green") if reply.log_healthy else Text("TAKES NO DECISIONS", "bold red")
     facts = Table.grid(padding=(0, 2))
-    facts.add_row(
-        "coordinator", f"{reply.owner.node} at {address}, group {reply.group}, epoch {Epoch(reply.owner.epoch)}"
-    )
+    facts.add_row("coordinator", f"{who}, group {reply.group}, epoch {Epoch(reply.owner.epoch)}")
+    if len(reply.nodes) > 1:
+        facts.add_row("nodes on this log", _nodes(reply))
     facts.add_row("version, up for", f"{reply.version}, {_age(reply.uptime_ms)}")
     facts.add_row("decision log", Text.assemble(reply.log, "  ", log, f", at position {reply.position:,}"))
     ended = f"{reply.committed:,} committed, {reply.aborted:,} rolled back, {reply.heuristic:,} heuristic, {reply.lost:,} lost"
@@ -122,6 +130,18 @@ def show(reply: admin_pb2.StatusReply, address: str) -> None:
     if reply.incidents:
         console.print()
         console.print(_incidents(reply))
+
+
+def _nodes(reply: admin_pb2.StatusReply) -> Text:
+    shown = Text()
+    for node in reply.nodes:
+        text = f"{node.node} lives" if node.lives else f"{node.node} is away"
+        if node.holder != node.node:
+            text += f", run by {node.holder}"
+        if node.leads:
+            text += ", leads"
+        shown.append("; " if shown else "").append(text, "green" if node.lives else "bold yellow")
+    return shown
 
 
 def _doubts(doubts: list[admin_pb2.InDoubtBranch]) -> Table:
