@@ -14,10 +14,10 @@ WORKERS ?= 4
 PYTEST := $(BIN)/python -m pytest -q
 PYTEST_ALL := $(PYTEST) -n $(WORKERS) --dist worksteal
 
-.PHONY: help venv test deep simulate soak proof lint format proto twins demo clean
+.PHONY: help venv test deep simulate soak proof lint format proto twins demo demo-group clean
 
 help: ## what there is
-	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
 
 venv: $(READY) ## a virtual environment in .venv with all that is needed
 
@@ -76,7 +76,10 @@ twins: $(READY) ## write the synchronous halves of modules that are written once
 	$(BIN)/python scripts/twins.py
 
 demo: $(DEMO_READY) ## transfers between two banks while services, a database and the coordinator are killed
-	@GRPC_VERBOSITY=ERROR GRPC_ENABLE_FORK_SUPPORT=0 $(BIN)/python -m examples.bank.demo
+	@GRPC_VERBOSITY=ERROR GRPC_ENABLE_FORK_SUPPORT=0 $(BIN)/python -m examples.bank.demo $(DEMO)
+
+demo-group: $(DEMO_READY) ## the same with two coordinators, of which one dies for good
+	@$(MAKE) --no-print-directory demo DEMO=--group
 
 clean: ## delete what the other targets made
 	rm -rf .venv build *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis

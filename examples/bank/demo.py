@@ -1,6 +1,8 @@
 """The main job, on real processes: transfers between two banks while a service, a database and the coordinator are killed.
 
-    python -m examples.bank.demo [--transfers 2000] [--threads 8]
+    python -m examples.bank.demo [--transfers 2000] [--threads 8] [--group]
+
+With --group there are two coordinators on one log; the one that all begin with is killed and stays dead.
 
 Ends with the proof and exit code 0, or with what is wrong and exit code 1.
 """
@@ -45,8 +47,9 @@ REST_S = 60.0
 class World:
     """Everything that runs beside this process."""
 
-    def __init__(self, folder: Path) -> None:
-        self.coordinator = CoordinatorProcess(folder)
+    def __init__(self, folder: Path, nodes: int) -> None:
+        self.coordinators = [CoordinatorProcess(folder, node=f"c{number + 1}") for number in range(nodes)]
+        self.addresses = ",".join(coordinator.address for coordinator in self.coordinators)
         self.databases = {name: PostgresServer.start_new(max_prepared_transactions=100) for name in BANKS}
         self.ports = {name: free_port() for name in BANKS}
         self.services: dict[str, Child] = {}
@@ -56,7 +59,7 @@ class World:
 
     def _service(self, name: str, folder: Path) -> Child:
         arguments = [sys.executable, "-m", "examples.bank.service", "--name", name]
-        arguments += ["--listen", f"127.0.0.1:{self.ports[name]}", "--coordinator", self.coordinator.address]
+        arguments += ["--listen", f"127.0.0.1:{self.ports[name]}", "--coordinator", self.addresses]
         arguments += [
             "--database",
             self.databases[name].url("bank"),
@@ -68,8 +71,9 @@ class World:
         return Child(arguments, name=name, output=folder / f"{name}.log")
 
     def start(self) -> None:
-        """Start the coordinator and the services."""
-        self.coordinator.start()
+        """Start the coordinators and the services."""
+        for coordinator in self.coordinators:
+            coordinator.start()
         for service in self.services.values():
             service.start()
         for service in self.services.values():
@@ -79,7 +83,8 @@ class World:
         """Stop everything, by its own process id."""
         for service in self.services.values():
             service.kill()
-        self.coordinator.kill()
+        for coordinator in self.coordinators:
+            coordinator.kill()
         for database in self.databases.values():
             database.stop()
 
@@ -169,8 +174,8 @@ def transfers(teller: Teller, progress: Progress, threads: int) -> None:
 
 
 def crashes(world: World, progress: Progress, console: Console) -> None:
-    """Kill one of each kind on the way, and bring it back a second later."""
-    coordinator, service, database = world.coordinator, world.services["bank-a"], world.databases["bank-b"]
+    """Kill one of each kind on the way, and bring it back a second later; or not, if another one takes it over."""
+    coordinator, service, database = world.coordinators[0], world.services["bank-a"], world.databases["bank-b"]
     plan: list[tuple[float, str, Callable[[], object], Callable[[], object]]] = [
         (0.20, f"service bank-a (pid {service.pid})", service.kill, service.start),
         (0.45, f"database of bank-b (pid {database.pid})", database.kill, database.restart),
@@ -182,6 +187,10 @@ def crashes(world: World, progress: Progress, console: Console) -> None:
         kill()
         held = ", ".join(f"{count} in {name}" for name, count in _prepared(world).items() if count)
         progress.say(console, f"kill -9 {what}" + (f"; prepared and waiting: {held}" if held else ""))
+        if kill == coordinator.kill and len(world.coordinators) > 1:
+            world.coordinators[1].wait_for("taken over")
+            progress.say(console, "coordinator c2 has taken over what c1 had begun; c1 stays dead")
+            continue
         time.sleep(1)
         start()
         progress.say(console, f"started again: {what.split(' (')[0]}")
@@ -247,7 +256,7 @@ def _picture(console: Console, progress: Progress) -> AbstractContextManager[obj
 def run(world: World, console: Console, arguments: argparse.Namespace) -> bool:
     """The whole demonstration; returns whether the proof holds."""
     world.start()
-    with txrpc.connect(world.coordinator.address, process="teller"):
+    with txrpc.connect(world.addresses, process="teller"):
         teller = Teller([f"127.0.0.1:{world.ports[name]}" for name in BANKS])
         before = teller.total()
         progress = Progress(arguments.transfers)
@@ -280,6 +289,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--transfers", type=int, default=2000)
     parser.add_argument("--threads", type=int, default=8)
+    parser.add_argument("--group", action="store_true", help="two coordinators, of which one dies for good")
     arguments = parser.parse_args()
     # The events say what happens; the library's own log lines would tear the picture.
     logging.getLogger("txrpc").setLevel(logging.CRITICAL)
@@ -288,9 +298,10 @@ def main() -> None:
         del os.environ[name]
     console = Console()
     folder = Path(tempfile.mkdtemp(prefix="txrpc-demo-"))
-    console.print("Starting two PostgreSQL databases, two bank services and a coordinator ...", highlight=False)
+    nodes = "two coordinators on one log" if arguments.group else "a coordinator"
+    console.print(f"Starting two PostgreSQL databases, two bank services and {nodes} ...", highlight=False)
     try:
-        world = World(folder)
+        world = World(folder, 1 + arguments.group)
     except NoPostgres as error:
         sys.exit(str(error))
     try:

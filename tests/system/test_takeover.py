@@ -23,12 +23,12 @@ Make = Callable[..., World]
 Connect = Callable[[World], txrpc.TransactionManager]
 
 DEATHS = [
-    ("coordinator.before_prepare=kill", "aborted"),
+    pytest.param("coordinator.before_prepare=kill", "aborted", marks=pytest.mark.proof),
     ("coordinator.before_record=kill", "aborted"),
     ("coordinator.after_record=kill", "committed"),
-    ("coordinator.before_commit=kill@2", "committed"),
-    ("coordinator.before_outcome_reply=kill", "committed"),
-    ("coordinator.before_done=kill", "committed"),
+    pytest.param("coordinator.before_commit=kill@2", "committed", marks=pytest.mark.proof),
+    pytest.param("coordinator.before_outcome_reply=kill", "committed", marks=pytest.mark.proof),
+    pytest.param("coordinator.before_done=kill", "committed", marks=pytest.mark.proof),
 ]
 
 
