@@ -21,10 +21,9 @@ import txrpc
 from tests.postgres import Server
 from tests.proof import note_proof
 from tests.system import scenarios
-from tests.system.cells import ALL_DAY, BANKS, CELLS, PROCESSES, SCENARIOS, Cell
+from tests.system.cells import ALL_DAY, BANKS, CELLS, HERE, PROCESSES, SCENARIOS, Cell
 from tests.system.world import START, World
 from tests.waiting import eventually
-from txrpc._failpoints import POINTS
 from txrpc.ids import Xid
 from txrpc.testing.processes import Child
 
@@ -298,9 +297,9 @@ def test_a_line_that_a_killed_client_was_writing_is_not_read(torn: str) -> None:
 
 def test_the_matrix_has_every_point_and_every_process() -> None:
     killed = {(cell.process, cell.point) for cell in CELLS if cell.action == "kill"}
-    assert {point for _, point in killed} == POINTS
+    assert {point for _, point in killed} == HERE
     assert {process for process, _ in killed} == {name for names in PROCESSES.values() for name in names}
     assert {f"{role}.{step}" for role, steps in SCENARIOS.items() for step in steps} == {
-        f"{point.partition('.')[0]}.{point.partition('.')[2].partition('_')[2]}" for point in POINTS
+        f"{point.partition('.')[0]}.{point.partition('.')[2].partition('_')[2]}" for point in HERE
     }
     assert len([cell for cell in CELLS if cell.action == "kill" and cell.process in BANKS]) == 2 * 30

@@ -129,6 +129,17 @@ def test_a_coordinator_that_is_stopped_hands_over_at_once(make_world: Make, conn
     eventually(lambda: not world.status()["taken_over"], 40, world.evidence)
 
 
+@pytest.mark.proof
+@pytest.mark.parametrize("failpoint", ["coordinator.before_takeover=kill", "coordinator.after_takeover=kill"])
+def test_the_one_that_takes_over_dies_as_well(make_world: Make, connected: Connect, failpoint: str) -> None:
+    """Of three: what the first had begun, and the second had taken over, the third one finishes."""
+    world = make_world(nodes=3, c1="coordinator.after_record=kill", c2=failpoint)
+    connected(world)
+    assert transfer(world) == "committed", world.evidence()
+    ends(world, "committed", "committed")
+    assert [one.running for one in world.coordinators] == [False, False, True]
+
+
 def test_a_service_that_was_away_as_well_learns_its_decision_from_the_other_coordinator(
     make_world: Make, connected: Connect
 ) -> None:

@@ -1,0 +1,158 @@
+"""An acceptor: what one disk keeps of a node's log, and what it answers (Lamport, "Paxos Made Simple").
+
+The ballot is the epoch.  A promise covers the whole log of the node, slots that nobody has written yet included: that is the
+fence of `DecisionLog.open`.
+
+Whoever runs an acceptor must force its disk before it sends an answer (`Disk` is all that must survive), and give it one message
+at a time.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TypeAlias
+
+from txrpc._protocol.quorum.commands import Command, LogState
+from txrpc.ids import Epoch
+
+__all__ = [
+    "Accept",
+    "Accepted",
+    "Answer",
+    "Disk",
+    "Install",
+    "Prepare",
+    "Promise",
+    "Question",
+    "Refused",
+    "Slot",
+    "answer",
+]
+
+
+@dataclass(frozen=True, slots=True)
+class Slot:
+    """A command that was accepted, and in which epoch."""
+
+    epoch: Epoch
+    command: Command
+
+
+@dataclass(slots=True)
+class Disk:
+    """What an acceptor keeps of one node's log."""
+
+    acceptor: str
+    incarnation: int = 1
+    votes: bool = True
+    """False on a disk that is empty or older than what its owner has answered: until it is admitted anew."""
+    promised: Epoch = Epoch(0)  # noqa: RUF009
+    base: LogState = field(default_factory=LogState)
+    """The result of a prefix of the log that is chosen for certain."""
+    slots: dict[int, Slot] = field(default_factory=dict)
+    """What was accepted behind it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Prepare:
+    """Phase one: promise to accept nothing of a lower epoch, and say what you have accepted."""
+
+    epoch: Epoch
+
+
+@dataclass(frozen=True, slots=True)
+class Accept:
+    """Phase two.  Everything up to the slot *chosen* is chosen, with what was accepted in this very epoch."""
+
+    epoch: Epoch
+    slot: int
+    command: Command
+    chosen: int
+
+
+@dataclass(frozen=True, slots=True)
+class Install:
+    """A prefix of the log for one that has missed it; with an *incarnation*, for a disk that may vote from now on."""
+
+    epoch: Epoch
+    base: LogState
+    incarnation: int = 0
+
+
+Question: TypeAlias = Prepare | Accept | Install
+
+
+@dataclass(frozen=True, slots=True)
+class Promise:
+    """The answer to `Prepare`."""
+
+    acceptor: str
+    incarnation: int
+    epoch: Epoch
+    base: LogState
+    slots: dict[int, Slot]
+
+
+@dataclass(frozen=True, slots=True)
+class Accepted:
+    """The answer to `Accept` and `Install`: which slot was accepted, and up to which this one has the log."""
+
+    acceptor: str
+    incarnation: int
+    epoch: Epoch
+    slot: int
+    has: int
+
+
+@dataclass(frozen=True, slots=True)
+class Refused:
+    """A higher epoch was promised; or this disk does not vote (`promised` is 0 then)."""
+
+    acceptor: str
+    incarnation: int
+    epoch: Epoch
+    promised: Epoch
+
+
+Answer: TypeAlias = Promise | Accepted | Refused
+
+
+def answer(disk: Disk, question: Question) -> Answer:
+    """Take *question*, change *disk*, and return the answer, which may be sent when the disk has been forced."""
+    who = (disk.acceptor, disk.incarnation, question.epoch)
+    if question.epoch < disk.promised:
+        return Refused(*who, disk.promised)
+    if isinstance(question, Install):
+        return _install(disk, question)
+    if not disk.votes:
+        return Refused(*who, Epoch(0))
+    # Rule 7: one promise for the whole log, of slots and of transactions that nobody has heard of yet as well.
+    disk.promised = question.epoch
+    if isinstance(question, Prepare):
+        return Promise(*who, disk.base, dict(disk.slots))
+    if question.slot > disk.base.slot:
+        disk.slots[question.slot] = Slot(question.epoch, question.command)
+    _fold(disk, question.chosen, question.epoch)
+    return Accepted(*who, question.slot, disk.base.slot)
+
+
+def _fold(disk: Disk, chosen: int, epoch: Epoch) -> None:
+    """Apply what is known to be chosen.  What was accepted in another epoch may have been outvoted: it waits for `Install`."""
+    while (following := disk.base.slot + 1) <= chosen:
+        slot = disk.slots.get(following)
+        if slot is None or slot.epoch != epoch:
+            return
+        disk.base = disk.base.then(slot.command)
+        del disk.slots[following]
+
+
+def _install(disk: Disk, question: Install) -> Accepted | Refused:
+    anew = question.incarnation == disk.incarnation and not disk.votes
+    if not (disk.votes or anew):
+        return Refused(disk.acceptor, disk.incarnation, question.epoch, Epoch(0))
+    disk.votes = True
+    disk.promised = question.epoch
+    if question.base.slot > disk.base.slot:
+        disk.base = question.base
+        disk.slots = {number: slot for number, slot in disk.slots.items() if number > question.base.slot}
+    return Accepted(disk.acceptor, disk.incarnation, question.epoch, question.base.slot, disk.base.slot)

@@ -1,0 +1,214 @@
+"""A proposer: one epoch of a node's log, from the first question to the fence.
+
+How to think of it
+    *Reading*: NR acceptors promise, and say what they have.  The longest chosen prefix among the answers is taken as it is.  Behind
+    it every command that *any* answer has is proposed again, that of the greatest epoch in each slot; gaps are filled; and a marker
+    of this epoch goes into the slot behind.
+    *Opening*: these are accepted by NW acceptors, one slot after another.  Only then is the epoch open: nothing may be answered,
+    recorded or presumed before, because what a minority had accepted is decided one way or the other by just that.
+    *Open*: one command at a time is proposed, in the next slot.  With two in flight, a later epoch could find the second
+    without the first.
+
+    An acceptor that refuses because of a higher promise ends the epoch.  What was proposed and not answered by NW acceptors by
+    then may still be chosen, by the higher epoch: it is uncertain, and only that one knows.
+
+NR + NW > N is all that safety needs (Howard, Malkhi and Spiegelman, "Flexible Paxos").
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, field
+
+from txrpc._protocol.quorum.acceptor import Accept, Accepted, Answer, Install, Prepare, Promise, Question, Refused
+from txrpc._protocol.quorum.commands import Admit, Command, Filler, LogState, Marker
+from txrpc.errors import ConfigurationError
+from txrpc.ids import Epoch
+
+__all__ = ["Proposer", "ProposerOutput", "Quorums", "Stage"]
+
+
+@dataclass(frozen=True, slots=True)
+class Quorums:
+    """Who the acceptors are, and how many must have answered to a read and to a write."""
+
+    acceptors: tuple[str, ...]
+    reads: int
+    writes: int
+
+    def __post_init__(self) -> None:
+        number = len(self.acceptors)
+        if len(set(self.acceptors)) < number:
+            raise ConfigurationError("two acceptors have one name")
+        if not (1 <= self.reads <= number and 1 <= self.writes <= number):
+            raise ConfigurationError(
+                f"quorums of {self.reads} and {self.writes} are not possible with {number} acceptors"
+            )
+        if self.reads + self.writes <= number:
+            raise ConfigurationError(
+                f"reads of {self.reads} and writes of {self.writes} among {number} acceptors may miss each other: "
+                f"together they must be more than {number}"
+            )
+
+
+class Stage(enum.Enum):
+    """How far an epoch has come."""
+
+    READING = "reading"
+    OPENING = "opening"
+    OPEN = "open"
+    OVER = "over"
+
+
+@dataclass(slots=True)
+class ProposerOutput:
+    """The effects of one step."""
+
+    send: list[tuple[str, Question]] = field(default_factory=list)
+    """Messages, each with the acceptor that it is for.  Any of them may be lost: `again` repeats what has no answer."""
+    opened: bool = False
+    """The epoch is open now: `Proposer.state` is what it has found."""
+    chosen: Command | None = None
+    """The command that was proposed is in the log for good."""
+    fenced: Epoch | None = None
+    """A higher epoch was promised: this one is over, and what was under way is uncertain."""
+
+
+class Proposer:
+    """See the module's docstring.  Pure: it neither sends nor waits."""
+
+    def __init__(self, epoch: Epoch, quorums: Quorums) -> None:
+        self.epoch = epoch
+        self.stage = Stage.READING
+        self.state = LogState()
+        """All that is chosen for certain."""
+        self._quorums = quorums
+        self._promises: dict[str, Promise] = {}
+        self._to_do: list[Command] = []
+        """What must be accepted before the epoch is open."""
+        self._command: Command | None = None
+        """What is in flight, in the slot behind `state`."""
+        self._accepted: set[tuple[str, int]] = set()
+        self._out = ProposerOutput()
+
+    @property
+    def idle(self) -> bool:
+        """Return whether `propose` may be called."""
+        return self.stage is Stage.OPEN and self._command is None
+
+    def start(self) -> ProposerOutput:
+        """Ask for promises."""
+        return self.again()
+
+    def again(self) -> ProposerOutput:
+        """Repeat what has not been answered, to all that have not answered it."""
+        self._out = ProposerOutput()
+        if self.stage is Stage.READING:
+            waiting = [name for name in self._quorums.acceptors if name not in self._promises]
+            self._out.send += [(name, Prepare(self.epoch)) for name in waiting]
+        elif self._command is not None and self.stage is not Stage.OVER:
+            self._ask(except_for={name for name, _ in self._accepted})
+        return self._out
+
+    def propose(self, command: Command) -> ProposerOutput:
+        """Put *command* into the next slot; the proposer must be `idle`."""
+        if not self.idle:
+            raise AssertionError(f"{self.stage.value}: one command at a time")
+        self._out = ProposerOutput()
+        self._begin(command)
+        return self._out
+
+    def received(self, answer: Answer) -> ProposerOutput:
+        """Take an acceptor's answer, however late, and however often."""
+        self._out = ProposerOutput()
+        if answer.epoch != self.epoch or self.stage is Stage.OVER:
+            return self._out
+        if isinstance(answer, Refused):
+            self._refused(answer)
+        elif isinstance(answer, Promise):
+            self._promised(answer)
+        else:
+            self._took(answer)
+        return self._out
+
+    # ------------------------------------------------------------------------------------------------------ phase one
+
+    def _refused(self, answer: Refused) -> None:
+        # Rule 7.  Not "nothing was written": a slower acceptor may yet take what is on its way to it.
+        if answer.promised > self.epoch:
+            self.stage, self._out.fenced = Stage.OVER, answer.promised
+
+    def _promised(self, answer: Promise) -> None:
+        if self.stage is not Stage.READING:
+            return
+        self._promises[answer.acceptor] = answer
+        # A disk that was lost counts no more, as soon as its end has been read of anywhere.
+        found = _read(list(self._promises.values()))
+        counted = [each for each in self._promises.values() if found.counts(each.acceptor, each.incarnation)]
+        if len(counted) < self._quorums.reads:
+            return
+        self.state, seen = _behind(counted)
+        # Rule 5: behind the marker nothing of an earlier epoch can ever be chosen, so that absence proves an abort.
+        self._to_do = [*seen, Marker(self.epoch)]
+        self.stage = Stage.OPENING
+        self._begin(self._to_do.pop(0))
+
+    # ------------------------------------------------------------------------------------------------------ phase two
+
+    def _begin(self, command: Command) -> None:
+        self._command, self._accepted = command, set()
+        self._ask(except_for=())
+
+    def _ask(self, except_for: Collection[str]) -> None:
+        assert self._command is not None
+        slot = self.state.slot + 1
+        for name in self._quorums.acceptors:
+            # Who is admitted anew has no say in that.
+            if name not in except_for and not (isinstance(self._command, Admit) and self._command.acceptor == name):
+                self._out.send.append((name, Accept(self.epoch, slot, self._command, self.state.slot)))
+
+    def _took(self, answer: Accepted) -> None:
+        if self.stage is Stage.READING:
+            return
+        # One that has missed something is given it at once: a lagging one does not count when the next one is lost.
+        if answer.has < answer.slot - 1 and self.state.counts(answer.acceptor, answer.incarnation):
+            self._out.send.append((answer.acceptor, Install(self.epoch, self.state)))
+        if self._command is None or answer.slot != self.state.slot + 1:
+            return
+        if not self.state.counts(answer.acceptor, answer.incarnation):
+            return
+        self._accepted.add((answer.acceptor, answer.incarnation))
+        if len(self._accepted) >= self._quorums.writes:
+            self._chose(self._command)
+
+    def _chose(self, command: Command) -> None:
+        self.state, self._command = self.state.then(command), None
+        if isinstance(command, Admit):
+            self._out.send.append((command.acceptor, Install(self.epoch, self.state, command.incarnation)))
+        # Rule 3: a quorum has it on disk, in this very epoch.
+        if self.stage is Stage.OPEN:
+            self._out.chosen = command
+        elif self._to_do:
+            self._begin(self._to_do.pop(0))
+        else:
+            self.stage, self._out.opened = Stage.OPEN, True
+
+
+def _behind(promises: Sequence[Promise]) -> tuple[LogState, list[Command]]:
+    """Return the longest chosen prefix, and the commands behind it: in each slot that of the greatest epoch in any answer."""
+    base = max((each.base for each in promises), key=lambda base: base.slot)
+    last = max((number for each in promises for number in each.slots), default=0)
+    commands: list[Command] = []
+    for number in range(base.slot + 1, last + 1):
+        found = [each.slots[number] for each in promises if number in each.slots]
+        commands.append(max(found, key=lambda slot: slot.epoch).command if found else Filler())
+    return base, commands
+
+
+def _read(promises: Sequence[Promise]) -> LogState:
+    """Return the state after all commands in *promises*."""
+    state, commands = _behind(promises)
+    for command in commands:
+        state = state.then(command)
+    return state
