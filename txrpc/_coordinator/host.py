@@ -64,6 +64,8 @@ class Host:
         self._unfit: set[str] = set()
         """Nodes whose coordinator has failed here, until they are back: another try would fail as well."""
         self._rows: Sequence[NodeRow] = ()
+        self._silent = False
+        """Whether the last heartbeat has failed."""
         self.home: CoordinatorDriver
         self.guests: dict[str, CoordinatorDriver] = {}
         self.listeners: set[Listener] = set()
@@ -185,8 +187,11 @@ class Host:
             try:
                 rows = await self._run(self._heartbeats.beat)
             except LogError as error:
-                logger.debug("no heartbeat", extra={"reason": str(error)})
+                if not self._silent:
+                    logger.warning("no heartbeat: others may take this node over", extra={"reason": str(error)})
+                self._silent = True
                 continue
+            self._silent = False
             epochs = {row.node: row.epoch for row in rows}
             for driver in self.drivers:
                 driver.book.shared = len(rows) > 1

@@ -116,6 +116,8 @@ class _Stream:
         self.home = host.home
         self.mailbox = _Mailbox(self.home.node)
         self.parts: dict[str, _Part] = {}
+        self._announced: set[str] = set()
+        """Guests that the process was told of.  What comes for one that is here no more is too late, and no mistake."""
 
     @property
     def numbers(self) -> list[int]:
@@ -129,6 +131,9 @@ class _Stream:
 
     def begin(self, hello: Hello) -> None:
         """The process has said Hello: its session with the home begins, and it is told of the guests."""
+        if self.home.over.done():
+            self.mailbox.close(GoAway("opening", "the coordinator is opening its log", retry=True))
+            return
         self._open(self.home, hello)
         for guest in self._host.guests.values():
             self.taken_over(guest)
@@ -136,6 +141,7 @@ class _Stream:
 
     def taken_over(self, guest: CoordinatorDriver) -> None:
         """See `Listener`."""
+        self._announced.add(guest.node)
         self.mailbox.put(guest.node, Takeover())
 
     def received(self, node: str, message: ToCoordinator) -> None:
@@ -144,7 +150,7 @@ class _Stream:
         if guest is not None and node not in self.parts and isinstance(message, Hello):
             self._open(guest, message)
             return
-        part = self.parts.get(node) or self.parts.get(self.home.node)
+        part = self.parts.get(node if node in self._announced else self.home.node)
         if part is not None:
             part.driver.step(Received(part.number, node, message))
 
@@ -152,7 +158,8 @@ class _Stream:
         """A coordinator has ended its session."""
         if part.driver is self.home:
             self.mailbox.close(farewell)
-        elif self.parts.pop(part.driver.node, None) is part:
+        elif self.parts.get(part.driver.node) is part:
+            del self.parts[part.driver.node]
             self.mailbox.put(part.driver.node, farewell)
             # Not at once: the coordinator is in the middle of a step.
             asyncio.get_running_loop().call_soon(part.driver.detach, part.number)
