@@ -46,6 +46,8 @@ def test_flags_win_over_the_environment_and_that_over_the_file(tmp_path: Path) -
         ({"retention_s": "-1"}, "retention_s"),
         ({"shutdown_grace_s": "-0.1"}, "shutdown_grace_s"),
         ({"in_doubt_warn_s": "-1"}, "in_doubt_warn_s"),
+        ({"takeover_s": "0.5"}, "takeover_s is 0.5; it must be 1.0 at least"),
+        ({"takeover_s": "-1"}, "takeover_s"),
         ({"ack_wait_s": "0"}, "ack_wait_s"),
         ({"keepalive_s": "0"}, "keepalive_s"),
         ({"keepalive_timeout_s": "-1"}, "keepalive_timeout_s"),

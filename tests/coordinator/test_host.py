@@ -22,8 +22,6 @@ from txrpc._wire.codec import decode_coordinator_batch, encode_to_coordinator
 from txrpc._wire.v1 import session_pb2_grpc
 from txrpc.ids import BranchId, Epoch, Gid, ParticipantId, Xid
 
-QUICK = 0.2
-
 
 class Pair:
     """Two hosts on one store, in this very process; c2 has been there longer."""
@@ -33,7 +31,7 @@ class Pair:
         self.hosts: dict[str, Host] = {}
 
     async def start(self, node: str, beats: MemoryHeartbeats | None = None) -> Host:
-        config = CoordinatorConfig(node=node, takeover_s=QUICK)
+        config = CoordinatorConfig(node=node)
         host = Host(config, lambda: MemoryLog(self.store), beats or MemoryHeartbeats(self.store))
         await host.start()
         self.hosts[node] = host

@@ -157,7 +157,7 @@ def test_a_service_that_was_away_as_well_learns_its_decision_from_the_other_coor
 
 def test_who_takes_no_part_in_takeovers_is_left_alone(make_world: Make, connected: Connect) -> None:
     world = make_world(["--takeover-s", "0"], nodes=2, c1="coordinator.after_record=kill")
-    connected(world)._client.state.commit_timeout_ms = 500
+    connected(world)
     reviver = world.revive(world.coordinator)
     assert transfer(world) == "committed"
     reviver.join(30)

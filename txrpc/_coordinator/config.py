@@ -48,7 +48,8 @@ class CoordinatorConfig:
         2.0, "seconds after the start before anything is presumed about earlier epochs; half of it after a takeover"
     )
     takeover_s: float = _field(
-        1.0, "seconds of silence after which a coordinator that shares the log is taken over; 0: take no part in that"
+        1.0,
+        "seconds of silence (1 or more) after which a coordinator on the same log is taken over; 0: take no part in that",
     )
     max_timeout_s: float = _field(600.0, "longest timeout of a transaction, in seconds")
     max_transactions: int = _field(10_000, "transactions that may be committing at one time")
@@ -67,6 +68,10 @@ class CoordinatorConfig:
         _name("group", self.group, GROUP_MAX)
         for option, (least, most) in _RANGES.items():
             _within(option, getattr(self, option), least, most)
+        if 0 < self.takeover_s < _TAKEOVER_MIN_S:
+            raise ConfigurationError(
+                f"takeover_s is {self.takeover_s}; it must be {_TAKEOVER_MIN_S} at least, which is four heartbeats, or 0"
+            )
         _one_of("log_level", self.log_level, ("debug", "info", "warning", "error"))
         _one_of("log_format", self.log_format, ("logfmt", "json"))
         if bool(self.tls_certificate) != bool(self.tls_key):
@@ -99,6 +104,7 @@ class CoordinatorConfig:
 
 
 _DAY_S = 86_400
+_TAKEOVER_MIN_S = 1.0
 _RANGES: dict[str, tuple[float, float]] = {
     "retention_s": (0, 3_660 * _DAY_S),
     "shutdown_grace_s": (0, _DAY_S),

@@ -32,10 +32,8 @@ __all__ = ["Host", "Listener"]
 
 logger = logging.getLogger("txrpc.coordinator")
 
-_BEATS = 4
-"""Heartbeats in the time after which a node is taken over, at least."""
-_BEAT_S = 0.5
-"""The longest time between two."""
+_BEAT_S = 0.25
+"""Between two heartbeats.  All nodes have the same, whatever their `takeover_s`: each must be heard by all."""
 _RETRY_S = 0.5
 
 
@@ -57,8 +55,7 @@ class Host:
         self._make_log = make_log
         self._heartbeats = heartbeats
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="txrpc-heartbeat")
-        self._beat_s = min(config.takeover_s / _BEATS, _BEAT_S)
-        self._watch = NodeWatch(config.node, int(self._beat_s * 1000), int(config.takeover_s * 1000))
+        self._watch = NodeWatch(config.node, int(_BEAT_S * 1000), int(config.takeover_s * 1000))
         self._tasks: set[asyncio.Task[None]] = set()
         self._opening: set[str] = set()
         self._unfit: set[str] = set()
@@ -183,7 +180,7 @@ class Host:
     async def _observe(self) -> None:
         assert self._heartbeats is not None
         while True:
-            await asyncio.sleep(self._beat_s)
+            await asyncio.sleep(_BEAT_S)
             try:
                 rows = await self._run(self._heartbeats.beat)
             except LogError as error:
