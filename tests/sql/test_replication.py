@@ -42,9 +42,24 @@ def server() -> Iterator[Server]:
         yield private
 
 
+def _until_commits_wait(server: Server) -> None:
+    """PostgreSQL's checkpointer must have heard of the setting as well, and SHOW does not say whether it has."""
+
+    def commit_waited() -> bool:
+        with ThreadPoolExecutor(1) as pool:
+            commit = pool.submit(server.execute, "SELECT pg_logical_emit_message(true, 'txrpc', 'a commit')")
+            while not commit.done():
+                if server.execute(f"SELECT pg_cancel_backend(pid) {WAITS}"):
+                    return True
+        return False
+
+    eventually(commit_waited)
+
+
 @pytest.fixture
 def waiting(server: Server) -> Iterator[Server]:
     _standby(server, "nobody")
+    _until_commits_wait(server)
     yield server
     server.execute(f"SELECT pg_terminate_backend(pid) {WAITS}")
     _standby(server, "")
