@@ -39,7 +39,7 @@ class Shape:
         acceptors = dice.choice((1, 2, 3, 3, 3, 4, 5))
         writes = dice.randint(1, acceptors)
         reads = dice.randint(acceptors - writes + 1, acceptors)
-        # Else the loss of one takes what only it had accepted, or nobody can read any more who would admit it anew.
+        # Else the loss of one takes what only it had accepted, or no epoch can read any more that would admit it anew.
         lost = dice.choice((0, 1)) if writes > 1 and max(reads, writes) < acceptors else 0
         return cls(acceptors, reads, writes, dice.randint(2, 5), dice.randint(1, 8), lost)
 

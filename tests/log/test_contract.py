@@ -271,7 +271,7 @@ def test_a_takeover_that_comes_too_late_changes_nothing(open_log: Open) -> None:
         late.open("c1", 3, "c2", before)
     again.record([decision(epoch)])
     with pytest.raises(Fenced):
-        late.open("nobody", 3, "c2", before)
+        late.open("c9", 3, "c2", before)
 
 
 def shown(beats: Heartbeats) -> dict[str, tuple[int, str, bool]]:
@@ -294,7 +294,7 @@ def test_nodes_of_a_group_see_each_other(open_log: Open, open_beats: Callable[[]
     assert shown(first) == {"c1": (1, "c1", False)}
 
 
-def test_a_heartbeat_changes_as_long_as_there_is_somebody_to_see_it(
+def test_a_heartbeat_changes_as_long_as_another_node_reads_it(
     open_log: Open, open_beats: Callable[[], Heartbeats]
 ) -> None:
     for node in ("c1", "c2"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import threading
 import time
@@ -217,13 +218,12 @@ class Face:
 
     def wait_connected(self, timeout_s: float = 5.0) -> m.Welcome:
         """Wait for a session; raise what a client would raise."""
-        until = time.monotonic() + timeout_s
-        while (welcome := self.session._welcome) is None:
-            if self.session.refused:
-                raise ConfigurationError(self.session.trouble)
-            if self.session.over or time.monotonic() > until:
-                raise CoordinatorUnavailable(f"no session with the coordinator: {self.session.trouble}")
-            time.sleep(0.005)
+        with contextlib.suppress(AssertionError):
+            self.notes.wait(lambda: self.session._welcome is not None or self.session.over, timeout_s)
+        if self.session.refused:
+            raise ConfigurationError(self.session.trouble)
+        if (welcome := self.session._welcome) is None:
+            raise CoordinatorUnavailable(f"no session with the coordinator: {self.session.trouble}")
         return welcome
 
     def close(self, grace_s: float = 2.0) -> None:

@@ -62,7 +62,7 @@ def test_rule_22_the_coordinator_and_the_primary_of_its_log_die_together(
     failpoint: str,
     expected: str,
 ) -> None:
-    """The standby is promoted, and the other coordinator finds every decision on it that anybody was told."""
+    """The standby is promoted, and the other coordinator finds every decision on it that any process was told."""
     primary, standby = pair
     hosts = "&".join(f"host=127.0.0.1:{server.port}" for server in pair)
     url = primary.url("decisions")

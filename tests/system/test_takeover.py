@@ -42,7 +42,7 @@ def owner_of(world: World, node: str) -> str:
 def test_a_coordinator_dies_for_good_and_another_one_finishes_its_transactions(
     make_world: Make, connected: Connect, failpoint: str, expected: str
 ) -> None:
-    """Rules 3, 5, 6, 12 and 13: the decision is what is durable, and the client hears it from whoever is there."""
+    """Rules 3, 5, 6, 12 and 13: the decision is what is durable, and the client hears it from the coordinator that is left."""
     world = make_world(nodes=2, c1=failpoint)
     connected(world)
     assert transfer(world) == expected, world.evidence()

@@ -159,6 +159,8 @@ class AsyncClient:
     async def reconnect(self, node: str, timeout_s: float) -> Owner:
         """See `Runtime`."""
         self.core.check_fork()
+        if (owner := find(self.state, node)) is not None:
+            return owner  # nearly always: no timer is needed
         try:
             async with asyncio.timeout(timeout_s):
                 while (owner := find(self.state, node)) is None:

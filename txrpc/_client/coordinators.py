@@ -14,7 +14,6 @@ How to think of it
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -55,9 +54,7 @@ class KnownCoordinator:
     """The greatest position of its log that was heard of (rule 18)."""
     tick: int
     session: Outbox | None
-    """Over which it can be reached; None while there is none."""
-    home: bool
-    """Whether that session's address is its own: another coordinator has taken it over if not."""
+    """Over which it can be reached; None while there is none.  Another coordinator has taken it over if it is not at home there."""
 
     @property
     def owner(self) -> Owner:
@@ -74,10 +71,13 @@ class Known(Protocol):
     chosen: KnownCoordinator | None
 
 
-def choose(sessions: Sequence[Outbox], known: Mapping[str, KnownCoordinator]) -> KnownCoordinator | None:
+def choose(client: Known) -> KnownCoordinator | None:
     """Return the coordinator that new transactions begin with, or None."""
-    homes = {id(each.session): each for each in known.values() if each.session is not None and each.home}
-    return next((homes[id(session)] for session in sessions if id(session) in homes), None)
+    for session in client.sessions:
+        known = client.coordinators.get(client.homes.get(session, ""))
+        if known is not None and known.session is session:
+            return known
+    return None
 
 
 def live(client: Known, node: str) -> KnownCoordinator | None:

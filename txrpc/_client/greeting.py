@@ -33,8 +33,10 @@ def greet(client: ClientState, session: Outbox, node: str) -> None:
 def announce(client: ClientState) -> None:
     """Say Hello again to the coordinators that do not know yet what has become of the resources."""
     for node, known in client.coordinators.items():
-        told = (known.session, "" if known.home else node)
-        if known.session is not None and client.greeted.get(told) != client.starting.version:
+        if known.session is None:
+            continue
+        told = (known.session, "" if client.homes.get(known.session) == node else node)
+        if client.greeted.get(told) != client.starting.version:
             client.greeted[told] = client.starting.version
             effects.greet(known.session, node, _hello(client, node))
 
@@ -66,8 +68,8 @@ def welcomed(client: ClientState, session: Outbox, welcome: Welcome, home: bool)
     if known is not None and known.session not in (None, session):
         requests.fail_all(client, owner.node, "it is elsewhere now")
     position = max(welcome.position, known.position if known is not None else 0)
-    client.coordinators[owner.node] = KnownCoordinator(welcome, position, welcome.tick, session, home)
-    client.chosen = choose(client.sessions, client.coordinators)
+    client.coordinators[owner.node] = KnownCoordinator(welcome, position, welcome.tick, session)
+    client.chosen = choose(client)
     announce(client)
     effects.apply(client, client.participant.connected(owner.node, now_ms))
     effects.apply(client, client.participant.coordinator_is(owner, now_ms))
@@ -79,5 +81,5 @@ def welcomed(client: ClientState, session: Outbox, welcome: Welcome, home: bool)
 def lost(client: ClientState, known: KnownCoordinator, text: str) -> None:
     """Note that a coordinator cannot be reached: nothing on its way will be answered."""
     known.session = None
-    client.chosen = choose(client.sessions, client.coordinators)
+    client.chosen = choose(client)
     requests.fail_all(client, known.owner.node, text)

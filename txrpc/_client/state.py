@@ -156,7 +156,7 @@ class ClientState:
     """By node, all that this process has ever had a session with."""
     homes: dict[Outbox, str] = field(default_factory=dict)
     """Which node each session's address is, as far as it has ever said."""
-    greeted: dict[tuple[Outbox | None, str], int] = field(default_factory=dict)
+    greeted: dict[tuple[Outbox, str], int] = field(default_factory=dict)
     """Which version of the resources the last Hello on a session told which node; "": the one that is there."""
     chosen: KnownCoordinator | None = None
     """The one that new transactions begin with; None while there is no session."""

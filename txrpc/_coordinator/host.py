@@ -142,9 +142,8 @@ class Host:
     def _make_driver(self, node: str) -> CoordinatorDriver:
         config = self._config
         limits, retention_s, warn_s = config.limits(), config.retention_s, config.in_doubt_warn_s
-        if (
-            node != config.node
-        ):  # the processes that may know better are connected already: they need not come back first
+        # The processes that may know better than the log are connected to this coordinator: they need not come back first.
+        if node != config.node:
             limits = replace(limits, recovery_wait_ms=limits.recovery_wait_ms // 2)
         return CoordinatorDriver(self._make_log(), node, config.group, limits, retention_s, warn_s)
 

@@ -207,9 +207,9 @@ class Logbook:
             if self.trouble:
                 await self.run(self._log.record, [])
                 self._works()
-            await self._flush()
             if self.shared:
                 await self._write_names()
+            await self._flush()
             if self._reader.clock_ms() >= self._forget_at_ms:
                 self._forget_at_ms = self._reader.clock_ms() + self._forget_every_ms
                 await self._forget()

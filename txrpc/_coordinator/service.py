@@ -110,9 +110,8 @@ class _Part:
 class _Stream:
     """One stream, and the sessions on it by node."""
 
-    def __init__(self, host: Host, context: ServerContext) -> None:
+    def __init__(self, host: Host) -> None:
         self._host = host
-        self._context = context
         self.home = host.home
         self.mailbox = _Mailbox(self.home.node)
         self.parts: dict[str, _Part] = {}
@@ -209,7 +208,7 @@ class SessionService(session_pb2_grpc.CoordinatorServicer):
 
     async def _serve(self, context: ServerContext) -> bool:
         """The session as the coordinators see it; returns whether everything could be written."""
-        stream = _Stream(self._host, context)
+        stream = _Stream(self._host)
         mailbox = stream.mailbox
         self._streams[stream] = context.peer()
         reader = asyncio.get_running_loop().create_task(self._read(stream, context))

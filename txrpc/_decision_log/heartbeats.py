@@ -1,6 +1,6 @@
 """Heartbeats of the nodes that share a SQL decision log, in a table of that log.
 
-A node that is alone only reads, so that nothing is written where there is nobody to see it.  On PostgreSQL a heartbeat does not
+A node that is alone only reads, so that nothing is written that no other one would read.  On PostgreSQL a heartbeat does not
 wait for the disk, nor for a standby: what it shows is that a process lives.
 """
 

@@ -59,7 +59,7 @@ class Heartbeats(Protocol):
         """Show that this node has left; raises `LogError`."""
 
     def withdraw(self, node: str) -> None:
-        """Let *node* be seen no more, as one that takes nobody over and is not taken over; raises `LogError`."""
+        """Let *node* be seen no more, as one that neither takes over nor is taken over; raises `LogError`."""
 
     def close(self) -> None:
         """Release connections.  Idempotent."""

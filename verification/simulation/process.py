@@ -296,7 +296,7 @@ class Process(Node):
         super().__init__(scheduler, name)
         self._coordinators = coordinators
         self.dial = dial
-        """Open a stream to whoever is at a coordinator's address now."""
+        """Open a stream to the coordinator that is at an address now."""
         self.network = network
         self.history = history
         self._databases = databases

@@ -1,9 +1,9 @@
 """An acceptor: what one disk keeps of a node's log, and what it answers (Lamport, "Paxos Made Simple").
 
-The ballot is the epoch.  A promise covers the whole log of the node, slots that nobody has written yet included: that is the
+The ballot is the epoch.  A promise covers the whole log of the node, slots that are not written yet included: that is the
 fence of `DecisionLog.open`.
 
-Whoever runs an acceptor must force its disk before it sends an answer (`Disk` is all that must survive), and give it one message
+The caller must force the disk before it sends an answer (`Disk` is all that must survive), and give it one message
 at a time.
 """
 
@@ -126,7 +126,7 @@ def answer(disk: Disk, question: Question) -> Answer:
         return _install(disk, question)
     if not disk.votes:
         return Refused(*who, Epoch(0))
-    # Rule 7: one promise for the whole log, of slots and of transactions that nobody has heard of yet as well.
+    # Rule 7: one promise for the whole log, also of slots and transactions that are not known yet.
     disk.promised = question.epoch
     if isinstance(question, Prepare):
         return Promise(*who, disk.base, dict(disk.slots))
