@@ -99,14 +99,16 @@ class QuorumWorld:
             self._partition(self.dice.choice(self.epochs))
         elif what < 0.67 and len(self.epochs) < self.shape.epochs:
             self._open()
-        elif what < 0.69 and self.lost_disks < self.shape.lost_disks:
+        elif what < 0.70 and self.lost_disks < self.shape.lost_disks:
             self._lose_disk()
         else:
             self._work(self.dice.choice(self.epochs))
 
     def _open(self) -> Proposer:
         number = max((each.epoch.number for each in self.epochs), default=0) + 1
-        proposer = Proposer(Epoch.make(number, self.dice.getrandbits(16)), self.quorums)
+        own = self.disks[self.dice.choice(sorted(self.disks))].base
+        known = own.copy() if self.dice.random() < 0.3 else None
+        proposer = Proposer(Epoch.make(number, self.dice.getrandbits(16)), self.quorums, known=known)
         self.epochs.append(proposer)
         self._apply(proposer, proposer.start())
         return proposer
@@ -127,6 +129,8 @@ class QuorumWorld:
             self._apply(proposer, proposer.propose(Forget(frozenset({xid}), self.records)))
         elif what < 0.8:
             self._admit(proposer)
+        elif what < 0.82:
+            self._apply(proposer, proposer.learn())
         elif self.owners:
             self._ask(proposer, self.dice.choice(sorted(self.owners)))
 
@@ -138,14 +142,16 @@ class QuorumWorld:
 
     def _lose_disk(self) -> None:
         """An empty disk takes the place of one."""
-        name = self.dice.choice(sorted(self.disks))
+        # Mostly one that knows what others may not.
+        telling = [name for name, disk in self.disks.items() if disk.slots and disk.votes]
+        name = self.dice.choice(telling if telling and self.dice.random() < 0.8 else sorted(self.disks))
         self.lost_disks += 1
         self.disks[name] = Disk(name, self.disks[name].incarnation + 1, votes=False)
 
     def _admit(self, proposer: Proposer) -> None:
-        for disk in self.disks.values():
-            if not disk.votes and proposer.idle:
-                self._apply(proposer, proposer.propose(Admit(disk.acceptor, disk.incarnation)))
+        for name, incarnation in list(proposer.strangers.items()):
+            if proposer.idle:
+                self._apply(proposer, proposer.propose(Admit(name, incarnation)))
 
     # ------------------------------------------------------------------------------------------------------ messages
 

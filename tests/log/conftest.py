@@ -6,12 +6,14 @@ from pathlib import Path
 
 import pytest
 
+from tests.log.group import RunningGroup
 from txrpc._decision_log.heartbeats import SqlHeartbeats
 from txrpc._decision_log.memory import MemoryHeartbeats, MemoryLog, MemoryStore
 from txrpc._decision_log.port import DecisionLog, Heartbeats
 from txrpc._decision_log.sql import SqlLog
 from txrpc.testing.postgres import PostgresServer
 
+Place = MemoryStore | str | RunningGroup
 _numbers = itertools.count(1)
 
 
@@ -21,24 +23,37 @@ def postgres() -> Iterator[PostgresServer]:
         yield server
 
 
-@pytest.fixture(params=["memory", "sqlite", "postgresql"])
-def place(request: pytest.FixtureRequest, tmp_path: Path) -> MemoryStore | str:
-    """Where a log is: a store in memory, or a URL."""
+@pytest.fixture(params=["memory", "sqlite", "postgresql", "group"])
+def place(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Place]:
+    """Where a log is: a store in memory, a URL, or the disks of three members."""
     if request.param == "memory":
-        return MemoryStore()
-    if request.param == "sqlite":
-        return f"sqlite:///{tmp_path}/log.db"
-    url: str = request.getfixturevalue("postgres").create_database(f"log{next(_numbers)}")
-    return url
+        yield MemoryStore()
+    elif request.param == "sqlite":
+        yield f"sqlite:///{tmp_path}/log.db"
+    elif request.param == "postgresql":
+        yield request.getfixturevalue("postgres").create_database(f"log{next(_numbers)}")
+    else:
+        group = RunningGroup(tmp_path)
+        try:
+            assert all(group.start())
+            yield group
+        finally:
+            group.close()
 
 
 @pytest.fixture
-def open_log(place: MemoryStore | str) -> Iterator[Callable[[], DecisionLog]]:
+def open_log(place: Place) -> Iterator[Callable[[], DecisionLog]]:
     """``open_log()``: one more program at the same log."""
     logs: list[DecisionLog] = []
 
+    def make() -> DecisionLog:
+        if isinstance(place, RunningGroup):
+            members = list(place.running.values())
+            return members[len(logs) % len(members)].make_log()
+        return SqlLog(place) if isinstance(place, str) else MemoryLog(place)
+
     def open_one() -> DecisionLog:
-        logs.append(SqlLog(place) if isinstance(place, str) else MemoryLog(place))
+        logs.append(make())
         return logs[-1]
 
     yield open_one
@@ -47,11 +62,13 @@ def open_log(place: MemoryStore | str) -> Iterator[Callable[[], DecisionLog]]:
 
 
 @pytest.fixture
-def open_beats(place: MemoryStore | str) -> Iterator[Callable[[], Heartbeats]]:
+def open_beats(place: Place) -> Iterator[Callable[[], Heartbeats]]:
     """``open_beats()``: one more program at the same log's heartbeats."""
     opened: list[Heartbeats] = []
 
     def open_one() -> Heartbeats:
+        if isinstance(place, RunningGroup):
+            pytest.skip("a member is seen by all members, of whatever name: see test_group.py")
         opened.append(SqlHeartbeats(place) if isinstance(place, str) else MemoryHeartbeats(place))
         return opened[-1]
 

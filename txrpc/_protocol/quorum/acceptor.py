@@ -21,11 +21,13 @@ __all__ = [
     "Answer",
     "Disk",
     "Install",
+    "Learn",
     "Prepare",
     "Promise",
     "Question",
     "Refused",
     "Slot",
+    "Unsaved",
     "answer",
 ]
 
@@ -36,6 +38,18 @@ class Slot:
 
     epoch: Epoch
     command: Command
+
+
+@dataclass(slots=True)
+class Unsaved:
+    """Changes of a `Disk`, beside those of its small fields."""
+
+    accepted: list[int] = field(default_factory=list)
+    """Slots that were written."""
+    folded: list[Command] = field(default_factory=list)
+    """Commands that went from their slots into the base, in order."""
+    installed: bool = False
+    """The base is another one, and the slots are fewer."""
 
 
 @dataclass(slots=True)
@@ -51,13 +65,18 @@ class Disk:
     """The result of a prefix of the log that is chosen for certain."""
     slots: dict[int, Slot] = field(default_factory=dict)
     """What was accepted behind it."""
+    unsaved: Unsaved = field(default_factory=Unsaved)
+    """What the last steps have changed, for who writes it down, and clears it then."""
 
 
 @dataclass(frozen=True, slots=True)
 class Prepare:
-    """Phase one: promise to accept nothing of a lower epoch, and say what you have accepted."""
+    """Phase one: promise to accept nothing of a lower epoch, and say what you have accepted behind the slot *has*."""
 
     epoch: Epoch
+    has: int = 0
+    look: bool = False
+    """Promise nothing; only say what you have."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,6 +90,14 @@ class Accept:
 
 
 @dataclass(frozen=True, slots=True)
+class Learn:
+    """Everything up to the slot *chosen* is chosen, with what was accepted in this very epoch; there is no more to accept."""
+
+    epoch: Epoch
+    chosen: int
+
+
+@dataclass(frozen=True, slots=True)
 class Install:
     """A prefix of the log for one that has missed it; with an *incarnation*, for a disk that may vote from now on."""
 
@@ -79,7 +106,7 @@ class Install:
     incarnation: int = 0
 
 
-Question: TypeAlias = Prepare | Accept | Install
+Question: TypeAlias = Prepare | Accept | Learn | Install
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,13 +116,16 @@ class Promise:
     acceptor: str
     incarnation: int
     epoch: Epoch
-    base: LogState
+    base: LogState | None
+    """None if the one that asks has as much."""
     slots: dict[int, Slot]
+    look: bool = False
+    """It is no promise."""
 
 
 @dataclass(frozen=True, slots=True)
 class Accepted:
-    """The answer to `Accept` and `Install`: which slot was accepted, and up to which this one has the log."""
+    """The answer to the others: which slot was accepted, and up to which this one has the log."""
 
     acceptor: str
     incarnation: int
@@ -120,20 +150,23 @@ Answer: TypeAlias = Promise | Accepted | Refused
 def answer(disk: Disk, question: Question) -> Answer:
     """Take *question*, change *disk*, and return the answer, which may be sent when the disk has been forced."""
     who = (disk.acceptor, disk.incarnation, question.epoch)
-    if question.epoch < disk.promised:
+    look = isinstance(question, Prepare) and question.look
+    if question.epoch < disk.promised and not look:
         return Refused(*who, disk.promised)
     if isinstance(question, Install):
         return _install(disk, question)
     if not disk.votes:
         return Refused(*who, Epoch(0))
     # Rule 7: one promise for the whole log, also of slots and transactions that are not known yet.
-    disk.promised = question.epoch
+    disk.promised = disk.promised if look else question.epoch
     if isinstance(question, Prepare):
-        return Promise(*who, disk.base, dict(disk.slots))
-    if question.slot > disk.base.slot:
+        base = disk.base.copy() if disk.base.slot > question.has else None
+        return Promise(*who, base, dict(disk.slots), look)
+    if isinstance(question, Accept) and question.slot > disk.base.slot:
         disk.slots[question.slot] = Slot(question.epoch, question.command)
+        disk.unsaved.accepted.append(question.slot)
     _fold(disk, question.chosen, question.epoch)
-    return Accepted(*who, question.slot, disk.base.slot)
+    return Accepted(*who, question.slot if isinstance(question, Accept) else 0, disk.base.slot)
 
 
 def _fold(disk: Disk, chosen: int, epoch: Epoch) -> None:
@@ -142,7 +175,8 @@ def _fold(disk: Disk, chosen: int, epoch: Epoch) -> None:
         slot = disk.slots.get(following)
         if slot is None or slot.epoch != epoch:
             return
-        disk.base = disk.base.then(slot.command)
+        disk.base.apply(slot.command)
+        disk.unsaved.folded.append(slot.command)
         del disk.slots[following]
 
 
@@ -153,6 +187,7 @@ def _install(disk: Disk, question: Install) -> Accepted | Refused:
     disk.votes = True
     disk.promised = question.epoch
     if question.base.slot > disk.base.slot:
-        disk.base = question.base
+        disk.base = question.base.copy()
         disk.slots = {number: slot for number, slot in disk.slots.items() if number > question.base.slot}
+        disk.unsaved.installed = True
     return Accepted(disk.acceptor, disk.incarnation, question.epoch, question.base.slot, disk.base.slot)

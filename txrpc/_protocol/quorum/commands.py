@@ -7,20 +7,22 @@ The state is the same at everyone who applies the same commands, so that a prefi
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import TypeAlias
 
-from txrpc._protocol.records import Decision
-from txrpc.ids import Epoch, Xid
+from txrpc._protocol.records import Decision, Incident
+from txrpc.ids import BranchId, Epoch, Xid
 
-__all__ = ["Admit", "Command", "Filler", "Forget", "LogState", "Marker", "Record"]
+__all__ = ["Admit", "Bind", "Command", "Filler", "Forget", "LogState", "Marker", "Record", "Report"]
 
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """Commit decisions."""
+    """Commit decisions; and marks of those that every branch has acknowledged by now, which travel with the next ones."""
 
     decisions: tuple[Decision, ...]
+    done: tuple[Xid, ...] = ()
+    done_ms: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,6 +30,8 @@ class Marker:
     """An epoch has opened the log: whatever comes from here on is later than all that it has read."""
 
     epoch: Epoch
+    holder: str = ""
+    """The node whose process runs it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +41,22 @@ class Forget:
     xids: frozenset[Xid]
     before_ms: int
     """From now on the absence of a record that was decided before that time proves nothing."""
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """Branches that did not end as decided, to be kept until an operator has closed them; and those that were closed."""
+
+    incidents: tuple[Incident, ...]
+    closed: tuple[tuple[Xid, BranchId], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Bind:
+    """Which databases resource names mean (rule 17): *first*, where none is known yet; *rebound*, whatever was known."""
+
+    first: Mapping[str, str]
+    rebound: Mapping[str, str]
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,41 +72,85 @@ class Filler:
     """Nothing: it takes the place of a command that no acceptor whose answer counted has seen."""
 
 
-Command: TypeAlias = Record | Marker | Forget | Admit | Filler
+Command: TypeAlias = Record | Marker | Forget | Report | Bind | Admit | Filler
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class LogState:
-    """The result of all commands up to a slot."""
+    """The result of all commands up to a slot.  It has one owner, who applies commands to it; others are given a copy."""
 
     slot: int = 0
     """The last one that is in it."""
-    decisions: Mapping[Xid, Decision] = field(default_factory=dict)
-    epochs: Mapping[Epoch, int] = field(default_factory=dict)
+    decisions: dict[Xid, Decision] = field(default_factory=dict)
+    done_ms: dict[Xid, int] = field(default_factory=dict)
+    """When those that every branch has acknowledged were marked so."""
+    epochs: dict[Epoch, int] = field(default_factory=dict)
     """Every epoch that has opened the log, and how many decisions there had been by then."""
+    holder: str = ""
+    """The node whose process has opened the latest of them."""
     position: int = 0
     """How many decisions there have been."""
     forgotten_ms: int = 0
-    incarnations: Mapping[str, int] = field(default_factory=dict)
+    incidents: dict[tuple[Xid, BranchId], Incident] = field(default_factory=dict)
+    names: dict[str, str] = field(default_factory=dict)
+    """Resource names, and the databases that they mean; "": the next that comes."""
+    incarnations: dict[str, int] = field(default_factory=dict)
     """Of the acceptors that were admitted anew; the others have their first."""
 
-    def then(self, command: Command) -> LogState:
-        """Return the state after *command* in the next slot."""
-        after = replace(self, slot=self.slot + 1)
+    @property
+    def epoch(self) -> Epoch:
+        """The latest that has opened the log; 0 if none has."""
+        return max(self.epochs, default=Epoch(0))
+
+    def copy(self) -> LogState:
+        """Return one that has nothing in common with this one."""
+        return LogState(
+            self.slot,
+            dict(self.decisions),
+            dict(self.done_ms),
+            dict(self.epochs),
+            self.holder,
+            self.position,
+            self.forgotten_ms,
+            dict(self.incidents),
+            dict(self.names),
+            dict(self.incarnations),
+        )
+
+    def apply(self, command: Command) -> None:
+        """Take *command* as that of the next slot."""
+        self.slot += 1
         match command:
-            case Record(decisions):
-                new = {decision.xid: decision for decision in decisions if decision.xid not in self.decisions}
-                return replace(after, decisions={**self.decisions, **new}, position=self.position + len(new))
-            case Marker(epoch):
-                return replace(after, epochs={**self.epochs, epoch: self.position})
+            case Record():
+                self._record(command)
+            case Marker(epoch, holder):
+                self.epochs[epoch], self.holder = self.position, holder
             case Forget(xids, before_ms):
-                kept = {xid: decision for xid, decision in self.decisions.items() if xid not in xids}
-                return replace(after, decisions=kept, forgotten_ms=max(self.forgotten_ms, before_ms))
+                for xid in xids:
+                    self.decisions.pop(xid, None)
+                    self.done_ms.pop(xid, None)
+                # Absence proves an abort only of what began later, and this is how a later epoch knows.
+                self.forgotten_ms = max(self.forgotten_ms, before_ms)
+            case Report(incidents, closed):
+                self.incidents.update({(each.xid, each.branch): each for each in incidents})
+                for key in closed:
+                    self.incidents.pop(key, None)
+            case Bind(first, rebound):
+                self.names.update({name: identity for name, identity in first.items() if not self.names.get(name)})
+                self.names.update(rebound)
             case Admit(acceptor, incarnation):
-                return replace(after, incarnations={**self.incarnations, acceptor: incarnation})
+                self.incarnations[acceptor] = incarnation
             case Filler():
-                return after
+                pass
 
     def counts(self, acceptor: str, incarnation: int) -> bool:
         """Return whether an answer of that incarnation is one of the acceptor's."""
         return incarnation == self.incarnations.get(acceptor, 1)
+
+    def _record(self, command: Record) -> None:
+        new = {decision.xid: decision for decision in command.decisions if decision.xid not in self.decisions}
+        self.decisions.update(new)
+        self.position += len(new)
+        for xid in command.done:
+            if xid in self.decisions:
+                self.done_ms.setdefault(xid, command.done_ms)

@@ -1,6 +1,9 @@
 """A proposer: one epoch of a node's log, from the first question to the fence.
 
 How to think of it
+    *Looking*, for who takes over: NR acceptors say what they have, and promise nothing.  If the log was opened later than it should
+    have been, another one was faster, and must not be disturbed.
+
     *Reading*: NR acceptors promise, and say what they have.  The longest chosen prefix among the answers is taken as it is.  Behind
     it every command that *any* answer has is proposed again, that of the greatest epoch in each slot; gaps are filled; and a marker
     of this epoch goes into the slot behind.
@@ -21,7 +24,17 @@ import enum
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 
-from txrpc._protocol.quorum.acceptor import Accept, Accepted, Answer, Install, Prepare, Promise, Question, Refused
+from txrpc._protocol.quorum.acceptor import (
+    Accept,
+    Accepted,
+    Answer,
+    Install,
+    Learn,
+    Prepare,
+    Promise,
+    Question,
+    Refused,
+)
 from txrpc._protocol.quorum.commands import Admit, Command, Filler, LogState, Marker
 from txrpc.errors import ConfigurationError
 from txrpc.ids import Epoch
@@ -55,6 +68,7 @@ class Quorums:
 class Stage(enum.Enum):
     """How far an epoch has come."""
 
+    LOOKING = "looking"
     READING = "reading"
     OPENING = "opening"
     OPEN = "open"
@@ -73,17 +87,32 @@ class ProposerOutput:
     """The command that was proposed is in the log for good."""
     fenced: Epoch | None = None
     """A higher epoch was promised: this one is over, and what was under way is uncertain."""
+    unexpected: Epoch | None = None
+    """The log was opened last by this epoch, and not by the one that was expected: the new one is over before it began."""
 
 
 class Proposer:
     """See the module's docstring.  Pure: it neither sends nor waits."""
 
-    def __init__(self, epoch: Epoch, quorums: Quorums) -> None:
+    def __init__(
+        self,
+        epoch: Epoch,
+        quorums: Quorums,
+        holder: str = "",
+        known: LogState | None = None,
+        expect: Epoch | None = None,
+    ) -> None:
+        """*holder*: see `Marker`.  *known*: what is chosen for certain already; it belongs to the proposer from now on.
+
+        *expect*: the latest that may have opened the log; the new one is over if it finds a later one, or none at all.
+        """
         self.epoch = epoch
-        self.stage = Stage.READING
-        self.state = LogState()
+        self.stage = Stage.READING if expect is None else Stage.LOOKING
+        self.state = known or LogState()
         """All that is chosen for certain."""
         self._quorums = quorums
+        self._holder = holder
+        self._expect = expect
         self._promises: dict[str, Promise] = {}
         self._to_do: list[Command] = []
         """What must be accepted before the epoch is open."""
@@ -91,6 +120,10 @@ class Proposer:
         """What is in flight, in the slot behind `state`."""
         self._accepted: set[tuple[str, int]] = set()
         self._out = ProposerOutput()
+        self._has: dict[str, int] = {}
+        """Up to which slot each acceptor has the log, as far as it has said."""
+        self.strangers: dict[str, int] = {}
+        """Acceptors whose disk, of that incarnation, is not the one that counts: `Admit` lets it in."""
 
     @property
     def idle(self) -> bool:
@@ -104,9 +137,10 @@ class Proposer:
     def again(self) -> ProposerOutput:
         """Repeat what has not been answered, to all that have not answered it."""
         self._out = ProposerOutput()
-        if self.stage is Stage.READING:
+        if self.stage in (Stage.LOOKING, Stage.READING):
+            question = Prepare(self.epoch, self.state.slot, look=self.stage is Stage.LOOKING)
             waiting = [name for name in self._quorums.acceptors if name not in self._promises]
-            self._out.send += [(name, Prepare(self.epoch)) for name in waiting]
+            self._out.send += [(name, question) for name in waiting]
         elif self._command is not None and self.stage is not Stage.OVER:
             self._ask(except_for={name for name, _ in self._accepted})
         return self._out
@@ -117,6 +151,15 @@ class Proposer:
             raise AssertionError(f"{self.stage.value}: one command at a time")
         self._out = ProposerOutput()
         self._begin(command)
+        return self._out
+
+    def learn(self, *, everyone: bool = True) -> ProposerOutput:
+        """Tell all what is chosen, for there is nothing more to propose just now; or those alone that are not known to have it."""
+        self._out = ProposerOutput()
+        if self.idle:
+            question = Learn(self.epoch, self.state.slot)
+            behind = [name for name in self._quorums.acceptors if self._has.get(name, 0) < self.state.slot]
+            self._out.send += [(name, question) for name in (self._quorums.acceptors if everyone else behind)]
         return self._out
 
     def received(self, answer: Answer) -> ProposerOutput:
@@ -138,21 +181,37 @@ class Proposer:
         # Rule 7.  Not "nothing was written": a slower acceptor may yet take what is on its way to it.
         if answer.promised > self.epoch:
             self.stage, self._out.fenced = Stage.OVER, answer.promised
+        elif not answer.promised:
+            self.strangers[answer.acceptor] = answer.incarnation
 
     def _promised(self, answer: Promise) -> None:
-        if self.stage is not Stage.READING:
+        if self.stage is not (Stage.LOOKING if answer.look else Stage.READING):
             return
         self._promises[answer.acceptor] = answer
         # A disk that was lost counts no more, as soon as its end has been read of anywhere.
-        found = _read(list(self._promises.values()))
+        found = _admitted(self.state, list(self._promises.values()))
         counted = [each for each in self._promises.values() if found.counts(each.acceptor, each.incarnation)]
         if len(counted) < self._quorums.reads:
             return
-        self.state, seen = _behind(counted)
+        if self.stage is Stage.LOOKING:
+            self._looked(counted)
+            return
+        self.state, seen = _behind(self.state, counted)
         # Rule 5: behind the marker nothing of an earlier epoch can ever be chosen, so that absence proves an abort.
-        self._to_do = [*seen, Marker(self.epoch)]
+        self._to_do = [*seen, Marker(self.epoch, self._holder)]
         self.stage = Stage.OPENING
         self._begin(self._to_do.pop(0))
+
+    def _looked(self, seen: Sequence[Promise]) -> None:
+        base, commands = _behind(self.state, seen)
+        latest = max([base.epoch, *(each.epoch for each in commands if isinstance(each, Marker))])
+        assert self._expect is not None
+        if latest > self._expect or not latest:
+            self.stage, self._out.unexpected = Stage.OVER, latest
+            return
+        self.stage = Stage.READING
+        self._promises.clear()
+        self.again()
 
     # ------------------------------------------------------------------------------------------------------ phase two
 
@@ -162,30 +221,34 @@ class Proposer:
 
     def _ask(self, except_for: Collection[str]) -> None:
         assert self._command is not None
-        slot = self.state.slot + 1
+        question = Accept(self.epoch, self.state.slot + 1, self._command, self.state.slot)
         for name in self._quorums.acceptors:
             # Who is admitted anew has no say in that.
             if name not in except_for and not (isinstance(self._command, Admit) and self._command.acceptor == name):
-                self._out.send.append((name, Accept(self.epoch, slot, self._command, self.state.slot)))
+                self._out.send.append((name, question))
 
     def _took(self, answer: Accepted) -> None:
-        if self.stage is Stage.READING:
-            return
-        # One that has missed something is given it at once: a lagging one does not count when the next one is lost.
-        if answer.has < answer.slot - 1 and self.state.counts(answer.acceptor, answer.incarnation):
-            self._out.send.append((answer.acceptor, Install(self.epoch, self.state)))
-        if self._command is None or answer.slot != self.state.slot + 1:
+        if self.stage in (Stage.LOOKING, Stage.READING):
             return
         if not self.state.counts(answer.acceptor, answer.incarnation):
+            self.strangers[answer.acceptor] = answer.incarnation
+            return
+        self.strangers.pop(answer.acceptor, None)
+        self._has[answer.acceptor] = answer.has
+        # One that has missed something is given it at once: a lagging one does not count when the next one is lost.
+        if answer.has < (answer.slot - 1 if answer.slot else self.state.slot):
+            self._out.send.append((answer.acceptor, Install(self.epoch, self.state.copy())))
+        if self._command is None or answer.slot != self.state.slot + 1:
             return
         self._accepted.add((answer.acceptor, answer.incarnation))
         if len(self._accepted) >= self._quorums.writes:
             self._chose(self._command)
 
     def _chose(self, command: Command) -> None:
-        self.state, self._command = self.state.then(command), None
+        self._command = None
+        self.state.apply(command)
         if isinstance(command, Admit):
-            self._out.send.append((command.acceptor, Install(self.epoch, self.state, command.incarnation)))
+            self._out.send.append((command.acceptor, Install(self.epoch, self.state.copy(), command.incarnation)))
         # Rule 3: a quorum has it on disk, in this very epoch.
         if self.stage is Stage.OPEN:
             self._out.chosen = command
@@ -195,9 +258,9 @@ class Proposer:
             self.stage, self._out.opened = Stage.OPEN, True
 
 
-def _behind(promises: Sequence[Promise]) -> tuple[LogState, list[Command]]:
+def _behind(known: LogState, promises: Sequence[Promise]) -> tuple[LogState, list[Command]]:
     """Return the longest chosen prefix, and the commands behind it: in each slot that of the greatest epoch in any answer."""
-    base = max((each.base for each in promises), key=lambda base: base.slot)
+    base = max([known, *(each.base for each in promises if each.base is not None)], key=lambda base: base.slot)
     last = max((number for each in promises for number in each.slots), default=0)
     commands: list[Command] = []
     for number in range(base.slot + 1, last + 1):
@@ -206,9 +269,11 @@ def _behind(promises: Sequence[Promise]) -> tuple[LogState, list[Command]]:
     return base, commands
 
 
-def _read(promises: Sequence[Promise]) -> LogState:
-    """Return the state after all commands in *promises*."""
-    state, commands = _behind(promises)
+def _admitted(known: LogState, promises: Sequence[Promise]) -> LogState:
+    """Return a state with the incarnations that count after all commands in *promises*."""
+    base, commands = _behind(known, promises)
+    state = LogState(incarnations=dict(base.incarnations))
     for command in commands:
-        state = state.then(command)
+        if isinstance(command, Admit):
+            state.apply(command)
     return state

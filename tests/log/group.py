@@ -1,0 +1,74 @@
+"""A group of members in this process, each with its own disk and a real gRPC server."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import grpc
+
+from txrpc._group.member import GroupMember
+from txrpc._group.members import Members
+from txrpc._wire.v1 import peer_pb2_grpc
+
+
+def free_ports(number: int) -> list[int]:
+    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(number)]
+    ports = [each.getsockname()[1] for each in sockets]
+    for each in sockets:
+        each.close()
+    return ports
+
+
+class RunningGroup:
+    """Members that may be stopped, started again, and given an empty disk."""
+
+    def __init__(self, folder: Path, size: int = 3, reads: int = 0, writes: int = 0) -> None:
+        names = [f"c{number + 1}" for number in range(size)]
+        text = ",".join(f"{name}=127.0.0.1:{port}" for name, port in zip(names, free_ports(size), strict=True))
+        self.members = Members.parse(text, reads, writes)
+        self.running: dict[str, GroupMember] = {}
+        self._folder = folder
+        self._servers: dict[str, Any] = {}
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
+        self._thread.start()
+
+    def path(self, name: str) -> Path:
+        return self._folder / f"{name}.db"
+
+    def start(self, *names: str, timeout_s: float = 20.0) -> list[bool]:
+        """Start these members, or all, and wait until they have joined; whether each has."""
+        starting = names or self.members.names
+        for name in starting:
+            member = GroupMember("bank", name, self.members, str(self.path(name)))
+            self.running[name] = member
+            self._servers[name] = self._run(self._serve, name, member)
+        with ThreadPoolExecutor(len(starting)) as pool:
+            return list(pool.map(lambda name: self.running[name].join(timeout_s), starting))
+
+    def stop(self, name: str) -> None:
+        self._run(self._servers.pop(name).stop, None)
+        self.running.pop(name).close()
+
+    def close(self) -> None:
+        for name in list(self.running):
+            self.stop(name)
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join()
+        self._loop.close()
+
+    async def _serve(self, name: str, member: GroupMember) -> Any:
+        server = grpc.aio.server(options=[("grpc.so_reuseport", 0), ("grpc.max_receive_message_length", -1)])
+        peer_pb2_grpc.add_PeerServicer_to_server(member.service(), server)
+        server.add_insecure_port(self.members.addresses[name])
+        await server.start()
+        return server
+
+    def _run(self, verb: Callable[..., Any], *arguments: Any) -> Any:
+        return asyncio.run_coroutine_threadsafe(verb(*arguments), self._loop).result(30)

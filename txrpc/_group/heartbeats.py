@@ -1,0 +1,153 @@
+"""Heartbeats of the members of a group, in the memory of each of them.
+
+How to think of it
+    A member tells all others its number, and hears from each what that one has heard of everyone.  So a member lives if anyone that
+    can be reached has heard of it: two that cannot reach each other, while a third reaches both, do not take each other over again
+    and again.
+
+    A member counts its number up only while a quorum answers it.  One that reaches too few can decide nothing, and must be taken
+    over as if it were dead.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Sequence
+from typing import Any, Final
+
+from txrpc._decision_log.port import LogError
+from txrpc._group.acceptor import LocalAcceptor
+from txrpc._group.peers import Peers
+from txrpc._protocol.takeover import LEFT, NodeRow
+from txrpc._wire.checks import epoch_from
+from txrpc._wire.v1 import peer_pb2
+from txrpc.errors import BadMessage
+
+__all__ = ["GroupHeartbeats"]
+
+_WAIT_S: Final = 0.1
+_NEVER_HEARD: Final = -1
+_FRESH_S: Final = 1.0
+"""An answer that is older says nothing about now."""
+
+
+class GroupHeartbeats:
+    """See `txrpc._decision_log.port.Heartbeats`.  `heard` and `told` may be called from any thread."""
+
+    def __init__(self, acceptor: LocalAcceptor, peers: Peers) -> None:
+        self._acceptor = acceptor
+        self._peers = peers
+        self._node = acceptor.name
+        self._beat = self._started_ms = 0
+        self._lock = threading.Lock()
+        self._news = threading.Condition(self._lock)
+        self._nodes: dict[str, peer_pb2.NodeBeat] = {}
+        """What anyone has heard of each node, as far as it was told here."""
+        self._answered: dict[str, float] = {}
+        self._asked: set[str] = set()
+        """Peers with a question that has no answer yet."""
+
+    def join(self, node: str, group: str, started_ms: int) -> None:
+        """See `Heartbeats.join`."""
+        self._beat, self._started_ms = LEFT + 1, started_ms
+
+    def beat(self) -> Sequence[NodeRow]:
+        """See `Heartbeats.beat`; raises `LogError` while too few members answer."""
+        self._tell()
+        quorums = self._peers.members.quorums
+        enough = max(quorums.reads, quorums.writes) - 1
+        until = time.monotonic() + _WAIT_S
+        with self._news:
+            while self._asked and (left := until - time.monotonic()) > 0:
+                self._news.wait(left)
+            fresh = time.monotonic() - _FRESH_S
+            answering = sum(at > fresh for at in self._answered.values())
+        if answering < enough:
+            raise LogError(f"too few members of the group answer: {self._peers.absent()}")
+        self._beat += self._beat != LEFT
+        return [
+            NodeRow(each.node, epoch_from(each.epoch), each.holder or each.node, _shown(each), each.started_ms)
+            for each in self.told().nodes
+            if each.epoch
+        ]
+
+    def leave(self) -> None:
+        """See `Heartbeats.leave`."""
+        self._beat = LEFT
+        self._tell()
+        with self._news:
+            self._news.wait(_WAIT_S)
+
+    def withdraw(self, node: str) -> None:
+        """See `Heartbeats.withdraw`.  Who never joins is seen by nobody."""
+
+    def close(self) -> None:
+        """See `Heartbeats.close`.  The peers are the process's."""
+
+    # ----------------------------------------------------------------------------------------------------- both sides
+
+    def heard(self, message: peer_pb2.PeerBeat) -> peer_pb2.PeerBeats:
+        """Take another member's number, and return what is known of all."""
+        of = peer_pb2.NodeBeat(node=message.group.sender, beat=message.beat, started_ms=message.started_ms)
+        with self._lock:
+            self._merge(of)
+        return self.told()
+
+    def told(self) -> peer_pb2.PeerBeats:
+        """Return what is known here of all nodes."""
+        view = self._acceptor.view()
+        with self._lock:
+            if self._started_ms:
+                # What others remember of an earlier process of this node may come from a clock that was ahead.
+                earlier = self._nodes[self._node].started_ms if self._node in self._nodes else 0
+                if earlier > self._started_ms:
+                    self._started_ms = earlier + 1
+                self._merge(peer_pb2.NodeBeat(node=self._node, beat=self._beat, started_ms=self._started_ms))
+            for node, (epoch, holder) in view.items():
+                if node in self._peers.members.names:
+                    self._merge(peer_pb2.NodeBeat(node=node, epoch=epoch, holder=holder))
+            return peer_pb2.PeerBeats(nodes=[self._nodes[node] for node in sorted(self._nodes)])
+
+    def _tell(self) -> None:
+        for peer in self._peers.names:
+            with self._lock:
+                if peer in self._asked and self._answered.get(peer, 0.0) > time.monotonic() - _FRESH_S:
+                    continue
+                self._asked.add(peer)
+            message = peer_pb2.PeerBeat(group=self._peers.label(), beat=self._beat, started_ms=self._started_ms)
+            self._peers.beat(peer, message, self._reader(peer))
+
+    def _reader(self, peer: str) -> Any:
+        def read(message: peer_pb2.PeerBeats) -> None:
+            with self._news:
+                self._asked.discard(peer)
+                self._answered[peer] = time.monotonic()
+                for each in message.nodes:
+                    if each.node in self._peers.members.names:
+                        self._merge(each)
+                self._news.notify_all()
+
+        return read
+
+    def _merge(self, news: peer_pb2.NodeBeat) -> None:
+        """Take what is later: of a process, the later start and the greater number; of its log, the greater epoch."""
+        try:
+            epoch_from(news.epoch)
+        except BadMessage:
+            return
+        old = self._nodes.setdefault(news.node, peer_pb2.NodeBeat(node=news.node))
+        if _rank(news) > _rank(old):
+            old.beat, old.started_ms = news.beat, news.started_ms
+        if news.epoch > old.epoch:
+            old.epoch, old.holder = news.epoch, news.holder
+
+
+def _shown(beat: peer_pb2.NodeBeat) -> int:
+    """A node that nobody has heard of, since all began, has some time to be heard."""
+    return beat.beat if beat.started_ms else _NEVER_HEARD
+
+
+def _rank(beat: peer_pb2.NodeBeat) -> tuple[int, bool, int]:
+    """Having left is the last that a process says."""
+    return beat.started_ms, beat.started_ms > 0 and beat.beat == LEFT, beat.beat
