@@ -94,8 +94,43 @@ def test_every_number_has_a_range_and_its_ends_are_allowed() -> None:
     numbers = {name for name, option in FIELDS.items() if not isinstance(option.default, str)}
     assert set(_RANGES) == numbers
     for end in (0, 1):
-        config = load({name: str(ends[end]) for name, ends in _RANGES.items()}, {}, None)
+        alone = {name: str(ends[end]) for name, ends in _RANGES.items() if not name.endswith("_quorum")}
+        config = load(alone, {}, None)
         limits = config.limits()
         sizes = (limits.max_timeout_ms, limits.max_branches, limits.max_message_bytes)
         welcome = Welcome(Owner("c1", Epoch.make(1, 1)), 1, *sizes)
         assert decode_coordinator_batch(encode_from_coordinator("c1", [welcome])) == [("c1", welcome)]
+
+
+# ----------------------------------------------------------------------------------------------- a group
+
+THREE = "c1=a:1,c2=b:1,c3=c:1"
+
+
+def test_a_group_is_named_by_its_members_and_its_disk_is_the_log_file() -> None:
+    config = load(
+        {"members": THREE, "node": "c2", "log": "sqlite:////var/lib/txrpc/disk.db", "write_quorum": "3"}, {}, None
+    )
+    assert config.group_members().addresses == {"c1": "a:1", "c2": "b:1", "c3": "c:1"}
+    assert (config.group_members().quorums.reads, config.group_members().quorums.writes) == (2, 3)
+    assert config.disk_file() == "/var/lib/txrpc/disk.db"
+
+
+@pytest.mark.parametrize(
+    ("given", "says"),
+    [
+        ({"members": THREE, "node": "c9"}, "the members are c1, c2, c3; this node, 'c9', is none of them"),
+        ({"members": "c1"}, "NODE=HOST:PORT"),
+        ({"members": THREE, "log": "postgresql://db/txrpc"}, "each member of a group has a disk of its own"),
+        ({"members": THREE, "takeover_s": 0}, "take each other over"),
+        ({"members": THREE, "read_quorum": 1}, "together they must be more than 3"),
+        ({"members": THREE, "write_quorum": 4}, "not possible with 3 acceptors"),
+        ({"members": THREE, "tls_peer_ca": "ca.pem"}, "a group with TLS needs"),
+        ({"members": THREE, "tls_certificate": "c.pem", "tls_key": "c.key"}, "a group with TLS needs"),
+        ({"read_quorum": 1}, "belong to a group: name its members"),
+        ({"write_quorum": -1}, "from 0 to 1,000"),
+    ],
+)
+def test_a_group_that_cannot_be_is_refused(given: dict[str, object], says: str) -> None:
+    with pytest.raises(ConfigurationError, match=says):
+        load(given, {}, None)

@@ -285,6 +285,7 @@ def shown(beats: Heartbeats) -> dict[str, tuple[int, str, bool]]:
     return {row.node: (row.epoch.number, row.holder, row.beat == LEFT) for row in beats.beat()}
 
 
+@pytest.mark.parametrize("place", ["memory", "sqlite", "postgresql"], indirect=True)
 def test_nodes_of_a_group_see_each_other(open_log: Open, open_beats: Callable[[], Heartbeats]) -> None:
     epochs = {node: open_log().open(node, 1).epoch for node in ("c1", "c2", "c3")}
     first, second, stranger = (open_beats() for _ in range(3))
@@ -301,6 +302,7 @@ def test_nodes_of_a_group_see_each_other(open_log: Open, open_beats: Callable[[]
     assert shown(first) == {"c1": (1, "c1", False)}
 
 
+@pytest.mark.parametrize("place", ["memory", "sqlite", "postgresql"], indirect=True)
 def test_a_heartbeat_changes_as_long_as_another_node_reads_it(
     open_log: Open, open_beats: Callable[[], Heartbeats]
 ) -> None:

@@ -334,6 +334,22 @@ def test_what_is_accepted_is_folded_only_in_the_epoch_that_says_that_it_is_chose
     assert said.promised == E2
 
 
+def test_one_that_was_admitted_and_has_not_heard_of_it_is_told_again_and_not_admitted_again() -> None:
+    """Another admission would need all others once more, one of which may be dead by now."""
+    group = Group()
+    first = group.epoch(E1, "a0", "a1", "a2")
+    group.disks["a2"] = Disk("a2", 2, votes=False)
+    group.carry(first, first.propose(record(X)), ("a0", "a1", "a2"))
+    late = answer(group.disks["a2"], Prepare(E1, look=True))
+    group.carry(first, first.propose(Admit("a2", 2)), ("a0", "a1"))
+    out = first.received(late)
+    assert not first.strangers
+    assert [(name, type(question)) for name, question in out.send] == [("a2", Install)]
+    group.carry(first, out, ("a2",))
+    assert group.disks["a2"].votes
+    assert group.record(first, Y, "a1", "a2")
+
+
 def test_forgetting_leaves_a_mark() -> None:
     state = state_after(record(X), record(Y), Forget(frozenset({X}), 9), Filler())
     assert (state.slot, list(state.decisions), state.forgotten_ms, state.position) == (4, [Y], 9, 2)

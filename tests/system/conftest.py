@@ -18,8 +18,10 @@ def make_world(servers: dict[str, Server], tmp_path: Path) -> Iterator[Callable[
     """``make_world(bank_a="participant.after_prepare=kill", options=[...])``: everything started, failpoints armed."""
     worlds: list[World] = []
 
-    def make(options: list[str] | None = None, nodes: int = 1, log: str = "", **failpoints: str) -> World:
-        world = World(tmp_path, servers, next(_numbers), options or [], nodes=nodes, log=log)
+    def make(
+        options: list[str] | None = None, nodes: int = 1, log: str = "", group: int = 0, **failpoints: str
+    ) -> World:
+        world = World(tmp_path, servers, next(_numbers), options or [], nodes=nodes, log=log, group=group)
         worlds.append(world)
         world.start(**failpoints)
         return world

@@ -1,7 +1,8 @@
-"""How long clients wait when a coordinator dies: python -m tests.system.unavailability --nodes 2 --kills 30.
+"""How long clients wait when a coordinator dies: python -m tests.system.unavailability --nodes 2 --kills 30, or --group 3.
 
-Some clients transfer money without a pause.  Again and again the coordinator that they begin with is killed, and started again
-when all of them go on.  What is measured is, for each client and kill, how long it takes from the kill to its next commit.
+Some clients transfer money without a pause.  Again and again the coordinator that they begin with is killed (of a group, each
+member in turn), and started again when all of them go on.  Measured is, for each client and kill, how long it takes from the kill
+to its next commit.
 """
 
 from __future__ import annotations
@@ -57,17 +58,18 @@ def measure(world: World, kills: int, clients: int = 4) -> list[float]:
     with txrpc.connect(world.addresses, process="customers"):
         for customer in customers:
             customer.start()
-        for _ in range(kills):
+        for number in range(kills):
             eventually(lambda: all(len(each.commits) >= 5 for each in customers), 60, world.evidence)
-            world.coordinator.kill()
+            victim = world.coordinators[number % len(world.coordinators) if world.group else 0]
+            victim.kill()
             killed = time.monotonic()
             if len(world.coordinators) == 1:
-                world.coordinator.start()
+                victim.start()
             for customer in customers:
                 eventually(lambda each=customer, at=killed: each.commits[-1] > at, 60, world.evidence)  # type: ignore[misc]
             waits += [next(at for at in each.commits if at > killed) - killed for each in customers]
             if len(world.coordinators) > 1:
-                world.coordinator.start()
+                victim.start()
             for customer in customers:
                 customer.commits.clear()
         for customer in customers:
@@ -86,17 +88,19 @@ def _server() -> Any:
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--nodes", type=int, default=2)
+    parser.add_argument("--group", type=int, default=0)
     parser.add_argument("--kills", type=int, default=30)
     parser.add_argument("--clients", type=int, default=4)
     arguments = parser.parse_args()
     with contextlib.ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         servers: dict[str, Server] = {bank: stack.enter_context(_server()) for bank in ("bank-a", "bank-b")}
-        world = World(folder, servers, 1, [], nodes=arguments.nodes)
+        world = World(folder, servers, 1, [], nodes=arguments.nodes, group=arguments.group)
         stack.callback(world.stop)
         world.start()
         waits = sorted(measure(world, arguments.kills, arguments.clients))
-    print(f"{arguments.nodes} nodes, {arguments.kills} kills, {len(waits)} waits in seconds:")
+    what = f"a group of {arguments.group}" if arguments.group else f"{arguments.nodes} nodes on one log"
+    print(f"{what}, {arguments.kills} kills, {len(waits)} waits in seconds:")
     tenth = waits[int(len(waits) * 0.9)]
     print(f"median {statistics.median(waits):.2f}, nine in ten below {tenth:.2f}, longest {waits[-1]:.2f}")
 

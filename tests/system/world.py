@@ -6,6 +6,7 @@ import sys
 import threading
 import time
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, Protocol
@@ -58,21 +59,31 @@ class World:
         places: Mapping[str, Place] | None = None,
         nodes: int = 1,
         log: str = "",
+        group: int = 0,
     ) -> None:
-        """*nodes*: coordinators, all on one log, which is *log* or a file of the first one's."""
+        """*nodes*: coordinators, all on one log, which is *log* or a file of the first one's.
+
+        *group*: or as many, each with a disk of its own.
+        """
         self.folder = folder
         self.places = places or {}
         self.servers = servers
         self.databases = {name: f"bank{number}{name[-1]}" for name in servers}
         self.coordinators: list[CoordinatorProcess] = []
-        for node in [f"c{n + 1}" for n in range(nodes)]:
+        self.group = group
+        listeners = {node: (self._host(node), free_port()) for node in [f"c{n + 1}" for n in range(group or nodes)]}
+        if group:
+            members = ",".join(f"{node}={host}:{port}" for node, (host, port) in listeners.items())
+            options = ["--members", members, *options]
+        for node, (host, port) in listeners.items():
             place = self.places.get(node)
             one = CoordinatorProcess(
                 folder,
-                log=log,
+                log=f"sqlite:///{folder / node}.db" if group else log,
                 node=node,
                 options=["--ack-wait-s", "15", *options],
-                host=place.address if place else "127.0.0.1",
+                host=host,
+                port=port,
                 launch=place.launch if place else (),
             )
             self.coordinators.append(one)
@@ -81,13 +92,21 @@ class World:
         self.urls = {name: server.create_database(self.databases[name]) for name, server in servers.items()}
         self.services = {name: Service(self, name, url) for name, url in self.urls.items()}
 
+    def _host(self, node: str) -> str:
+        place = self.places.get(node)
+        return place.address if place else "127.0.0.1"
+
     def start(self, **failpoints: str) -> None:
         """Start everything; *failpoints* by process name, with _ for -."""
         for child in (*self.coordinators, *self.services.values()):
             armed = failpoints.pop(child.name.replace("-", "_"), None)
             child.arm(armed or "")
-            child.start()
         assert not failpoints
+        # At once, for the members of a group wait for each other; else in order, for the first one is to lead.
+        with ThreadPoolExecutor(len(self.coordinators) if self.group else 1) as pool:
+            list(pool.map(CoordinatorProcess.start, self.coordinators))
+        for service in self.services.values():
+            service.start()
 
     def stop(self) -> None:
         for child in (*self.services.values(), *self.coordinators):

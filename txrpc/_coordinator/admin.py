@@ -47,12 +47,17 @@ class AdminService(admin_pb2_grpc.AdminServicer):
 
     async def Status(self, request: admin_pb2.StatusRequest, context: ServerContext) -> admin_pb2.StatusReply:
         """A picture of this moment."""
+        await self._check_open(context)
         limit = min(request.limit or _LIMIT, _LIMIT_MAX)
         reply = self._status(self._host.home, limit)
         reply.taken_over.extend(self._status(guest, limit) for guest in self._host.guests.values())
         for row, lives, leads in self._host.view():
             reply.nodes.append(admin_pb2.NodeStatus(node=row.node, lives=lives, holder=row.holder, leads=leads))
         return reply
+
+    async def _check_open(self, context: ServerContext) -> None:
+        if not self._host.opened:
+            await context.abort(grpc.StatusCode.UNAVAILABLE, "the coordinator waits for its log: its own words say why")
 
     def _status(self, driver: CoordinatorDriver, limit: int) -> admin_pb2.StatusReply:
         core, now_ms = driver.core, driver.now_ms()
@@ -96,6 +101,7 @@ class AdminService(admin_pb2_grpc.AdminServicer):
         except BadMessage as error:
             await context.abort(grpc.StatusCode.INVALID_ARGUMENT, str(error))
             raise
+        await self._check_open(context)
         closed = 0
         for driver in self._host.drivers:
             before = len(driver.core.state.incidents)
@@ -110,6 +116,7 @@ class AdminService(admin_pb2_grpc.AdminServicer):
         except BadMessage as error:
             await context.abort(grpc.StatusCode.INVALID_ARGUMENT, str(error))
             raise
+        await self._check_open(context)
         before = self._host.home.core.state.identities.get(name, "")
         for driver in self._host.drivers:
             driver.step(Rebind(name, text_from(request.identity)))

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from txrpc._group.members import Members
 from txrpc._protocol.coordinator.events import Limits
 from txrpc.errors import ConfigurationError, InvalidName
 from txrpc.ids import GROUP_MAX, NODE_MAX, check_name
@@ -38,6 +39,12 @@ class CoordinatorConfig:
         "", "file with the CA of the processes' certificates, as PEM: with it, who has none is refused"
     )
     log: str = _field("sqlite:///txrpc.db", "URL of the decision log: sqlite:///FILE or postgresql+psycopg://...")
+    members: str = _field(
+        "", "the group that keeps its decisions on its own disks, this node included: c1=HOST:PORT,c2=HOST:PORT,..."
+    )
+    read_quorum: int = _field(0, "members of the group that must answer before a log is opened; 0: a majority")
+    write_quorum: int = _field(0, "members of the group that must have a decision on their disks; 0: a majority")
+    tls_peer_ca: str = _field("", "file with the CA of the other members' certificates, as PEM")
     node: str = _field("c1", "this coordinator's name: the same after every restart, unique in its group")
     group: str = _field("default", "the coordinator group's name, the same in every process")
     retention_s: float = _field(86_400.0, "seconds to keep finished decisions, for clients that ask again")
@@ -80,7 +87,38 @@ class CoordinatorConfig:
             raise ConfigurationError(
                 "tls_client_ca needs tls_certificate and tls_key: a coordinator that shows none asks for none"
             )
+        if self.members:
+            self._check_group()
+        elif self.read_quorum or self.write_quorum or self.tls_peer_ca:
+            raise ConfigurationError("read_quorum, write_quorum and tls_peer_ca belong to a group: name its members")
         self.limits()
+
+    def _check_group(self) -> None:
+        members = self.group_members()
+        if self.node not in members.names:
+            raise ConfigurationError(
+                f"the members are {', '.join(members.names)}; this node, {self.node!r}, is none of them"
+            )
+        self.disk_file()
+        if not self.takeover_s:
+            raise ConfigurationError("the members of a group take each other over: takeover_s may not be 0")
+        if bool(self.tls_certificate) != bool(self.tls_peer_ca):
+            raise ConfigurationError(
+                "a group with TLS needs tls_certificate, tls_key and tls_peer_ca, and else none of them"
+            )
+
+    def group_members(self) -> Members:
+        """`members` and the quorums."""
+        return Members.parse(self.members, self.read_quorum, self.write_quorum)
+
+    def disk_file(self) -> str:
+        """The file that is this member's disk."""
+        from txrpc._decision_log.database import checked_url  # not for those who only want to see the options
+
+        url = checked_url(self.log)
+        if url.get_backend_name() != "sqlite" or not url.database:
+            raise ConfigurationError("each member of a group has a disk of its own: log is sqlite:///FILE")
+        return url.database
 
     def address(self) -> tuple[str, int]:
         """`listen` as host and port."""
@@ -115,6 +153,8 @@ _RANGES: dict[str, tuple[float, float]] = {
     "max_timeout_s": (0.001, _DAY_S),
     "keepalive_s": (0.001, _DAY_S),
     "keepalive_timeout_s": (0.001, _DAY_S),
+    "read_quorum": (0, 1_000),
+    "write_quorum": (0, 1_000),
     "max_transactions": (1, 10_000_000),
     "max_branches": (1, 10_000),
     "max_sessions": (1, 1_000_000),

@@ -35,6 +35,7 @@ logger = logging.getLogger("txrpc.coordinator")
 _BEAT_S = 0.25
 """Between two heartbeats.  All nodes have the same, whatever their `takeover_s`: each must be heard by all."""
 _RETRY_S = 0.5
+_PAUSE_MS = 2_000
 
 
 class Listener(Protocol):
@@ -63,6 +64,10 @@ class Host:
         self._rows: Sequence[NodeRow] = ()
         self._silent = False
         """Whether the last heartbeat has failed."""
+        self._pauses: dict[str, int] = {}
+        """Until when nodes are let be whose log could not be opened, by monotonic time in milliseconds."""
+        self.opened = False
+        """Whether there is a home: it has opened its log once."""
         self.home: CoordinatorDriver
         self.guests: dict[str, CoordinatorDriver] = {}
         self.listeners: set[Listener] = set()
@@ -82,6 +87,7 @@ class Host:
     async def start(self) -> None:
         """Open the home's log; raises `ConfigurationError`."""
         self.home = await self._open_home()
+        self.opened = True
         if self._heartbeats is not None and not self._config.takeover_s:
             await self._run(self._heartbeats.withdraw, self._config.node)
             await self._run(self._heartbeats.close)
@@ -194,8 +200,10 @@ class Host:
                 if epochs.get(driver.node, 0) > driver.owner.epoch:
                     driver.fenced(Fenced(f"epoch {driver.owner.epoch} of node {driver.node!r} is over"))
             self._unfit -= {row.node for row in rows if row.holder == row.node}
-            mine = {*self.guests, *self._opening, *self._unfit}
-            orphans = self._watch.observe(rows, mine, self.home.now_ms())
+            now_ms = self.home.now_ms()
+            self._pauses = {node: until_ms for node, until_ms in self._pauses.items() if until_ms > now_ms}
+            mine = {*self.guests, *self._opening, *self._unfit, *self._pauses}
+            orphans = self._watch.observe(rows, mine, now_ms)
             self._rows = rows
             for row in orphans:
                 self._opening.add(row.node)
@@ -207,6 +215,8 @@ class Host:
             await guest.start(self._config.node, row.epoch)
         except (Fenced, ConfigurationError) as error:
             logger.info("not taken over", extra={"node": row.node, "reason": str(error)})
+            if isinstance(error, ConfigurationError):  # it will most likely be the same in a moment
+                self._pauses[row.node] = self.home.now_ms() + _PAUSE_MS
             await guest.abandon()
             return
         finally:

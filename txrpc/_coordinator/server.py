@@ -17,9 +17,11 @@ from txrpc._coordinator.admin import AdminService, library_version
 from txrpc._coordinator.config import CoordinatorConfig
 from txrpc._coordinator.host import Host
 from txrpc._coordinator.service import SessionService
-from txrpc._coordinator.tls import credentials
+from txrpc._coordinator.tls import credentials, peer_credentials
 from txrpc._decision_log.port import DecisionLog, Heartbeats
-from txrpc._wire.v1 import admin_pb2, admin_pb2_grpc, session_pb2, session_pb2_grpc
+from txrpc._group.member import GroupMember
+from txrpc._group.replica import NoQuorum
+from txrpc._wire.v1 import admin_pb2, admin_pb2_grpc, peer_pb2_grpc, session_pb2, session_pb2_grpc
 from txrpc.errors import ConfigurationError, Fenced, LogBehind, TxrpcError
 
 __all__ = ["BEHIND", "EXIT_CODES", "FAILED", "FENCED", "LOG_CLOSED", "MISCONFIGURED", "NO_ADDRESS", "run", "serve"]
@@ -38,6 +40,7 @@ EXIT_CODES: Final = {
 }
 
 _HEALTH_S = 0.5
+_JOIN_S = 1.0
 SERVICES = ("", "txrpc.v1.Coordinator")
 _LOOPBACK = ("127.", "localhost:", "[::1]")
 
@@ -47,10 +50,12 @@ async def serve(
     make_log: Callable[[], DecisionLog],
     heartbeats: Heartbeats | None = None,
     tls: grpc.ServerCredentials | None = None,
+    member: GroupMember | None = None,
 ) -> int:
     """Run until told to stop (SIGTERM, SIGINT), fenced or broken; returns the exit code.
 
     *make_log*: one more access to the decision log, for each coordinator that runs here.
+    *member*: of the group whose log it is.
     Raises `ConfigurationError` when the log cannot be opened.
     """
     stop = asyncio.Event()
@@ -59,6 +64,8 @@ async def serve(
         loop.add_signal_handler(number, stop.set)
     host = Host(config, make_log, heartbeats)
     server, health_service = _server(config, host)
+    if member is not None:
+        peer_pb2_grpc.add_PeerServicer_to_server(member.service(), server)
     try:
         address = _listen(
             server, config, tls
@@ -66,12 +73,8 @@ async def serve(
     except ConfigurationError as error:
         logger.error("cannot listen", extra={"reason": str(error)})
         return NO_ADDRESS
-    try:
-        await host.start()
-    except BaseException:
-        await server.stop(grace=None)
-        raise
-    await server.start()
+    if not await _start(server, host, member, stop):
+        return 0
     fields = {"address": address, "node": config.node, "group": config.group, "epoch": str(host.home.owner.epoch)}
     logger.info("listening", extra={**fields, "version": library_version()})
     if tls is None and not config.listen.startswith(_LOOPBACK):
@@ -90,6 +93,39 @@ async def serve(
     state = host.home.core.state
     logger.info("stopped", extra={"committed": state.committed, "aborted": state.aborted})
     return code
+
+
+async def _start(server: grpc.aio.Server, host: Host, member: GroupMember | None, stop: asyncio.Event) -> bool:
+    """Open the home's log and serve; False if told to stop before that was possible."""
+    try:
+        if member is None:
+            await host.start()
+            await server.start()
+            return True
+        await server.start()  # first: the other members ask this one, and only together they have a log
+        if await _join(member, host, stop):
+            return True
+    except BaseException:
+        await server.stop(grace=None)
+        raise
+    await server.stop(grace=1.0)
+    return False
+
+
+async def _join(member: GroupMember, host: Host, stop: asyncio.Event) -> bool:
+    """Become a member of the group and open the home's log, when a quorum is there; False if told to stop."""
+    said = ""
+    while not stop.is_set():
+        try:
+            if await asyncio.to_thread(member.join, _JOIN_S):
+                await host.start()
+                return True
+        except NoQuorum as error:
+            if str(error) != said:
+                said = str(error)
+                logger.warning("waiting for the group", extra={"reason": said})
+            await asyncio.sleep(_JOIN_S / 4)
+    return False
 
 
 def _code_of(error: BaseException | None) -> int:
@@ -162,11 +198,18 @@ def run(config: CoordinatorConfig) -> int:
 
     try:
         tls = credentials(config) if config.tls_certificate else None
+        to_peers = peer_credentials(config) if config.tls_peer_ca else None
     except ConfigurationError as error:
         logger.error("cannot start", extra={"reason": str(error)})
         return MISCONFIGURED
     try:
-        return asyncio.run(serve(config, lambda: SqlLog(config.log), SqlHeartbeats(config.log), tls))
+        if not config.members:
+            return asyncio.run(serve(config, lambda: SqlLog(config.log), SqlHeartbeats(config.log), tls))
+        member = GroupMember(config.group, config.node, config.group_members(), config.disk_file(), to_peers)
+        try:
+            return asyncio.run(serve(config, member.make_log, member.heartbeats, tls, member))
+        finally:
+            member.close()
     except TxrpcError as error:
         logger.error("cannot start", extra={"reason": str(error)})
         return LOG_CLOSED

@@ -194,7 +194,7 @@ class SessionService(session_pb2_grpc.CoordinatorServicer):
         if self.open >= self._limits.max_sessions:
             text = f"the coordinator's max_sessions is {self._limits.max_sessions}"
             await context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, text)
-        if self._host.home.over.done():
+        if not self._host.opened or self._host.home.over.done():
             await context.abort(grpc.StatusCode.UNAVAILABLE, "the coordinator is opening its log")
         self.open += 1
         try:

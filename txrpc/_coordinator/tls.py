@@ -10,7 +10,7 @@ import grpc
 from txrpc._coordinator.config import CoordinatorConfig
 from txrpc.errors import ConfigurationError
 
-__all__ = ["credentials"]
+__all__ = ["credentials", "peer_credentials"]
 
 
 def credentials(config: CoordinatorConfig) -> grpc.ServerCredentials:
@@ -30,6 +30,17 @@ def credentials(config: CoordinatorConfig) -> grpc.ServerCredentials:
         except (ssl.SSLError, OSError) as error:
             raise ConfigurationError(f"tls_client_ca {config.tls_client_ca} is not a certificate: {error}") from None
     return grpc.ssl_server_credentials([(key, chain)], ca, require_client_auth=ca is not None)
+
+
+def peer_credentials(config: CoordinatorConfig) -> grpc.ChannelCredentials:
+    """Return what this member shows to the others, and by what it knows them; raises `ConfigurationError`."""
+    chain, key = _read("tls_certificate", config.tls_certificate), _read("tls_key", config.tls_key)
+    ca = _read("tls_peer_ca", config.tls_peer_ca)
+    try:
+        ssl.create_default_context().load_verify_locations(config.tls_peer_ca)
+    except (ssl.SSLError, OSError) as error:
+        raise ConfigurationError(f"tls_peer_ca {config.tls_peer_ca} is not a certificate: {error}") from None
+    return grpc.ssl_channel_credentials(ca, key, chain)
 
 
 def _no_password() -> str:

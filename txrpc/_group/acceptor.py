@@ -10,6 +10,7 @@ from collections.abc import Callable
 from concurrent.futures import Future
 from typing import Any, TypeAlias
 
+from txrpc._decision_log.port import LogError
 from txrpc._group.disk import DiskFile, Standing
 from txrpc._protocol.quorum.acceptor import Answer, Disk, Question, answer
 from txrpc._protocol.quorum.commands import LogState, Marker
@@ -26,7 +27,7 @@ _Work: TypeAlias = tuple[Callable[[], Any], str | None, "Future[Any]"]
 """What is to be done, the log that it changes, and who waits for the result."""
 
 
-class DiskTrouble(TxrpcError):
+class DiskTrouble(LogError):
     """The disk did not take what an answer promises: there is no answer."""
 
 
@@ -113,6 +114,7 @@ class LocalAcceptor:
             if self._stale:
                 self._disks = self._file.load()
                 self._stale = False
+            voting = {log for log, disk in self._disks.items() if disk.votes}
             for verb, log, future in batch:
                 done.append((future, verb()))
                 if log is not None:
@@ -125,6 +127,9 @@ class LocalAcceptor:
         if self._trouble:
             logger.info("disk works again", extra={"disk": self._file.path})
             self._trouble = ""
+        for log, disk in changed.items():
+            if disk.votes and log not in voting and disk.incarnation != 1:
+                logger.info("disk admitted", extra={"log": log, "position": disk.base.position})
         self._view.update({log: _shown(disk) for log, disk in changed.items()})
         for future, result in done:
             future.set_result(result)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import random
 import threading
 import time
@@ -9,7 +10,7 @@ from collections.abc import Mapping
 from typing import Final
 
 from txrpc._decision_log.port import LogError
-from txrpc._group.acceptor import LocalAcceptor
+from txrpc._group.acceptor import DiskTrouble, LocalAcceptor
 from txrpc._group.peers import Peers
 from txrpc._group.replica import NoQuorum, Replica
 from txrpc._protocol.quorum.commands import Bind
@@ -32,12 +33,15 @@ class SharedNames:
         self._acceptor = acceptor
         self._replica = Replica(SHARED, acceptor, peers)
         self._holder = acceptor.name
+        self._known: dict[str, str] = {}
         self._open = False
         self._lock = threading.Lock()
 
     def read(self) -> dict[str, str]:
         """Return what is known here, which may be a moment old."""
-        return self._acceptor.state(SHARED).result().names
+        with contextlib.suppress(DiskTrouble):
+            self._known = self._acceptor.state(SHARED).result().names
+        return self._known
 
     def bind(self, first: Mapping[str, str], rebound: Mapping[str, str]) -> dict[str, str]:
         """See `DecisionLog.bind`; raises `LogError`."""

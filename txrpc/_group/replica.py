@@ -16,7 +16,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any, Final
 
-from txrpc._group.acceptor import LocalAcceptor
+from txrpc._group.acceptor import DiskTrouble, LocalAcceptor
 from txrpc._group.peers import Peers
 from txrpc._protocol.quorum.acceptor import Answer, Question
 from txrpc._protocol.quorum.commands import Admit, Command, LogState
@@ -68,7 +68,10 @@ class Replica:
 
         Raises `Fenced` if the latest is not the one to *expect*, and `NoQuorum`.
         """
-        known = self._acceptor.state(self._log).result()
+        try:
+            known = self._acceptor.state(self._log).result()
+        except DiskTrouble:  # the others' disks have it
+            known = LogState()
         number, until = known.epoch.number + 1, time.monotonic() + _OPEN_S
         self.in_flight = None
         for _ in range(_ATTEMPTS):

@@ -188,11 +188,15 @@ class CoordinatorProcess(Child):
         group: str = "default",
         options: Sequence[str] = (),
         host: str = "127.0.0.1",
+        port: int = 0,
         launch: Sequence[str] = (),
     ) -> None:
-        """*options* of ``txrpc coordinator``; *launch*: what goes before the command, such as ``["ip", "netns", "exec", ...]``."""
+        """*port*: 0 takes a free one.  *options* of ``txrpc coordinator``.
+
+        *launch*: what goes before the command, such as ``["ip", "netns", "exec", ...]``.
+        """
         self.host = host
-        self.port = free_port()
+        self.port = port or free_port()
         self.log = log or f"sqlite:///{folder / 'coordinator.db'}"
         arguments = ["--listen", self.address, "--log", self.log, "--node", node, "--group", group, *options]
         super().__init__(

@@ -181,6 +181,9 @@ class Proposer:
         # Rule 7.  Not "nothing was written": a slower acceptor may yet take what is on its way to it.
         if answer.promised > self.epoch:
             self.stage, self._out.fenced = Stage.OVER, answer.promised
+        elif not answer.promised and self.state.counts(answer.acceptor, answer.incarnation):
+            # It was admitted meanwhile, and has not heard.  To admit it again would wait for all others once more.
+            self._out.send.append((answer.acceptor, Install(self.epoch, self.state.copy(), answer.incarnation)))
         elif not answer.promised:
             self.strangers[answer.acceptor] = answer.incarnation
 
@@ -248,6 +251,7 @@ class Proposer:
         self._command = None
         self.state.apply(command)
         if isinstance(command, Admit):
+            self.strangers.pop(command.acceptor, None)
             self._out.send.append((command.acceptor, Install(self.epoch, self.state.copy(), command.incarnation)))
         # Rule 3: a quorum has it on disk, in this very epoch.
         if self.stage is Stage.OPEN:

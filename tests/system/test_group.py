@@ -1,0 +1,115 @@
+"""A group of coordinators with a disk each: members die, are frozen, lose their disks, and nothing is lost or blocked.
+
+Real processes and real PostgreSQL, as in `test_takeover`; but there is no log that all of them reach.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+
+import txrpc
+from tests.system.test_crashes import ends, transfer
+from tests.system.test_takeover import DEATHS, dead, owner_of
+from tests.system.unavailability import measure
+from tests.system.world import START, World
+from tests.waiting import eventually
+
+Make = Callable[..., World]
+Connect = Callable[[World], txrpc.TransactionManager]
+
+
+@pytest.mark.parametrize(("failpoint", "expected"), DEATHS)
+def test_a_member_dies_for_good_and_another_one_finishes_its_transactions(
+    make_world: Make, connected: Connect, failpoint: str, expected: str
+) -> None:
+    """Rules 3, 5, 6, 12 and 13: what a quorum has on its disks is decided, and the client hears it from a member that is left."""
+    world = make_world(group=3, c1=failpoint)
+    connected(world)
+    assert transfer(world) == expected, world.evidence()
+    ends(world, expected, expected)
+    dead(world)
+    eventually(lambda: owner_of(world, "c1") in ("c2", "c3"), 20, world.evidence)
+    assert transfer(world, 50) == "committed", world.evidence()
+    world.at_rest()
+
+
+def test_a_frozen_member_is_taken_over_and_comes_back_when_it_wakes_up(make_world: Make, connected: Connect) -> None:
+    """Rules 7 and 12: it goes on with what it had in hand, and no quorum takes that any more."""
+    world = make_world(group=3, c1="coordinator.before_record=stop")
+    connected(world)
+    told = transfer(world)
+    assert told == "aborted", world.evidence()
+    eventually(lambda: owner_of(world, "c1") in ("c2", "c3"), 20, world.evidence)
+    world.coordinator.arm("")
+    world.coordinator.resume()
+    world.coordinator.wait_for("back after a takeover")
+    eventually(lambda: owner_of(world, "c1") == "c1", 20, world.evidence)
+    ends(world, told, "aborted")
+    assert transfer(world) == "committed"
+
+
+def test_all_members_are_killed_at_once_and_a_decision_is_carried_out_when_they_are_back(
+    make_world: Make, connected: Connect
+) -> None:
+    """Rules 3 and 4: what was decided is on their disks, each of which was synced before it said so."""
+    world = make_world(group=3, c1="coordinator.after_record=kill")
+    connected(world)
+    told: list[str] = []
+    client = threading.Thread(target=lambda: told.append(transfer(world)))
+    client.start()
+    world.coordinator.wait(30)
+    for one in world.coordinators[1:]:
+        one.kill()
+    world.coordinator.arm("")
+    with ThreadPoolExecutor(3) as pool:
+        list(pool.map(lambda one: one.start(), world.coordinators))
+    client.join(60)
+    assert told == ["committed"], world.evidence()
+    ends(world, "committed", "committed")
+
+
+@pytest.mark.proof
+def test_without_a_quorum_nothing_is_decided_and_it_goes_on_by_itself(make_world: Make, connected: Connect) -> None:
+    world = make_world(group=3)
+    connected(world)
+    assert transfer(world) == "committed"
+    for one in world.coordinators[1:]:
+        one.kill()
+    assert transfer(world) in ("aborted", "unknown", "unreachable"), world.evidence()
+    world.coordinators[2].start()
+    eventually(lambda: transfer(world) == "committed", 60, world.evidence)
+    world.at_rest()
+    assert world.total() == 2 * 20 * START
+
+
+def test_a_member_that_has_lost_its_disk_is_given_a_new_one_and_counts_again(
+    make_world: Make, connected: Connect
+) -> None:
+    """V7.  c3 comes with nothing, c2 dies: what was decided before is with c3 by then, and decisions go on."""
+    world = make_world(group=3)
+    connected(world)
+    assert transfer(world) == "committed"
+    assert world.coordinators[2].terminate() == 0
+    for file in world.folder.glob("c3.db*"):
+        file.unlink()
+    assert transfer(world, 50) == "committed", world.evidence()
+    world.coordinators[2].start()
+    world.coordinators[2].wait_for("joined with an empty or older disk")
+
+    for node in ("c1", "c2", "c3"):
+        world.coordinators[2].wait_for(f'"disk admitted" log={node}', 30)
+    world.coordinators[1].kill()
+    eventually(lambda: transfer(world, 10) == "committed", 60, world.evidence)
+    world.at_rest()
+    assert world.total() == 2 * 20 * START
+
+
+@pytest.mark.proof
+@pytest.mark.timeout(300)
+def test_no_cent_is_lost_while_each_member_is_killed_in_turn(make_world: Make) -> None:
+    waits = measure(make_world(group=3), kills=6)
+    assert len(waits) == 24
