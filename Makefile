@@ -78,7 +78,7 @@ twins: $(READY) ## write the synchronous halves of modules that are written once
 demo: $(DEMO_READY) ## transfers between two banks while services, a database and the coordinator are killed
 	@GRPC_VERBOSITY=ERROR GRPC_ENABLE_FORK_SUPPORT=0 $(BIN)/python -m examples.bank.demo $(DEMO)
 
-demo-group: $(DEMO_READY) ## the same with two coordinators, of which one dies for good
+demo-group: $(DEMO_READY) ## the same with a group of three coordinators, of which one dies for good
 	@$(MAKE) --no-print-directory demo DEMO=--group
 
 clean: ## delete what the other targets made

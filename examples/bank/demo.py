@@ -2,7 +2,7 @@
 
     python -m examples.bank.demo [--transfers 2000] [--threads 8] [--group]
 
-With --group there are two coordinators on one log; the one that all begin with is killed and stays dead.
+With --group there are three coordinators with a disk each; the one that all begin with is killed and stays dead.
 
 Ends with the proof and exit code 0, or with what is wrong and exit code 1.
 """
@@ -47,8 +47,19 @@ REST_S = 60.0
 class World:
     """Everything that runs beside this process."""
 
-    def __init__(self, folder: Path, nodes: int) -> None:
-        self.coordinators = [CoordinatorProcess(folder, node=f"c{number + 1}") for number in range(nodes)]
+    def __init__(self, folder: Path, *, group: bool) -> None:
+        ports = {node: free_port() for node in (("c1", "c2", "c3") if group else ("c1",))}
+        members = ",".join(f"{node}=127.0.0.1:{port}" for node, port in ports.items())
+        self.coordinators = [
+            CoordinatorProcess(
+                folder,
+                node=node,
+                port=port,
+                log=f"sqlite:///{folder / node}.db",
+                options=["--members", members] if group else [],
+            )
+            for node, port in ports.items()
+        ]
         self.addresses = ",".join(coordinator.address for coordinator in self.coordinators)
         self.databases = {name: PostgresServer.start_new(max_prepared_transactions=100) for name in BANKS}
         self.ports = {name: free_port() for name in BANKS}
@@ -72,8 +83,8 @@ class World:
 
     def start(self) -> None:
         """Start the coordinators and the services."""
-        for coordinator in self.coordinators:
-            coordinator.start()
+        with ThreadPoolExecutor() as pool:  # at once: the members of a group wait for each other
+            list(pool.map(CoordinatorProcess.start, self.coordinators))
         for service in self.services.values():
             service.start()
         for service in self.services.values():
@@ -188,12 +199,23 @@ def crashes(world: World, progress: Progress, console: Console) -> None:
         held = ", ".join(f"{count} in {name}" for name, count in _prepared(world).items() if count)
         progress.say(console, f"kill -9 {what}" + (f"; prepared and waiting: {held}" if held else ""))
         if kill == coordinator.kill and len(world.coordinators) > 1:
-            world.coordinators[1].wait_for("taken over")
-            progress.say(console, "coordinator c2 has taken over what c1 had begun; c1 stays dead")
+            heir = _heir(world)
+            progress.say(console, f"coordinator {heir} has taken over what c1 had begun; c1 stays dead")
             continue
         time.sleep(1)
         start()
         progress.say(console, f"started again: {what.split(' (')[0]}")
+
+
+def _heir(world: World) -> str:
+    """Wait until another member has taken the dead one over; returns its name."""
+    until = time.monotonic() + REST_S
+    while time.monotonic() < until:
+        for coordinator in world.coordinators[1:]:
+            if 'event="taken over"' in coordinator.text():
+                return coordinator.name
+        time.sleep(0.02)
+    raise TimeoutError("no member of the group has taken c1 over")
 
 
 def _prepared(world: World) -> dict[str, int]:
@@ -289,7 +311,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--transfers", type=int, default=2000)
     parser.add_argument("--threads", type=int, default=8)
-    parser.add_argument("--group", action="store_true", help="two coordinators, of which one dies for good")
+    parser.add_argument("--group", action="store_true", help="three coordinators, of which one dies for good")
     arguments = parser.parse_args()
     # The events say what happens; the library's own log lines would tear the picture.
     logging.getLogger("txrpc").setLevel(logging.CRITICAL)
@@ -298,10 +320,10 @@ def main() -> None:
         del os.environ[name]
     console = Console()
     folder = Path(tempfile.mkdtemp(prefix="txrpc-demo-"))
-    nodes = "two coordinators on one log" if arguments.group else "a coordinator"
+    nodes = "three coordinators with a disk each" if arguments.group else "a coordinator"
     console.print(f"Starting two PostgreSQL databases, two bank services and {nodes} ...", highlight=False)
     try:
-        world = World(folder, 1 + arguments.group)
+        world = World(folder, group=arguments.group)
     except NoPostgres as error:
         sys.exit(str(error))
     try:

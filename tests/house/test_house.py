@@ -20,6 +20,7 @@ import yaml
 import txrpc
 import txrpc.aio
 import txrpc.sql
+from txrpc._coordinator.config import load
 from txrpc._failpoints import POINTS
 from txrpc._grpc.session import Session
 from txrpc._grpc.session_async import AsyncSession
@@ -244,7 +245,15 @@ def test_the_packages_version_is_the_modules() -> None:
 def test_compose_runs_commands_that_exist() -> None:
     compose = yaml.safe_load((ROOT / "docker-compose.yml").read_text())
     services = compose["services"]
-    assert {"coordinator", "database-a", "database-b", "bank-a", "bank-b", "teller"} == set(services)
+    coordinators = {"c1", "c2", "c3"}
+    assert {*coordinators, "database-a", "database-b", "bank-a", "bank-b", "teller"} == set(services)
+    for name in coordinators:
+        words = services[name]["command"].split()
+        assert words[:2] == ["txrpc", "coordinator"]
+        flags = {flag.removeprefix("--"): value for flag, value in zip(words[2::2], words[3::2], strict=True)}
+        config = load(flags, {}, None)
+        assert config.node == name
+        assert {f"{node}:7400" for node in coordinators} == set(config.group_members().addresses.values())
     for name, service in services.items():
         for needed in service.get("depends_on", {}):
             assert needed in services

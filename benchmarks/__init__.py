@@ -1,0 +1,1 @@
+"""Measurements, each of which compares things side by side in one run."""
