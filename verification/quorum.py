@@ -6,6 +6,7 @@ tell a client is kept, and no two may contradict each other (design, rules 1, 3,
 
 from __future__ import annotations
 
+import copy
 import random
 from dataclasses import dataclass, field
 
@@ -64,6 +65,7 @@ class QuorumWorld:
         self.cut: set[tuple[Epoch, str]] = set()
         """Epochs and acceptors that cannot reach each other for a while."""
         self.lost_disks = 0
+        self.backups: dict[str, Disk] = {}
         self.records = 0
         self.chosen = 0
 
@@ -99,6 +101,8 @@ class QuorumWorld:
             self._partition(self.dice.choice(self.epochs))
         elif what < 0.67 and len(self.epochs) < self.shape.epochs:
             self._open()
+        elif what < 0.675:
+            self._back_up()
         elif what < 0.70 and self.lost_disks < self.shape.lost_disks:
             self._lose_disk()
         else:
@@ -140,13 +144,20 @@ class QuorumWorld:
         if self.dice.random() < 0.6:
             self.cut |= {(proposer.epoch, name) for name in self.disks if self.dice.random() < 0.5}
 
+    def _back_up(self) -> None:
+        """What a disk holds now may come back later."""
+        name = self.dice.choice(sorted(self.disks))
+        self.backups[name] = copy.deepcopy(self.disks[name])
+
     def _lose_disk(self) -> None:
-        """An empty disk takes the place of one."""
+        """An empty disk takes the place of one, or an older one that is known to be that."""
         # Mostly one that knows what others may not.
         telling = [name for name, disk in self.disks.items() if disk.slots and disk.votes]
         name = self.dice.choice(telling if telling and self.dice.random() < 0.8 else sorted(self.disks))
         self.lost_disks += 1
-        self.disks[name] = Disk(name, self.disks[name].incarnation + 1, votes=False)
+        incarnation = self.disks[name].incarnation + 1
+        self.disks[name] = self.backups.pop(name, Disk(name))
+        self.disks[name].incarnation, self.disks[name].votes = incarnation, False
 
     def _admit(self, proposer: Proposer) -> None:
         for name, incarnation in list(proposer.strangers.items()):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -150,6 +150,87 @@ def test_a_member_that_has_lost_its_disk_votes_only_when_it_has_been_admitted(gr
     group.stop("c1")
     group.start("c2")
     assert one in log_of(group, "c3").open("c1", 2, "c3").pending
+
+
+def beat_all(group: RunningGroup) -> None:
+    for member in group.running.values():
+        member.heartbeats._keep_at = 0.0
+        member.heartbeats.beat()
+
+
+def older_disk(group: RunningGroup, name: str, work: Callable[[], object]) -> None:
+    """Let *work* be done after a backup of that member's disk, and put the backup in its place; the member is stopped then."""
+    group.stop(name)
+    backup = group.path(name).read_bytes()
+    group.start(name)
+    work()
+
+    def remembered() -> bool:
+        beat_all(group)
+        others = [member._acceptor for other, member in group.running.items() if other != name]
+        saves = group.running[name]._acceptor.saves
+        return saves > 10 and all(each.heard().get(name, (1, 0))[1] == saves for each in others)
+
+    eventually(remembered, 20)
+    group.stop(name)
+    for file in group.path(name).parent.glob(f"{name}.db*"):
+        file.unlink()
+    group.path(name).write_bytes(backup)
+
+
+def test_rule_18_a_disk_from_a_backup_does_not_vote_until_it_has_been_admitted(
+    group: RunningGroup, caplog: pytest.LogCaptureFixture
+) -> None:
+    """What it has answered since is not on it, and it cannot know that: its peers tell it."""
+    group.start()
+    log = log_of(group, "c1")
+    epoch = log.open("c1", 1).epoch
+    decisions = [decision(epoch) for _ in range(10)]
+
+    def work() -> None:
+        for each in decisions:
+            log.record([each])
+
+    older_disk(group, "c3", work)
+    assert group.start("c3") == [True]
+    acceptor = group.running["c3"]._acceptor
+    assert acceptor.standing.incarnation != 1
+    assert "the disk is an older one: its logs are given to it anew" in [record.message for record in caplog.records]
+
+    def admitted() -> bool:
+        log.bind({}, {})
+        return acceptor.state("c1").result().position == 10
+
+    eventually(admitted, 20)
+    group.stop("c2")
+    log.record([decision(epoch)])
+    assert group.start("c2") == [True]
+    assert group.running["c2"]._acceptor.standing.incarnation == 1
+
+
+def test_rule_18_a_disk_from_a_backup_is_known_also_when_all_members_are_restarted(group: RunningGroup) -> None:
+    group.start()
+    log = log_of(group, "c1")
+    epoch = log.open("c1", 1).epoch
+    older_disk(group, "c3", lambda: [log.record([decision(epoch)]) for _ in range(10)])
+    group.stop("c1")
+    group.stop("c2")
+    assert group.start() == [True, True, True]
+    incarnations = {name: member._acceptor.standing.incarnation for name, member in group.running.items()}
+    assert [name for name, incarnation in incarnations.items() if incarnation != 1] == ["c3"]
+    assert len(log_of(group, "c1").open("c1", 2).pending) == 10
+
+
+def test_a_member_that_reaches_too_few_to_be_sure_of_its_disk_answers_nothing(group: RunningGroup) -> None:
+    group.start()
+    for name in ("c1", "c2", "c3"):
+        group.stop(name)
+    assert group.start("c2", timeout_s=0.5) == [False]
+    with grpc.insecure_channel(group.members.addresses["c2"]) as channel:
+        question = peer_pb2.PeerQuestion(group=label(group, "c1"), log="c1", epoch=5, prepare=peer_pb2.PrepareSlot())
+        with pytest.raises(grpc.RpcError) as raised:
+            peer_pb2_grpc.PeerStub(channel).Ask(question)
+    assert raised.value.code() is grpc.StatusCode.UNAVAILABLE
 
 
 def test_an_empty_disk_of_the_first_member_founds_no_second_group(group: RunningGroup) -> None:

@@ -177,6 +177,14 @@ def _forgets_without_a_mark() -> list[Any]:
     return [patch.object(LogState, "apply", mistaken)]
 
 
+def _lets_an_older_disk_vote() -> list[Any]:
+    def mistaken(self: QuorumWorld) -> None:
+        name = self.dice.choice(sorted(self.backups or self.disks))
+        self.disks[name] = self.backups.pop(name, self.disks[name])
+
+    return [patch.object(QuorumWorld, "_lose_disk", mistaken)]
+
+
 MUTANTS: list[Mutation] = [
     _accepts_what_it_has_promised_not_to,
     _forgets_its_promise,
@@ -186,6 +194,7 @@ MUTANTS: list[Mutation] = [
     _takes_an_old_value_for_the_latest,
     _folds_what_was_accepted_in_another_epoch,
     _lets_an_empty_disk_vote,
+    _lets_an_older_disk_vote,
     _counts_a_write_that_a_minority_has_accepted,
     _forgets_without_a_mark,
 ]

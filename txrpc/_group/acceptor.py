@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import logging
 import queue
+import secrets
 import sqlite3
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future
 from typing import Any, TypeAlias
 
@@ -39,6 +40,8 @@ class LocalAcceptor:
         self.name = file.name
         self._file = file
         self._disks = file.load()
+        self.ready = False
+        """Whether it may answer its peers: not before it is sure that its disk is not an older one."""
         self._stale = False
         """Whether the disks in memory are ahead of the file, because that took no more."""
         self._work: queue.SimpleQueue[_Work | None] = queue.SimpleQueue()
@@ -51,6 +54,31 @@ class LocalAcceptor:
     def standing(self) -> Standing:
         """How far this disk has come."""
         return self._file.standing
+
+    @property
+    def saves(self) -> int:
+        """How often the disk was written: what it says to others is never more than that."""
+        return self._file.saves
+
+    def heard(self) -> dict[str, tuple[int, int]]:
+        """See `DiskFile.heard`; before anything else is asked."""
+        return self._file.heard()
+
+    def remember(self, heard: Mapping[str, tuple[int, int]]) -> Future[None]:
+        """See `DiskFile.remember`."""
+        return self._put(lambda: self._file.remember(heard), None)
+
+    def distrust(self) -> Future[None]:
+        """Treat the disk as a lost one, because it is older than what it has answered: its logs must admit it anew."""
+
+        def become_another() -> None:
+            held = self._file.standing
+            standing = Standing(held.stage, held.group_id, 2 + secrets.randbits(62))
+            for disk in self._disks.values():
+                disk.incarnation, disk.votes = standing.incarnation, False
+            self._file.save(self._disks.items(), standing)
+
+        return self._put(become_another, None)
 
     def view(self) -> dict[str, tuple[Epoch, str]]:
         """Return the latest epoch of each log that is known here, and the node that holds it."""

@@ -1,6 +1,8 @@
 """An acceptor's disk: a SQLite file with what `txrpc._protocol.quorum.acceptor.Disk` says must survive, for the logs of all nodes.
 
-    acceptor   one row: the version of these tables, whose disk it is, and how far the founding of its group has come
+    acceptor   one row: the version of these tables, whose disk it is, how far the founding of its group has come, and how
+               often logs were written, by which a disk that comes back from a backup is known
+    heard      one row another member: how often its disk had been written, as it has said
     log        one row a log: promise, incarnation, the slot of the base and the small parts of its state
     accepted   one row a slot behind the base: the command, and the epoch that it was accepted in
     decision   one row a decision of the base
@@ -11,7 +13,7 @@ SQLite runs in WAL mode with ``synchronous=FULL``: what `save` has written is on
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -29,8 +31,11 @@ VERSION: Final = 1
 _TABLES = """
 CREATE TABLE IF NOT EXISTS acceptor (
     id INTEGER PRIMARY KEY CHECK (id = 1), version INTEGER NOT NULL, name TEXT NOT NULL, stage INTEGER NOT NULL,
-    group_id INTEGER NOT NULL, incarnation INTEGER NOT NULL
+    group_id INTEGER NOT NULL, incarnation INTEGER NOT NULL, saves INTEGER NOT NULL
 );
+CREATE TABLE IF NOT EXISTS heard (
+    node TEXT PRIMARY KEY, incarnation INTEGER NOT NULL, saves INTEGER NOT NULL
+) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS log (
     log TEXT PRIMARY KEY, promised INTEGER NOT NULL, incarnation INTEGER NOT NULL, votes INTEGER NOT NULL,
     slot INTEGER NOT NULL, position INTEGER NOT NULL, state BLOB NOT NULL
@@ -66,6 +71,8 @@ class DiskFile:
         """Open or create the file *path* as the disk of the acceptor *name*; raises `ConfigurationError`."""
         self.path = path
         self.name = name
+        self.saves = 0
+        """How often logs were written."""
         try:
             self._connection = sqlite3.connect(path, timeout=5.0, isolation_level=None, check_same_thread=False)
         except sqlite3.Error as error:
@@ -91,12 +98,12 @@ class DiskFile:
             raise ConfigurationError(f"{self.path} is the decision log of a single coordinator: name another file")
         for statement in _TABLES.split(";\n"):
             run(statement).close()
-        row = run("SELECT version, name, stage, group_id, incarnation FROM acceptor").fetchone()
+        row = run("SELECT version, name, stage, group_id, incarnation, saves FROM acceptor").fetchone()
         if row is None:
-            run("INSERT INTO acceptor VALUES (1, ?, ?, ?, 0, 1)", (VERSION, self.name, EMPTY)).close()
-            row = (VERSION, self.name, EMPTY, 0, 1)
+            run("INSERT INTO acceptor VALUES (1, ?, ?, ?, 0, 1, 0)", (VERSION, self.name, EMPTY)).close()
+            row = (VERSION, self.name, EMPTY, 0, 1, 0)
         run("COMMIT").close()
-        version, name, stage, group_id, incarnation = row
+        version, name, stage, group_id, incarnation, self.saves = row
         if version > VERSION:
             raise ConfigurationError(
                 f"the disk file {self.path} has version {version}, and this txrpc knows versions up to {VERSION}: "
@@ -140,8 +147,18 @@ class DiskFile:
         }
         return Disk(self.name, incarnation, bool(votes), Epoch(promised), base, slots)
 
-    def save(self, disks: Iterable[tuple[str, Disk]]) -> None:
-        """Write what has changed in these logs, in one transaction and with one sync.
+    def heard(self) -> dict[str, tuple[int, int]]:
+        """Return of each other member the incarnation of its disk, and how often it had been written."""
+        rows = self._connection.execute("SELECT node, incarnation, saves FROM heard")
+        return {node: (incarnation, saves) for node, incarnation, saves in rows}
+
+    def remember(self, heard: Mapping[str, tuple[int, int]]) -> None:
+        """Write what `heard` returns after the next start; raises `sqlite3.Error`."""
+        rows = [(node, *said) for node, said in heard.items()]
+        self._connection.executemany("INSERT OR REPLACE INTO heard VALUES (?, ?, ?)", rows).close()
+
+    def save(self, disks: Iterable[tuple[str, Disk]], standing: Standing | None = None) -> None:
+        """Write what has changed in these logs, and how the disk stands, in one transaction and with one sync.
 
         Raises `sqlite3.Error`; what the disks hold in memory is then ahead of the file, and must be loaded from it again.
         """
@@ -150,11 +167,15 @@ class DiskFile:
         try:
             for log, disk in disks:
                 self._save(log, disk)
+            if standing is not None:
+                self.stand(standing)
+            run("UPDATE acceptor SET saves = saves + 1").close()
             run("COMMIT").close()
         except BaseException:
             if self._connection.in_transaction:
                 run("ROLLBACK").close()
             raise
+        self.saves += 1
 
     def _save(self, log: str, disk: Disk) -> None:
         many, unsaved, base = self._connection.executemany, disk.unsaved, disk.base
@@ -163,9 +184,10 @@ class DiskFile:
             many(_NEW_DECISION, _rows(log, base, base.decisions)).close()
         else:
             self._fold(log, base, unsaved.folded)
-        behind = "DELETE FROM accepted WHERE log = ? AND slot <= ?"
-        self._connection.execute(behind, (log, base.slot)).close()
-        slots = [(number, disk.slots[number]) for number in unsaved.accepted if number in disk.slots]
+        written = set(disk.slots if unsaved.installed else unsaved.accepted)
+        gone = "DELETE FROM accepted WHERE log = ? AND (slot <= ? OR ?)"
+        self._connection.execute(gone, (log, base.slot, unsaved.installed)).close()
+        slots = [(number, slot) for number, slot in disk.slots.items() if number in written]
         rows = [(log, number, slot.epoch, command_to(slot.command).SerializeToString()) for number, slot in slots]
         many("INSERT OR REPLACE INTO accepted VALUES (?, ?, ?, ?)", rows).close()
         small = any(not isinstance(command, Record) for command in unsaved.folded) or unsaved.installed

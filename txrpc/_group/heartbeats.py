@@ -5,12 +5,16 @@ How to think of it
     can be reached has heard of it: two that cannot reach each other, while a third reaches both, do not take each other over again
     and again.
 
+    They also tell how often each disk was written.  A disk that has been written less often than anyone remembers has come back
+    from a backup, and must not vote: it may have promised, and forgotten.
+
     A member counts its number up only while a quorum answers it.  One that reaches too few can decide nothing, and must be taken
     over as if it were dead.
 """
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
 from collections.abc import Sequence
@@ -22,11 +26,13 @@ from txrpc._group.peers import Peers
 from txrpc._protocol.takeover import LEFT, NodeRow
 from txrpc._wire.checks import epoch_from
 from txrpc._wire.v1 import peer_pb2
-from txrpc.errors import BadMessage
 
 __all__ = ["GroupHeartbeats"]
 
+logger = logging.getLogger("txrpc.decision_log")
+
 _WAIT_S: Final = 0.1
+_KEEP_S: Final = 2.0
 _NEVER_HEARD: Final = -1
 _FRESH_S: Final = 1.0
 """An answer that is older says nothing about now."""
@@ -44,6 +50,11 @@ class GroupHeartbeats:
         self._news = threading.Condition(self._lock)
         self._nodes: dict[str, peer_pb2.NodeBeat] = {}
         """What anyone has heard of each node, as far as it was told here."""
+        for peer, (incarnation, saves) in acceptor.heard().items():
+            self._nodes[peer] = peer_pb2.NodeBeat(node=peer, incarnation=incarnation, saves=saves)
+        self._kept: dict[str, tuple[int, int]] = {}
+        self._keep_at = 0.0
+        self._distrusted: Any = None
         self._answered: dict[str, float] = {}
         self._asked: set[str] = set()
         """Peers with a question that has no answer yet."""
@@ -52,18 +63,22 @@ class GroupHeartbeats:
         """See `Heartbeats.join`."""
         self._beat, self._started_ms = LEFT + 1, started_ms
 
+    def check(self) -> bool:
+        """Ask the others how often this disk was written, and distrust it if it was more often; False if too few answer.
+
+        Blocks for a moment.  Raises `DiskTrouble`.
+        """
+        if not self._hear_enough():
+            return False
+        if self._distrusted is not None:
+            self._distrusted.result()
+        return True
+
     def beat(self) -> Sequence[NodeRow]:
         """See `Heartbeats.beat`; raises `LogError` while too few members answer."""
-        self._tell()
-        quorums = self._peers.members.quorums
-        enough = max(quorums.reads, quorums.writes) - 1
-        until = time.monotonic() + _WAIT_S
-        with self._news:
-            while self._asked and (left := until - time.monotonic()) > 0:
-                self._news.wait(left)
-            fresh = time.monotonic() - _FRESH_S
-            answering = sum(at > fresh for at in self._answered.values())
-        if answering < enough:
+        enough = self._hear_enough()
+        self._keep()
+        if not enough:
             raise LogError(f"too few members of the group answer: {self._peers.absent()}")
         self._beat += self._beat != LEFT
         return [
@@ -91,7 +106,10 @@ class GroupHeartbeats:
         """Take another member's number, and return what is known of all."""
         of = peer_pb2.NodeBeat(node=message.group.sender, beat=message.beat, started_ms=message.started_ms)
         with self._lock:
-            self._merge(of)
+            known = self._merge(of)
+            # Its own word about itself; a disk that has become another one begins to count anew.
+            if message.incarnation != known.incarnation or message.saves > known.saves:
+                known.incarnation, known.saves = message.incarnation, message.saves
         return self.told()
 
     def told(self) -> peer_pb2.PeerBeats:
@@ -109,13 +127,41 @@ class GroupHeartbeats:
                     self._merge(peer_pb2.NodeBeat(node=node, epoch=epoch, holder=holder))
             return peer_pb2.PeerBeats(nodes=[self._nodes[node] for node in sorted(self._nodes)])
 
+    def _hear_enough(self) -> bool:
+        self._tell()
+        quorums = self._peers.members.quorums
+        until = time.monotonic() + _WAIT_S
+        with self._news:
+            while self._asked and (left := until - time.monotonic()) > 0:
+                self._news.wait(left)
+            fresh = time.monotonic() - _FRESH_S
+            return sum(at > fresh for at in self._answered.values()) >= max(quorums.reads, quorums.writes) - 1
+
+    def _keep(self) -> None:
+        """Write now and then how often the others' disks were written: all members may be restarted at once."""
+        if time.monotonic() < self._keep_at:
+            return
+        self._keep_at = time.monotonic() + _KEEP_S
+        with self._lock:
+            nodes = [each for each in self._nodes.values() if each.incarnation and each.node != self._node]
+            heard = {each.node: (each.incarnation, each.saves) for each in nodes}
+        if heard != self._kept:
+            self._acceptor.remember(heard)
+            self._kept = heard
+
     def _tell(self) -> None:
         for peer in self._peers.names:
             with self._lock:
                 if peer in self._asked and self._answered.get(peer, 0.0) > time.monotonic() - _FRESH_S:
                     continue
                 self._asked.add(peer)
-            message = peer_pb2.PeerBeat(group=self._peers.label(), beat=self._beat, started_ms=self._started_ms)
+            message = peer_pb2.PeerBeat(
+                group=self._peers.label(),
+                beat=self._beat,
+                started_ms=self._started_ms,
+                incarnation=self._acceptor.standing.incarnation,
+                saves=self._acceptor.saves,
+            )
             self._peers.beat(peer, message, self._reader(peer))
 
     def _reader(self, peer: str) -> Any:
@@ -126,21 +172,30 @@ class GroupHeartbeats:
                 for each in message.nodes:
                     if each.node in self._peers.members.names:
                         self._merge(each)
+                    if each.node == self._node:
+                        self._compare(each)
                 self._news.notify_all()
 
         return read
 
-    def _merge(self, news: peer_pb2.NodeBeat) -> None:
-        """Take what is later: of a process, the later start and the greater number; of its log, the greater epoch."""
-        try:
-            epoch_from(news.epoch)
-        except BadMessage:
+    def _compare(self, remembered: peer_pb2.NodeBeat) -> None:
+        """A peer says how often this disk was written."""
+        standing = self._acceptor.standing
+        if remembered.incarnation != standing.incarnation or remembered.saves <= self._acceptor.saves:
             return
+        if self._distrusted is None or self._distrusted.done():
+            fields = {"written": self._acceptor.saves, "had_been_written": remembered.saves}
+            logger.critical("the disk is an older one: its logs are given to it anew", extra=fields)
+            self._distrusted = self._acceptor.distrust()
+
+    def _merge(self, news: peer_pb2.NodeBeat) -> peer_pb2.NodeBeat:
+        """Take what is later: of a process, the later start and the greater number; of its log, the greater epoch."""
         old = self._nodes.setdefault(news.node, peer_pb2.NodeBeat(node=news.node))
         if _rank(news) > _rank(old):
             old.beat, old.started_ms = news.beat, news.started_ms
-        if news.epoch > old.epoch:
+        if old.epoch < news.epoch < 1 << 63:
             old.epoch, old.holder = news.epoch, news.holder
+        return old
 
 
 def _shown(beat: peer_pb2.NodeBeat) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import time
 
 import grpc
 
@@ -46,8 +47,18 @@ class GroupMember:
         return PeerService(self._acceptor, self._peers, self.heartbeats)
 
     def join(self, timeout_s: float) -> bool:
-        """See `found`.  Blocks."""
-        return found(self._acceptor, self._peers, timeout_s)
+        """Become a member, and be sure that the disk is not an older one; False if that was not possible within the time.
+
+        Blocks.  Raises `ConfigurationError` if the members' disks do not belong together, and `DiskTrouble`.
+        """
+        until = time.monotonic() + timeout_s
+        if not found(self._acceptor, self._peers, timeout_s):
+            return False
+        while not self._acceptor.ready:
+            self._acceptor.ready = self.heartbeats.check()
+            if time.monotonic() > until:
+                break
+        return self._acceptor.ready
 
     def make_log(self) -> DecisionLog:
         """Return one more access to the group's log."""

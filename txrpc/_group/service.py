@@ -35,7 +35,7 @@ class PeerService(peer_pb2_grpc.PeerServicer):
     async def Ask(self, request: peer_pb2.PeerQuestion, context: _Context) -> peer_pb2.PeerAnswer:
         """A question about one node's log."""
         await self._check(request.group, context)
-        if self._acceptor.standing.stage != MEMBER:
+        if self._acceptor.standing.stage != MEMBER or not self._acceptor.ready:
             await context.abort(grpc.StatusCode.UNAVAILABLE, "this disk is no member of the group yet")
         try:
             log = request.log if request.log == SHARED else name_from("log", request.log, NODE_MAX)

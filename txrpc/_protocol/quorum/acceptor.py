@@ -186,8 +186,9 @@ def _install(disk: Disk, question: Install) -> Accepted | Refused:
         return Refused(disk.acceptor, disk.incarnation, question.epoch, Epoch(0))
     disk.votes = True
     disk.promised = question.epoch
-    if question.base.slot > disk.base.slot:
+    if anew or question.base.slot > disk.base.slot:
         disk.base = question.base.copy()
-        disk.slots = {number: slot for number, slot in disk.slots.items() if number > question.base.slot}
+        # What an older disk holds behind that is no more than a rumour: its owner may have answered otherwise since.
+        disk.slots = {number: slot for number, slot in disk.slots.items() if number > question.base.slot and not anew}
         disk.unsaved.installed = True
     return Accepted(disk.acceptor, disk.incarnation, question.epoch, question.base.slot, disk.base.slot)

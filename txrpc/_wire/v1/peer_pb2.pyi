@@ -815,8 +815,13 @@ class PeerBeat(_message.Message):
     GROUP_FIELD_NUMBER: _builtins.int
     BEAT_FIELD_NUMBER: _builtins.int
     STARTED_MS_FIELD_NUMBER: _builtins.int
+    INCARNATION_FIELD_NUMBER: _builtins.int
+    SAVES_FIELD_NUMBER: _builtins.int
     beat: _builtins.int
     started_ms: _builtins.int
+    incarnation: _builtins.int
+    """Of the sender's disk, and how often it was written."""
+    saves: _builtins.int
     @_builtins.property
     def group(self) -> Global___PeerGroup: ...
     def __init__(
@@ -825,10 +830,12 @@ class PeerBeat(_message.Message):
         group: Global___PeerGroup | None = ...,
         beat: _builtins.int = ...,
         started_ms: _builtins.int = ...,
+        incarnation: _builtins.int = ...,
+        saves: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["group", b"group"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["beat", b"beat", "group", b"group", "started_ms", b"started_ms"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["beat", b"beat", "group", b"group", "incarnation", b"incarnation", "saves", b"saves", "started_ms", b"started_ms"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -865,11 +872,16 @@ class NodeBeat(_message.Message):
     STARTED_MS_FIELD_NUMBER: _builtins.int
     EPOCH_FIELD_NUMBER: _builtins.int
     HOLDER_FIELD_NUMBER: _builtins.int
+    INCARNATION_FIELD_NUMBER: _builtins.int
+    SAVES_FIELD_NUMBER: _builtins.int
     node: _builtins.str
     beat: _builtins.int
     started_ms: _builtins.int
     epoch: _builtins.int
     holder: _builtins.str
+    incarnation: _builtins.int
+    """Of the node's disk, as it said last: one that has been written less often than that is an older one."""
+    saves: _builtins.int
     def __init__(
         self,
         *,
@@ -878,10 +890,12 @@ class NodeBeat(_message.Message):
         started_ms: _builtins.int = ...,
         epoch: _builtins.int = ...,
         holder: _builtins.str = ...,
+        incarnation: _builtins.int = ...,
+        saves: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["beat", b"beat", "epoch", b"epoch", "holder", b"holder", "node", b"node", "started_ms", b"started_ms"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["beat", b"beat", "epoch", b"epoch", "holder", b"holder", "incarnation", b"incarnation", "node", b"node", "saves", b"saves", "started_ms", b"started_ms"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
