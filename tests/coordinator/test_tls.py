@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,8 +18,9 @@ import trustme
 import txrpc.aio
 from tests.waiting import eventually
 from txrpc._coordinator.config import CoordinatorConfig
+from txrpc._wire.v1 import peer_pb2, peer_pb2_grpc
 from txrpc.errors import ConfigurationError
-from txrpc.testing.processes import CoordinatorProcess
+from txrpc.testing.processes import CoordinatorProcess, free_port
 
 
 @dataclass(frozen=True)
@@ -110,6 +112,32 @@ def test_with_a_client_ca_a_process_without_a_certificate_is_refused(run: Run, f
         eventually(lambda: manager.status().coordinator == "c1", 20)
     with connect(coordinator.address, files.known) as manager:
         assert manager.status().coordinator is None
+
+
+def test_the_members_of_a_group_know_each_other_by_their_certificates(tmp_path: Path, files: Files) -> None:
+    ports = {node: free_port() for node in ("c1", "c2")}
+    options = ["--members", ",".join(f"{node}=127.0.0.1:{port}" for node, port in ports.items())]
+    options += ["--tls-certificate", files.path("server.pem"), "--tls-key", files.path("server.key")]
+    options += ["--tls-client-ca", files.path("ca.pem"), "--tls-peer-ca", files.path("ca.pem")]
+    members = [
+        CoordinatorProcess(tmp_path, node=node, port=port, log=f"sqlite:///{tmp_path / node}.db", options=options)
+        for node, port in ports.items()
+    ]
+    with ThreadPoolExecutor(2) as pool:
+        list(pool.map(CoordinatorProcess.start, members))
+    try:
+        for member in members:
+            with connect(member.address, files.mutual) as manager:
+                eventually(lambda manager=manager: manager.status().coordinator, 20)  # type: ignore[misc]
+        with grpc.insecure_channel(members[0].address) as channel, pytest.raises(grpc.RpcError) as raised:
+            peer_pb2_grpc.PeerStub(channel).Beat(peer_pb2.PeerBeat(), timeout=10)
+        assert raised.value.code() is grpc.StatusCode.UNAVAILABLE
+        with grpc.secure_channel(members[0].address, files.known) as channel, pytest.raises(grpc.RpcError) as raised:
+            peer_pb2_grpc.PeerStub(channel).Beat(peer_pb2.PeerBeat(), timeout=10)
+        assert raised.value.code() is grpc.StatusCode.UNAVAILABLE
+    finally:
+        for member in members:
+            member.kill()
 
 
 def test_the_command_line_over_tls(run: Run, files: Files) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 from google.protobuf.message import DecodeError
 
@@ -15,10 +16,11 @@ from txrpc._wire.codec import (
     encode_to_coordinator,
 )
 from txrpc._wire.metadata import decode_context, decode_report, encode_context, encode_report
+from txrpc._wire.peer import answer_from, answer_to, question_from, question_to
 from txrpc._wire.status import end_is_known, from_trailing
-from txrpc._wire.v1 import session_pb2
+from txrpc._wire.v1 import peer_pb2, session_pb2
 from txrpc.errors import BadMessage, ConfigurationError, LimitExceeded
-from txrpc.ids import Gid
+from txrpc.ids import Epoch, Gid
 
 __all__ = ["TARGETS", "Target"]
 
@@ -89,7 +91,37 @@ def log_record(data: bytes) -> None:
     assert unpack(pack(branches)) == branches
 
 
+def peer_question(data: bytes) -> None:
+    """What a member of the group asks."""
+    try:
+        question = question_from(peer_pb2.PeerQuestion.FromString(data))
+    except (BadMessage, DecodeError):
+        return
+    fields: Any = question_to(question)
+    assert question_from(peer_pb2.PeerQuestion(**fields)) == question
+
+
+def peer_answer(data: bytes) -> None:
+    """What a member of the group answers."""
+    try:
+        answer = answer_from("c2", Epoch(5), peer_pb2.PeerAnswer.FromString(data))
+    except (BadMessage, DecodeError):
+        return
+    assert answer_from("c2", Epoch(5), answer_to(answer)) == answer
+
+
 TARGETS: dict[str, Target] = {
     target.__name__: target
-    for target in (process_batch, coordinator_batch, context, report, status, gid, log_record, core)
+    for target in (
+        process_batch,
+        coordinator_batch,
+        context,
+        report,
+        status,
+        gid,
+        log_record,
+        peer_question,
+        peer_answer,
+        core,
+    )
 }

@@ -152,6 +152,24 @@ def test_a_member_that_has_lost_its_disk_votes_only_when_it_has_been_admitted(gr
     assert one in log_of(group, "c3").open("c1", 2, "c3").pending
 
 
+def test_a_member_with_another_disk_has_itself_admitted_to_the_log_that_all_share(group: RunningGroup) -> None:
+    """Nobody need have that one open; the names in it would be lost with the next disk."""
+    group.start()
+    log = log_of(group, "c1")
+    log.open("c1", 1)
+    log.bind({"bank": "7/1"}, {})
+    for name in list(group.running):
+        group.stop(name)
+    for file in group.path("c3").parent.glob("c3.db*"):
+        file.unlink()
+    group.start()
+    other = log_of(group, "c3")
+    other.open("c3", 1)
+    eventually(lambda: other.bind({}, {}) == {"bank": "7/1"} and group.running["c3"]._acceptor.votes("*"), 20)
+    group.stop("c2")
+    assert log_of(group, "c3").open("c3", 2).identities == {"bank": "7/1"}
+
+
 def beat_all(group: RunningGroup) -> None:
     for member in group.running.values():
         member.heartbeats._keep_at = 0.0

@@ -80,6 +80,11 @@ class LocalAcceptor:
 
         return self._put(become_another, None)
 
+    def votes(self, log: str) -> bool:
+        """Return whether its answers count in that log."""
+        disk = self._disks.get(log)
+        return disk.votes if disk is not None else self._file.standing.incarnation == 1
+
     def view(self) -> dict[str, tuple[Epoch, str]]:
         """Return the latest epoch of each log that is known here, and the node that holds it."""
         return dict(self._view)

@@ -60,20 +60,27 @@ class SharedNames:
                     raise LogError(str(error)) from None
 
     def tend(self) -> None:
-        """See `Replica.tend`."""
+        """See `Replica.tend`.  Nobody need have this log open, so that a member whose disk is to be admitted opens it itself."""
         with self._lock:
             try:
+                if not self._open and not self._acceptor.votes(SHARED):
+                    self._open_it()
                 if self._open:
                     self._replica.tend()
             except Fenced:
                 self._open = False
+            except NoQuorum:
+                pass  # it is tried again
 
     def _bind(self, command: Bind) -> dict[str, str]:
         if not self._open:
-            self._replica.open(random.getrandbits(32), self._holder)
-            self._open = True
+            self._open_it()
         if not (self._replica.wait(_WAIT_S) and self._replica.propose(command, _WAIT_S)):
             self._open = False
             raise LogError("too few members of the group answer: what the resource names mean was not written")
         self._replica.tend()
         return dict(self._replica.state.names)
+
+    def _open_it(self) -> None:
+        self._replica.open(random.getrandbits(32), self._holder)
+        self._open = True
