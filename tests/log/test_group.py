@@ -105,6 +105,32 @@ def test_without_a_quorum_nothing_is_decided_and_it_goes_on_by_itself(group: Run
     assert log.outcome(one.xid) == one
 
 
+def test_a_decision_costs_one_message_to_each_peer_and_one_forced_write_on_each_disk(group: RunningGroup) -> None:
+    """And so does a batch of a hundred decisions."""
+    group.start()
+    log = log_of(group, "c1")
+    epoch = log.open("c1", 1).epoch
+    sent: list[str] = []
+    peers = group.running["c1"]._peers
+    ask = peers.ask
+
+    def counting(member: str, message: peer_pb2.PeerQuestion, answered: Callable[[Any], None]) -> None:
+        sent.append(member)
+        ask(member, message, answered)
+
+    def saves() -> list[int]:
+        return [member._acceptor.saves for member in group.running.values()]
+
+    eventually(lambda: {slots(group, name, "c1") for name in group.running} == {1}, 10)
+    peers.ask = counting  # type: ignore[method-assign]
+    for batch in ([decision(epoch)], [decision(epoch) for _ in range(100)]):
+        before = saves()
+        sent.clear()
+        log.record(batch)
+        eventually(lambda before=before: saves() == [number + 1 for number in before], 10)  # type: ignore[misc]
+        assert sorted(sent) == ["c2", "c3"]
+
+
 def test_everyone_is_down_at_once(group: RunningGroup) -> None:
     group.start()
     log = log_of(group, "c1")
