@@ -41,6 +41,23 @@ def _is_ours(record: logging.LogRecord) -> bool:
 logging.getLogger("asyncio").addFilter(_is_ours)
 
 
+_APART = ("tests/install/", "tests/simulation/")
+"""Where the tests are that take longest, and need nothing of each other."""
+
+
+@pytest.hookimpl(trylast=True)  # when those that are not wanted are gone
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Give each worker its part of the longest tests to begin with: one that got them all would be the last by minutes."""
+    workers = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
+    apart = [item for item in items if item.nodeid.startswith(_APART)]
+    others = [item for item in items if not item.nodeid.startswith(_APART)]
+    parts: list[pytest.Item] = []
+    for worker in range(workers):
+        mine = slice(worker * len(others) // workers, (worker + 1) * len(others) // workers)
+        parts += [*apart[worker::workers], *others[mine]]
+    items[:] = parts
+
+
 @pytest.fixture(scope="session")
 def servers() -> Iterator[dict[str, Server]]:
     """One PostgreSQL server a bank."""

@@ -35,7 +35,7 @@ from txrpc._protocol.messages import (
 from txrpc._wire.codec import decode_coordinator_batch, encode_to_coordinator
 from txrpc._wire.v1 import session_pb2, session_pb2_grpc
 from txrpc.ids import BranchId, Epoch, ParticipantId, Xid
-from txrpc.testing.processes import Child, CoordinatorProcess
+from txrpc.testing.processes import Child, CoordinatorProcess, free_port
 
 NODE = "c1"
 
@@ -153,6 +153,21 @@ def test_rule_15_garbage_ends_its_own_session_and_no_other(talk: Any, coordinato
     assert good.call.is_active()
     assert coordinator.running
     assert "Traceback" not in coordinator.text()
+
+
+def test_a_member_of_a_group_takes_no_longer_messages_of_a_session_though_it_does_of_its_peers(tmp_path: Path) -> None:
+    port = free_port()
+    options = ["--max-message-bytes", "20000", "--members", f"c1=127.0.0.1:{port}"]
+    with CoordinatorProcess(tmp_path, port=port, options=options) as member:
+        resources = tuple(ResourceInfo(f"bank-{number}", "postgresql", "x" * 400) for number in range(100))
+        talk = Talk(member.address, encode_to_coordinator("", [hello(resources=resources)]))
+        try:
+            farewell = talk.read()
+            assert isinstance(farewell, GoAway)
+            assert farewell.code == "protocol"
+            assert "max_message_bytes is 20,000" in farewell.text
+        finally:
+            talk.close()
 
 
 def test_at_the_limit_of_sessions_a_further_one_is_refused(talk: Any) -> None:

@@ -82,6 +82,7 @@ def test_what_a_dead_member_had_recorded_another_one_takes_over(group: RunningGr
     other.record([decision(epoch)])
 
 
+@pytest.mark.proof
 def test_without_a_quorum_nothing_is_decided_and_it_goes_on_by_itself(group: RunningGroup) -> None:
     group.start()
     log = log_of(group, "c1")
@@ -579,6 +580,7 @@ def test_a_list_of_members_that_makes_no_sense_is_refused(text: str, says: str) 
         (3, 0, 0, "with any 1 members down"),
         (5, 0, 0, "2 members down"),
         (3, 1, 3, "decisions go on with no member down"),
+        (3, 1, 3, "no lost disk can be replaced"),
         (3, 3, 1, "survives the loss of no disk"),
     ],
 )

@@ -1,4 +1,4 @@
-"""One mistake each in sql, log, runtime, flows, rpc and coordinator; and the tests of `make test` that are to notice it."""
+"""One mistake each in sql, log, group, client, rpc and coordinator; and the tests of `make test` that are to notice it."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from tests.mutation import Change
 
 __all__ = ["MUTANTS"]
 
-_SQL, _LOG, _RPC = "txrpc.sql.", "txrpc._decision_log.", "txrpc._grpc."
+_SQL, _LOG, _GROUP, _RPC = "txrpc.sql.", "txrpc._decision_log.", "txrpc._group.", "txrpc._grpc."
 
 MUTANTS: dict[str, tuple[Change, str]] = {
     "a vote is taken from whatever backend answers": (
@@ -116,6 +116,18 @@ MUTANTS: dict[str, tuple[Change, str]] = {
     "a call outlives its transaction": (
         Change(_RPC + "shared", "min(timeout, time_left_s)", "timeout"),
         "tests/rpc/test_interceptors.py -k other_options",
+    ),
+    "a member becomes one again, as another": (
+        Change(_GROUP + "founding", "if standing.stage == MEMBER:", "if False:"),
+        "tests/log/test_group.py -k stays_one",
+    ),
+    "a disk from a backup votes": (
+        Change(_GROUP + "heartbeats", "remembered.saves <= self._acceptor.saves:", "True:"),
+        "tests/log/test_group.py -k from_a_backup_does_not_vote",
+    ),
+    "what was sent and not answered was not recorded": (
+        Change(_GROUP + "log", "            raise RecordUncertain(", "            raise NotRecorded("),
+        "tests/log/test_group.py -k has_lost_its_disk",
     ),
     "that a repeat was not recorded is believed": (
         Change(

@@ -11,9 +11,17 @@ from verification.simulation import Options, simulate
 from verification.simulation.history import Violation
 
 MOST = 3_000
+DEAR = ("lets late calls in", "listens to an epoch that is over")
+"""Those that take hundreds of worlds."""
 
 
-@pytest.mark.parametrize("mutant", MUTANTS, ids=lambda mutant: mutant.name)
+@pytest.mark.parametrize(
+    "mutant",
+    [
+        pytest.param(mutant, id=mutant.name, marks=[pytest.mark.proof, pytest.mark.long] if mutant.name in DEAR else [])
+        for mutant in MUTANTS
+    ],
+)
 def test_the_simulator_catches(mutant: Mutant) -> None:
     with mutant.made():
         for seed in range(MOST):

@@ -37,6 +37,7 @@ def test_a_member_dies_for_good_and_another_one_finishes_its_transactions(
     world.at_rest()
 
 
+@pytest.mark.proof
 def test_a_frozen_member_is_taken_over_and_comes_back_when_it_wakes_up(make_world: Make, connected: Connect) -> None:
     """Rules 7 and 12: it goes on with what it had in hand, and no quorum takes that any more."""
     world = make_world(group=3, c1="coordinator.before_record=stop")
@@ -86,6 +87,7 @@ def test_without_a_quorum_nothing_is_decided_and_it_goes_on_by_itself(make_world
     assert world.total() == 2 * 20 * START
 
 
+@pytest.mark.proof
 def test_a_member_that_has_lost_its_disk_is_given_a_new_one_and_counts_again(
     make_world: Make, connected: Connect
 ) -> None:
@@ -106,6 +108,21 @@ def test_a_member_that_has_lost_its_disk_is_given_a_new_one_and_counts_again(
     eventually(lambda: transfer(world, 10) == "committed", 60, world.evidence)
     world.at_rest()
     assert world.total() == 2 * 20 * START
+
+
+@pytest.mark.proof
+def test_a_log_that_is_longer_than_a_session_s_message_may_be_is_given_to_a_new_disk(
+    make_world: Make, connected: Connect
+) -> None:
+    world = make_world(["--max-message-bytes", "16384"], group=3)
+    connected(world)
+    world.coordinators[2].kill()
+    for file in world.folder.glob("c3.db*"):
+        file.unlink()
+    for _ in range(150):
+        assert transfer(world, 1) == "committed", world.evidence()
+    world.coordinators[2].start()
+    world.coordinators[2].wait_for('"disk admitted" log=c1 position=150', 30)
 
 
 @pytest.mark.proof

@@ -41,6 +41,7 @@ EXIT_CODES: Final = {
 
 _HEALTH_S = 0.5
 _JOIN_S = 1.0
+_SNAPSHOT_BYTES = 512 * 1024 * 1024
 SERVICES = ("", "txrpc.v1.Coordinator")
 _LOOPBACK = ("127.", "localhost:", "[::1]")
 
@@ -63,9 +64,7 @@ async def serve(
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
     host = Host(config, make_log, heartbeats)
-    server, health_service = _server(config, host)
-    if member is not None:
-        peer_pb2_grpc.add_PeerServicer_to_server(member.service(), server)
+    server, health_service = _server(config, host, member)
     try:
         address = _listen(
             server, config, tls
@@ -134,11 +133,13 @@ def _code_of(error: BaseException | None) -> int:
     return FENCED if isinstance(error, Fenced) else BEHIND if isinstance(error, LogBehind) else FAILED
 
 
-def _server(config: CoordinatorConfig, host: Host) -> tuple[Any, Any]:
+def _server(config: CoordinatorConfig, host: Host, member: GroupMember | None) -> tuple[Any, Any]:
+    # A member is given whole logs in one message; what a session sends is measured when it is read.
+    longest = config.max_message_bytes if member is None else max(config.max_message_bytes, _SNAPSHOT_BYTES)
     server = grpc.aio.server(
         options=[
             ("grpc.so_reuseport", 0),
-            ("grpc.max_receive_message_length", config.max_message_bytes),
+            ("grpc.max_receive_message_length", longest),
             ("grpc.max_send_message_length", -1),
             ("grpc.keepalive_time_ms", int(config.keepalive_s * 1000)),
             ("grpc.keepalive_timeout_ms", int(config.keepalive_timeout_s * 1000)),
@@ -152,6 +153,8 @@ def _server(config: CoordinatorConfig, host: Host) -> tuple[Any, Any]:
     )
     sessions = SessionService(host, config.limits())
     session_pb2_grpc.add_CoordinatorServicer_to_server(sessions, server)
+    if member is not None:
+        peer_pb2_grpc.add_PeerServicer_to_server(member.service(), server)
     admin_pb2_grpc.add_AdminServicer_to_server(AdminService(host, sessions, config.group), server)
     health_service: Any = health.aio.HealthServicer()  # type: ignore[attr-defined]
     health_pb2_grpc.add_HealthServicer_to_server(health_service, server)

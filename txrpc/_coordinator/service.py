@@ -247,6 +247,7 @@ class SessionService(session_pb2_grpc.CoordinatorServicer):
         first = await asyncio.wait_for(context.read(), _HELLO_S)
         if first is _EOF:
             return
+        self._measure(first)
         items = decode_process_batch(first)
         if not items or not isinstance(items[0][1], Hello):
             raise BadMessage("the first message of a session is Hello")
@@ -260,4 +261,12 @@ class SessionService(session_pb2_grpc.CoordinatorServicer):
             batch = await context.read()
             if batch is _EOF:
                 return
+            self._measure(batch)
             rest = decode_process_batch(batch)
+
+    def _measure(self, batch: session_pb2.ProcessBatch) -> None:
+        """Refuse what is too long; gRPC does it as well, unless this server takes longer messages of its peers."""
+        if batch.ByteSize() > self._limits.max_message_bytes:
+            raise BadMessage(
+                f"a batch of {batch.ByteSize():,} bytes: max_message_bytes is {self._limits.max_message_bytes:,}"
+            )

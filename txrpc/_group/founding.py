@@ -89,7 +89,7 @@ def found(acceptor: LocalAcceptor, peers: Peers, timeout_s: float) -> bool:
             how = (
                 "founded" if became.incarnation == 1 else "joined with an empty or older disk: it is given the logs now"
             )
-            logger.warning("group", extra={"members": ",".join(peers.members.names), "how": how})
+            logger.warning("member of the group", extra={"members": ",".join(peers.members.names), "how": how})
         elif time.monotonic() > until:
             return False
         elif time.monotonic() > report:

@@ -50,10 +50,12 @@ class Members:
         """What the group survives, in words (Gifford 1979; NR + f and NW + f must not be more than N)."""
         number, reads, writes = len(self.names), self.quorums.reads, self.quorums.writes
         down, away, lost = number - writes, number - reads, writes - 1
-        return (
+        said = (
             f"decisions go on with {_members(down)} down; a node that died can be taken over with {_members(away)} down; "
             f"what was decided survives the loss of {_disks(lost)}"
         )
+        # To let a new disk in takes a write quorum of the others.
+        return said if writes < number else f"{said}; and no lost disk can be replaced"
 
 
 def _members(number: int) -> str:
