@@ -108,7 +108,6 @@ PART = [
     "tests/sql/test_verbs.py",
     "tests/sql/test_sessions.py",
     "tests/sql/test_aio.py",
-    "tests/system/test_calls_in_flight.py",
     "tests/test_errors.py",
 ]
 """What runs on the oldest versions: where txrpc meets gRPC, protobuf and SQLAlchemy."""

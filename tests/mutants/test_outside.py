@@ -16,13 +16,26 @@ from tests.proof import note_proof
 ROOT = Path(__file__).resolve().parents[2]
 
 
-def _marks(tests: str) -> list[pytest.MarkDecorator]:
-    """What starts processes takes its time: in CI."""
-    return [pytest.mark.proof] if tests.startswith("tests/system") else []
+DEAR = (
+    "a greater position is forgotten",
+    "calls in flight are left to their deadline",
+    "a fan-out in a service is left to its deadline",
+)
+"""Those that are noticed only after a minute."""
+
+
+def _marks(name: str, tests: str) -> list[pytest.MarkDecorator]:
+    """What starts processes, or waits for a thread, takes its time: in CI."""
+    if name in DEAR:
+        return [pytest.mark.proof, pytest.mark.long]
+    slow = tests.startswith("tests/system") or name == "finishing waits behind PREPARE"
+    return [pytest.mark.proof] if slow else []
 
 
 @pytest.mark.timeout(300)
-@pytest.mark.parametrize("name", [pytest.param(name, marks=_marks(tests)) for name, (_, tests) in MUTANTS.items()])
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=_marks(name, tests)) for name, (_, tests) in MUTANTS.items()]
+)
 def test_the_tests_notice_that(name: str, tmp_path: Path) -> None:
     change, tests = MUTANTS[name]
     # pytest rewrites the assertions of packages that have plugins, from what is on the disk: not here.

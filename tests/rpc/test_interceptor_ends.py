@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import threading
+from contextlib import suppress
 from typing import Any
 
 import grpc
 import pytest
 
+from tests.waiting import eventually
 from txrpc._context import bind
 from txrpc._grpc.client import ClientInterceptor
 from txrpc._wire.metadata import BRANCHES_KEY, CONTEXT_KEY
@@ -215,7 +217,13 @@ def test_metadata_beyond_grpcs_limit_is_refused(world: World) -> None:
         world.raw(address).call("unary_unary", metadata=((CONTEXT_KEY, CONTEXT * 2000),))
     assert caught.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
     assert service.contexts == []
-    assert world.raw(address).call("unary_unary") == b"ab"
+
+    def goes_on() -> bool:
+        with suppress(grpc.RpcError):  # an older gRPC closes the connection, and the call may come just then
+            return bool(world.raw(address).call("unary_unary") == b"ab")
+        return False
+
+    eventually(goes_on)
 
 
 @pytest.mark.parametrize("trailing", [((BRANCHES_KEY, b"\xff\xff"),), ((BRANCHES_KEY, b""), (BRANCHES_KEY, b""))])
