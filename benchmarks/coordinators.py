@@ -11,7 +11,6 @@ import contextlib
 import statistics
 import tempfile
 import threading
-import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -33,35 +32,17 @@ class Series:
     latencies_ms: list[float] = field(default_factory=list)
 
 
-class TimedCustomer(Customer):
-    """Notes how long each transfer took."""
-
-    def __init__(self, world: World, number: int) -> None:
-        super().__init__(world, number)
-        self.latencies_ms: list[float] = []
-
-    def run(self) -> None:
-        teller = self._world.teller()
-        there = True
-        while not self.over.is_set():
-            began = time.perf_counter()
-            teller.transfer(0 if there else 1, self._account, 1 if there else 0, self._account, 1)
-            self.latencies_ms.append((time.perf_counter() - began) * 1000)
-            there = not there
-        teller.close()
-
-
 def measure(world: World, clients: int, seconds: float, series: Series) -> None:
     """Let *clients* transfer for some seconds."""
     with txrpc.connect(world.addresses, process="bench"):
-        customers = [TimedCustomer(world, number) for number in range(clients)]
+        customers = [Customer(world, number) for number in range(clients)]
         for each in customers:
             each.start()
-        eventually(lambda: all(len(each.latencies_ms) > 5 for each in customers), 60, world.evidence)
+        eventually(lambda: all(len(each.took_s) > 5 for each in customers), 60, world.evidence)
         for each in customers:
-            each.latencies_ms.clear()
+            each.took_s.clear()
         threading.Event().wait(seconds)
-        taken = [latency for each in customers for latency in list(each.latencies_ms)]
+        taken = [took_s * 1000 for each in customers for took_s in list(each.took_s)]
         for each in customers:
             each.over.set()
         for each in customers:

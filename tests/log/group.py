@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import socket
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -15,14 +14,7 @@ import grpc
 from txrpc._group.member import GroupMember
 from txrpc._group.members import Members
 from txrpc._wire.v1 import peer_pb2_grpc
-
-
-def free_ports(number: int) -> list[int]:
-    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(number)]
-    ports = [each.getsockname()[1] for each in sockets]
-    for each in sockets:
-        each.close()
-    return ports
+from txrpc.testing.processes import free_port
 
 
 class RunningGroup:
@@ -30,7 +22,7 @@ class RunningGroup:
 
     def __init__(self, folder: Path, size: int = 3, reads: int = 0, writes: int = 0) -> None:
         names = [f"c{number + 1}" for number in range(size)]
-        text = ",".join(f"{name}=127.0.0.1:{port}" for name, port in zip(names, free_ports(size), strict=True))
+        text = ",".join(f"{name}=127.0.0.1:{free_port()}" for name in names)
         self.members = Members.parse(text, reads, writes)
         self.running: dict[str, GroupMember] = {}
         self._folder = folder

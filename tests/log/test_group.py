@@ -180,7 +180,7 @@ def test_a_member_that_has_lost_its_disk_votes_only_when_it_has_been_admitted(gr
 
 
 def test_a_member_with_another_disk_has_itself_admitted_to_the_log_that_all_share(group: RunningGroup) -> None:
-    """Nobody need have that one open; the names in it would be lost with the next disk."""
+    """Perhaps no member has that one open; the names in it would be lost with the next disk."""
     group.start()
     log = log_of(group, "c1")
     log.open("c1", 1)

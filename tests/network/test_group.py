@@ -61,13 +61,8 @@ def test_no_cent_is_lost_and_nothing_is_blocked_while_each_member_is_cut_off_in_
             others = [node for name, node in nodes.items() if name != victim]
             eventually(lambda: all(len(each.commits) >= 3 for each in customers), 60, world.evidence)
             spoil(net, nodes[victim], others, fault)
-            observer = world.coordinators[1 if victim != "c2" else 2]
-
-            def taken_over(victim: str = victim, observer: object = observer) -> bool:
-                shown = {each["node"]: each for each in world.status(observer)["nodes"]}  # type: ignore[arg-type]
-                return bool(shown[victim]["holder"] != victim)
-
-            eventually(taken_over, 30, world.evidence)
+            by = 1 if victim != "c2" else 2
+            eventually(lambda of=victim, by=by: owner_of(world, of, by) != of, 30, world.evidence)  # type: ignore[misc]
             for customer in customers:
                 customer.commits.clear()
             eventually(lambda: all(each.commits for each in customers), 60, world.evidence)

@@ -32,9 +32,9 @@ DEATHS = [
 ]
 
 
-def owner_of(world: World, node: str) -> str:
-    """Who runs that node's coordinator, as c2 sees it."""
-    shown = {each["node"]: each for each in world.status(world.coordinators[1])["nodes"]}
+def owner_of(world: World, node: str, by: int = 1) -> str:
+    """The node that runs that node's coordinator, as c2 sees it, or another one (c1 is 0)."""
+    shown = {each["node"]: each for each in world.status(world.coordinators[by])["nodes"]}
     return str(shown[node]["holder"]) if node in shown else ""
 
 

@@ -26,13 +26,17 @@ __all__ = ["measure"]
 
 
 class Customer(threading.Thread):
-    """Transfers one cent at a time from its own account to the same one at the other bank, and back; notes each commit."""
+    """Transfers one cent at a time from its own account to the same one at the other bank, and back.
+
+    Notes when each commit returned, and how long its transfer took.
+    """
 
     def __init__(self, world: World, number: int) -> None:
         super().__init__(daemon=True)
         self._world = world
         self._account = f"{number:04}"
         self.commits: list[float] = []
+        self.took_s: list[float] = []
         self.failures = 0
         self.over = threading.Event()
 
@@ -40,13 +44,16 @@ class Customer(threading.Thread):
         teller = self._world.teller()
         there = True
         while not self.over.is_set():
+            began = time.monotonic()
             try:
                 teller.transfer(0 if there else 1, self._account, 1 if there else 0, self._account, 1)
             except (txrpc.TransactionAborted, txrpc.Unavailable, txrpc.OutcomeUnknown):
                 self.failures += 1
                 self.over.wait(0.01)  # a customer tries again, but not in a busy loop
             else:
-                self.commits.append(time.monotonic())
+                ended = time.monotonic()
+                self.commits.append(ended)
+                self.took_s.append(ended - began)
                 there = not there
         teller.close()
 

@@ -36,7 +36,7 @@ from txrpc._decision_log.database import (
 from txrpc._decision_log.port import Decision, LogError, NotRecorded, Opened, RecordUncertain
 from txrpc._decision_log.schema import decisions, epochs, incidents, nodes, pack, prepare_schema, resources, unpack
 from txrpc._protocol.messages import FinishResult
-from txrpc._protocol.records import Incident
+from txrpc._protocol.records import Incident, lineage
 from txrpc._replication import watch_replication
 from txrpc.errors import ConfigurationError, Fenced
 from txrpc.ids import NODE_MAX, BranchId, Epoch, Xid, check_name
@@ -105,9 +105,7 @@ class SqlLog:
     def _lineage(self, connection: Connection, position: int) -> dict[Epoch, int]:
         """Every epoch so far and the position at which the next one was opened, which is the greatest that it reached."""
         query = select(epochs.c.epoch, epochs.c.position).where(epochs.c.node == self._node)
-        opened = sorted((Epoch(epoch), at) for epoch, at in connection.execute(query))
-        ends = [*(at for _, at in opened[1:]), position]
-        return {epoch: end for (epoch, _), end in zip(opened, ends, strict=False)}
+        return lineage({Epoch(epoch): at for epoch, at in connection.execute(query)}, position)
 
     def record(self, batch: Sequence[Decision]) -> int:
         """See `DecisionLog.record`."""

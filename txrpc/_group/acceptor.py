@@ -122,7 +122,7 @@ class LocalAcceptor:
 
     def _put(self, verb: Callable[[], Any], log: str | None) -> Future[Any]:
         future: Future[Any] = Future()
-        future.set_running_or_notify_cancel()  # whoever waits may give up, and the work is done all the same
+        future.set_running_or_notify_cancel()  # the caller may give up waiting, and the work is done all the same
         self._work.put((verb, log, future))
         return future
 

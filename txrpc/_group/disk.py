@@ -122,18 +122,19 @@ class DiskFile:
     def load(self) -> dict[str, Disk]:
         """Return all logs; raises `ConfigurationError` if the file is damaged."""
         try:
-            rows = self._connection.execute("SELECT log, promised, incarnation, votes, state FROM log").fetchall()
+            query = "SELECT log, promised, incarnation, votes, slot, position, state FROM log"
+            rows = self._connection.execute(query).fetchall()
             return {row[0]: self._disk(*row) for row in rows}
         except (sqlite3.Error, BadMessage, ValueError) as error:
             raise ConfigurationError(
                 f"the disk file {self.path} is damaged: {error}; move it away, and this node is given a new one by its peers"
             ) from None
 
-    def _disk(self, log: str, promised: int, incarnation: int, votes: int, state: bytes) -> Disk:
+    def _disk(
+        self, log: str, promised: int, incarnation: int, votes: int, slot: int, position: int, state: bytes
+    ) -> Disk:
         base = snapshot_from(peer_pb2.LogSnapshot.FromString(state))
-        base.slot, base.position = self._connection.execute(
-            "SELECT slot, position FROM log WHERE log = ?", (log,)
-        ).fetchone()
+        base.slot, base.position = slot, position
         query = "SELECT decision, done_ms FROM decision WHERE log = ? ORDER BY place"
         for data, done_ms in self._connection.execute(query, (log,)):
             decision = decision_from(peer_pb2.LogDecision.FromString(data))

@@ -5,7 +5,7 @@ How to think of it
     can be reached has heard of it: two that cannot reach each other, while a third reaches both, do not take each other over again
     and again.
 
-    They also tell how often each disk was written.  A disk that has been written less often than anyone remembers has come back
+    They also tell how often each disk was written.  A disk that was written less often than another member remembers has come back
     from a backup, and must not vote: it may have promised, and forgotten.
 
     A member counts its number up only while a quorum answers it.  One that reaches too few can decide nothing, and must be taken
@@ -18,6 +18,7 @@ import logging
 import threading
 import time
 from collections.abc import Sequence
+from concurrent.futures import Future
 from typing import Any, Final
 
 from txrpc._decision_log.port import LogError
@@ -54,7 +55,8 @@ class GroupHeartbeats:
             self._nodes[peer] = peer_pb2.NodeBeat(node=peer, incarnation=incarnation, saves=saves)
         self._kept: dict[str, tuple[int, int]] = {}
         self._keep_at = 0.0
-        self._distrusted: Any = None
+        self._distrusted: Future[None] | None = None
+        """The end of the last `LocalAcceptor.distrust`."""
         self._answered: dict[str, float] = {}
         self._asked: set[str] = set()
         """Peers with a question that has no answer yet."""
@@ -79,7 +81,7 @@ class GroupHeartbeats:
         enough = self._hear_enough()
         self._keep()
         if not enough:
-            raise LogError(f"too few members of the group answer: {self._peers.absent()}")
+            raise LogError(self._peers.too_few())
         self._beat += self._beat != LEFT
         return [
             NodeRow(each.node, epoch_from(each.epoch), each.holder or each.node, _shown(each), each.started_ms)
@@ -95,7 +97,7 @@ class GroupHeartbeats:
             self._news.wait(_WAIT_S)
 
     def withdraw(self, node: str) -> None:
-        """See `Heartbeats.withdraw`.  Who never joins is seen by nobody."""
+        """See `Heartbeats.withdraw`.  A member that never joins is not seen."""
 
     def close(self) -> None:
         """See `Heartbeats.close`.  The peers are the process's."""
@@ -199,7 +201,7 @@ class GroupHeartbeats:
 
 
 def _shown(beat: peer_pb2.NodeBeat) -> int:
-    """A node that nobody has heard of, since all began, has some time to be heard."""
+    """A node that has not been heard of since this process began has some time to show itself."""
     return beat.beat if beat.started_ms else _NEVER_HEARD
 
 

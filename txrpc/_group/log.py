@@ -11,7 +11,7 @@ from txrpc._group.names import SharedNames
 from txrpc._group.peers import Peers
 from txrpc._group.replica import Replica
 from txrpc._protocol.quorum.commands import Command, Forget, LogState, Record, Report
-from txrpc._protocol.records import Incident
+from txrpc._protocol.records import Incident, lineage
 from txrpc.ids import BranchId, Epoch, Xid
 
 __all__ = ["GroupLog"]
@@ -44,12 +44,10 @@ class GroupLog:
         self._replica = Replica(node, self._acceptor, self._peers)
         self._replica.open(nonce, holder or node, expect)
         state, epoch = self._state, self._replica.epoch
-        before = sorted((each, at) for each, at in state.epochs.items() if each != epoch)
-        ends = [*(at for _, at in before[1:]), state.epochs[epoch]]
         latest = max((each.decided_ms for each in state.decisions.values()), default=0)
         return Opened(
             epoch,
-            {each: end for (each, _), end in zip(before, ends, strict=False)},
+            lineage({each: at for each, at in state.epochs.items() if each != epoch}, state.position),
             tuple(self.pending()),
             state.forgotten_ms,
             max(state.forgotten_ms, latest),
@@ -70,9 +68,9 @@ class GroupLog:
         elif self._replica.wait(_RECORD_S):
             chosen = self._replica.propose(wanted, _RECORD_S)
         else:
-            raise NotRecorded(f"too few members of the group answer: {self._peers.absent()}")
+            raise NotRecorded(self._peers.too_few())
         if not chosen:
-            raise RecordUncertain(f"sent, and too few members of the group have answered: {self._peers.absent()}")
+            raise RecordUncertain(f"sent, and not answered: {self._peers.too_few()}")
         return self._state.position
 
     def done(self, xids: Iterable[Xid], now_ms: int) -> None:
@@ -127,4 +125,4 @@ class GroupLog:
 
     def _propose(self, command: Command) -> None:
         if not (self._replica.wait(_RECORD_S) and self._replica.propose(command, _RECORD_S)):
-            raise LogError(f"too few members of the group answer: {self._peers.absent()}")
+            raise LogError(self._peers.too_few())

@@ -24,17 +24,16 @@ _WAIT_S: Final = 3.0
 
 
 class SharedNames:
-    """What resource names mean, for all nodes of the group (rule 17): one more replicated log, which anyone may open.
+    """What resource names mean, for all nodes of the group (rule 17): one more replicated log, which any member may open.
 
     Thread-safe; may block.
     """
 
     def __init__(self, acceptor: LocalAcceptor, peers: Peers) -> None:
         self._acceptor = acceptor
+        self._peers = peers
         self._replica = Replica(SHARED, acceptor, peers)
-        self._holder = acceptor.name
         self._known: dict[str, str] = {}
-        self._open = False
         self._lock = threading.Lock()
 
     def read(self) -> dict[str, str]:
@@ -51,36 +50,27 @@ class SharedNames:
                 try:
                     return self._bind(Bind(first, rebound))
                 except Fenced:  # another member had something to say meanwhile
-                    self._open = False
                     if time.monotonic() > until:
                         raise LogError("the other members open the group's log all the time") from None
                     time.sleep(random.random() * 0.1)
                 except NoQuorum as error:
-                    self._open = False
                     raise LogError(str(error)) from None
 
     def tend(self) -> None:
-        """See `Replica.tend`.  Nobody need have this log open, so that a member whose disk is to be admitted opens it itself."""
-        with self._lock:
-            try:
-                if not self._open and not self._acceptor.votes(SHARED):
-                    self._open_it()
-                if self._open:
-                    self._replica.tend()
-            except Fenced:
-                self._open = False
-            except NoQuorum:
-                pass  # it is tried again
+        """See `Replica.tend`.  Perhaps no member has this log open: one whose disk is to be admitted opens it itself."""
+        with self._lock, contextlib.suppress(Fenced, NoQuorum):  # it is tried again
+            if not self._acceptor.votes(SHARED):
+                self._open()
+            if self._replica.is_open:
+                self._replica.tend()
 
     def _bind(self, command: Bind) -> dict[str, str]:
-        if not self._open:
-            self._open_it()
+        self._open()
         if not (self._replica.wait(_WAIT_S) and self._replica.propose(command, _WAIT_S)):
-            self._open = False
-            raise LogError("too few members of the group answer: what the resource names mean was not written")
+            raise LogError(f"what the resource names mean was not written: {self._peers.too_few()}")
         self._replica.tend()
         return dict(self._replica.state.names)
 
-    def _open_it(self) -> None:
-        self._replica.open(random.getrandbits(32), self._holder)
-        self._open = True
+    def _open(self) -> None:
+        if not self._replica.is_open:
+            self._replica.open(random.getrandbits(32), self._acceptor.name)

@@ -95,9 +95,10 @@ class Peers:
         message = peer_pb2.FoundRequest(group=self.label(), stage=stage)
         self._call(member, self._stubs[member].Found, message, answered)
 
-    def absent(self) -> str:
-        """Say who does not answer, and why."""
-        return "; ".join(f"{name}: {reason}" for name, reason in sorted(self.trouble.items()))
+    def too_few(self) -> str:
+        """Say that there is no quorum: which members do not answer, and why."""
+        absent = "; ".join(f"{name}: {reason}" for name, reason in sorted(self.trouble.items()))
+        return f"too few members of the group answer: {absent or 'none has answered yet'}"
 
     def close(self) -> None:
         """End all connections.  Idempotent."""

@@ -63,6 +63,11 @@ class Replica:
         assert self._proposer is not None
         return self._proposer.epoch
 
+    @property
+    def is_open(self) -> bool:
+        """Return whether it may propose: `open` has succeeded, and no later epoch is known."""
+        return self._proposer is not None and self._proposer.stage is Stage.OPEN
+
     def open(self, nonce: int, holder: str, expect: Epoch | None = None) -> None:
         """Open an epoch that is higher than all others.
 
@@ -79,7 +84,7 @@ class Replica:
             self._proposer = Proposer(epoch, self._peers.members.quorums, holder, known.copy(), expect)
             out = self._exchange(self._proposer.start(), lambda out: out.opened, until)
             if out is None:
-                raise NoQuorum(f"too few members of the group answer: {self._peers.absent() or 'none is there yet'}")
+                raise NoQuorum(self._peers.too_few())
             if out.opened:
                 self.tend()
                 return

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from txrpc._protocol.messages import FinishResult
 from txrpc.ids import BranchId, Epoch, ParticipantId, Xid
 
-__all__ = ["Decision", "Incident", "Opened", "PreparedBranch"]
+__all__ = ["Decision", "Incident", "Opened", "PreparedBranch", "lineage"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,3 +64,13 @@ class Opened:
     position: int = 0
     incidents: tuple[Incident, ...] = ()
     identities: Mapping[str, str] = field(default_factory=dict)
+
+
+def lineage(opened: Mapping[Epoch, int], position: int) -> dict[Epoch, int]:
+    """Return for each epoch the greatest position that it reached: that at which the next one was opened.
+
+    *opened*: at which position each of them was opened.  *position*: the last one's.
+    """
+    in_order = sorted(opened.items())
+    ends = [*(at for _, at in in_order[1:]), position]
+    return {epoch: end for (epoch, _), end in zip(in_order, ends, strict=False)}
