@@ -30,7 +30,9 @@ def why_not() -> str:
 
 
 def _run(*command: str, check: bool = True) -> None:
-    subprocess.run(command, check=check, capture_output=True, timeout=20)
+    done = subprocess.run(command, check=False, capture_output=True, text=True, timeout=20)
+    if check and done.returncode:
+        raise RuntimeError(f"{' '.join(command)} exits with {done.returncode}: {done.stderr.strip()}")
 
 
 class Node:
@@ -42,11 +44,11 @@ class Node:
         self.namespace = f"txrpc{os.getpid()}{name}"
         self.launch = ["ip", "netns", "exec", self.namespace]
         """Before a command: run it here."""
-        outside, inside = f"tx{net.number}o{number}", f"tx{net.number}i{number}"
+        self.outside, inside = f"tx{net.number}o{number}", f"tx{net.number}i{number}"
         _run("ip", "netns", "add", self.namespace)
-        _run("ip", "link", "add", outside, "type", "veth", "peer", "name", inside)
+        _run("ip", "link", "add", self.outside, "type", "veth", "peer", "name", inside)
         _run("ip", "link", "set", inside, "netns", self.namespace)
-        _run("ip", "link", "set", outside, "master", net.bridge, "up")
+        _run("ip", "link", "set", self.outside, "master", net.bridge, "up")
         self.inside("ip", "link", "set", inside, "name", "eth0", "up")
         self.inside("ip", "link", "set", "lo", "up")
         self.inside("ip", "address", "add", f"{self.address}/24", "dev", "eth0")
@@ -86,6 +88,8 @@ class Net:
         self, _type: type[BaseException] | None, _value: BaseException | None, _trace: TracebackType | None
     ) -> None:
         for node in self.nodes:
+            # First the link: with its namespace it goes some time later, and the next network would find its name taken.
+            _run("ip", "link", "delete", node.outside, check=False)
             _run("ip", "netns", "delete", node.namespace, check=False)
         _run("ip", "link", "delete", self.bridge, check=False)
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import subprocess
 import sys
 import threading
 import time
+import weakref
 from collections.abc import Iterator
 from typing import Any
 
@@ -135,6 +137,34 @@ def test_lost_sessions_leave_no_threads_behind(notes: Notes) -> None:
         notes.wait(lambda: len(notes.losses) >= 50)
         # Of the coordinator's pool, in this process: at most 16.
         assert threading.active_count() < threads + 30
+        face.dispose()
+
+
+@pytest.mark.parametrize("how", ["closed", "lost"])
+def test_a_call_that_is_over_is_deleted_at_once(notes: Notes, how: str) -> None:
+    """One that is left to the interpreter's last collection may wait there for ever: see `Session._forget_call`."""
+    calls: list[weakref.ref[Any]] = []
+
+    def keep(session: Any, message: m.Welcome) -> None:
+        calls.append(weakref.ref(session._call))
+        notes.on_welcome(session, message)
+
+    gc.collect()
+    gc.disable()
+    try:
+        with ScriptedCoordinator(listen) as coordinator:
+            face = Face("sync", coordinator.address, notes)
+            face.session._on_welcome = keep
+            face.start()
+            face.wait_connected()
+            if how == "closed":
+                face.close()
+        if how == "lost":
+            notes.wait(lambda: notes.losses)
+            face.close()
+        assert [call() for call in calls] == [None]
+    finally:
+        gc.enable()
         face.dispose()
 
 
