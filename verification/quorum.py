@@ -2,6 +2,9 @@
 
 Epochs never end by themselves: one that was superseded goes on proposing and answering from its memory.  What each of them would
 tell a client is kept, and no two may contradict each other (design, rules 1, 3, 5 and 7).
+
+The acceptors may change: views are decided one after the other, as by the log that all members share, the next one when this log
+has moved to the one before; and each epoch hears of them at some time, from an acceptor at the latest.
 """
 
 from __future__ import annotations
@@ -12,7 +15,8 @@ from dataclasses import dataclass, field
 
 from txrpc._protocol.quorum.acceptor import Answer, Disk, Question, answer
 from txrpc._protocol.quorum.commands import Admit, Forget, Record
-from txrpc._protocol.quorum.proposer import Proposer, ProposerOutput, Quorums, Stage
+from txrpc._protocol.quorum.proposer import Proposer, ProposerOutput, Stage
+from txrpc._protocol.quorum.views import Quorums
 from txrpc._protocol.records import Decision
 from txrpc.ids import Epoch, Xid
 
@@ -30,6 +34,7 @@ class Shape:
     records: int = 6
     lost_disks: int = 1
     steps: int = 400
+    views: int = 1
 
     @classmethod
     def of(cls, seed: int) -> Shape:
@@ -44,6 +49,13 @@ class Shape:
         lost = dice.choice((0, 1)) if writes > 1 and max(reads, writes) < acceptors else 0
         return cls(acceptors, reads, writes, dice.randint(2, 5), dice.randint(1, 8), lost)
 
+    @classmethod
+    def changing(cls, seed: int) -> Shape:
+        """A shape for *seed* in which members come and go."""
+        dice = random.Random(f"changing {seed}")
+        acceptors, lost = dice.choice((2, 3, 3, 4)), dice.choice((0, 0, 1))
+        return cls(acceptors, 0, 0, dice.randint(4, 10), 40, lost, dice.choice((500, 900)), dice.randint(2, 9))
+
 
 @dataclass
 class QuorumWorld:
@@ -55,7 +67,8 @@ class QuorumWorld:
     def __post_init__(self) -> None:
         self.dice = random.Random(self.seed)
         names = tuple(f"a{number}" for number in range(self.shape.acceptors))
-        self.quorums = Quorums(names, self.shape.reads, self.shape.writes)
+        majority = len(names) // 2 + 1
+        self.views = [Quorums(names, self.shape.reads or majority, self.shape.writes or majority)]
         self.disks = {name: Disk(name) for name in names}
         self.epochs: list[Proposer] = []
         self.told: dict[Xid, bool] = {}
@@ -68,6 +81,11 @@ class QuorumWorld:
         self.backups: dict[str, Disk] = {}
         self.records = 0
         self.chosen = 0
+
+    @property
+    def quorums(self) -> Quorums:
+        """Those of the latest view."""
+        return self.views[-1]
 
     # ------------------------------------------------------------------------------------------------------ what happens
 
@@ -84,7 +102,7 @@ class QuorumWorld:
             while self.in_flight:
                 self._deliver(0)
             self._admit(last)
-            if last.stage is Stage.OPEN and last.idle and all(disk.votes for disk in self.disks.values()):
+            if last.idle and all(self.disks[name].votes for name in self.quorums.acceptors):
                 break
         assert last.stage is Stage.OPEN, (
             f"seed {self.seed}: nothing stands in the way, and epoch {last.epoch} does not open"
@@ -103,8 +121,10 @@ class QuorumWorld:
             self._open()
         elif what < 0.675:
             self._back_up()
-        elif what < 0.70 and self.lost_disks < self.shape.lost_disks:
+        elif what < 0.70 and self.lost_disks < self.shape.lost_disks and self._may_lose():
             self._lose_disk()
+        elif what < 0.76 and len(self.views) < self.shape.views:
+            self._change_view()
         else:
             self._work(self.dice.choice(self.epochs))
 
@@ -112,7 +132,10 @@ class QuorumWorld:
         number = max((each.epoch.number for each in self.epochs), default=0) + 1
         own = self.disks[self.dice.choice(sorted(self.disks))].base
         known = own.copy() if self.dice.random() < 0.3 else None
-        proposer = Proposer(Epoch.make(number, self.dice.getrandbits(16)), self.quorums, known=known)
+        # A member that has been away has not heard of the latest views.
+        late = self.in_flight and self.dice.random() < 0.6
+        quorums = self.dice.choice(self.views) if late else self.quorums
+        proposer = Proposer(Epoch.make(number, self.dice.getrandbits(16)), quorums, known=known)
         self.epochs.append(proposer)
         self._apply(proposer, proposer.start())
         return proposer
@@ -135,6 +158,8 @@ class QuorumWorld:
             self._admit(proposer)
         elif what < 0.82:
             self._apply(proposer, proposer.learn())
+        elif what < 0.88:
+            self._apply(proposer, proposer.move(self.quorums))
         elif self.owners:
             self._ask(proposer, self.dice.choice(sorted(self.owners)))
 
@@ -144,16 +169,55 @@ class QuorumWorld:
         if self.dice.random() < 0.6:
             self.cut |= {(proposer.epoch, name) for name in self.disks if self.dice.random() < 0.5}
 
+    def _change_view(self) -> None:
+        """The next view is decided: one member more or less."""
+        now = self.quorums
+        outside = [f"a{number}" for number in range(6) if f"a{number}" not in now.acceptors]
+        # Mostly in one direction: after some changes nobody is left of those who were there at first.
+        onwards = self.dice.random() < 0.7
+        if outside and (len(now.acceptors) == 1 or self.dice.random() < 0.45):
+            fresh = [name for name in outside if name not in self.disks]
+            acceptors = tuple(sorted((*now.acceptors, fresh[0] if fresh and onwards else self.dice.choice(outside))))
+        else:
+            gone = now.acceptors[0] if onwards else self.dice.choice(now.acceptors)
+            acceptors = tuple(name for name in now.acceptors if name != gone)
+        number = len(acceptors)
+        writes = self.dice.randint(1, number) if self.dice.random() < 0.3 else number // 2 + 1
+        reads = self.dice.randint(number - writes + 1, number) if self.dice.random() < 0.3 else number // 2 + 1
+        if reads + writes <= number:
+            return
+        following = Quorums(acceptors, reads, writes, now.view + 1)
+        if self._may_follow(now, following):
+            self.views.append(following)
+            for name in set(acceptors) - set(now.acceptors):
+                incarnation = 2 + self.dice.getrandbits(30)
+                # One that was a member before brings its old disk, which is distrusted, or an empty one.
+                old = self.disks.get(name) if self.dice.random() < 0.5 else None
+                self.disks[name] = old or Disk(name)
+                self.disks[name].incarnation, self.disks[name].votes = incarnation, False
+
+    def _may_follow(self, now: Quorums, following: Quorums) -> bool:
+        voting = [name for name in now.acceptors if name in following.acceptors and self.disks[name].votes]
+        moved = any(each.state.moved >= now.view for each in self.epochs)
+        return moved and now.meets(following) and len(voting) >= max(following.reads, following.writes)
+
     def _back_up(self) -> None:
         """What a disk holds now may come back later."""
         name = self.dice.choice(sorted(self.disks))
         self.backups[name] = copy.deepcopy(self.disks[name])
 
+    def _may_lose(self) -> bool:
+        """Else no quorum of others would be there to let a new disk in."""
+        now = self.quorums
+        whole = all(self.disks[name].votes for name in now.acceptors)
+        return whole and max(now.reads, now.writes) < len(now.acceptors)
+
     def _lose_disk(self) -> None:
         """An empty disk takes the place of one, or an older one that is known to be that."""
         # Mostly one that knows what others may not.
-        telling = [name for name, disk in self.disks.items() if disk.slots and disk.votes]
-        name = self.dice.choice(telling if telling and self.dice.random() < 0.8 else sorted(self.disks))
+        members = self.quorums.acceptors
+        telling = [name for name in members if self.disks[name].slots and self.disks[name].votes]
+        name = self.dice.choice(telling if telling and self.dice.random() < 0.8 else members)
         self.lost_disks += 1
         incarnation = self.disks[name].incarnation + 1
         self.disks[name] = self.backups.pop(name, Disk(name))
@@ -179,6 +243,8 @@ class QuorumWorld:
 
     def _apply(self, proposer: Proposer, out: ProposerOutput) -> None:
         self.in_flight += [(proposer, name, question) for name, question in out.send]
+        if out.outdated:
+            self._apply(proposer, proposer.move(self.views[out.outdated - 1]))
         if isinstance(out.chosen, Record):
             self.chosen += 1
             for decision in out.chosen.decisions:

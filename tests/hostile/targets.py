@@ -9,6 +9,7 @@ from google.protobuf.message import DecodeError
 
 from tests.hostile.core import core
 from txrpc._decision_log.schema import pack, unpack
+from txrpc._protocol.quorum.views import View
 from txrpc._wire.codec import (
     decode_coordinator_batch,
     decode_process_batch,
@@ -107,7 +108,7 @@ def peer_answer(data: bytes) -> None:
         answer = answer_from("c2", Epoch(5), peer_pb2.PeerAnswer.FromString(data))
     except (BadMessage, DecodeError):
         return
-    assert answer_from("c2", Epoch(5), answer_to(answer)) == answer
+    assert answer_from("c2", Epoch(5), answer_to(answer, View(1, {"c1": "h:1"}, 1, 1))) == answer
 
 
 TARGETS: dict[str, Target] = {

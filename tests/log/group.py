@@ -5,14 +5,15 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import grpc
 
 from txrpc._group.member import GroupMember
-from txrpc._group.members import Members
+from txrpc._group.members import founders
+from txrpc._protocol.quorum.views import View
 from txrpc._wire.v1 import peer_pb2_grpc
 from txrpc.testing.processes import free_port
 
@@ -23,8 +24,12 @@ class RunningGroup:
     def __init__(self, folder: Path, size: int = 3, reads: int = 0, writes: int = 0) -> None:
         names = [f"c{number + 1}" for number in range(size)]
         text = ",".join(f"{name}=127.0.0.1:{free_port()}" for name in names)
-        self.members = Members.parse(text, reads, writes)
+        self.members = founders(text, reads, writes)
+        self.addresses = dict(self.members.addresses)
         self.running: dict[str, GroupMember] = {}
+        self.joining: dict[str, Future[bool]] = {}
+        self._pool = ThreadPoolExecutor(8)
+        self._closed = threading.Event()
         self._folder = folder
         self._servers: dict[str, Any] = {}
         self._loop = asyncio.new_event_loop()
@@ -38,17 +43,36 @@ class RunningGroup:
         """Start these members, or all, and wait until they have joined; whether each has."""
         starting = names or self.members.names
         for name in starting:
-            member = GroupMember("bank", name, self.members, str(self.path(name)))
-            self.running[name] = member
-            self._servers[name] = self._run(self._serve, name, member)
+            self._start(name, self.members)
         with ThreadPoolExecutor(len(starting)) as pool:
             return list(pool.map(lambda name: self.running[name].join(timeout_s), starting))
+
+    def newcomer(self, name: str, *, waits: bool = True) -> str:
+        """Start one that is no member yet; it waits to become one.  Returns its address."""
+        self.addresses[name] = f"127.0.0.1:{free_port()}"
+        text = ",".join(f"{name}={address}" for name, address in self.addresses.items())
+        self._start(name, founders(text))
+        if waits:
+            self.joining[name] = self.joins(name)
+        return self.addresses[name]
+
+    def joins(self, name: str) -> Future[bool]:
+        """Let it try to join until it has, or the group is closed."""
+        member = self.running[name]
+        return self._pool.submit(lambda: any(member.join(0.5) for _ in iter(self._closed.is_set, True)))
+
+    def _start(self, name: str, view: View) -> None:
+        member = GroupMember("bank", name, view, str(self.path(name)))
+        self.running[name] = member
+        self._servers[name] = self._run(self._serve, name, member)
 
     def stop(self, name: str) -> None:
         self._run(self._servers.pop(name).stop, None)
         self.running.pop(name).close()
 
     def close(self) -> None:
+        self._closed.set()
+        self._pool.shutdown()
         for name in list(self.running):
             self.stop(name)
         self._loop.call_soon_threadsafe(self._loop.stop)
@@ -58,7 +82,7 @@ class RunningGroup:
     async def _serve(self, name: str, member: GroupMember) -> Any:
         server = grpc.aio.server(options=[("grpc.so_reuseport", 0), ("grpc.max_receive_message_length", -1)])
         peer_pb2_grpc.add_PeerServicer_to_server(member.service(), server)
-        server.add_insecure_port(self.members.addresses[name])
+        server.add_insecure_port(self.addresses[name])
         await server.start()
         return server
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import shutil
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +18,10 @@ from tests.waiting import eventually
 from txrpc._decision_log.port import DecisionLog, LogError, NotRecorded, RecordUncertain
 from txrpc._group.disk import FOUNDING, MEMBER, DiskFile, Standing
 from txrpc._group.founding import answer, conclude
-from txrpc._group.members import Members
+from txrpc._group.members import founders, tolerance
 from txrpc._group.replica import NoQuorum
 from txrpc._protocol.takeover import LEFT
+from txrpc._wire.commands import view_to
 from txrpc._wire.v1 import peer_pb2, peer_pb2_grpc
 from txrpc.errors import ConfigurationError, Fenced
 from txrpc.ids import Epoch
@@ -272,7 +274,9 @@ def test_a_member_that_reaches_too_few_to_be_sure_of_its_disk_answers_nothing(gr
         group.stop(name)
     assert group.start("c2", timeout_s=0.5) == [False]
     with grpc.insecure_channel(group.members.addresses["c2"]) as channel:
-        question = peer_pb2.PeerQuestion(group=label(group, "c1"), log="c1", epoch=5, prepare=peer_pb2.PrepareSlot())
+        question = peer_pb2.PeerQuestion(
+            group=label(group, "c1"), log="c1", epoch=5, view=1, prepare=peer_pb2.PrepareSlot()
+        )
         with pytest.raises(grpc.RpcError) as raised:
             peer_pb2_grpc.PeerStub(channel).Ask(question)
     assert raised.value.code() is grpc.StatusCode.UNAVAILABLE
@@ -295,7 +299,9 @@ def test_an_empty_disk_of_the_first_member_founds_no_second_group(group: Running
 def test_a_group_begins_when_all_members_are_there(group: RunningGroup) -> None:
     assert group.start("c1", "c2", timeout_s=1.0) == [False, False]
     stub = peer_pb2_grpc.PeerStub(grpc.insecure_channel(group.members.addresses["c1"]))
-    question = peer_pb2.PeerQuestion(group=label(group, "c2"), log="c1", epoch=5, prepare=peer_pb2.PrepareSlot())
+    question = peer_pb2.PeerQuestion(
+        group=label(group, "c2"), log="c1", epoch=5, view=1, prepare=peer_pb2.PrepareSlot()
+    )
     with pytest.raises(grpc.RpcError) as raised:
         stub.Ask(question)
     assert "no member of the group yet" in str(raised.value)
@@ -415,16 +421,18 @@ def test_a_disk_that_comes_too_late_for_the_founding_is_a_new_incarnation() -> N
 
 
 def label(group: RunningGroup, sender: str, changes: dict[str, Any] | None = None) -> peer_pb2.PeerGroup:
-    fields = {"name": "bank", "members": ",".join(group.members.names), "reads": 2, "writes": 2, "sender": sender}
-    return peer_pb2.PeerGroup(**{**fields, **(changes or {})})
+    changes = dict(changes or {})
+    view = view_to(replace(group.members, **changes.pop("view", {})))
+    group_id = next(iter(group.running.values()))._acceptor.standing.group_id
+    return peer_pb2.PeerGroup(**{"name": "bank", "id": group_id, "sender": sender, "view": view, **changes})
 
 
 @pytest.mark.parametrize(
     ("changes", "says"),
     [
         ({"name": "shop"}, "a member of group 'bank', not of 'shop'"),
-        ({"members": "c1,c2"}, "the members are c1,c2,c3 here, and c1,c2 there"),
-        ({"writes": 3}, "the quorums are 2 and 2 here, and 2 and 3 there"),
+        ({"view": {"addresses": {"c1": "h:1", "c2": "h:2"}}}, "the members are c1,c2,c3 here, and c1,c2 there"),
+        ({"view": {"writes": 3}}, "the quorums are 2 and 2 here, and 2 and 3 there"),
         ({"id": 12345}, "another group of the same name"),
         ({"sender": "c1"}, "this is you"),
         ({"sender": "c9"}, "'c9' is none of the other members"),
@@ -438,7 +446,9 @@ def test_a_peer_with_another_idea_of_the_group_gets_no_answer(
         stub = peer_pb2_grpc.PeerStub(channel)
         asked = label(group, "c2", changes)
         for call in (
-            lambda: stub.Ask(peer_pb2.PeerQuestion(group=asked, log="c1", epoch=5, prepare=peer_pb2.PrepareSlot())),
+            lambda: stub.Ask(
+                peer_pb2.PeerQuestion(group=asked, log="c1", epoch=5, view=1, prepare=peer_pb2.PrepareSlot())
+            ),
             lambda: stub.Beat(peer_pb2.PeerBeat(group=asked)),
             lambda: stub.Found(peer_pb2.FoundRequest(group=asked)),
         ):
@@ -455,10 +465,11 @@ def test_garbage_gets_no_answer(group: RunningGroup) -> None:
         mine = label(group, "c2")
         prepare = peer_pb2.PrepareSlot()
         for question in (
-            peer_pb2.PeerQuestion(group=mine, log="c1", epoch=5),
-            peer_pb2.PeerQuestion(group=mine, log="c 1", epoch=5, prepare=prepare),
-            peer_pb2.PeerQuestion(group=mine, log="c1", epoch=1 << 63, prepare=prepare),
-            peer_pb2.PeerQuestion(group=mine, log="c1", epoch=5, accept=peer_pb2.AcceptSlot(slot=1)),
+            peer_pb2.PeerQuestion(group=mine, log="c1", epoch=5, view=1),
+            peer_pb2.PeerQuestion(group=mine, log="c1", epoch=5, prepare=prepare),
+            peer_pb2.PeerQuestion(group=mine, log="c 1", epoch=5, view=1, prepare=prepare),
+            peer_pb2.PeerQuestion(group=mine, log="c1", epoch=1 << 63, view=1, prepare=prepare),
+            peer_pb2.PeerQuestion(group=mine, log="c1", epoch=5, view=1, accept=peer_pb2.AcceptSlot(slot=1)),
         ):
             with pytest.raises(grpc.RpcError) as raised:
                 stub.Ask(question)
@@ -571,7 +582,7 @@ def test_one_that_reaches_too_few_does_not_show_that_it_lives(group: RunningGrou
 )
 def test_a_list_of_members_that_makes_no_sense_is_refused(text: str, says: str) -> None:
     with pytest.raises(ConfigurationError, match=says):
-        Members.parse(text)
+        founders(text)
 
 
 @pytest.mark.parametrize(
@@ -586,12 +597,12 @@ def test_a_list_of_members_that_makes_no_sense_is_refused(text: str, says: str) 
 )
 def test_what_a_group_survives_is_said_in_words(size: int, reads: int, writes: int, says: str) -> None:
     text = ",".join(f"c{number}=host:{number + 1}" for number in range(size))
-    assert says.replace("any 1 members", "1 member") in Members.parse(text, reads, writes).tolerance()
+    assert says.replace("any 1 members", "1 member") in tolerance(founders(text, reads, writes))
 
 
 def test_quorums_that_may_miss_each_other_are_refused() -> None:
     with pytest.raises(ConfigurationError, match="more than 3"):
-        Members.parse("c1=a:1,c2=a:2,c3=a:3", 1, 2)
+        founders("c1=a:1,c2=a:2,c3=a:3", 1, 2)
 
 
 def test_a_takeover_expects_an_epoch_and_disturbs_no_later_one(group: RunningGroup) -> None:

@@ -14,7 +14,8 @@ from txrpc._protocol.messages import FinishResult
 from txrpc._protocol.quorum import acceptor, proposer
 from txrpc._protocol.quorum.acceptor import Accept, Accepted, Disk, Install, Prepare, Promise, Refused, Slot, answer
 from txrpc._protocol.quorum.commands import Admit, Bind, Filler, Forget, LogState, Marker, Record, Report
-from txrpc._protocol.quorum.proposer import Proposer, Quorums, Stage
+from txrpc._protocol.quorum.proposer import Proposer, Stage
+from txrpc._protocol.quorum.views import Quorums
 from txrpc._protocol.records import Decision, Incident
 from txrpc.errors import ConfigurationError
 from txrpc.ids import BranchId, Epoch, Xid

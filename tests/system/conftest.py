@@ -19,9 +19,14 @@ def make_world(servers: dict[str, Server], tmp_path: Path) -> Iterator[Callable[
     worlds: list[World] = []
 
     def make(
-        options: list[str] | None = None, nodes: int = 1, log: str = "", group: int = 0, **failpoints: str
+        options: list[str] | None = None,
+        nodes: int = 1,
+        log: str = "",
+        group: int = 0,
+        spare: int = 0,
+        **failpoints: str,
     ) -> World:
-        world = World(tmp_path, servers, next(_numbers), options or [], nodes=nodes, log=log, group=group)
+        world = World(tmp_path, servers, next(_numbers), options or [], nodes=nodes, log=log, group=group, spare=spare)
         worlds.append(world)
         world.start(**failpoints)
         return world

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
@@ -60,10 +60,11 @@ class World:
         nodes: int = 1,
         log: str = "",
         group: int = 0,
+        spare: int = 0,
     ) -> None:
         """*nodes*: coordinators, all on one log, which is *log* or a file of the first one's.
 
-        *group*: or as many, each with a disk of its own.
+        *group*: or as many, each with a disk of its own; and as many *spare* addresses of members that may be added.
         """
         self.folder = folder
         self.places = places or {}
@@ -71,30 +72,42 @@ class World:
         self.databases = {name: f"bank{number}{name[-1]}" for name in servers}
         self.coordinators: list[CoordinatorProcess] = []
         self.group = group
-        listeners = {node: (self._host(node), free_port()) for node in [f"c{n + 1}" for n in range(group or nodes)]}
-        if group:
-            members = ",".join(f"{node}={host}:{port}" for node, (host, port) in listeners.items())
-            options = ["--members", members, *options]
-        for node, (host, port) in listeners.items():
-            place = self.places.get(node)
-            one = CoordinatorProcess(
-                folder,
-                log=f"sqlite:///{folder / node}.db" if group else log,
-                node=node,
-                options=["--ack-wait-s", "15", *options],
-                host=host,
-                port=port,
-                launch=place.launch if place else (),
-            )
-            self.coordinators.append(one)
+        count = (group or nodes) + spare
+        self._ports = {node: (self._host(node), free_port()) for node in [f"c{n + 1}" for n in range(count)]}
+        self._options = options
+        for node in list(self._ports)[: group or nodes]:
+            members = list(self._ports)[:group]
+            self.coordinators.append(self._coordinator(node, log, members))
         self.coordinator = self.coordinators[0]
-        self.addresses = ",".join(one.address for one in self.coordinators)
+        self.addresses = ",".join(f"{host}:{port}" for host, port in self._ports.values())
         self.urls = {name: server.create_database(self.databases[name]) for name, server in servers.items()}
         self.services = {name: Service(self, name, url) for name, url in self.urls.items()}
 
     def _host(self, node: str) -> str:
         place = self.places.get(node)
         return place.address if place else "127.0.0.1"
+
+    def _coordinator(self, node: str, log: str, members: Sequence[str]) -> CoordinatorProcess:
+        named = ",".join(f"{name}={self._ports[name][0]}:{self._ports[name][1]}" for name in members)
+        host, port = self._ports[node]
+        place = self.places.get(node)
+        return CoordinatorProcess(
+            self.folder,
+            log=f"sqlite:///{self.folder / node}.db" if members else log,
+            node=node,
+            options=["--ack-wait-s", "15", *(["--members", named] if members else []), *self._options],
+            host=host,
+            port=port,
+            launch=place.launch if place else (),
+        )
+
+    def newcomer(self, node: str) -> CoordinatorProcess:
+        """Start one of the spare members, which waits until it is added."""
+        members = [each.name for each in self.coordinators if each.running]
+        one = self._coordinator(node, "", [*members, node])
+        self.coordinators.append(one)
+        one.launch()
+        return one
 
     def start(self, **failpoints: str) -> None:
         """Start everything; *failpoints* by process name, with _ for -."""

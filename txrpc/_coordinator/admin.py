@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
@@ -12,6 +13,10 @@ from txrpc._coordinator.driver import CoordinatorDriver
 from txrpc._coordinator.host import Host
 from txrpc._coordinator.in_doubt import in_doubt
 from txrpc._coordinator.service import ServerContext, SessionService
+from txrpc._decision_log.port import LogError
+from txrpc._group.changes import Change
+from txrpc._group.member import GroupMember
+from txrpc._group.members import parse_members, tolerance
 from txrpc._protocol.coordinator.events import Close, Rebind
 from txrpc._protocol.coordinator.rows import BranchRow, State, TransactionRow
 from txrpc._protocol.coordinator.sessions import SessionEntry
@@ -20,7 +25,7 @@ from txrpc._protocol.messages import Vote
 from txrpc._protocol.records import Incident
 from txrpc._wire.checks import branch_id, name_from, owner_to, text_from, text_to, xid_from
 from txrpc._wire.v1 import admin_pb2, admin_pb2_grpc, session_pb2
-from txrpc.errors import BadMessage
+from txrpc.errors import BadMessage, ConfigurationError
 from txrpc.ids import RESOURCE_MAX
 
 __all__ = ["AdminService", "library_version"]
@@ -40,8 +45,9 @@ def library_version() -> str:
 class AdminService(admin_pb2_grpc.AdminServicer):
     """See `protos/txrpc/v1/admin.proto`."""
 
-    def __init__(self, host: Host, sessions: SessionService, group: str) -> None:
+    def __init__(self, host: Host, sessions: SessionService, group: str, member: GroupMember | None = None) -> None:
         self._host = host
+        self._member = member
         self._sessions = sessions
         self._group = group
 
@@ -52,7 +58,10 @@ class AdminService(admin_pb2_grpc.AdminServicer):
         reply = self._status(self._host.home, limit)
         reply.taken_over.extend(self._status(guest, limit) for guest in self._host.guests.values())
         for row, lives, leads in self._host.view():
-            reply.nodes.append(admin_pb2.NodeStatus(node=row.node, lives=lives, holder=row.holder, leads=leads))
+            node = admin_pb2.NodeStatus(node=row.node, lives=lives, holder=row.holder, leads=leads, epoch=row.epoch)
+            reply.nodes.append(node)
+        if self._member is not None:
+            reply.view.CopyFrom(_group_status(self._member))
         return reply
 
     async def _check_open(self, context: ServerContext) -> None:
@@ -121,6 +130,47 @@ class AdminService(admin_pb2_grpc.AdminServicer):
         for driver in self._host.drivers:
             driver.step(Rebind(name, text_from(request.identity)))
         return admin_pb2.RebindReply(before=before)
+
+    async def Group(self, request: admin_pb2.GroupRequest, context: ServerContext) -> admin_pb2.GroupStatus:
+        """Who the members of the group are."""
+        return _group_status(await self._check_member(context))
+
+    async def ChangeGroup(self, request: admin_pb2.ChangeGroupRequest, context: ServerContext) -> admin_pb2.GroupStatus:
+        """Members come or go."""
+        member = await self._check_member(context)
+        try:
+            come = {}
+            if request.come:
+                come = parse_members(",".join(f"{name}={address}" for name, address in request.come.items()))
+            change = Change(come, tuple(request.go), request.reads, request.writes)
+            # It ends whether or not the one that asks waits: half of it is not a state to leave the group in.
+            await asyncio.shield(asyncio.to_thread(member.changes.make, change))
+        except ConfigurationError as error:
+            await context.abort(grpc.StatusCode.FAILED_PRECONDITION, str(error))
+        except LogError as error:
+            await context.abort(grpc.StatusCode.UNAVAILABLE, str(error))
+        return _group_status(member)
+
+    async def _check_member(self, context: ServerContext) -> GroupMember:
+        if self._member is None:
+            await context.abort(
+                grpc.StatusCode.FAILED_PRECONDITION, "this coordinator has no --members: it is of no group"
+            )
+            raise AssertionError
+        return self._member
+
+
+def _group_status(member: GroupMember) -> admin_pb2.GroupStatus:
+    view = member.view
+    return admin_pb2.GroupStatus(
+        number=view.number,
+        addresses=view.addresses,
+        reads=view.reads,
+        writes=view.writes,
+        former=sorted(view.former),
+        tolerance=tolerance(view),
+        trouble={name: text_to(why) for name, why in member.trouble().items()},
+    )
 
 
 def _session(entry: SessionEntry, peers: Mapping[int, str], now_ms: int) -> admin_pb2.SessionStatus:

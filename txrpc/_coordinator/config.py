@@ -14,8 +14,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from txrpc._group.members import Members
+from txrpc._group.members import founders
 from txrpc._protocol.coordinator.events import Limits
+from txrpc._protocol.quorum.views import View
 from txrpc.errors import ConfigurationError, InvalidName
 from txrpc.ids import GROUP_MAX, NODE_MAX, check_name
 
@@ -107,9 +108,9 @@ class CoordinatorConfig:
                 "a group with TLS needs tls_certificate, tls_key and tls_peer_ca, and else none of them"
             )
 
-    def group_members(self) -> Members:
+    def group_members(self) -> View:
         """`members` and the quorums."""
-        return Members.parse(self.members, self.read_quorum, self.write_quorum)
+        return founders(self.members, self.read_quorum, self.write_quorum)
 
     def disk_file(self) -> str:
         """The file that is this member's disk."""

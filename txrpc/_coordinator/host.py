@@ -15,6 +15,7 @@ How to think of it
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import time
 from collections.abc import Callable, Coroutine, Sequence
@@ -36,6 +37,7 @@ _BEAT_S = 0.25
 """Between two heartbeats.  All nodes have the same, whatever their `takeover_s`: each must be heard by all."""
 _RETRY_S = 0.5
 _PAUSE_MS = 2_000
+_HEARSAY_MS = 5_000
 
 
 class Listener(Protocol):
@@ -109,8 +111,9 @@ class Host:
                 if not isinstance(error, Fenced):
                     return error
                 if not await self._was_taken_over(stop):
-                    if not stop.is_set():
-                        logger.critical("another process has this node's name", extra={"node": self._config.node})
+                    if stop.is_set():
+                        return None
+                    logger.critical("another process has this node's name", extra={"node": self._config.node})
                     return error
                 if not await self._come_back(stop):
                     return None
@@ -157,13 +160,15 @@ class Host:
 
     async def _was_taken_over(self, stop: asyncio.Event) -> bool:
         """Whether another node holds this one, and not a process of the same name."""
+        until_ms = self.home.now_ms() + _HEARSAY_MS
         while self._heartbeats is not None and not stop.is_set():
-            try:
+            with contextlib.suppress(LogError):
                 rows = await self._run(self._heartbeats.beat)
-            except LogError:
-                await asyncio.sleep(_RETRY_S)
-            else:
-                return any(row.node == self._config.node and row.holder != row.node for row in rows)
+                own = [row for row in rows if row.node == self._config.node]
+                # In a group it is heard of the epoch that fences, and only then who holds it.
+                if any(row.epoch > self.home.owner.epoch for row in own) or self.home.now_ms() > until_ms:
+                    return any(row.holder != row.node for row in own)
+            await asyncio.sleep(_BEAT_S)
         return False
 
     async def _come_back(self, stop: asyncio.Event) -> bool:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import signal
 from collections.abc import Callable
@@ -24,11 +23,22 @@ from txrpc._group.replica import NoQuorum
 from txrpc._wire.v1 import admin_pb2, admin_pb2_grpc, peer_pb2_grpc, session_pb2, session_pb2_grpc
 from txrpc.errors import ConfigurationError, Fenced, LogBehind, TxrpcError
 
-__all__ = ["BEHIND", "EXIT_CODES", "FAILED", "FENCED", "LOG_CLOSED", "MISCONFIGURED", "NO_ADDRESS", "run", "serve"]
+__all__ = [
+    "BEHIND",
+    "EXIT_CODES",
+    "FAILED",
+    "FENCED",
+    "LOG_CLOSED",
+    "MISCONFIGURED",
+    "NO_ADDRESS",
+    "REMOVED",
+    "run",
+    "serve",
+]
 
 logger = logging.getLogger("txrpc.coordinator")
 
-FAILED, MISCONFIGURED, LOG_CLOSED, FENCED, NO_ADDRESS, BEHIND = 1, 2, 3, 4, 5, 6
+FAILED, MISCONFIGURED, LOG_CLOSED, FENCED, NO_ADDRESS, BEHIND, REMOVED = 1, 2, 3, 4, 5, 6, 7
 EXIT_CODES: Final = {
     0: "told to stop",
     FAILED: "a mistake in txrpc: its log line has the details",
@@ -37,6 +47,7 @@ EXIT_CODES: Final = {
     FENCED: "fenced: a later coordinator has opened the log",
     NO_ADDRESS: "cannot listen on the address",
     BEHIND: "the log has lost decisions: see docs/operating.md before starting again",
+    REMOVED: "removed from the group",
 }
 
 _HEALTH_S = 0.5
@@ -78,11 +89,11 @@ async def serve(
     logger.info("listening", extra={**fields, "version": library_version()})
     if tls is None and not config.listen.startswith(_LOOPBACK):
         logger.warning("no TLS: any process that reaches this address can end transactions", extra={"address": address})
-    watch = loop.create_task(_watch_health(host, health_service))
+    watches = [loop.create_task(_watch_health(host, health_service)), loop.create_task(_watch_group(member, stop))]
     code = _code_of(await host.until_over(stop))
-    watch.cancel()
-    with contextlib.suppress(asyncio.CancelledError):
-        await watch
+    for watch in watches:
+        watch.cancel()
+    await asyncio.gather(*watches, return_exceptions=True)
     await health_service.enter_graceful_shutdown()
     if code == 0:
         logger.info("shutting down", extra={"deciding": sum(each.core.deciding for each in host.drivers)})
@@ -91,7 +102,7 @@ async def serve(
     await host.stop()
     state = host.home.core.state
     logger.info("stopped", extra={"committed": state.committed, "aborted": state.aborted})
-    return code
+    return REMOVED if code == 0 and member is not None and member.was_removed else code
 
 
 async def _start(server: grpc.aio.Server, host: Host, member: GroupMember | None, stop: asyncio.Event) -> bool:
@@ -155,7 +166,7 @@ def _server(config: CoordinatorConfig, host: Host, member: GroupMember | None) -
     session_pb2_grpc.add_CoordinatorServicer_to_server(sessions, server)
     if member is not None:
         peer_pb2_grpc.add_PeerServicer_to_server(member.service(), server)
-    admin_pb2_grpc.add_AdminServicer_to_server(AdminService(host, sessions, config.group), server)
+    admin_pb2_grpc.add_AdminServicer_to_server(AdminService(host, sessions, config.group, member), server)
     health_service: Any = health.aio.HealthServicer()  # type: ignore[attr-defined]
     health_pb2_grpc.add_HealthServicer_to_server(health_service, server)
     names = [
@@ -192,6 +203,15 @@ async def _watch_health(host: Host, service: Any) -> None:
                 await service.set(name, now)
             shown = now
         await asyncio.sleep(_HEALTH_S)
+
+
+async def _watch_group(member: GroupMember | None, stop: asyncio.Event) -> None:
+    """Stop when this node is no member any more."""
+    while member is not None and not member.was_removed:
+        await asyncio.sleep(_HEALTH_S)
+    if member is not None:
+        logger.warning("removed from the group", extra={"members": ",".join(member.view.names)})
+        stop.set()
 
 
 def run(config: CoordinatorConfig) -> int:

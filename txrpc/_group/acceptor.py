@@ -15,10 +15,11 @@ from txrpc._decision_log.port import LogError
 from txrpc._group.disk import DiskFile, Standing
 from txrpc._protocol.quorum.acceptor import Answer, Disk, Question, answer
 from txrpc._protocol.quorum.commands import LogState, Marker
+from txrpc._protocol.quorum.views import View
 from txrpc.errors import TxrpcError
 from txrpc.ids import Epoch
 
-__all__ = ["DiskTrouble", "LocalAcceptor"]
+__all__ = ["DiskTrouble", "LocalAcceptor", "blank"]
 
 logger = logging.getLogger("txrpc.decision_log")
 
@@ -68,6 +69,14 @@ class LocalAcceptor:
         """See `DiskFile.remember`."""
         return self._put(lambda: self._file.remember(heard), None)
 
+    def kept_view(self) -> View | None:
+        """Return who the group's members are, as far as this disk has heard of a change."""
+        return self._file.view
+
+    def keep_view(self, view: View) -> Future[None]:
+        """See `DiskFile.keep_view`."""
+        return self._put(lambda: self._file.keep_view(view), None)
+
     def distrust(self) -> Future[None]:
         """Treat the disk as a lost one, because it is older than what it has answered: its logs must admit it anew."""
 
@@ -83,7 +92,9 @@ class LocalAcceptor:
     def votes(self, log: str) -> bool:
         """Return whether its answers count in that log."""
         disk = self._disks.get(log)
-        return disk.votes if disk is not None else self._file.standing.incarnation == 1
+        if disk is not None:
+            return disk.votes
+        return blank(self._file.view, log).counts(self.name, self._file.standing.incarnation)
 
     def view(self) -> dict[str, tuple[Epoch, str]]:
         """Return the latest epoch of each log that is known here, and the node that holds it."""
@@ -181,9 +192,15 @@ class LocalAcceptor:
     def _disk(self, log: str) -> Disk:
         disk = self._disks.get(log)
         if disk is None:
-            incarnation = self._file.standing.incarnation
-            disk = self._disks[log] = Disk(self.name, incarnation, votes=incarnation == 1)
+            incarnation, base = self._file.standing.incarnation, blank(self._file.view, log)
+            votes = base.counts(self.name, incarnation)
+            disk = self._disks[log] = Disk(self.name, incarnation, votes=votes, base=base)
         return disk
+
+
+def blank(view: View | None, log: str) -> LogState:
+    """Return the state of a log in which nothing has been written yet."""
+    return LogState(incarnations=dict(view.born.get(log, {})) if view else {})
 
 
 def _shown(disk: Disk) -> tuple[Epoch, str]:

@@ -1,9 +1,9 @@
 """An acceptor's disk: a SQLite file with what `txrpc._protocol.quorum.acceptor.Disk` says must survive, for the logs of all nodes.
 
     acceptor   one row: the version of these tables, whose disk it is, how far the founding of its group has come, and how
-               often logs were written, by which a disk that comes back from a backup is known
+               often logs were written, by which a disk that comes back from a backup is known; and the group's members
     heard      one row another member: how often its disk had been written, as it has said
-    log        one row a log: promise, incarnation, the slot of the base and the small parts of its state
+    log        one row a log: promise, incarnation, view, the slot of the base and the small parts of its state
     accepted   one row a slot behind the base: the command, and the epoch that it was accepted in
     decision   one row a decision of the base
 
@@ -19,7 +19,17 @@ from typing import Any, Final
 
 from txrpc._protocol.quorum.acceptor import Disk, Slot
 from txrpc._protocol.quorum.commands import Command, Forget, LogState, Record
-from txrpc._wire.commands import command_from, command_to, decision_from, decision_to, snapshot_from, snapshot_to
+from txrpc._protocol.quorum.views import View
+from txrpc._wire.commands import (
+    command_from,
+    command_to,
+    decision_from,
+    decision_to,
+    snapshot_from,
+    snapshot_to,
+    view_from,
+    view_to,
+)
 from txrpc._wire.v1 import peer_pb2
 from txrpc.errors import BadMessage, ConfigurationError
 from txrpc.ids import Epoch, Xid
@@ -31,14 +41,14 @@ VERSION: Final = 1
 _TABLES = """
 CREATE TABLE IF NOT EXISTS acceptor (
     id INTEGER PRIMARY KEY CHECK (id = 1), version INTEGER NOT NULL, name TEXT NOT NULL, stage INTEGER NOT NULL,
-    group_id INTEGER NOT NULL, incarnation INTEGER NOT NULL, saves INTEGER NOT NULL
+    group_id INTEGER NOT NULL, incarnation INTEGER NOT NULL, saves INTEGER NOT NULL, view BLOB
 );
 CREATE TABLE IF NOT EXISTS heard (
     node TEXT PRIMARY KEY, incarnation INTEGER NOT NULL, saves INTEGER NOT NULL
 ) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS log (
     log TEXT PRIMARY KEY, promised INTEGER NOT NULL, incarnation INTEGER NOT NULL, votes INTEGER NOT NULL,
-    slot INTEGER NOT NULL, position INTEGER NOT NULL, state BLOB NOT NULL
+    slot INTEGER NOT NULL, position INTEGER NOT NULL, view INTEGER NOT NULL, state BLOB NOT NULL
 ) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS accepted (
     log TEXT NOT NULL, slot INTEGER NOT NULL, epoch INTEGER NOT NULL, command BLOB NOT NULL, PRIMARY KEY (log, slot)
@@ -73,6 +83,8 @@ class DiskFile:
         self.name = name
         self.saves = 0
         """How often logs were written."""
+        self.view: View | None = None
+        """The members of the group, as far as it was heard of a change."""
         try:
             self._connection = sqlite3.connect(path, timeout=5.0, isolation_level=None, check_same_thread=False)
         except sqlite3.Error as error:
@@ -98,12 +110,12 @@ class DiskFile:
             raise ConfigurationError(f"{self.path} is the decision log of a single coordinator: name another file")
         for statement in _TABLES.split(";\n"):
             run(statement).close()
-        row = run("SELECT version, name, stage, group_id, incarnation, saves FROM acceptor").fetchone()
+        row = run("SELECT version, name, stage, group_id, incarnation, saves, view FROM acceptor").fetchone()
         if row is None:
-            run("INSERT INTO acceptor VALUES (1, ?, ?, ?, 0, 1, 0)", (VERSION, self.name, EMPTY)).close()
-            row = (VERSION, self.name, EMPTY, 0, 1, 0)
+            run("INSERT INTO acceptor VALUES (1, ?, ?, ?, 0, 1, 0, NULL)", (VERSION, self.name, EMPTY)).close()
+            row = (VERSION, self.name, EMPTY, 0, 1, 0, None)
         run("COMMIT").close()
-        version, name, stage, group_id, incarnation, self.saves = row
+        version, name, stage, group_id, incarnation, self.saves, view = row
         if version > VERSION:
             raise ConfigurationError(
                 f"the disk file {self.path} has version {version}, and this txrpc knows versions up to {VERSION}: "
@@ -111,7 +123,19 @@ class DiskFile:
             )
         if name != self.name:
             raise ConfigurationError(f"the disk file {self.path} is that of node {name!r}, not of {self.name!r}")
+        try:
+            self.view = view_from(peer_pb2.GroupView.FromString(view)) if view else None
+        except (BadMessage, ValueError) as error:
+            raise ConfigurationError(self._damaged(error)) from None
         return Standing(stage, group_id, incarnation)
+
+    def keep_view(self, view: View) -> None:
+        """Write who the members are; raises `sqlite3.Error`."""
+        self._connection.execute("UPDATE acceptor SET view = ?", (view_to(view).SerializeToString(),)).close()
+        self.view = view
+
+    def _damaged(self, error: Exception) -> str:
+        return f"the disk file {self.path} is damaged: {error}; move it away, and this node is given a new one by its peers"
 
     def stand(self, standing: Standing) -> None:
         """Write how far this disk has come; raises `sqlite3.Error`."""
@@ -122,16 +146,14 @@ class DiskFile:
     def load(self) -> dict[str, Disk]:
         """Return all logs; raises `ConfigurationError` if the file is damaged."""
         try:
-            query = "SELECT log, promised, incarnation, votes, slot, position, state FROM log"
+            query = "SELECT log, promised, incarnation, votes, slot, position, view, state FROM log"
             rows = self._connection.execute(query).fetchall()
             return {row[0]: self._disk(*row) for row in rows}
         except (sqlite3.Error, BadMessage, ValueError) as error:
-            raise ConfigurationError(
-                f"the disk file {self.path} is damaged: {error}; move it away, and this node is given a new one by its peers"
-            ) from None
+            raise ConfigurationError(self._damaged(error)) from None
 
     def _disk(
-        self, log: str, promised: int, incarnation: int, votes: int, slot: int, position: int, state: bytes
+        self, log: str, promised: int, incarnation: int, votes: int, slot: int, position: int, view: int, state: bytes
     ) -> Disk:
         base = snapshot_from(peer_pb2.LogSnapshot.FromString(state))
         base.slot, base.position = slot, position
@@ -146,7 +168,7 @@ class DiskFile:
             number: Slot(Epoch(epoch), command_from(peer_pb2.LogCommand.FromString(data)))
             for number, epoch, data in self._connection.execute(query, (log,))
         }
-        return Disk(self.name, incarnation, bool(votes), Epoch(promised), base, slots)
+        return Disk(self.name, incarnation, bool(votes), Epoch(promised), view, base, slots)
 
     def heard(self) -> dict[str, tuple[int, int]]:
         """Return of each other member the incarnation of its disk, and how often it had been written."""
@@ -192,13 +214,13 @@ class DiskFile:
         rows = [(log, number, slot.epoch, command_to(slot.command).SerializeToString()) for number, slot in slots]
         many("INSERT OR REPLACE INTO accepted VALUES (?, ?, ?, ?)", rows).close()
         small = any(not isinstance(command, Record) for command in unsaved.folded) or unsaved.installed
-        fixed = (disk.promised, disk.incarnation, disk.votes, base.slot, base.position)
+        fixed = (disk.promised, disk.incarnation, disk.votes, base.slot, base.position, disk.view)
         if small or not self._knows(log):
             state = snapshot_to(base, with_decisions=False).SerializeToString()
             row = (log, *fixed, state)
-            self._connection.execute("INSERT OR REPLACE INTO log VALUES (?, ?, ?, ?, ?, ?, ?)", row).close()
+            self._connection.execute("INSERT OR REPLACE INTO log VALUES (?, ?, ?, ?, ?, ?, ?, ?)", row).close()
         else:
-            change = "UPDATE log SET promised = ?, incarnation = ?, votes = ?, slot = ?, position = ? WHERE log = ?"
+            change = "UPDATE log SET promised = ?, incarnation = ?, votes = ?, slot = ?, position = ?, view = ? WHERE log = ?"
             self._connection.execute(change, (*fixed, log)).close()
         unsaved.accepted.clear()
         unsaved.folded.clear()

@@ -10,7 +10,7 @@ How to think of it
 
     A disk that is empty, or still founding a group that goes on without it, when others are members already, was lost or is older
     than what its owner has answered.  It becomes a member as well, but as a new incarnation, which votes only once it has been
-    admitted.
+    admitted.  So does one that is added to a group, as soon as the members say that it belongs to them; until then it waits.
 """
 
 from __future__ import annotations
@@ -20,20 +20,22 @@ import logging
 import queue
 import secrets
 import time
+from collections.abc import Callable
 from typing import Final, TypeAlias
 
 from txrpc._group.acceptor import LocalAcceptor
 from txrpc._group.disk import EMPTY, FOUNDING, MEMBER, Stage, Standing
 from txrpc._group.peers import Peers
+from txrpc._protocol.quorum.views import View
+from txrpc._wire.commands import view_from
 from txrpc._wire.v1 import peer_pb2
-from txrpc.errors import ConfigurationError
+from txrpc.errors import BadMessage, ConfigurationError
 
 __all__ = ["answer", "conclude", "found"]
 
 logger = logging.getLogger("txrpc.decision_log")
 
 _AGAIN_S: Final = 0.25
-_REPORT_S: Final = 5.0
 
 _Replies: TypeAlias = dict[str, peer_pb2.FoundReply]
 
@@ -72,34 +74,65 @@ def conclude(standing: Standing, replies: _Replies, peers: int, *, first: bool) 
     return standing
 
 
-def found(acceptor: LocalAcceptor, peers: Peers, timeout_s: float) -> bool:
+def found(acceptor: LocalAcceptor, peers: Peers, timeout_s: float, say: Callable[[int, str, str], None]) -> bool:
     """Make this disk a member of the group; False if that was not possible within the time.  Blocks.
 
+    *say* is told again and again what it waits for: a level for the log, words, and a hint.
     Raises `ConfigurationError` if the members' disks do not belong together, and `DiskTrouble`.
     """
-    first = acceptor.name == peers.members.names[0]
-    until, report = time.monotonic() + timeout_s, time.monotonic() + _REPORT_S
-    while acceptor.standing.stage != MEMBER:
+    first = acceptor.name == peers.view.names[0]
+    until = time.monotonic() + timeout_s
+    while acceptor.standing.stage != MEMBER or not peers.is_member:
         now = acceptor.standing
         wanted = FOUNDING if first and now.stage == FOUNDING else EMPTY
         replies = _ask_all(peers, wanted, now.group_id)
-        decide = functools.partial(conclude, replies=replies, peers=len(peers.names), first=first)
-        became = acceptor.stand(decide).result()
-        if became.stage == MEMBER:
-            how = (
-                "founded" if became.incarnation == 1 else "joined with an empty or older disk: it is given the logs now"
-            )
-            logger.warning("member of the group", extra={"members": ",".join(peers.members.names), "how": how})
-        elif time.monotonic() > until:
-            return False
-        elif time.monotonic() > report:
-            report += _REPORT_S
+        if _belongs(acceptor, peers, replies):
+            decide = functools.partial(conclude, replies=replies, peers=len(peers.names), first=first)
+            became = acceptor.stand(decide).result()
+            if became.stage == MEMBER:
+                how = (
+                    "founded"
+                    if became.incarnation == 1
+                    else "joined with an empty or older disk: it is given the logs now"
+                )
+                logger.warning("member of the group", extra={"members": ",".join(peers.view.names), "how": how})
+                continue
             missing = ", ".join(name for name in peers.names if name not in replies) or "their agreement"
-            logger.info("a new group begins when all members are there", extra={"missing": missing})
+            say(logging.INFO, "a new group begins when all members are there", f"missing: {missing}")
+        else:
+            say(
+                logging.WARNING,
+                "this node is no member of the group: it waits until it is added",
+                f"txrpc group add {acceptor.name}=HOST:PORT",
+            )
+        if time.monotonic() > until:
+            return False
     peers.group_id = acceptor.standing.group_id
     if first and acceptor.standing.incarnation == 1:
         _ask_all(peers, MEMBER, peers.group_id)  # whom this does not reach asks
     return True
+
+
+def _belongs(acceptor: LocalAcceptor, peers: Peers, replies: _Replies) -> bool:
+    """Take in who the members are, as they say; whether this node is one of them, as far as is known."""
+    now = acceptor.standing
+    told = [_view_of(each) for each in replies.values() if each.stage == MEMBER and now.group_id in (0, each.id)]
+    latest = max((view for view in told if view), key=lambda view: view.number, default=peers.view)
+    if latest.number < peers.view.number:
+        return peers.is_member
+    returns = now.stage == MEMBER and not peers.is_member and acceptor.name in latest.addresses
+    peers.adopt(latest)
+    if returns:
+        # It was removed, and is added again: what it has missed meanwhile it cannot know.
+        acceptor.distrust().result()
+    return acceptor.name in latest.addresses
+
+
+def _view_of(reply: peer_pb2.FoundReply) -> View | None:
+    try:
+        return view_from(reply.view)
+    except BadMessage:
+        return None
 
 
 def _put(inbox: queue.SimpleQueue[tuple[str, peer_pb2.FoundReply]], name: str, reply: peer_pb2.FoundReply) -> None:

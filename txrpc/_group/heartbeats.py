@@ -14,6 +14,7 @@ How to think of it
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import threading
 import time
@@ -24,9 +25,12 @@ from typing import Any, Final
 from txrpc._decision_log.port import LogError
 from txrpc._group.acceptor import LocalAcceptor
 from txrpc._group.peers import Peers
+from txrpc._protocol.quorum.views import View
 from txrpc._protocol.takeover import LEFT, NodeRow
 from txrpc._wire.checks import epoch_from
+from txrpc._wire.commands import view_from, view_to
 from txrpc._wire.v1 import peer_pb2
+from txrpc.errors import BadMessage
 
 __all__ = ["GroupHeartbeats"]
 
@@ -83,10 +87,11 @@ class GroupHeartbeats:
         if not enough:
             raise LogError(self._peers.too_few())
         self._beat += self._beat != LEFT
+        view = self._peers.view
         return [
-            NodeRow(each.node, epoch_from(each.epoch), each.holder or each.node, _shown(each), each.started_ms)
+            NodeRow(each.node, epoch_from(each.epoch), each.holder or each.node, _shown(each, view), each.started_ms)
             for each in self.told().nodes
-            if each.epoch
+            if each.epoch and view.knows(each.node)
         ]
 
     def leave(self) -> None:
@@ -106,6 +111,8 @@ class GroupHeartbeats:
 
     def heard(self, message: peer_pb2.PeerBeat) -> peer_pb2.PeerBeats:
         """Take another member's number, and return what is known of all."""
+        if message.group.sender not in self._peers.view.addresses:
+            return self.told()  # it was removed, and hears of it so
         of = peer_pb2.NodeBeat(node=message.group.sender, beat=message.beat, started_ms=message.started_ms)
         with self._lock:
             known = self._merge(of)
@@ -125,19 +132,20 @@ class GroupHeartbeats:
                     self._started_ms = earlier + 1
                 self._merge(peer_pb2.NodeBeat(node=self._node, beat=self._beat, started_ms=self._started_ms))
             for node, (epoch, holder) in view.items():
-                if node in self._peers.members.names:
+                if self._peers.view.knows(node):
                     self._merge(peer_pb2.NodeBeat(node=node, epoch=epoch, holder=holder))
-            return peer_pb2.PeerBeats(nodes=[self._nodes[node] for node in sorted(self._nodes)])
+            nodes = [self._nodes[node] for node in sorted(self._nodes)]
+            return peer_pb2.PeerBeats(nodes=nodes, view=view_to(self._peers.view))
 
     def _hear_enough(self) -> bool:
         self._tell()
-        quorums = self._peers.members.quorums
         until = time.monotonic() + _WAIT_S
         with self._news:
-            while self._asked and (left := until - time.monotonic()) > 0:
+            while self._asked.intersection(self._peers.names) and (left := until - time.monotonic()) > 0:
                 self._news.wait(left)
-            fresh = time.monotonic() - _FRESH_S
-            return sum(at > fresh for at in self._answered.values()) >= max(quorums.reads, quorums.writes) - 1
+            view, fresh = self._peers.view, time.monotonic() - _FRESH_S
+            answered = sum(at > fresh for peer, at in self._answered.items() if peer in view.addresses)
+            return answered + (self._node in view.addresses) >= max(view.reads, view.writes)
 
     def _keep(self) -> None:
         """Write now and then how often the others' disks were written: all members may be restarted at once."""
@@ -145,7 +153,8 @@ class GroupHeartbeats:
             return
         self._keep_at = time.monotonic() + _KEEP_S
         with self._lock:
-            nodes = [each for each in self._nodes.values() if each.incarnation and each.node != self._node]
+            known = [each for each in self._nodes.values() if each.node in self._peers.view.addresses]
+            nodes = [each for each in known if each.incarnation and each.node != self._node]
             heard = {each.node: (each.incarnation, each.saves) for each in nodes}
         if heard != self._kept:
             self._acceptor.remember(heard)
@@ -168,11 +177,14 @@ class GroupHeartbeats:
 
     def _reader(self, peer: str) -> Any:
         def read(message: peer_pb2.PeerBeats) -> None:
+            if message.view.number > self._peers.view.number:
+                with contextlib.suppress(BadMessage):
+                    self._peers.adopt(view_from(message.view))
             with self._news:
                 self._asked.discard(peer)
                 self._answered[peer] = time.monotonic()
                 for each in message.nodes:
-                    if each.node in self._peers.members.names:
+                    if self._peers.view.knows(each.node):
                         self._merge(each)
                     if each.node == self._node:
                         self._compare(each)
@@ -200,8 +212,10 @@ class GroupHeartbeats:
         return old
 
 
-def _shown(beat: peer_pb2.NodeBeat) -> int:
-    """A node that has not been heard of since this process began has some time to show itself."""
+def _shown(beat: peer_pb2.NodeBeat, view: View) -> int:
+    """A node that has not been heard of since this process began has some time to show itself; one that was removed has left."""
+    if beat.node not in view.addresses:
+        return LEFT
     return beat.beat if beat.started_ms else _NEVER_HEARD
 
 

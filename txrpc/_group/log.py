@@ -7,9 +7,9 @@ from typing import Final
 
 from txrpc._decision_log.port import Decision, LogError, NotRecorded, Opened, RecordUncertain
 from txrpc._group.acceptor import LocalAcceptor
-from txrpc._group.names import SharedNames
 from txrpc._group.peers import Peers
 from txrpc._group.replica import Replica
+from txrpc._group.shared import SharedLog
 from txrpc._protocol.quorum.commands import Command, Forget, LogState, Record, Report
 from txrpc._protocol.records import Incident, lineage
 from txrpc.ids import BranchId, Epoch, Xid
@@ -24,16 +24,16 @@ _KEPT: Final = 100_000
 class GroupLog:
     """See `txrpc._decision_log.port.DecisionLog`."""
 
-    def __init__(self, acceptor: LocalAcceptor, peers: Peers, names: SharedNames) -> None:
+    def __init__(self, acceptor: LocalAcceptor, peers: Peers, shared: SharedLog) -> None:
         self._acceptor = acceptor
         self._peers = peers
-        self._names = names
+        self._shared = shared
         self._replica = Replica("", acceptor, peers)
 
     @property
     def location(self) -> str:
         """See `DecisionLog.location`."""
-        return f"group of {', '.join(self._peers.members.names)}"
+        return f"group of {', '.join(self._peers.view.names)}"
 
     @property
     def _state(self) -> LogState:
@@ -53,7 +53,7 @@ class GroupLog:
             max(state.forgotten_ms, latest),
             state.position,
             tuple(sorted(state.incidents.values(), key=lambda incident: incident.at_ms)),
-            {name: identity for name, identity in self._names.read().items() if identity},
+            {name: identity for name, identity in self._shared.read().items() if identity},
         )
 
     def record(self, decisions: Sequence[Decision]) -> int:
@@ -114,11 +114,11 @@ class GroupLog:
     def bind(self, first: Mapping[str, str], rebound: Mapping[str, str]) -> Mapping[str, str]:
         """See `DecisionLog.bind`.  Called twice a second: what has no other occasion is seen to here."""
         self._replica.tend()
-        self._names.tend()
+        self._shared.tend()
         if not (first or rebound):
-            return self._names.read()
+            return self._shared.read()
         self._propose(Record(()))  # whether this epoch may write still
-        return self._names.bind(first, rebound)
+        return self._shared.bind(first, rebound)
 
     def close(self) -> None:
         """See `DecisionLog.close`.  The acceptor and the peers are the process's."""

@@ -1,61 +1,89 @@
-"""Who belongs to a group, where they listen, and what its quorums survive."""
+"""The members of a group as an operator names them: what is allowed, what follows from a change, and what the quorums survive."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping
 
-from txrpc._protocol.quorum.proposer import Quorums
+from txrpc._protocol.quorum.views import View
 from txrpc.errors import ConfigurationError, InvalidName
 from txrpc.ids import NODE_MAX, check_name
 
-__all__ = ["Members"]
+__all__ = ["changed", "founders", "parse_members", "tolerance"]
 
 
-@dataclass(frozen=True, slots=True)
-class Members:
-    """The members of a group, in the order of their names; the same value in each of them."""
+def parse_members(text: str) -> dict[str, str]:
+    """Return the addresses of *text*, ``c1=HOST:PORT,c2=HOST:PORT,...``, by name; raises `ConfigurationError`."""
+    addresses: dict[str, str] = {}
+    for part in text.split(","):
+        name, equals, address = (piece.strip() for piece in part.partition("="))
+        host, colon, port = address.rpartition(":")
+        if not equals or not colon or not host or not port.isdigit() or not 0 < int(port) <= 65_535:
+            raise ConfigurationError(f"members are NODE=HOST:PORT with commas between them, not {part.strip()!r}")
+        try:
+            check_name("node", name, NODE_MAX)
+        except InvalidName as error:
+            raise ConfigurationError(str(error)) from None
+        if name in addresses:
+            raise ConfigurationError(f"two members have one name: {name}")
+        if address in addresses.values():
+            raise ConfigurationError(f"two members have one address: {address}")
+        addresses[name] = address
+    return addresses
 
-    addresses: dict[str, str]
-    quorums: Quorums
 
-    @classmethod
-    def parse(cls, text: str, reads: int = 0, writes: int = 0) -> Members:
-        """*text*: ``c1=HOST:PORT,c2=HOST:PORT,...``; a quorum of 0 is a majority.  Raises `ConfigurationError`."""
-        addresses: dict[str, str] = {}
-        for part in text.split(","):
-            name, equals, address = (piece.strip() for piece in part.partition("="))
-            host, colon, port = address.rpartition(":")
-            if not equals or not colon or not host or not port.isdigit() or not 0 < int(port) <= 65_535:
-                raise ConfigurationError(f"members are NODE=HOST:PORT with commas between them, not {part.strip()!r}")
-            try:
-                check_name("node", name, NODE_MAX)
-            except InvalidName as error:
-                raise ConfigurationError(str(error)) from None
-            if name in addresses:
-                raise ConfigurationError(f"two members have one name: {name}")
-            if address in addresses.values():
-                raise ConfigurationError(f"two members have one address: {address}")
-            addresses[name] = address
-        majority = len(addresses) // 2 + 1
-        names = tuple(sorted(addresses))
-        quorums = Quorums(names, reads or majority, writes or majority)
-        return cls({name: addresses[name] for name in names}, quorums)
+def founders(text: str, reads: int = 0, writes: int = 0) -> View:
+    """Return the first view of a group with the members of *text*; a quorum of 0 is a majority.  Raises `ConfigurationError`."""
+    addresses = parse_members(text)
+    majority = len(addresses) // 2 + 1
+    view = View(1, addresses, reads or majority, writes or majority)
+    view.quorums  # noqa: B018  (it checks)
+    return view
 
-    @property
-    def names(self) -> tuple[str, ...]:
-        """In order; the first one founds the group."""
-        return self.quorums.acceptors
 
-    def tolerance(self) -> str:
-        """What the group survives, in words (Gifford 1979; NR + f and NW + f must not be more than N)."""
-        number, reads, writes = len(self.names), self.quorums.reads, self.quorums.writes
-        down, away, lost = number - writes, number - reads, writes - 1
-        said = (
-            f"decisions go on with {_members(down)} down; a node that died can be taken over with {_members(away)} down; "
-            f"what was decided survives the loss of {_disks(lost)}"
+def changed(view: View, come: Mapping[str, str], go: Collection[str] = (), reads: int = 0, writes: int = 0) -> View:
+    """Return the view that follows *view* when the members *come* and *go*; a name that is there and comes gets another address.
+
+    A quorum of 0 stays a majority if it is one, and else what it is.  Raises `ConfigurationError` where that is not possible.
+    """
+    for name in go:
+        if name not in view.addresses:
+            raise ConfigurationError(f"{name!r} is no member of the group: they are {', '.join(view.names)}")
+    for name, address in come.items():
+        if view.addresses.get(name) == address:
+            raise ConfigurationError(f"{name!r} is a member of the group already, at {address}")
+        if any(address == other and name != each for each, other in view.addresses.items()):
+            raise ConfigurationError(f"another member has the address {address}")
+    addresses = {name: address for name, address in view.addresses.items() if name not in go} | dict(come)
+    if not addresses:
+        raise ConfigurationError("the last member cannot be removed")
+    before, now = len(view.addresses) // 2 + 1, len(addresses) // 2 + 1
+    following = View(
+        view.number + 1,
+        addresses,
+        reads or (now if view.reads == before else view.reads),
+        writes or (now if view.writes == before else view.writes),
+        (view.former | frozenset(go)) - addresses.keys(),
+        view.born,
+    )
+    if (addresses, following.reads, following.writes) == (view.addresses, view.reads, view.writes):
+        raise ConfigurationError("nothing would change")
+    if not view.quorums.meets(following.quorums):
+        raise ConfigurationError(
+            "quorums of this view and of the next may miss each other: change one member at a time, and quorums in small steps"
         )
-        # To let a new disk in takes a write quorum of the others.
-        return said if writes < number else f"{said}; and no lost disk can be replaced"
+    return following
+
+
+def tolerance(view: View) -> str:
+    """What the group survives, in words (Gifford 1979; NR + f and NW + f must not be more than N)."""
+    number, reads, writes = len(view.addresses), view.reads, view.writes
+    down, away, lost = number - writes, number - reads, writes - 1
+    said = (
+        f"decisions go on with {_members(down)} down; a node that died can be taken over with {_members(away)} down; "
+        f"what was decided survives the loss of {_disks(lost)}"
+    )
+    # To let a new disk in takes a write quorum of the others.
+    return said if writes < number else f"{said}; and no lost disk can be replaced"
 
 
 def _members(number: int) -> str:

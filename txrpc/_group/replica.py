@@ -16,11 +16,13 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any, Final
 
-from txrpc._group.acceptor import DiskTrouble, LocalAcceptor
+from txrpc._group.acceptor import DiskTrouble, LocalAcceptor, blank
 from txrpc._group.peers import Peers
 from txrpc._protocol.quorum.acceptor import Answer, Question
 from txrpc._protocol.quorum.commands import Admit, Command, LogState
 from txrpc._protocol.quorum.proposer import Proposer, ProposerOutput, Stage
+from txrpc._protocol.quorum.views import Quorums
+from txrpc._wire.commands import view_from
 from txrpc._wire.peer import answer_from, question_to
 from txrpc._wire.v1 import peer_pb2
 from txrpc.errors import BadMessage, ConfigurationError, Fenced
@@ -76,12 +78,12 @@ class Replica:
         try:
             known = self._acceptor.state(self._log).result()
         except DiskTrouble:  # the others' disks have it
-            known = LogState()
+            known = blank(self._peers.view, self._log)
         number, until = known.epoch.number + 1, time.monotonic() + _OPEN_S
         self.in_flight = None
         for _ in range(_ATTEMPTS):
             epoch = Epoch.make(number, nonce)
-            self._proposer = Proposer(epoch, self._peers.members.quorums, holder, known.copy(), expect)
+            self._proposer = Proposer(epoch, self._peers.view.quorums, holder, known.copy(), expect)
             out = self._exchange(self._proposer.start(), lambda out: out.opened, until)
             if out is None:
                 raise NoQuorum(self._peers.too_few())
@@ -109,7 +111,12 @@ class Replica:
         """Wait until nothing is in flight; whether that is so.  Raises `Fenced` as `propose`."""
         assert self._proposer is not None
         self._check()
-        return self.in_flight is None or self._settle(self._proposer.again(), patience_s)
+        self._keep_up()
+        until = time.monotonic() + patience_s
+        while not self._proposer.idle:  # behind a command the log may have to move to another view
+            if not self._settle(self._proposer.again(), until - time.monotonic()):
+                return False
+        return True
 
     def tend(self) -> None:
         """Hear what has come late, tell all what is chosen, and let in who has come with another disk.  Does not wait for answers.
@@ -120,6 +127,7 @@ class Replica:
         self._check()
         self._exchange(ProposerOutput(), lambda _: False, time.monotonic())
         self._check()
+        self._keep_up()
         if not self._proposer.idle:
             self._send(self._proposer.again().send)
             return
@@ -131,7 +139,21 @@ class Replica:
         # All, now and then: one that has lost its disk meanwhile shows it only when it is asked.
         self._send(self._proposer.learn(everyone=self._rounds % _EVERYONE == 0).send)
 
+    def look(self, quorums: Quorums, patience_s: float) -> LogState | None:
+        """Return what is chosen in the log for certain, as read from a quorum, without a promise; None if too few answer."""
+        known = blank(self._peers.view, self._log)
+        self._proposer = Proposer(Epoch.make(1, random.getrandbits(32)), quorums, "", known, expect=Epoch(0))
+        until = time.monotonic() + patience_s
+        out = self._exchange(self._proposer.start(), lambda _: False, until)
+        return self._proposer.state if out is not None and out.unexpected is not None else None
+
     # ------------------------------------------------------------------------------------------------------ messages
+
+    def _keep_up(self) -> None:
+        """Go on in the view that this process has heard of last."""
+        assert self._proposer is not None
+        if self._peers.view.number > self._proposer.view:
+            self._send(self._proposer.move(self._peers.view.quorums).send)
 
     def _check(self) -> None:
         assert self._proposer is not None
@@ -155,6 +177,8 @@ class Replica:
                 self.in_flight = None
             if out.fenced is not None:
                 self._fenced_by = out.fenced
+            if out.outdated:
+                self._keep_up()
             if enough(out) or out.fenced is not None or out.unexpected is not None:
                 return out
             now = time.monotonic()
@@ -187,6 +211,8 @@ class Replica:
     def _reader(self, member: str, epoch: Epoch) -> Callable[[Any], None]:
         def read(message: Any) -> None:
             try:
+                if message.WhichOneof("answer") == "outdated":
+                    self._peers.adopt(view_from(message.outdated.latest))
                 self._inbox.put(answer_from(member, epoch, message))
             except BadMessage as error:
                 self._peers.trouble[member] = f"its answer makes no sense: {error}"

@@ -10,13 +10,24 @@ from typing import Any
 
 from txrpc._protocol.messages import FinishResult
 from txrpc._protocol.quorum import commands as q
+from txrpc._protocol.quorum.views import View
 from txrpc._protocol.records import Decision, Incident, PreparedBranch
 from txrpc._wire import checks as c
 from txrpc._wire.v1 import peer_pb2 as pb
-from txrpc.errors import BadMessage
+from txrpc.errors import BadMessage, ConfigurationError
 from txrpc.ids import NODE_MAX, RESOURCE_MAX
 
-__all__ = ["command_from", "command_to", "decision_from", "decision_to", "snapshot_from", "snapshot_to"]
+__all__ = [
+    "command_from",
+    "command_to",
+    "decision_from",
+    "decision_to",
+    "number_from",
+    "snapshot_from",
+    "snapshot_to",
+    "view_from",
+    "view_to",
+]
 
 # ----------------------------------------------------------------------------------------------------------- commands
 
@@ -38,6 +49,10 @@ def command_to(command: q.Command) -> pb.LogCommand:
             return pb.LogCommand(bind=pb.BindCommand(first=first, rebound=rebound))
         case q.Admit(acceptor, incarnation):
             return pb.LogCommand(admit=pb.AdmitCommand(acceptor=acceptor, incarnation=incarnation))
+        case q.ChangeView(view):
+            return pb.LogCommand(change_view=view_to(view))
+        case q.Moved(number):
+            return pb.LogCommand(moved=pb.MovedCommand(view=number))
         case q.Filler():
             return pb.LogCommand(filler=pb.FillerCommand())
 
@@ -64,10 +79,46 @@ def command_from(message: pb.LogCommand) -> q.Command:
             return q.Bind(_names_from(told.first), _names_from(told.rebound))
         case "admit":
             return q.Admit(_node_from(told.acceptor), told.incarnation)
+        case "change_view":
+            return q.ChangeView(view_from(told))
+        case "moved":
+            return q.Moved(number_from(told.view))
         case "filler":
             return q.Filler()
         case _:
             raise BadMessage("a command of an unknown kind: upgrade all coordinators of the group to one version")
+
+
+def view_to(view: View) -> pb.GroupView:
+    """A view of the group."""
+    return pb.GroupView(
+        number=view.number,
+        addresses=view.addresses,
+        reads=view.reads,
+        writes=view.writes,
+        former=sorted(view.former),
+        born={log: pb.DiskIncarnations(of=of) for log, of in view.born.items()},
+    )
+
+
+def view_from(message: pb.GroupView) -> View:
+    """The reverse of `view_to`; its quorums are possible."""
+    addresses = {_node_from(name): c.text_from(address) for name, address in message.addresses.items()}
+    former = frozenset(_node_from(name) for name in message.former)
+    born = {_node_from(log): {_node_from(name): of.of[name] for name in of.of} for log, of in message.born.items()}
+    view = View(number_from(message.number), addresses, message.reads, message.writes, former, born)
+    try:
+        view.quorums  # noqa: B018  (it checks)
+    except ConfigurationError as error:
+        raise BadMessage(f"not a view of a group: {error}") from None
+    return view
+
+
+def number_from(number: int) -> int:
+    """The number of a view."""
+    if not number:
+        raise BadMessage("views are numbered from 1")
+    return number
 
 
 def decision_to(decision: Decision, done_ms: int = 0) -> pb.LogDecision:
@@ -138,6 +189,8 @@ def snapshot_to(state: q.LogState, *, with_decisions: bool = True) -> pb.LogSnap
         incarnations=state.incarnations,
         incidents=map(_incident_to, state.incidents.values()),
         names=state.names,
+        moved=state.moved,
+        view=view_to(state.view) if state.view else None,
         decisions=[decision_to(each, state.done_ms.get(each.xid, 0)) for each in decisions],
     )
 
@@ -159,4 +212,6 @@ def snapshot_from(message: pb.LogSnapshot) -> q.LogState:
         incidents={(each.xid, each.branch): each for each in incidents},
         names=_names_from(message.names),
         incarnations={_node_from(name): incarnation for name, incarnation in message.incarnations.items()},
+        moved=number_from(message.moved),
+        view=view_from(message.view) if message.HasField("view") else None,
     )

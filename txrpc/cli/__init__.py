@@ -1,4 +1,4 @@
-"""The command line: ``txrpc coordinator``, ``txrpc status``, ``txrpc close``, ``txrpc rebind``,
+"""The command line: ``txrpc coordinator``, ``txrpc status``, ``txrpc close``, ``txrpc rebind``, ``txrpc group``,
 ``txrpc version``.
 """
 
@@ -11,6 +11,7 @@ from typing import Any
 
 import click
 
+from txrpc.cli.membership import group
 from txrpc.cli.options import config_options
 from txrpc.cli.reach import Reach, reach_options
 
@@ -20,6 +21,9 @@ __all__ = ["main"]
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
 def main() -> None:
     """Transactions over several gRPC services and their databases."""
+
+
+main.add_command(group)
 
 
 @main.command()
@@ -37,6 +41,7 @@ def coordinator(file: str | None, **given: Any) -> None:
       1  an error in txrpc   4  fenced: a later coordinator has opened the log
       2  bad configuration   5  cannot listen
                              6  the log has lost decisions
+                             7  removed from the group
     """  # noqa: D301  (click: what follows the backspace is not wrapped)
     from txrpc._coordinator import logging_setup
     from txrpc._coordinator.config import load

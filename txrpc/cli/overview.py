@@ -56,6 +56,10 @@ def as_dict(reply: admin_pb2.StatusReply) -> dict[str, Any]:
         doubt.update(xid=told.xid.hex(), branch=told.branch.hex(), age_ms=told.age_ms)
     for incident, kept in zip(shown["incidents"], reply.incidents, strict=True):
         incident.update(xid=kept.xid.hex(), branch=kept.branch.hex(), at_ms=kept.at_ms)
+    for node, seen in zip(shown["nodes"], reply.nodes, strict=True):
+        node["epoch"] = str(Epoch(seen.epoch))
+    if reply.HasField("view"):
+        shown["view"]["number"] = reply.view.number
     shown["taken_over"] = [as_dict(guest) for guest in reply.taken_over]
     return shown
 
@@ -109,6 +113,9 @@ def _show(console: Console, reply: admin_pb2.StatusReply, who: str) -> None:
     facts.add_row("coordinator", f"{who}, group {reply.group}, epoch {Epoch(reply.owner.epoch)}")
     if len(reply.nodes) > 1:
         facts.add_row("nodes on this log", _nodes(reply))
+    if reply.HasField("view"):
+        view = reply.view
+        facts.add_row("group", f"view {view.number}, read quorum {view.reads}, write quorum {view.writes}")
     facts.add_row("version, up for", f"{reply.version}, {_age(reply.uptime_ms)}")
     facts.add_row("decision log", Text.assemble(reply.log, "  ", log, f", at position {reply.position:,}"))
     ended = f"{reply.committed:,} committed, {reply.aborted:,} rolled back, {reply.heuristic:,} heuristic, {reply.lost:,} lost"
@@ -136,6 +143,7 @@ def _nodes(reply: admin_pb2.StatusReply) -> Text:
     shown = Text()
     for node in reply.nodes:
         text = f"{node.node} lives" if node.lives else f"{node.node} is away"
+        text += f" (epoch {Epoch(node.epoch).number})"
         if node.holder != node.node:
             text += f", run by {node.holder}"
         if node.leads:

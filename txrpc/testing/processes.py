@@ -103,6 +103,16 @@ class Child:
 
     def start(self) -> None:
         """Start it, which must not be running, and wait until it is ready, if it says when; raises `RuntimeError`."""
+        self.launch()
+        if self._ready:
+            try:
+                self.wait_for(self._ready)
+            except BaseException:
+                self.kill()
+                raise
+
+    def launch(self) -> None:
+        """Start it, which must not be running, and do not wait; raises `RuntimeError`."""
         if self.running:
             raise RuntimeError(f"{self.name} is running already")
         self._read_from = self.output.stat().st_size if self.output.exists() else 0
@@ -110,12 +120,6 @@ class Child:
             self._process = subprocess.Popen(
                 self._arguments, stdout=out, stderr=out, stdin=subprocess.DEVNULL, env=self.environment
             )
-        if self._ready:
-            try:
-                self.wait_for(self._ready)
-            except BaseException:
-                self.kill()
-                raise
 
     def kill(self) -> None:
         """SIGKILL, as a power cut would; fine if it is not running."""

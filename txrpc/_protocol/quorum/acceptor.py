@@ -22,6 +22,7 @@ __all__ = [
     "Disk",
     "Install",
     "Learn",
+    "Outdated",
     "Prepare",
     "Promise",
     "Question",
@@ -61,6 +62,8 @@ class Disk:
     votes: bool = True
     """False on a disk that is empty or older than what its owner has answered: until it is admitted anew."""
     promised: Epoch = Epoch(0)  # noqa: RUF009
+    view: int = 1
+    """The number of the latest view in which it was asked about this log."""
     base: LogState = field(default_factory=LogState)
     """The result of a prefix of the log that is chosen for certain."""
     slots: dict[int, Slot] = field(default_factory=dict)
@@ -77,6 +80,7 @@ class Prepare:
     has: int = 0
     look: bool = False
     """Promise nothing; only say what you have."""
+    view: int = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,6 +91,7 @@ class Accept:
     slot: int
     command: Command
     chosen: int
+    view: int = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,6 +100,7 @@ class Learn:
 
     epoch: Epoch
     chosen: int
+    view: int = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,9 +110,11 @@ class Install:
     epoch: Epoch
     base: LogState
     incarnation: int = 0
+    view: int = 1
 
 
 Question: TypeAlias = Prepare | Accept | Learn | Install
+"""Each is asked in the *view* of that number, and the answer is one in that view."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,6 +129,7 @@ class Promise:
     slots: dict[int, Slot]
     look: bool = False
     """It is no promise."""
+    view: int = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,6 +141,7 @@ class Accepted:
     epoch: Epoch
     slot: int
     has: int
+    view: int = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,13 +154,27 @@ class Refused:
     promised: Epoch
 
 
-Answer: TypeAlias = Promise | Accepted | Refused
+@dataclass(frozen=True, slots=True)
+class Outdated:
+    """The view in which it was asked is over: there is a later one, of that number."""
+
+    acceptor: str
+    incarnation: int
+    epoch: Epoch
+    view: int
+
+
+Answer: TypeAlias = Promise | Accepted | Refused | Outdated
 
 
 def answer(disk: Disk, question: Question) -> Answer:
     """Take *question*, change *disk*, and return the answer, which may be sent when the disk has been forced."""
     who = (disk.acceptor, disk.incarnation, question.epoch)
     look = isinstance(question, Prepare) and question.look
+    if question.view < disk.view:
+        return Outdated(*who, disk.view)
+    # Kept like a promise: what was asked in this view may rely on it that nothing is answered in an earlier one.
+    disk.view = question.view
     if question.epoch < disk.promised and not look:
         return Refused(*who, disk.promised)
     if isinstance(question, Install):
@@ -161,12 +185,12 @@ def answer(disk: Disk, question: Question) -> Answer:
     disk.promised = disk.promised if look else question.epoch
     if isinstance(question, Prepare):
         base = disk.base.copy() if disk.base.slot > question.has else None
-        return Promise(*who, base, dict(disk.slots), look)
+        return Promise(*who, base, dict(disk.slots), look, disk.view)
     if isinstance(question, Accept) and question.slot > disk.base.slot:
         disk.slots[question.slot] = Slot(question.epoch, question.command)
         disk.unsaved.accepted.append(question.slot)
     _fold(disk, question.chosen, question.epoch)
-    return Accepted(*who, question.slot if isinstance(question, Accept) else 0, disk.base.slot)
+    return Accepted(*who, question.slot if isinstance(question, Accept) else 0, disk.base.slot, disk.view)
 
 
 def _fold(disk: Disk, chosen: int, epoch: Epoch) -> None:
@@ -191,4 +215,5 @@ def _install(disk: Disk, question: Install) -> Accepted | Refused:
         # What an older disk holds behind that is no more than a rumour: its owner may have answered otherwise since.
         disk.slots = {number: slot for number, slot in disk.slots.items() if number > question.base.slot and not anew}
         disk.unsaved.installed = True
-    return Accepted(disk.acceptor, disk.incarnation, question.epoch, question.base.slot, disk.base.slot)
+    who = (disk.acceptor, disk.incarnation, question.epoch)
+    return Accepted(*who, question.base.slot, disk.base.slot, disk.view)

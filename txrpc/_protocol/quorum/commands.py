@@ -10,10 +10,23 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TypeAlias
 
+from txrpc._protocol.quorum.views import View
 from txrpc._protocol.records import Decision, Incident
 from txrpc.ids import BranchId, Epoch, Xid
 
-__all__ = ["Admit", "Bind", "Command", "Filler", "Forget", "LogState", "Marker", "Record", "Report"]
+__all__ = [
+    "Admit",
+    "Bind",
+    "ChangeView",
+    "Command",
+    "Filler",
+    "Forget",
+    "LogState",
+    "Marker",
+    "Moved",
+    "Record",
+    "Report",
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,11 +81,25 @@ class Admit:
 
 
 @dataclass(frozen=True, slots=True)
+class ChangeView:
+    """The group has other members from now on.  In the log that all members share, and nowhere else."""
+
+    view: View
+
+
+@dataclass(frozen=True, slots=True)
+class Moved:
+    """Everything before this is on a write quorum of the view of that number, and no epoch of an earlier view can be opened."""
+
+    number: int
+
+
+@dataclass(frozen=True, slots=True)
 class Filler:
     """Nothing: it takes the place of a command that no acceptor whose answer counted has seen."""
 
 
-Command: TypeAlias = Record | Marker | Forget | Report | Bind | Admit | Filler
+Command: TypeAlias = Record | Marker | Forget | Report | Bind | Admit | ChangeView | Moved | Filler
 
 
 @dataclass(slots=True)
@@ -96,6 +123,10 @@ class LogState:
     """Resource names, and the databases that they mean; "": the next that comes."""
     incarnations: dict[str, int] = field(default_factory=dict)
     """Of the acceptors that were admitted anew; the others have their first."""
+    moved: int = 1
+    """The number of the latest view that the log has moved to."""
+    view: View | None = None
+    """The latest that was decided in this log; None if the group's members are those that have founded it."""
 
     @property
     def epoch(self) -> Epoch:
@@ -115,6 +146,8 @@ class LogState:
             dict(self.incidents),
             dict(self.names),
             dict(self.incarnations),
+            self.moved,
+            self.view,
         )
 
     def apply(self, command: Command) -> None:
@@ -140,6 +173,12 @@ class LogState:
                 self.names.update(rebound)
             case Admit(acceptor, incarnation):
                 self.incarnations[acceptor] = incarnation
+            case ChangeView(view):
+                # Two members may have asked for a change at once: the one that comes first holds.
+                if view.number == (self.view.number if self.view else 1) + 1 and self.moved == view.number - 1:
+                    self.view = view
+            case Moved(number):
+                self.moved = max(self.moved, number)
             case Filler():
                 pass
 

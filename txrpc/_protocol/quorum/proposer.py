@@ -30,39 +30,17 @@ from txrpc._protocol.quorum.acceptor import (
     Answer,
     Install,
     Learn,
+    Outdated,
     Prepare,
     Promise,
     Question,
     Refused,
 )
-from txrpc._protocol.quorum.commands import Admit, Command, Filler, LogState, Marker
-from txrpc.errors import ConfigurationError
+from txrpc._protocol.quorum.commands import Admit, Command, Filler, LogState, Marker, Moved
+from txrpc._protocol.quorum.views import Quorums
 from txrpc.ids import Epoch
 
-__all__ = ["Proposer", "ProposerOutput", "Quorums", "Stage"]
-
-
-@dataclass(frozen=True, slots=True)
-class Quorums:
-    """Who the acceptors are, and how many must have answered to a read and to a write."""
-
-    acceptors: tuple[str, ...]
-    reads: int
-    writes: int
-
-    def __post_init__(self) -> None:
-        number = len(self.acceptors)
-        if len(set(self.acceptors)) < number:
-            raise ConfigurationError("two acceptors have one name")
-        if not (1 <= self.reads <= number and 1 <= self.writes <= number):
-            raise ConfigurationError(
-                f"quorums of {self.reads} and {self.writes} are not possible with {number} acceptors"
-            )
-        if self.reads + self.writes <= number:
-            raise ConfigurationError(
-                f"reads of {self.reads} and writes of {self.writes} among {number} acceptors may miss each other: "
-                f"together they must be more than {number}"
-            )
+__all__ = ["Proposer", "ProposerOutput", "Stage"]
 
 
 class Stage(enum.Enum):
@@ -88,7 +66,12 @@ class ProposerOutput:
     fenced: Epoch | None = None
     """A higher epoch was promised: this one is over, and what was under way is uncertain."""
     unexpected: Epoch | None = None
-    """The log was opened last by this epoch, and not by the one that was expected: the new one is over before it began."""
+    """The log was opened last by this epoch, and not by the one that was expected: the new one is over before it began.
+
+    0 if it was never opened at all.
+    """
+    outdated: int = 0
+    """There is a view of that number, later than the proposer's: see `Proposer.move`."""
 
 
 class Proposer:
@@ -130,6 +113,11 @@ class Proposer:
         """Return whether `propose` may be called."""
         return self.stage is Stage.OPEN and self._command is None
 
+    @property
+    def view(self) -> int:
+        """The number of the view that it asks in."""
+        return self._quorums.view
+
     def start(self) -> ProposerOutput:
         """Ask for promises."""
         return self.again()
@@ -138,7 +126,7 @@ class Proposer:
         """Repeat what has not been answered, to all that have not answered it."""
         self._out = ProposerOutput()
         if self.stage in (Stage.LOOKING, Stage.READING):
-            question = Prepare(self.epoch, self.state.slot, look=self.stage is Stage.LOOKING)
+            question = Prepare(self.epoch, self.state.slot, self.stage is Stage.LOOKING, self._quorums.view)
             waiting = [name for name in self._quorums.acceptors if name not in self._promises]
             self._out.send += [(name, question) for name in waiting]
         elif self._command is not None and self.stage is not Stage.OVER:
@@ -153,11 +141,27 @@ class Proposer:
         self._begin(command)
         return self._out
 
+    def move(self, quorums: Quorums) -> ProposerOutput:
+        """Go on in a later view, which was decided.  What is in flight stays so; then the log moves (`Moved`)."""
+        self._out = ProposerOutput()
+        if quorums.view <= self._quorums.view or self.stage is Stage.OVER:
+            return self._out
+        self._quorums = quorums
+        # What was answered in an earlier view proves nothing about quorums of this one.
+        self._promises.clear()
+        self._accepted.clear()
+        self.strangers = {name: disk for name, disk in self.strangers.items() if name in quorums.acceptors}
+        if self.idle:
+            self._begin(Moved(quorums.view))
+        else:
+            self.again()
+        return self._out
+
     def learn(self, *, everyone: bool = True) -> ProposerOutput:
         """Tell all what is chosen, for there is nothing more to propose just now; or those alone that are not known to have it."""
         self._out = ProposerOutput()
         if self.idle:
-            question = Learn(self.epoch, self.state.slot)
+            question = Learn(self.epoch, self.state.slot, self._quorums.view)
             behind = [name for name in self._quorums.acceptors if self._has.get(name, 0) < self.state.slot]
             self._out.send += [(name, question) for name in (self._quorums.acceptors if everyone else behind)]
         return self._out
@@ -169,6 +173,11 @@ class Proposer:
             return self._out
         if isinstance(answer, Refused):
             self._refused(answer)
+        elif answer.view != self._quorums.view:
+            # An answer of an earlier view counts in none of this one's quorums.
+            self._out.outdated = answer.view if answer.view > self._quorums.view else 0
+        elif isinstance(answer, Outdated):
+            pass  # of a view that this one has moved to since
         elif isinstance(answer, Promise):
             self._promised(answer)
         else:
@@ -183,7 +192,7 @@ class Proposer:
             self.stage, self._out.fenced = Stage.OVER, answer.promised
         elif not answer.promised and self.state.counts(answer.acceptor, answer.incarnation):
             # It was admitted meanwhile, and has not heard.  To admit it again would wait for all others once more.
-            self._out.send.append((answer.acceptor, Install(self.epoch, self.state.copy(), answer.incarnation)))
+            self._give(answer.acceptor, answer.incarnation)
         elif not answer.promised:
             self.strangers[answer.acceptor] = answer.incarnation
 
@@ -210,6 +219,7 @@ class Proposer:
         latest = max([base.epoch, *(each.epoch for each in commands if isinstance(each, Marker))])
         assert self._expect is not None
         if latest > self._expect or not latest:
+            self.state = base
             self.stage, self._out.unexpected = Stage.OVER, latest
             return
         self.stage = Stage.READING
@@ -224,7 +234,7 @@ class Proposer:
 
     def _ask(self, except_for: Collection[str]) -> None:
         assert self._command is not None
-        question = Accept(self.epoch, self.state.slot + 1, self._command, self.state.slot)
+        question = Accept(self.epoch, self.state.slot + 1, self._command, self.state.slot, self._quorums.view)
         for name in self._quorums.acceptors:
             # Who is admitted anew has no say in that.
             if name not in except_for and not (isinstance(self._command, Admit) and self._command.acceptor == name):
@@ -240,8 +250,11 @@ class Proposer:
         self._has[answer.acceptor] = answer.has
         # One that has missed something is given it at once: a lagging one does not count when the next one is lost.
         if answer.has < (answer.slot - 1 if answer.slot else self.state.slot):
-            self._out.send.append((answer.acceptor, Install(self.epoch, self.state.copy())))
+            self._give(answer.acceptor)
         if self._command is None or answer.slot != self.state.slot + 1:
+            return
+        # The log has moved to a view when a quorum of it has all that came before.
+        if isinstance(self._command, Moved) and answer.has < self.state.slot:
             return
         self._accepted.add((answer.acceptor, answer.incarnation))
         if len(self._accepted) >= self._quorums.writes:
@@ -252,14 +265,21 @@ class Proposer:
         self.state.apply(command)
         if isinstance(command, Admit):
             self.strangers.pop(command.acceptor, None)
-            self._out.send.append((command.acceptor, Install(self.epoch, self.state.copy(), command.incarnation)))
+            self._give(command.acceptor, command.incarnation)
         # Rule 3: a quorum has it on disk, in this very epoch.
         if self.stage is Stage.OPEN:
             self._out.chosen = command
-        elif self._to_do:
+        if self._to_do:
             self._begin(self._to_do.pop(0))
-        else:
+        elif self.state.moved < self._quorums.view:
+            self._begin(Moved(self._quorums.view))
+        elif self.stage is Stage.OPENING:
             self.stage, self._out.opened = Stage.OPEN, True
+
+    def _give(self, acceptor: str, incarnation: int = 0) -> None:
+        """Send all that is chosen to one that has not got it; with an *incarnation*, to a disk that is admitted by it."""
+        install = Install(self.epoch, self.state.copy(), incarnation, self._quorums.view)
+        self._out.send.append((acceptor, install))
 
 
 def _behind(known: LogState, promises: Sequence[Promise]) -> tuple[LogState, list[Command]]:

@@ -107,6 +107,7 @@ class StatusReply(_message.Message):
     IDENTITIES_FIELD_NUMBER: _builtins.int
     TAKEN_OVER_FIELD_NUMBER: _builtins.int
     NODES_FIELD_NUMBER: _builtins.int
+    VIEW_FIELD_NUMBER: _builtins.int
     group: _builtins.str
     version: _builtins.str
     log: _builtins.str
@@ -152,6 +153,10 @@ class StatusReply(_message.Message):
     def nodes(self) -> _containers.RepeatedCompositeFieldContainer[Global___NodeStatus]:
         """All nodes of the group that share this log, if it takes part in takeovers."""
 
+    @_builtins.property
+    def view(self) -> Global___GroupStatus:
+        """Of a group of members with a disk each."""
+
     def __init__(
         self,
         *,
@@ -178,10 +183,11 @@ class StatusReply(_message.Message):
         identities: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
         taken_over: _abc.Iterable[Global___StatusReply] | None = ...,
         nodes: _abc.Iterable[Global___NodeStatus] | None = ...,
+        view: Global___GroupStatus | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["owner", b"owner"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["owner", b"owner", "view", b"view"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["aborted", b"aborted", "committed", b"committed", "doubts", b"doubts", "group", b"group", "heuristic", b"heuristic", "identities", b"identities", "in_doubt", b"in_doubt", "incidents", b"incidents", "log", b"log", "log_batches", b"log_batches", "log_decisions", b"log_decisions", "log_healthy", b"log_healthy", "lost", b"lost", "messages", b"messages", "nodes", b"nodes", "open", b"open", "owner", b"owner", "position", b"position", "sessions", b"sessions", "taken_over", b"taken_over", "transactions", b"transactions", "uptime_ms", b"uptime_ms", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["aborted", b"aborted", "committed", b"committed", "doubts", b"doubts", "group", b"group", "heuristic", b"heuristic", "identities", b"identities", "in_doubt", b"in_doubt", "incidents", b"incidents", "log", b"log", "log_batches", b"log_batches", "log_decisions", b"log_decisions", "log_healthy", b"log_healthy", "lost", b"lost", "messages", b"messages", "nodes", b"nodes", "open", b"open", "owner", b"owner", "position", b"position", "sessions", b"sessions", "taken_over", b"taken_over", "transactions", b"transactions", "uptime_ms", b"uptime_ms", "version", b"version", "view", b"view"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -195,6 +201,7 @@ class NodeStatus(_message.Message):
     LIVES_FIELD_NUMBER: _builtins.int
     HOLDER_FIELD_NUMBER: _builtins.int
     LEADS_FIELD_NUMBER: _builtins.int
+    EPOCH_FIELD_NUMBER: _builtins.int
     node: _builtins.str
     lives: _builtins.bool
     """Whether its process is held to live."""
@@ -202,6 +209,8 @@ class NodeStatus(_message.Message):
     """The node whose process runs its coordinator."""
     leads: _builtins.bool
     """Whether it takes over those that do not live."""
+    epoch: _builtins.int
+    """The latest in which its log was opened."""
     def __init__(
         self,
         *,
@@ -209,14 +218,172 @@ class NodeStatus(_message.Message):
         lives: _builtins.bool = ...,
         holder: _builtins.str = ...,
         leads: _builtins.bool = ...,
+        epoch: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["holder", b"holder", "leads", b"leads", "lives", b"lives", "node", b"node"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["epoch", b"epoch", "holder", b"holder", "leads", b"leads", "lives", b"lives", "node", b"node"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___NodeStatus: _TypeAlias = NodeStatus  # noqa: Y015
+
+@_typing.final
+class GroupRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GroupRequest: _TypeAlias = GroupRequest  # noqa: Y015
+
+@_typing.final
+class GroupStatus(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    @_typing.final
+    class AddressesEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.str
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.str = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    @_typing.final
+    class TroubleEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.str
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.str = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    NUMBER_FIELD_NUMBER: _builtins.int
+    ADDRESSES_FIELD_NUMBER: _builtins.int
+    READS_FIELD_NUMBER: _builtins.int
+    WRITES_FIELD_NUMBER: _builtins.int
+    FORMER_FIELD_NUMBER: _builtins.int
+    TOLERANCE_FIELD_NUMBER: _builtins.int
+    TROUBLE_FIELD_NUMBER: _builtins.int
+    number: _builtins.int
+    """The number of the view: 1 for those that have founded the group."""
+    reads: _builtins.int
+    """Members that must answer before a log is opened, and that must have a decision on their disks."""
+    writes: _builtins.int
+    tolerance: _builtins.str
+    """What the group survives, in words."""
+    @_builtins.property
+    def addresses(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]: ...
+    @_builtins.property
+    def former(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Names of members that have left, whose logs are run by others."""
+
+    @_builtins.property
+    def trouble(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
+        """Why the others did not answer, by name; those that did are not in it."""
+
+    def __init__(
+        self,
+        *,
+        number: _builtins.int = ...,
+        addresses: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
+        reads: _builtins.int = ...,
+        writes: _builtins.int = ...,
+        former: _abc.Iterable[_builtins.str] | None = ...,
+        tolerance: _builtins.str = ...,
+        trouble: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["addresses", b"addresses", "former", b"former", "number", b"number", "reads", b"reads", "tolerance", b"tolerance", "trouble", b"trouble", "writes", b"writes"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GroupStatus: _TypeAlias = GroupStatus  # noqa: Y015
+
+@_typing.final
+class ChangeGroupRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    @_typing.final
+    class ComeEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.str
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.str = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    COME_FIELD_NUMBER: _builtins.int
+    GO_FIELD_NUMBER: _builtins.int
+    READS_FIELD_NUMBER: _builtins.int
+    WRITES_FIELD_NUMBER: _builtins.int
+    reads: _builtins.int
+    """0: majorities stay majorities, and other numbers what they are."""
+    writes: _builtins.int
+    @_builtins.property
+    def come(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
+        """Members that come, with their addresses; a name that is a member already gets another address."""
+
+    @_builtins.property
+    def go(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Members that go.  With one that comes: it is replaced by that one."""
+
+    def __init__(
+        self,
+        *,
+        come: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
+        go: _abc.Iterable[_builtins.str] | None = ...,
+        reads: _builtins.int = ...,
+        writes: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["come", b"come", "go", b"go", "reads", b"reads", "writes", b"writes"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ChangeGroupRequest: _TypeAlias = ChangeGroupRequest  # noqa: Y015
 
 @_typing.final
 class InDoubtBranch(_message.Message):

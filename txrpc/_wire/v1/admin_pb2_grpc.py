@@ -29,6 +29,16 @@ class AdminStub(object):
                 request_serializer=txrpc_dot_v1_dot_admin__pb2.RebindRequest.SerializeToString,
                 response_deserializer=txrpc_dot_v1_dot_admin__pb2.RebindReply.FromString,
                 )
+        self.Group = channel.unary_unary(
+                '/txrpc.v1.Admin/Group',
+                request_serializer=txrpc_dot_v1_dot_admin__pb2.GroupRequest.SerializeToString,
+                response_deserializer=txrpc_dot_v1_dot_admin__pb2.GroupStatus.FromString,
+                )
+        self.ChangeGroup = channel.unary_unary(
+                '/txrpc.v1.Admin/ChangeGroup',
+                request_serializer=txrpc_dot_v1_dot_admin__pb2.ChangeGroupRequest.SerializeToString,
+                response_deserializer=txrpc_dot_v1_dot_admin__pb2.GroupStatus.FromString,
+                )
 
 
 class AdminServicer(object):
@@ -54,6 +64,20 @@ class AdminServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Group(self, request, context):
+        """Who the members of the group are; for a coordinator with --members.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ChangeGroup(self, request, context):
+        """Members come or go.  Answered when every log has moved to the new view; to ask again is safe.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_AdminServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -71,6 +95,16 @@ def add_AdminServicer_to_server(servicer, server):
                     servicer.Rebind,
                     request_deserializer=txrpc_dot_v1_dot_admin__pb2.RebindRequest.FromString,
                     response_serializer=txrpc_dot_v1_dot_admin__pb2.RebindReply.SerializeToString,
+            ),
+            'Group': grpc.unary_unary_rpc_method_handler(
+                    servicer.Group,
+                    request_deserializer=txrpc_dot_v1_dot_admin__pb2.GroupRequest.FromString,
+                    response_serializer=txrpc_dot_v1_dot_admin__pb2.GroupStatus.SerializeToString,
+            ),
+            'ChangeGroup': grpc.unary_unary_rpc_method_handler(
+                    servicer.ChangeGroup,
+                    request_deserializer=txrpc_dot_v1_dot_admin__pb2.ChangeGroupRequest.FromString,
+                    response_serializer=txrpc_dot_v1_dot_admin__pb2.GroupStatus.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -130,5 +164,39 @@ class Admin(object):
         return grpc.experimental.unary_unary(request, target, '/txrpc.v1.Admin/Rebind',
             txrpc_dot_v1_dot_admin__pb2.RebindRequest.SerializeToString,
             txrpc_dot_v1_dot_admin__pb2.RebindReply.FromString,
+            options, channel_credentials,
+            insecure, call_credentials, compression, wait_for_ready, timeout, metadata)
+
+    @staticmethod
+    def Group(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(request, target, '/txrpc.v1.Admin/Group',
+            txrpc_dot_v1_dot_admin__pb2.GroupRequest.SerializeToString,
+            txrpc_dot_v1_dot_admin__pb2.GroupStatus.FromString,
+            options, channel_credentials,
+            insecure, call_credentials, compression, wait_for_ready, timeout, metadata)
+
+    @staticmethod
+    def ChangeGroup(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(request, target, '/txrpc.v1.Admin/ChangeGroup',
+            txrpc_dot_v1_dot_admin__pb2.ChangeGroupRequest.SerializeToString,
+            txrpc_dot_v1_dot_admin__pb2.GroupStatus.FromString,
             options, channel_credentials,
             insecure, call_credentials, compression, wait_for_ready, timeout, metadata)

@@ -36,6 +36,10 @@ class AdminStub:
     """Close what an operator has seen to: incidents of one transaction."""
     Rebind: _grpc.UnaryUnaryMultiCallable[_admin_pb2.RebindRequest, _admin_pb2.RebindReply]
     """A resource name means another database from now on."""
+    Group: _grpc.UnaryUnaryMultiCallable[_admin_pb2.GroupRequest, _admin_pb2.GroupStatus]
+    """Who the members of the group are; for a coordinator with --members."""
+    ChangeGroup: _grpc.UnaryUnaryMultiCallable[_admin_pb2.ChangeGroupRequest, _admin_pb2.GroupStatus]
+    """Members come or go.  Answered when every log has moved to the new view; to ask again is safe."""
 
 @_typing.type_check_only
 class AdminAsyncStub(AdminStub):
@@ -45,6 +49,10 @@ class AdminAsyncStub(AdminStub):
     """Close what an operator has seen to: incidents of one transaction."""
     Rebind: _aio.UnaryUnaryMultiCallable[_admin_pb2.RebindRequest, _admin_pb2.RebindReply]  # type: ignore[assignment]
     """A resource name means another database from now on."""
+    Group: _aio.UnaryUnaryMultiCallable[_admin_pb2.GroupRequest, _admin_pb2.GroupStatus]  # type: ignore[assignment]
+    """Who the members of the group are; for a coordinator with --members."""
+    ChangeGroup: _aio.UnaryUnaryMultiCallable[_admin_pb2.ChangeGroupRequest, _admin_pb2.GroupStatus]  # type: ignore[assignment]
+    """Members come or go.  Answered when every log has moved to the new view; to ask again is safe."""
 
 class AdminServicer(metaclass=_abc_1.ABCMeta):
     @_abc_1.abstractmethod
@@ -69,5 +77,21 @@ class AdminServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_admin_pb2.RebindReply, _abc.Awaitable[_admin_pb2.RebindReply]]:
         """A resource name means another database from now on."""
+
+    @_abc_1.abstractmethod
+    def Group(
+        self,
+        request: _admin_pb2.GroupRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_admin_pb2.GroupStatus, _abc.Awaitable[_admin_pb2.GroupStatus]]:
+        """Who the members of the group are; for a coordinator with --members."""
+
+    @_abc_1.abstractmethod
+    def ChangeGroup(
+        self,
+        request: _admin_pb2.ChangeGroupRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_admin_pb2.GroupStatus, _abc.Awaitable[_admin_pb2.GroupStatus]]:
+        """Members come or go.  Answered when every log has moved to the new view; to ask again is safe."""
 
 def add_AdminServicer_to_server(servicer: AdminServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -47,36 +47,157 @@ class PeerGroup(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     NAME_FIELD_NUMBER: _builtins.int
-    MEMBERS_FIELD_NUMBER: _builtins.int
-    READS_FIELD_NUMBER: _builtins.int
-    WRITES_FIELD_NUMBER: _builtins.int
     ID_FIELD_NUMBER: _builtins.int
     SENDER_FIELD_NUMBER: _builtins.int
+    VIEW_FIELD_NUMBER: _builtins.int
     name: _builtins.str
-    members: _builtins.str
-    """The members' names with commas between them, and the sizes of the quorums."""
-    reads: _builtins.int
-    writes: _builtins.int
     id: _builtins.int
     """The group's own number, from its founding; 0 before that."""
     sender: _builtins.str
+    @_builtins.property
+    def view(self) -> Global___GroupView:
+        """The members, as far as the sender has heard of changes."""
+
     def __init__(
         self,
         *,
         name: _builtins.str = ...,
-        members: _builtins.str = ...,
-        reads: _builtins.int = ...,
-        writes: _builtins.int = ...,
         id: _builtins.int = ...,
         sender: _builtins.str = ...,
+        view: Global___GroupView | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["view", b"view"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["id", b"id", "members", b"members", "name", b"name", "reads", b"reads", "sender", b"sender", "writes", b"writes"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["id", b"id", "name", b"name", "sender", b"sender", "view", b"view"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___PeerGroup: _TypeAlias = PeerGroup  # noqa: Y015
+
+@_typing.final
+class GroupView(_message.Message):
+    """Who the members of a group are, from one change to the next."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    @_typing.final
+    class AddressesEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.str
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.str = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    @_typing.final
+    class BornEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        @_builtins.property
+        def value(self) -> Global___DiskIncarnations: ...
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: Global___DiskIncarnations | None = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _typing.Literal["value", b"value"]  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    NUMBER_FIELD_NUMBER: _builtins.int
+    ADDRESSES_FIELD_NUMBER: _builtins.int
+    READS_FIELD_NUMBER: _builtins.int
+    WRITES_FIELD_NUMBER: _builtins.int
+    FORMER_FIELD_NUMBER: _builtins.int
+    BORN_FIELD_NUMBER: _builtins.int
+    number: _builtins.int
+    """1: those that have founded the group, each with the addresses that it was told."""
+    reads: _builtins.int
+    writes: _builtins.int
+    @_builtins.property
+    def addresses(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]: ...
+    @_builtins.property
+    def former(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Names of members that have left."""
+
+    @_builtins.property
+    def born(self) -> _containers.MessageMap[_builtins.str, Global___DiskIncarnations]:
+        """Of each log that is younger than the group: which disks it began with."""
+
+    def __init__(
+        self,
+        *,
+        number: _builtins.int = ...,
+        addresses: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
+        reads: _builtins.int = ...,
+        writes: _builtins.int = ...,
+        former: _abc.Iterable[_builtins.str] | None = ...,
+        born: _abc.Mapping[_builtins.str, Global___DiskIncarnations] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["addresses", b"addresses", "born", b"born", "former", b"former", "number", b"number", "reads", b"reads", "writes", b"writes"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GroupView: _TypeAlias = GroupView  # noqa: Y015
+
+@_typing.final
+class DiskIncarnations(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    @_typing.final
+    class OfEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.int
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.int = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    OF_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def of(self) -> _containers.ScalarMap[_builtins.str, _builtins.int]: ...
+    def __init__(
+        self,
+        *,
+        of: _abc.Mapping[_builtins.str, _builtins.int] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["of", b"of"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DiskIncarnations: _TypeAlias = DiskIncarnations  # noqa: Y015
 
 @_typing.final
 class PeerQuestion(_message.Message):
@@ -89,9 +210,12 @@ class PeerQuestion(_message.Message):
     ACCEPT_FIELD_NUMBER: _builtins.int
     LEARN_FIELD_NUMBER: _builtins.int
     INSTALL_FIELD_NUMBER: _builtins.int
+    VIEW_FIELD_NUMBER: _builtins.int
     log: _builtins.str
     """Whose log; "*" is the group's own."""
     epoch: _builtins.int
+    view: _builtins.int
+    """The number of the view that is asked in, which may be earlier than the sender's latest."""
     @_builtins.property
     def group(self) -> Global___PeerGroup: ...
     @_builtins.property
@@ -112,10 +236,11 @@ class PeerQuestion(_message.Message):
         accept: Global___AcceptSlot | None = ...,
         learn: Global___LearnSlot | None = ...,
         install: Global___InstallState | None = ...,
+        view: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["accept", b"accept", "group", b"group", "install", b"install", "learn", b"learn", "prepare", b"prepare", "question", b"question"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["accept", b"accept", "epoch", b"epoch", "group", b"group", "install", b"install", "learn", b"learn", "log", b"log", "prepare", b"prepare", "question", b"question"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["accept", b"accept", "epoch", b"epoch", "group", b"group", "install", b"install", "learn", b"learn", "log", b"log", "prepare", b"prepare", "question", b"question", "view", b"view"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType_question: _TypeAlias = _typing.Literal["prepare", "accept", "learn", "install"]  # noqa: Y015
     _WhichOneofArgType_question: _TypeAlias = _typing.Literal["question", b"question"]  # noqa: Y015
@@ -222,13 +347,19 @@ class PeerAnswer(_message.Message):
     PROMISE_FIELD_NUMBER: _builtins.int
     ACCEPTED_FIELD_NUMBER: _builtins.int
     REFUSED_FIELD_NUMBER: _builtins.int
+    OUTDATED_FIELD_NUMBER: _builtins.int
+    VIEW_FIELD_NUMBER: _builtins.int
     incarnation: _builtins.int
+    view: _builtins.int
+    """The number of the view that is answered in."""
     @_builtins.property
     def promise(self) -> Global___PromiseReply: ...
     @_builtins.property
     def accepted(self) -> Global___AcceptedReply: ...
     @_builtins.property
     def refused(self) -> Global___RefusedReply: ...
+    @_builtins.property
+    def outdated(self) -> Global___OutdatedReply: ...
     def __init__(
         self,
         *,
@@ -236,12 +367,14 @@ class PeerAnswer(_message.Message):
         promise: Global___PromiseReply | None = ...,
         accepted: Global___AcceptedReply | None = ...,
         refused: Global___RefusedReply | None = ...,
+        outdated: Global___OutdatedReply | None = ...,
+        view: _builtins.int = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["accepted", b"accepted", "answer", b"answer", "promise", b"promise", "refused", b"refused"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["accepted", b"accepted", "answer", b"answer", "outdated", b"outdated", "promise", b"promise", "refused", b"refused"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["accepted", b"accepted", "answer", b"answer", "incarnation", b"incarnation", "promise", b"promise", "refused", b"refused"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["accepted", b"accepted", "answer", b"answer", "incarnation", b"incarnation", "outdated", b"outdated", "promise", b"promise", "refused", b"refused", "view", b"view"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_answer: _TypeAlias = _typing.Literal["promise", "accepted", "refused"]  # noqa: Y015
+    _WhichOneofReturnType_answer: _TypeAlias = _typing.Literal["promise", "accepted", "refused", "outdated"]  # noqa: Y015
     _WhichOneofArgType_answer: _TypeAlias = _typing.Literal["answer", b"answer"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_answer) -> _WhichOneofReturnType_answer | None: ...
 
@@ -342,6 +475,28 @@ class RefusedReply(_message.Message):
 Global___RefusedReply: _TypeAlias = RefusedReply  # noqa: Y015
 
 @_typing.final
+class OutdatedReply(_message.Message):
+    """The view that was asked in is over."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    LATEST_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def latest(self) -> Global___GroupView: ...
+    def __init__(
+        self,
+        *,
+        latest: Global___GroupView | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["latest", b"latest"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["latest", b"latest"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___OutdatedReply: _TypeAlias = OutdatedReply  # noqa: Y015
+
+@_typing.final
 class LogCommand(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -352,6 +507,8 @@ class LogCommand(_message.Message):
     BIND_FIELD_NUMBER: _builtins.int
     ADMIT_FIELD_NUMBER: _builtins.int
     FILLER_FIELD_NUMBER: _builtins.int
+    CHANGE_VIEW_FIELD_NUMBER: _builtins.int
+    MOVED_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def record(self) -> Global___RecordCommand: ...
     @_builtins.property
@@ -366,6 +523,10 @@ class LogCommand(_message.Message):
     def admit(self) -> Global___AdmitCommand: ...
     @_builtins.property
     def filler(self) -> Global___FillerCommand: ...
+    @_builtins.property
+    def change_view(self) -> Global___GroupView: ...
+    @_builtins.property
+    def moved(self) -> Global___MovedCommand: ...
     def __init__(
         self,
         *,
@@ -376,12 +537,14 @@ class LogCommand(_message.Message):
         bind: Global___BindCommand | None = ...,
         admit: Global___AdmitCommand | None = ...,
         filler: Global___FillerCommand | None = ...,
+        change_view: Global___GroupView | None = ...,
+        moved: Global___MovedCommand | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["admit", b"admit", "bind", b"bind", "command", b"command", "filler", b"filler", "forget", b"forget", "marker", b"marker", "record", b"record", "report", b"report"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["admit", b"admit", "bind", b"bind", "change_view", b"change_view", "command", b"command", "filler", b"filler", "forget", b"forget", "marker", b"marker", "moved", b"moved", "record", b"record", "report", b"report"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["admit", b"admit", "bind", b"bind", "command", b"command", "filler", b"filler", "forget", b"forget", "marker", b"marker", "record", b"record", "report", b"report"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["admit", b"admit", "bind", b"bind", "change_view", b"change_view", "command", b"command", "filler", b"filler", "forget", b"forget", "marker", b"marker", "moved", b"moved", "record", b"record", "report", b"report"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_command: _TypeAlias = _typing.Literal["record", "marker", "forget", "report", "bind", "admit", "filler"]  # noqa: Y015
+    _WhichOneofReturnType_command: _TypeAlias = _typing.Literal["record", "marker", "forget", "report", "bind", "admit", "filler", "change_view", "moved"]  # noqa: Y015
     _WhichOneofArgType_command: _TypeAlias = _typing.Literal["command", b"command"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_command) -> _WhichOneofReturnType_command | None: ...
 
@@ -585,6 +748,25 @@ class FillerCommand(_message.Message):
 Global___FillerCommand: _TypeAlias = FillerCommand  # noqa: Y015
 
 @_typing.final
+class MovedCommand(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    VIEW_FIELD_NUMBER: _builtins.int
+    view: _builtins.int
+    def __init__(
+        self,
+        *,
+        view: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["view", b"view"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___MovedCommand: _TypeAlias = MovedCommand  # noqa: Y015
+
+@_typing.final
 class LogDecision(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -751,10 +933,14 @@ class LogSnapshot(_message.Message):
     INCIDENTS_FIELD_NUMBER: _builtins.int
     NAMES_FIELD_NUMBER: _builtins.int
     DECISIONS_FIELD_NUMBER: _builtins.int
+    MOVED_FIELD_NUMBER: _builtins.int
+    VIEW_FIELD_NUMBER: _builtins.int
     slot: _builtins.int
     position: _builtins.int
     forgotten_ms: _builtins.int
     holder: _builtins.str
+    moved: _builtins.int
+    """The number of the latest view that the log has moved to; and the latest that was decided in it."""
     @_builtins.property
     def epochs(self) -> _containers.RepeatedCompositeFieldContainer[Global___LogEpoch]: ...
     @_builtins.property
@@ -765,6 +951,8 @@ class LogSnapshot(_message.Message):
     def names(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]: ...
     @_builtins.property
     def decisions(self) -> _containers.RepeatedCompositeFieldContainer[Global___LogDecision]: ...
+    @_builtins.property
+    def view(self) -> Global___GroupView: ...
     def __init__(
         self,
         *,
@@ -777,10 +965,12 @@ class LogSnapshot(_message.Message):
         incidents: _abc.Iterable[Global___LogIncident] | None = ...,
         names: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
         decisions: _abc.Iterable[Global___LogDecision] | None = ...,
+        moved: _builtins.int = ...,
+        view: Global___GroupView | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["view", b"view"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["decisions", b"decisions", "epochs", b"epochs", "forgotten_ms", b"forgotten_ms", "holder", b"holder", "incarnations", b"incarnations", "incidents", b"incidents", "names", b"names", "position", b"position", "slot", b"slot"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["decisions", b"decisions", "epochs", b"epochs", "forgotten_ms", b"forgotten_ms", "holder", b"holder", "incarnations", b"incarnations", "incidents", b"incidents", "moved", b"moved", "names", b"names", "position", b"position", "slot", b"slot", "view", b"view"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -848,16 +1038,20 @@ class PeerBeats(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     NODES_FIELD_NUMBER: _builtins.int
+    VIEW_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def nodes(self) -> _containers.RepeatedCompositeFieldContainer[Global___NodeBeat]: ...
+    @_builtins.property
+    def view(self) -> Global___GroupView: ...
     def __init__(
         self,
         *,
         nodes: _abc.Iterable[Global___NodeBeat] | None = ...,
+        view: Global___GroupView | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["view", b"view"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["nodes", b"nodes"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["nodes", b"nodes", "view", b"view"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -932,17 +1126,21 @@ class FoundReply(_message.Message):
 
     STAGE_FIELD_NUMBER: _builtins.int
     ID_FIELD_NUMBER: _builtins.int
+    VIEW_FIELD_NUMBER: _builtins.int
     stage: Global___DiskStage.ValueType
     id: _builtins.int
+    @_builtins.property
+    def view(self) -> Global___GroupView: ...
     def __init__(
         self,
         *,
         stage: Global___DiskStage.ValueType = ...,
         id: _builtins.int = ...,
+        view: Global___GroupView | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["view", b"view"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["id", b"id", "stage", b"stage"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["id", b"id", "stage", b"stage", "view", b"view"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
