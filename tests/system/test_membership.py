@@ -69,7 +69,7 @@ def test_the_leader_is_removed_alive_ends_by_itself_and_the_others_finish_its_tr
     assert world.coordinator.wait(30) == 7
     assert "removed from the group" in world.coordinator.text()
     eventually(lambda: owner_of(world, "c1") in ("c2", "c3"), 20, world.evidence)
-    assert transfer(world, 50) == "committed", world.evidence()
+    eventually(lambda: transfer(world, 50) == "committed", 20, world.evidence)
     world.at_rest()
     shown = group_command(world, 1, "show")
     assert "c1 " not in shown
