@@ -47,13 +47,12 @@ class RunningGroup:
         with ThreadPoolExecutor(len(starting)) as pool:
             return list(pool.map(lambda name: self.running[name].join(timeout_s), starting))
 
-    def newcomer(self, name: str, *, waits: bool = True) -> str:
+    def newcomer(self, name: str) -> str:
         """Start one that is no member yet; it waits to become one.  Returns its address."""
         self.addresses[name] = f"127.0.0.1:{free_port()}"
         text = ",".join(f"{name}={address}" for name, address in self.addresses.items())
         self._start(name, founders(text))
-        if waits:
-            self.joining[name] = self.joins(name)
+        self.joining[name] = self.joins(name)
         return self.addresses[name]
 
     def joins(self, name: str) -> Future[bool]:

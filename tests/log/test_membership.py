@@ -17,6 +17,7 @@ from txrpc._decision_log.port import DecisionLog
 from txrpc._group.changes import Change
 from txrpc._group.members import changed, founders
 from txrpc._group.shared import SHARED
+from txrpc._protocol.quorum.acceptor import Outdated, Prepare
 from txrpc._protocol.quorum.commands import ChangeView
 from txrpc._protocol.takeover import LEFT
 from txrpc.errors import ConfigurationError, Fenced
@@ -146,6 +147,31 @@ def test_a_member_that_was_away_hears_of_the_change_when_it_is_back(group: Runni
     assert group.start("c3") == [True]
     eventually(lambda: group.running["c3"].view == view, 20)
     assert opened(group, "c3").record([ONE]) == 1
+
+
+def test_a_lost_disk_hears_who_the_members_are_whatever_its_options_say(group: RunningGroup) -> None:
+    logs = all_open(group)
+    view = change(group, logs, "c1", Change({"c4": group.newcomer("c4")}))
+    assert group.joining["c4"].result(30)
+    let_in(group, logs, "c4", "c1", "c2", "c3")
+    group.stop("c2")
+    for file in group.path("c2").parent.glob("c2.db*"):
+        file.unlink()
+    logs["c2"] = opened(group, "c3", "c2")
+    assert group.start("c2") == [True]
+    assert group.running["c2"].view == view
+    let_in(group, logs, "c2", "c1", "c2", "c3")
+
+
+def test_an_acceptor_that_was_restarted_answers_in_no_view_earlier_than_before(group: RunningGroup) -> None:
+    logs = all_open(group)
+    change(group, logs, "c1", Change(reads=3))
+    group.stop("c2")
+    group.start("c2")
+    acceptor = group.running["c2"]._acceptor
+    later = Epoch.make(9, 9)
+    said = [acceptor.ask(log, Prepare(later, view=1)).result() for log in ("c1", "c2", "c3", SHARED)]
+    assert [each.view for each in said if isinstance(each, Outdated)] == [2, 2, 2, 2]
 
 
 def test_a_removed_member_waits_until_it_is_added_again_and_its_disk_is_given_everything_anew(

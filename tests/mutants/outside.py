@@ -129,6 +129,22 @@ MUTANTS: dict[str, tuple[Change, str]] = {
         Change(_GROUP + "log", "            raise RecordUncertain(", "            raise NotRecorded("),
         "tests/log/test_group.py -k has_lost_its_disk",
     ),
+    "an acceptor forgets in which view it was asked": (
+        Change(_GROUP + "disk", "base.slot, base.position, disk.view)", "base.slot, base.position, 1)"),
+        "tests/log/test_membership.py -k in_no_view_earlier",
+    ),
+    "a younger log begins with the disks of the founders": (
+        Change(_GROUP + "acceptor", "dict(view.born.get(log, {})) if view else {}", "{}"),
+        "tests/log/test_membership.py -k no_founder",
+    ),
+    "a member is added that is not there": (
+        Change(_GROUP + "changes", "                self._greet(name, address)", "                pass"),
+        "tests/log/test_membership.py -k never_comes_up",
+    ),
+    "a change is made that the group cannot bear": (
+        Change(_GROUP + "changes", "        self._check_bearable(now, following)", "        pass"),
+        "tests/log/test_membership.py -k leave_no_quorum",
+    ),
     "that a repeat was not recorded is believed": (
         Change(
             "txrpc._coordinator.log_writer",

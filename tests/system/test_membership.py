@@ -79,6 +79,24 @@ def test_the_leader_is_removed_alive_ends_by_itself_and_the_others_finish_its_tr
     assert world.coordinator.terminate() == 0
 
 
+@pytest.mark.proof
+def test_a_member_that_was_removed_while_it_slept_finishes_nobodys_branch(make_world: Make, connected: Connect) -> None:
+    """Rule 7.  It wakes up with a decision in hand and the old addresses; what it decides now no quorum takes."""
+    world = make_world(group=3, c1="coordinator.before_record=stop")
+    connected(world)
+    told = transfer(world)
+    assert told == "aborted", world.evidence()
+    said = group_command(world, 1, "remove", "c1")
+    assert "view 2:" in said, said + world.evidence()
+    world.coordinator.arm("")
+    world.coordinator.resume()
+    assert world.coordinator.wait(30) == 7, world.evidence()
+    ends(world, told, "aborted")
+    eventually(lambda: transfer(world, 50) == "committed", 20, world.evidence)
+    world.at_rest()
+    assert world.total() == 2 * 20 * START
+
+
 def goes_on(world: World, told: list[str]) -> None:
     """Wait until some more transactions are committed."""
     before = told.count("committed")

@@ -82,10 +82,10 @@ class GroupChanges:
             coming, going = replace(change, go=()), replace(change, come={})
             try:
                 self._make(coming)
-                return self._make(going)
             except TooFew:  # one that goes is dead: without it, fewer are needed
                 self._make(going)
                 return self._make(coming)
+            return self._make(going)
 
     def _make(self, change: Change) -> View:
         now = self._peers.view
