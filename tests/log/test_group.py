@@ -338,7 +338,7 @@ def test_a_disk_from_another_group_of_the_same_name_is_refused(group: RunningGro
     other.stop("c3")
     other.close()
     shutil.copy(other.path("c3"), group.path("c3"))
-    group.start("c3")
+    group.start("c3", timeout_s=1.0)
     log = log_of(group, "c3")
     with pytest.raises(NoQuorum, match="another group of the same name"):
         log.open("c3", 1)
