@@ -89,6 +89,20 @@ def test_without_a_quorum_nothing_is_decided_and_it_goes_on_by_itself(make_world
 
 
 @pytest.mark.proof
+def test_two_of_five_members_die_at_once_and_the_others_go_on(make_world: Make, connected: Connect) -> None:
+    world = make_world(group=5)
+    connected(world)
+    assert transfer(world) == "committed", world.evidence()
+    for one in world.coordinators[:2]:
+        one.kill()
+    eventually(lambda: transfer(world, 50) == "committed", 60, world.evidence)
+    for node in ("c1", "c2"):
+        eventually(lambda of=node: owner_of(world, of, 2) in ("c3", "c4", "c5"), 20, world.evidence)  # type: ignore[misc]
+    world.at_rest()
+    assert world.total() == 2 * 20 * START
+
+
+@pytest.mark.proof
 def test_a_member_that_has_lost_its_disk_is_given_a_new_one_and_counts_again(
     make_world: Make, connected: Connect
 ) -> None:

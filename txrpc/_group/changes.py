@@ -34,7 +34,7 @@ logger = logging.getLogger("txrpc.decision_log")
 
 _PROBE_S: Final = 3.0
 _LOOK_S: Final = 1.0
-_BEFORE_S: Final = 2.0
+_BEFORE_S: Final = 5.0
 _MOVE_S: Final = 15.0
 _AGAIN_S: Final = 0.25
 
@@ -90,7 +90,8 @@ class GroupChanges:
     def _make(self, change: Change) -> View:
         now = self._peers.view
         following = changed(now, change.come, change.go, change.reads, change.writes)
-        self._finish(now, _BEFORE_S)
+        if now.number > 1:
+            self._finish(now, _BEFORE_S)
         for name, address in following.addresses.items():
             if name not in now.addresses:
                 self._greet(name, address)
@@ -115,8 +116,9 @@ class GroupChanges:
         until = time.monotonic() + patience_s
         while waiting := self.unmoved(view):
             if time.monotonic() > until:
+                absent = f" ({self._peers.too_few()})" if self._peers.trouble else ""
                 raise LogError(
-                    f"the change to view {view.number} is still under way: not moved yet are the logs of {', '.join(waiting)}"
+                    f"the change to view {view.number} is still under way, the logs of {', '.join(waiting)} have not moved{absent}"
                 )
             self._shared.tend()
             for replica in self._opened.values():
@@ -126,10 +128,8 @@ class GroupChanges:
 
     def _moved(self, log: str, view: View) -> bool:
         state = self._look(log, view.quorums)
-        if state is None:
-            raise LogError(self._peers.too_few())
-        if state.moved >= view.number:
-            return True
+        if state is None or state.moved >= view.number:
+            return state is not None
         # One that was never opened is open nowhere, and moves by being opened.
         return not state.slot and view.number > 1 and self._open_for(log)
 
@@ -163,12 +163,12 @@ class GroupChanges:
             asked = Quorums(stay, needed, len(stay), now.number)
             until = time.monotonic() + _BEFORE_S
             # In every log: a member that came with the change before may not have been let into all of them yet.
-            while silent := [log for log in logs_of(now) if self._look(log, asked) is None]:
-                if time.monotonic() > until:
+            while any(self._look(log, asked) is None for log in logs_of(now)):
+                if time.monotonic() > until or self._peers.trouble.keys() & stay:
                     break
-            if not silent:
+            else:
                 return
         raise TooFew(
             f"a group of {', '.join(following.names)} needs {needed} of the members that stay, with disks that vote, and has not "
-            f"got them: {self._peers.too_few()}"
+            f"got them (replace or remove one that is dead first): {self._peers.too_few()}"
         )
