@@ -20,16 +20,18 @@ DEAR = (
     "a greater position is forgotten",
     "calls in flight are left to their deadline",
     "a fan-out in a service is left to its deadline",
+    "a log that has lost decisions goes on deciding",
+    "finishing waits behind PREPARE",
 )
 """Those that are noticed only after a minute."""
+_SLOW = ("tests/system", "tests/log/test_membership.py")
 
 
 def _marks(name: str, tests: str) -> list[pytest.MarkDecorator]:
     """What starts processes, or waits for a thread, takes its time: in CI."""
     if name in DEAR:
         return [pytest.mark.proof, pytest.mark.long]
-    slow = tests.startswith("tests/system") or name == "finishing waits behind PREPARE"
-    return [pytest.mark.proof] if slow else []
+    return [pytest.mark.proof] if tests.startswith(_SLOW) else []
 
 
 @pytest.mark.timeout(300)
