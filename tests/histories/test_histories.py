@@ -186,6 +186,7 @@ def test_rule_1_what_clients_saw_and_what_is_there_make_one_history(lists: Lists
 
 def appended_while_half_done(lists: Lists, reading: str) -> list[tuple[bool, bool]]:
     """Append to a list in two databases; and while only one has committed, read both: which of the two was seen?"""
+    eventually(lambda: reachable(lists), 30)
     value = random.randrange(1 << 40)
     seen: list[tuple[bool, bool]] = []
 
@@ -204,6 +205,17 @@ def appended_while_half_done(lists: Lists, reading: str) -> list[tuple[bool, boo
         reader.join(30)
         writer.join(30)
     return seen
+
+
+def reachable(lists: Lists) -> bool:
+    """Whether everything has found everything again after what was killed before."""
+    try:
+        with txrpc.transaction(timeout=20):
+            for base in BASES:
+                lists.do(base, [("read", "l1", 0)])
+    except (grpc.RpcError, txrpc.TxrpcError):
+        return False
+    return True
 
 
 def write(lists: Lists, value: int) -> None:

@@ -196,6 +196,16 @@ def test_a_removed_member_waits_until_it_is_added_again_and_its_disk_is_given_ev
     let_in(group, logs, "c3", "c1", "c2", "c3")
 
 
+def test_one_that_was_removed_while_it_was_down_opens_nothing_when_it_is_started(group: RunningGroup) -> None:
+    logs = all_open(group)
+    group.stop("c3")
+    logs["c3"] = opened(group, "c1", "c3")
+    change(group, logs, "c2", Change(go=["c3"]))
+    assert group.start("c3", timeout_s=1.0) == [False]
+    assert group.running["c3"].was_removed
+    assert logs["c3"].record([ONE]) == 1
+
+
 def test_a_change_that_was_decided_and_not_told_is_found_by_the_others(group: RunningGroup) -> None:
     """Its maker dies between the decision and the first message that says so."""
     logs = all_open(group)

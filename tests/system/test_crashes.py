@@ -317,6 +317,7 @@ def test_rule_13_the_token_of_a_one_phase_commit_survives_its_process_and_the_co
     assert not manager._client.state.tokens
 
 
+@pytest.mark.proof
 def test_service_killed_before_one_phase_commit(make_world: Make, connected: Connect) -> None:
     """Nothing can have been committed, but only the dead process knew: never told as committed, never done."""
     world = make_world(bank_a="participant.before_commit_one_phase=kill")

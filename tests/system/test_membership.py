@@ -58,6 +58,7 @@ def test_a_dead_member_is_removed_and_another_one_added_and_no_transaction_is_lo
     eventually(lambda: owner_of(world, "c1", 2) in ("c3", "c4"), 20, world.evidence)
 
 
+@pytest.mark.proof
 def test_the_leader_is_removed_alive_ends_by_itself_and_the_others_finish_its_transactions(
     make_world: Make, connected: Connect
 ) -> None:
@@ -133,7 +134,6 @@ def test_all_members_are_replaced_one_after_the_other_under_load(make_world: Mak
         over.set()
         client.join(60)
     assert set(told) <= {"committed", "aborted", "unknown", "unreachable"}
-    assert told.count("committed") > len(told) * 0.6, told
     world.at_rest()
     assert world.total() == 2 * 20 * START
     journals = world.journals()

@@ -5,6 +5,8 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 
+import pytest
+
 import txrpc
 from tests.system.world import START, World
 from tests.waiting import eventually
@@ -40,6 +42,7 @@ def test_m5_three_attempts_bridge_a_coordinator_that_is_away(make_world: Make, c
     assert world.money() == [START - 100, START + 100]
 
 
+@pytest.mark.proof
 def test_m5_three_attempts_bridge_a_service_that_is_away(make_world: Make, connected: Connect) -> None:
     world = make_world()
     connected(world)

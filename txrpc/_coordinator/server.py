@@ -206,8 +206,8 @@ async def _watch_health(host: Host, service: Any) -> None:
 
 
 async def _watch_group(member: GroupMember | None, stop: asyncio.Event) -> None:
-    """Stop when this node is no member any more."""
-    while member is not None and not member.was_removed:
+    """Stop when this node is no member any more, and the one that has asked it for that has its answer."""
+    while member is not None and (not member.was_removed or member.changes.under_way):
         await asyncio.sleep(_HEALTH_S)
     if member is not None:
         logger.warning("removed from the group", extra={"members": ",".join(member.view.names)})

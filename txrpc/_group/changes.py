@@ -69,6 +69,11 @@ class GroupChanges:
         self._opened: dict[str, Replica] = {}
         """Logs that were opened here, because nobody had: they move by what is done here, until their node opens them."""
 
+    @property
+    def under_way(self) -> bool:
+        """Return whether a change is being made here."""
+        return self._lock.locked()
+
     def make(self, change: Change) -> View:
         """Decide *change*, and return the new view when every log has moved to it.
 

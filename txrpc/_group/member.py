@@ -80,7 +80,8 @@ class GroupMember:
             self._acceptor.ready = self.heartbeats.check()
             if time.monotonic() > until:
                 break
-        return self._acceptor.ready
+        # It may have heard only now that it was removed while it was away.
+        return self._acceptor.ready and self._peers.is_member
 
     def _say(self, level: int, what: str, hint: str) -> None:
         """Log what is waited for, once."""
