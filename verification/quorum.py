@@ -173,7 +173,7 @@ class QuorumWorld:
         """The next view is decided: one member more or less."""
         now = self.quorums
         outside = [f"a{number}" for number in range(6) if f"a{number}" not in now.acceptors]
-        # Mostly in one direction: after some changes nobody is left of those who were there at first.
+        # Mostly in one direction: after some changes none of the first acceptors is left.
         onwards = self.dice.random() < 0.7
         if outside and (len(now.acceptors) == 1 or self.dice.random() < 0.45):
             fresh = [name for name in outside if name not in self.disks]

@@ -107,7 +107,7 @@ def goes_on(world: World, told: list[str]) -> None:
 @pytest.mark.proof
 @pytest.mark.timeout(300)
 def test_all_members_are_replaced_one_after_the_other_under_load(make_world: Make, connected: Connect) -> None:
-    """In the end nobody is left of those who have founded the group, and every cent is where it belongs."""
+    """In the end no founder of the group is left, and every cent is where it belongs."""
     world = make_world(group=3, spare=3)
     connected(world)
     over = threading.Event()

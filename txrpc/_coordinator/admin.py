@@ -16,7 +16,7 @@ from txrpc._coordinator.service import ServerContext, SessionService
 from txrpc._decision_log.port import LogError
 from txrpc._group.changes import Change
 from txrpc._group.member import GroupMember
-from txrpc._group.members import parse_members, tolerance
+from txrpc._group.members import checked_members, tolerance
 from txrpc._protocol.coordinator.events import Close, Rebind
 from txrpc._protocol.coordinator.rows import BranchRow, State, TransactionRow
 from txrpc._protocol.coordinator.sessions import SessionEntry
@@ -139,9 +139,7 @@ class AdminService(admin_pb2_grpc.AdminServicer):
         """Members come or go."""
         member = await self._check_member(context)
         try:
-            come = {}
-            if request.come:
-                come = parse_members(",".join(f"{name}={address}" for name, address in request.come.items()))
+            come = checked_members(request.come.items())
             change = Change(come, tuple(request.go), request.reads, request.writes)
             # It ends whether or not the one that asks waits: half of it is not a state to leave the group in.
             await asyncio.shield(asyncio.to_thread(member.changes.make, change))

@@ -89,7 +89,9 @@ async def serve(
     logger.info("listening", extra={**fields, "version": library_version()})
     if tls is None and not config.listen.startswith(_LOOPBACK):
         logger.warning("no TLS: any process that reaches this address can end transactions", extra={"address": address})
-    watches = [loop.create_task(_watch_health(host, health_service)), loop.create_task(_watch_group(member, stop))]
+    watches = [loop.create_task(_watch_health(host, health_service))]
+    if member is not None:
+        watches.append(loop.create_task(_watch_group(member, stop)))
     code = _code_of(await host.until_over(stop))
     for watch in watches:
         watch.cancel()
@@ -205,13 +207,12 @@ async def _watch_health(host: Host, service: Any) -> None:
         await asyncio.sleep(_HEALTH_S)
 
 
-async def _watch_group(member: GroupMember | None, stop: asyncio.Event) -> None:
+async def _watch_group(member: GroupMember, stop: asyncio.Event) -> None:
     """Stop when this node is no member any more, and the one that has asked it for that has its answer."""
-    while member is not None and (not member.was_removed or member.changes.under_way):
+    while not member.was_removed or member.changes.under_way:
         await asyncio.sleep(_HEALTH_S)
-    if member is not None:
-        logger.warning("removed from the group", extra={"members": ",".join(member.view.names)})
-        stop.set()
+    logger.warning("removed from the group", extra={"members": ",".join(member.view.names)})
+    stop.set()
 
 
 def run(config: CoordinatorConfig) -> int:

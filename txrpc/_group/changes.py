@@ -67,7 +67,7 @@ class GroupChanges:
         self._shared = shared
         self._lock = threading.Lock()
         self._opened: dict[str, Replica] = {}
-        """Logs that were opened here, because nobody had: they move by what is done here, until their node opens them."""
+        """Logs that were opened here, because no node had: they move by what is done here, until their own node opens them."""
 
     @property
     def under_way(self) -> bool:
@@ -164,16 +164,16 @@ class GroupChanges:
         """Raise `TooFew` unless those that stay can decide in the next view before one that comes has its logs."""
         stay = tuple(name for name in now.names if name in following.addresses)
         needed = max(following.reads, following.writes)
-        if needed <= len(stay):
-            asked = Quorums(stay, needed, len(stay), now.number)
-            until = time.monotonic() + _BEFORE_S
-            # In every log: a member that came with the change before may not have been let into all of them yet.
-            while any(self._look(log, asked) is None for log in logs_of(now)):
-                if time.monotonic() > until or self._peers.trouble.keys() & stay:
-                    break
-            else:
-                return
-        raise TooFew(
-            f"a group of {', '.join(following.names)} needs {needed} of the members that stay, with disks that vote, and has not "
-            f"got them (replace or remove one that is dead first): {self._peers.too_few()}"
-        )
+        if needed > len(stay) or not self._all_answered(now, Quorums(stay, needed, len(stay), now.number)):
+            raise TooFew(
+                f"a group of {', '.join(following.names)} needs {needed} of the members that stay, with disks that vote, and has "
+                f"not got them (replace or remove one that is dead first): {self._peers.too_few()}"
+            )
+
+    def _all_answered(self, view: View, quorums: Quorums) -> bool:
+        """Return whether every log can be read: a member that came with the last change is let into one after the other."""
+        until = time.monotonic() + _BEFORE_S
+        while any(self._look(log, quorums) is None for log in logs_of(view)):
+            if time.monotonic() > until or self._peers.trouble.keys() & quorums.acceptors:
+                return False
+        return True

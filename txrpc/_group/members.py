@@ -2,23 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 
 from txrpc._protocol.quorum.views import View
 from txrpc.errors import ConfigurationError, InvalidName
 from txrpc.ids import NODE_MAX, check_name
 
-__all__ = ["changed", "founders", "parse_members", "tolerance"]
+__all__ = ["changed", "checked_members", "founders", "tolerance"]
 
 
-def parse_members(text: str) -> dict[str, str]:
+def _parse(text: str) -> dict[str, str]:
     """Return the addresses of *text*, ``c1=HOST:PORT,c2=HOST:PORT,...``, by name; raises `ConfigurationError`."""
+    parts = [[piece.strip() for piece in part.split("=", 1)] for part in text.split(",")]
+    for part in parts:
+        if len(part) != 2:
+            raise _malformed(part[0])
+    return checked_members((name, address) for name, address in parts)
+
+
+def checked_members(members: Iterable[tuple[str, str]]) -> dict[str, str]:
+    """Return the addresses of *members*, pairs of name and address, by name; raises `ConfigurationError`."""
     addresses: dict[str, str] = {}
-    for part in text.split(","):
-        name, equals, address = (piece.strip() for piece in part.partition("="))
+    for name, address in members:
         host, colon, port = address.rpartition(":")
-        if not equals or not colon or not host or not port.isdigit() or not 0 < int(port) <= 65_535:
-            raise ConfigurationError(f"members are NODE=HOST:PORT with commas between them, not {part.strip()!r}")
+        if not colon or not host or not port.isdigit() or not 0 < int(port) <= 65_535:
+            raise _malformed(f"{name}={address}")
         try:
             check_name("node", name, NODE_MAX)
         except InvalidName as error:
@@ -31,13 +39,15 @@ def parse_members(text: str) -> dict[str, str]:
     return addresses
 
 
+def _malformed(member: str) -> ConfigurationError:
+    return ConfigurationError(f"members are NODE=HOST:PORT with commas between them, not {member!r}")
+
+
 def founders(text: str, reads: int = 0, writes: int = 0) -> View:
     """Return the first view of a group with the members of *text*; a quorum of 0 is a majority.  Raises `ConfigurationError`."""
-    addresses = parse_members(text)
+    addresses = _parse(text)
     majority = len(addresses) // 2 + 1
-    view = View(1, addresses, reads or majority, writes or majority)
-    view.quorums  # noqa: B018  (it checks)
-    return view
+    return View(1, addresses, reads or majority, writes or majority)
 
 
 def changed(view: View, come: Mapping[str, str], go: Collection[str] = (), reads: int = 0, writes: int = 0) -> View:

@@ -109,19 +109,19 @@ class Peers:
 
         *founding*: a group is about to begin, of those that it names.
         """
-        mine = self.label()
-        if other.name != mine.name:
-            return f"this is a member of group {mine.name!r}, not of {other.name!r}"
-        if other.id and mine.id and other.id != mine.id:
+        mine = self._told
+        if other.name != self._group:
+            return f"this is a member of group {self._group!r}, not of {other.name!r}"
+        if other.id and self.group_id and other.id != self.group_id:
             return "this is a member of another group of the same name: one of the two was founded anew"
         if other.sender == self._node:
             return "this is you"
-        if not (founding or other.id == mine.id) or other.view.number != mine.view.number:
+        if not (founding or other.id == self.group_id) or other.view.number != mine.number:
             return ""  # one that is new here, or away for some time: it is told who the members are
-        if other.view.addresses.keys() != mine.view.addresses.keys():
-            here, there = (",".join(sorted(view.addresses)) for view in (mine.view, other.view))
+        here, there = (",".join(sorted(view.addresses)) for view in (mine, other.view))
+        if here != there:
             return f"the members are {here} here, and {there} there"
-        here, there = (f"{view.reads} and {view.writes}" for view in (mine.view, other.view))
+        here, there = (f"{view.reads} and {view.writes}" for view in (mine, other.view))
         if here != there:
             return f"the quorums are {here} here, and {there} there"
         # One that was removed may say the last of its log, until another one has taken it over.

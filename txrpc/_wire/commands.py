@@ -106,12 +106,10 @@ def view_from(message: pb.GroupView) -> View:
     addresses = {_node_from(name): c.text_from(address) for name, address in message.addresses.items()}
     former = frozenset(_node_from(name) for name in message.former)
     born = {_node_from(log): {_node_from(name): of.of[name] for name in of.of} for log, of in message.born.items()}
-    view = View(number_from(message.number), addresses, message.reads, message.writes, former, born)
     try:
-        view.quorums  # noqa: B018  (it checks)
+        return View(number_from(message.number), addresses, message.reads, message.writes, former, born)
     except ConfigurationError as error:
         raise BadMessage(f"not a view of a group: {error}") from None
-    return view
 
 
 def number_from(number: int) -> int:

@@ -90,21 +90,18 @@ def _change(reach: Reach, come: dict[str, str], go: tuple[str, ...], reads: int 
 
 def _asked(reach: Reach, change: dict[str, Any], timeout_s: float) -> Any:
     """The group after *change*, or as it is; ends the program where there is no such answer."""
-    import grpc
+    from txrpc._wire.v1 import admin_pb2
+    from txrpc.cli import overview
 
-    from txrpc._wire.v1 import admin_pb2, admin_pb2_grpc
-
-    with reach.channel() as channel:
-        stub = admin_pb2_grpc.AdminStub(channel)
-        try:
-            if not change:
-                return stub.Group(admin_pb2.GroupRequest(), timeout=timeout_s)
-            return stub.ChangeGroup(admin_pb2.ChangeGroupRequest(**change), timeout=timeout_s)
-        except grpc.RpcError as error:
-            refused = error.code() is grpc.StatusCode.FAILED_PRECONDITION
-            before = "nothing was changed: " if refused and change else f"no answer from {reach.address}: "
-            click.echo(f"txrpc: {before if change or not refused else ''}{error.details()}", err=True)
-            sys.exit(1)
+    try:
+        if not change:
+            return overview.call(reach, "Group", admin_pb2.GroupRequest(), timeout_s)
+        return overview.call(reach, "ChangeGroup", admin_pb2.ChangeGroupRequest(**change), timeout_s)
+    except overview.Refused as error:
+        click.echo(f"txrpc: {f'nothing was changed: {error}' if change else error}", err=True)
+    except overview.NoAnswer as error:
+        click.echo(f"txrpc: {error}", err=True)
+    sys.exit(1)
 
 
 def _show(status: Any) -> None:

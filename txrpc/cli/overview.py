@@ -15,7 +15,7 @@ from txrpc._wire.v1 import admin_pb2, admin_pb2_grpc
 from txrpc.cli.reach import Reach
 from txrpc.ids import Epoch
 
-__all__ = ["NoAnswer", "as_dict", "ask", "close", "rebind", "show"]
+__all__ = ["NoAnswer", "Refused", "as_dict", "ask", "call", "close", "rebind", "show"]
 
 
 # protobuf 5.26 gave the option another name.
@@ -29,14 +29,25 @@ class NoAnswer(Exception):
     """The coordinator did not answer; the message says why."""
 
 
-def ask(reach: Reach, limit: int, timeout_s: float) -> admin_pb2.StatusReply:
-    """Ask a coordinator; raises `NoAnswer`."""
+class Refused(NoAnswer):
+    """It answered that it does not do that; the message says why."""
+
+
+def call(reach: Reach, verb: str, request: Any, timeout_s: float) -> Any:
+    """Return a coordinator's answer to a *request* of the service `Admin`; raises `NoAnswer`, or `Refused`."""
     with reach.channel() as channel:
         try:
-            request = admin_pb2.StatusRequest(limit=limit)
-            return admin_pb2_grpc.AdminStub(channel).Status(request, timeout=timeout_s)
+            return getattr(admin_pb2_grpc.AdminStub(channel), verb)(request, timeout=timeout_s)
         except grpc.RpcError as error:
+            if error.code() is grpc.StatusCode.FAILED_PRECONDITION:
+                raise Refused(error.details()) from None
             raise NoAnswer(f"no answer from a coordinator at {reach.address}: {error.details()}") from None
+
+
+def ask(reach: Reach, limit: int, timeout_s: float) -> admin_pb2.StatusReply:
+    """Ask a coordinator for its status; raises `NoAnswer`."""
+    reply: admin_pb2.StatusReply = call(reach, "Status", admin_pb2.StatusRequest(limit=limit), timeout_s)
+    return reply
 
 
 def as_dict(reply: admin_pb2.StatusReply) -> dict[str, Any]:
@@ -66,12 +77,8 @@ def as_dict(reply: admin_pb2.StatusReply) -> dict[str, Any]:
 
 def rebind(reach: Reach, name: str, identity: str, timeout_s: float) -> str:
     """Let *name* mean the database *identity*, or the next that comes (""); what it meant.  Raises `NoAnswer`."""
-    with reach.channel() as channel:
-        try:
-            request = admin_pb2.RebindRequest(name=name, identity=identity)
-            return admin_pb2_grpc.AdminStub(channel).Rebind(request, timeout=timeout_s).before
-        except grpc.RpcError as error:
-            raise NoAnswer(f"no answer from a coordinator at {reach.address}: {error.details()}") from None
+    request = admin_pb2.RebindRequest(name=name, identity=identity)
+    return str(call(reach, "Rebind", request, timeout_s).before)
 
 
 _NUMBERS = (
@@ -90,12 +97,7 @@ _NUMBERS = (
 
 def close(reach: Reach, xid: bytes, branch: bytes, timeout_s: float) -> int:
     """Close incidents of the transaction *xid*, or of one *branch* of it; how many there were.  Raises `NoAnswer`."""
-    with reach.channel() as channel:
-        try:
-            request = admin_pb2.CloseRequest(xid=xid, branch=branch)
-            return admin_pb2_grpc.AdminStub(channel).Close(request, timeout=timeout_s).closed
-        except grpc.RpcError as error:
-            raise NoAnswer(f"no answer from a coordinator at {reach.address}: {error.details()}") from None
+    return int(call(reach, "Close", admin_pb2.CloseRequest(xid=xid, branch=branch), timeout_s).closed)
 
 
 def show(reply: admin_pb2.StatusReply, address: str) -> None:

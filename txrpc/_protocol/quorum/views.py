@@ -69,6 +69,10 @@ class View:
     It never changes after that: one whose disk is another one since must be admitted by each log that it may have known.
     """
 
+    def __post_init__(self) -> None:
+        """Raise `ConfigurationError` if the quorums are not possible."""
+        _ = self.quorums
+
     @property
     def names(self) -> tuple[str, ...]:
         """The members, in order; the first one founds the group."""
@@ -80,5 +84,5 @@ class View:
 
     @property
     def quorums(self) -> Quorums:
-        """Raises `ConfigurationError` if they are not possible."""
+        """The members as acceptors."""
         return Quorums(self.names, self.reads, self.writes, self.number)
