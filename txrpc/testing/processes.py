@@ -11,7 +11,9 @@ import socket
 import subprocess
 import sys
 import tempfile
+import threading
 import time
+from collections import deque
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
@@ -22,21 +24,26 @@ from txrpc._failpoints import parse
 __all__ = ["Child", "CoordinatorProcess", "free_port"]
 
 _PORTS_FROM = 10_240
+_giving = threading.Lock()
+_given: deque[int] = deque(maxlen=1000)
+"""The ports that were given last, newest at the end: what was given may be bound only later."""
 
 
 def free_port() -> int:
-    """A TCP port of 127.0.0.1 that was free a moment ago.
+    """A TCP port of 127.0.0.1 that was free a moment ago, and none of the last thousand that were given to this process.
 
     It is none that the system gives to outgoing connections, where it can tell: a process that is killed and started again finds
-    its port still free.
+    its port still free.  Safe in threads.
     """
     for _ in range(100):
-        with socket.socket() as probe:
+        port = random.randrange(_PORTS_FROM, _first_outgoing_port())
+        with _giving, socket.socket() as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             with contextlib.suppress(OSError):
-                probe.bind(("127.0.0.1", random.randrange(_PORTS_FROM, _first_outgoing_port())))
-                port: int = probe.getsockname()[1]
-                return port
+                probe.bind(("127.0.0.1", port))
+                if port not in _given:
+                    _given.append(port)
+                    return port
     raise RuntimeError("100 ports in a row are taken")
 
 
