@@ -39,6 +39,7 @@ from txrpc._protocol.participant import table as participant_table
 from txrpc._protocol.participant.branch import BranchInput, BranchState, Operation
 from txrpc._protocol.participant.machine import Participant
 from txrpc._protocol.participant.state import ParticipantState
+from txrpc._protocol.records import overflow_ms
 from txrpc._protocol.takeover import NodeWatch
 from txrpc.errors import AbortCode, CoordinatorUnavailable, Reason
 from txrpc.ids import ParticipantId
@@ -464,6 +465,16 @@ def _takes_the_absence_of_a_memory_for_a_proof_however_old_the_question() -> Pat
 @_mutant(12, 5, 13, world=_LATE)
 def _presumes_aborts_where_records_have_been_deleted() -> Patches:
     return [patch.dict(coordinator_machine._EVENTS, {Forgot: lambda *_: None})]
+
+
+@_mutant(12, 5, 13, world=replace(_LATE, log_keeps=0, coordinator_crashes=4, clients=3, transactions=5))
+def _forgets_more_than_it_was_told_to() -> Patches:
+    forgets = MemoryLog.forget
+
+    def mistaken(self: Any, done_before_ms: int, limit: int) -> int:
+        return forgets(self, max(done_before_ms, overflow_ms(self._node.done_ms.values(), self._store.keeps)), limit)
+
+    return [patch.object(MemoryLog, "overflow_ms", lambda _: 0), patch.object(MemoryLog, "forget", mistaken)]
 
 
 @_mutant(

@@ -370,6 +370,23 @@ async def test_forgetting_goes_on_in_batches_until_nothing_is_left(
     await driver.stop()
 
 
+async def test_rule_12_what_a_full_log_deletes_early_is_not_taken_for_aborted() -> None:
+    """Of an epoch before: what is decided in the present one is remembered."""
+    store = MemoryStore(keeps=0)
+    first = await started(RoughLog(store), 3_600)
+    epoch, begun_tick = first.owner.epoch, first.core.state.tick
+    early = (box := Box(first)).commit(1)
+    assert (await box.outcome(early)).outcome is Outcome.COMMITTED
+    await first.stop()
+    second = await started(RoughLog(store), 3_600)
+    second.book._forget_at_ms = 0
+    await aeventually(lambda: early not in store.nodes["c1"].decisions)
+    box = Box(second)
+    box.say(OutcomeRequest(early, epoch, begun_tick))
+    assert (await box.outcome(early)).outcome is Outcome.UNKNOWN
+    await second.stop()
+
+
 async def test_the_coordinators_clock_never_goes_back_over_a_restart(monkeypatch: pytest.MonkeyPatch) -> None:
     """The machine's may: what is decided later has the later time all the same, or it would be forgotten too early."""
     store = MemoryStore()

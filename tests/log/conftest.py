@@ -41,6 +41,13 @@ def place(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Place]:
             group.close()
 
 
+def keep_at_most(keeps: int, place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The log has room for so many decisions that are done."""
+    if isinstance(place, MemoryStore):
+        place.keeps = keeps
+    monkeypatch.setattr("txrpc._group.log._KEPT", keeps)
+
+
 @pytest.fixture
 def open_log(place: Place) -> Iterator[Callable[[], DecisionLog]]:
     """``open_log()``: one more program at the same log."""

@@ -9,6 +9,7 @@ from collections.abc import Callable
 
 import pytest
 
+from tests.log.conftest import Place, keep_at_most
 from txrpc._decision_log.port import Decision, DecisionLog, Heartbeats, NotRecorded, PreparedBranch, RecordUncertain
 from txrpc._group.log import GroupLog
 from txrpc._protocol.messages import FinishResult
@@ -115,6 +116,28 @@ def test_forget_deletes_old_done_records_in_batches_and_remembers_until_when(ope
     opened = open_log().open("c1", 2)
     assert opened.forgotten_ms == 101
     assert opened.clock_ms >= 101
+
+
+@pytest.mark.parametrize("place", ["memory", "group"], indirect=True)
+def test_rule_12_a_log_that_is_too_full_says_so_before_it_forgets(
+    open_log: Open, place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What was done is deleted before the retention time only after the coordinator has heard of it."""
+    keep_at_most(3, place, monkeypatch)
+    log = open_log()
+    epoch = log.open("c1", 1).epoch
+    decisions = [decision(epoch, i) for i in range(1, 7)]
+    log.record(decisions)
+    for each in decisions[:3]:
+        log.done([each.xid], 100 + each.decided_ms)
+    assert log.overflow_ms() == 0
+    for each in decisions[3:5]:
+        log.done([each.xid], 100 + each.decided_ms)
+    assert log.overflow_ms() == 103
+    assert log.forget(50, 1_000) == 0
+    assert log.forget(103, 1_000) == 2
+    assert log.overflow_ms() == 0
+    assert open_log().open("c1", 2).forgotten_ms == 103
 
 
 def test_rule_7_every_write_of_an_earlier_epoch_is_fenced(open_log: Open) -> None:

@@ -245,8 +245,8 @@ class Logbook:
         self._reader.step(Bound({name: identity for name, identity in found.items() if name not in unwritten}))
 
     async def _forget(self) -> None:
-        """Delete what the retention time has passed for, in batches."""
-        before_ms = self._reader.clock_ms() - self._retention_ms
+        """Delete what the retention time has passed for, and what the log has no room for, in batches."""
+        before_ms = max(self._reader.clock_ms() - self._retention_ms, await self.run(self._log.overflow_ms))
         self._reader.step(Forgot(before_ms))  # first: from now on the absence of so old a record proves nothing
         while await self.run(self._log.forget, before_ms, _FORGET_BATCH) == _FORGET_BATCH:
             pass

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from txrpc._decision_log.port import Decision, Opened
-from txrpc._protocol.records import Incident
+from txrpc._protocol.records import Incident, overflow_ms
 from txrpc._protocol.takeover import LEFT, NodeRow
 from txrpc.errors import Fenced
 from txrpc.ids import BranchId, Epoch, Xid
@@ -34,7 +34,9 @@ class _Node:
 class MemoryStore:
     """What outlives a `MemoryLog`."""
 
-    def __init__(self) -> None:
+    def __init__(self, keeps: int = 1_000_000) -> None:
+        """*keeps*: how many decisions of a node that are done are kept at most."""
+        self.keeps = keeps
         self.nodes: dict[str, _Node] = {}
         self.identities: dict[str, str] = {}
         self.beats: dict[str, tuple[str, int, int]] = {}
@@ -136,6 +138,11 @@ class MemoryLog:
         with self._store.lock:
             undone = [d for xid, d in self._node.decisions.items() if xid not in self._node.done_ms]
         return sorted(undone, key=lambda decision: decision.decided_ms)
+
+    def overflow_ms(self) -> int:
+        """See `DecisionLog.overflow_ms`."""
+        with self._store.lock:
+            return overflow_ms(self._node.done_ms.values(), self._store.keeps)
 
     def forget(self, done_before_ms: int, limit: int) -> int:
         """See `DecisionLog.forget`."""

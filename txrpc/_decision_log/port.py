@@ -97,6 +97,13 @@ class DecisionLog(Protocol):
     def pending(self) -> Sequence[Decision]:
         """The decisions of this node that are not marked done."""
 
+    def overflow_ms(self) -> int:
+        """Return the time (milliseconds since 1970) before which done decisions must be forgotten, or 0.
+
+        A log that cannot keep all of a busy day says so here, before it deletes any: what was told of as forgotten is never taken
+        for aborted.
+        """
+
     def forget(self, done_before_ms: int, limit: int) -> int:
         """Delete at most *limit* decisions marked done before that time (milliseconds since 1970); how many went.
 

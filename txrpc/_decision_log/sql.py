@@ -167,6 +167,10 @@ class SqlLog:
         with self._errors(), self._engine.connect() as connection:
             return self._pending(connection)
 
+    def overflow_ms(self) -> int:
+        """See `DecisionLog.overflow_ms`: a database has room."""
+        return 0
+
     def forget(self, done_before_ms: int, limit: int) -> int:
         """See `DecisionLog.forget`."""
         old = (

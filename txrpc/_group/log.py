@@ -11,7 +11,7 @@ from txrpc._group.peers import Peers
 from txrpc._group.replica import Replica
 from txrpc._group.shared import SharedLog
 from txrpc._protocol.quorum.commands import Command, Forget, LogState, Record, Report
-from txrpc._protocol.records import Incident, lineage
+from txrpc._protocol.records import Incident, lineage, overflow_ms
 from txrpc.ids import BranchId, Epoch, Xid
 
 __all__ = ["GroupLog"]
@@ -88,14 +88,15 @@ class GroupLog:
         undone = [each for xid, each in self._state.decisions.items() if xid not in self._state.done_ms]
         return sorted(undone, key=lambda decision: decision.decided_ms)
 
+    def overflow_ms(self) -> int:
+        """See `DecisionLog.overflow_ms`."""
+        return overflow_ms(self._state.done_ms.values(), _KEPT)
+
     def forget(self, done_before_ms: int, limit: int) -> int:
-        """See `DecisionLog.forget`; also forgets what is finished beyond what is kept at most."""
+        """See `DecisionLog.forget`."""
         self._replica.tend()
         done = sorted(self._state.done_ms.items(), key=lambda item: item[1])
         gone = [xid for xid, at_ms in done if at_ms < done_before_ms][:limit]
-        if not gone and len(done) > _KEPT:
-            gone = [xid for xid, _ in done[: min(limit, len(done) - _KEPT)]]
-            done_before_ms = max(self._state.decisions[xid].decided_ms for xid in gone) + 1
         if gone:
             self._propose(Forget(frozenset(gone), done_before_ms))
         return len(gone)

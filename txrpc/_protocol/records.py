@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 from txrpc._protocol.messages import FinishResult
 from txrpc.ids import BranchId, Epoch, ParticipantId, Xid
 
-__all__ = ["Decision", "Incident", "Opened", "PreparedBranch", "lineage"]
+__all__ = ["Decision", "Incident", "Opened", "PreparedBranch", "lineage", "overflow_ms"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,3 +74,9 @@ def lineage(opened: Mapping[Epoch, int], position: int) -> dict[Epoch, int]:
     in_order = sorted(opened.items())
     ends = [*(at for _, at in in_order[1:]), position]
     return {epoch: end for (epoch, _), end in zip(in_order, ends, strict=False)}
+
+
+def overflow_ms(done_ms: Iterable[int], keeps: int) -> int:
+    """Return the time before which what was done at *done_ms* must go, so that no more than *keeps* are left; or 0."""
+    in_order = sorted(done_ms)
+    return in_order[-keeps - 1] + 1 if len(in_order) > keeps else 0

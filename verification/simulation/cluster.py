@@ -72,7 +72,7 @@ class Cluster:
         self.outcomes: Counter[str] = Counter()
         self.faults: Counter[str] = Counter()
         self.wall_ms = 1_700_000_000_000
-        self.disk = Disk()
+        self.disk = Disk(options)
         self.right_log: dict[str, Any] | None = None
         self._started = 0
         self.nodes = tuple(f"c{number + 1}" for number in range(options.nodes))

@@ -48,8 +48,8 @@ _TROUBLE = Reason(AbortCode.LOG_UNAVAILABLE, "the disk failed")
 class Disk(MemoryStore):
     """What the log keeps.  Decisions are forced; marks of "done" are not, until the next forced write takes them along."""
 
-    def __init__(self) -> None:
-        super().__init__()
+    def __init__(self, options: Options) -> None:
+        super().__init__(options.log_keeps)
         self.unforced: list[tuple[str, Xid]] = []
         self.overtaken = 0
         """How often a batch landed whose writer was fenced before it heard of it."""
@@ -339,13 +339,14 @@ class Engine:
             self._history.note("done", xid)
 
     def _forget(self) -> None:
-        before_ms = self.machine.clock_ms() + self._offset_ms - RETENTION_MS
+        retained_ms = self.machine.clock_ms() + self._offset_ms - RETENTION_MS
+        before_ms = max(retained_ms, self._log.overflow_ms())
         self.step(Forgot(before_ms))
         held = set(self._disk.nodes[self.node].decisions)
         if self._log.forget(before_ms, 1_000):
             self._disk.forced()
             for xid in sorted(held - set(self._disk.nodes[self.node].decisions)):
-                self._history.note("deleted", xid)
+                self._history.note("deleted", xid, before_ms > retained_ms)
 
     def close_incidents(self) -> None:
         """An operator has seen to all of them."""

@@ -25,7 +25,7 @@ FACTS: Final = {
     "opened": "a coordinator opens the log: node, epoch",
     "durable": "a decision is durable: xid, epoch, branches",
     "done": "a decision is marked done: xid",
-    "deleted": "a decision's record is deleted: xid",
+    "deleted": "a decision's record is deleted: xid, and whether before the retention time",
     "lost": "the log comes back without these decisions: xids",
     "damaged": "a branch is not what it was: ended by hand, or lost by its database: xid, branch",
     "as_decided": "a damaged branch was found to have ended as decided all the same: branch",

@@ -85,6 +85,8 @@ class Options:
     """How likely a crash takes writes with it that were not forced."""
     torn_writes: float = 0.0
     """How likely a crash leaves a part of the batch that was being written."""
+    log_keeps: int = 1_000
+    """Finished decisions that the log has room for."""
     log_restores: int = 0
     """The log comes back as it was some seconds before, in the same epoch (rule 18)."""
     hands: int = 0
@@ -128,6 +130,7 @@ class Options:
             if dice.random() < used:
                 chosen[name] = dice.randint(1, most) if isinstance(most, int) else dice.random() * most
         chosen["patience_s"] = dice.choice((10, 10, 1))
+        chosen["log_keeps"] = random.Random(f"log {seed}").choice((1_000, 1_000, 1_000, 5, 0))
         if "log_restores" in chosen:
             # What nobody alive has heard of cannot be missed.
             for name in ("crashes", "client_deaths"):
