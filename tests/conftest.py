@@ -25,6 +25,7 @@ TRUE_REASONS = (
     "no Python 3.",
     "no postgres_fdw",
     "no PgBouncer",
+    "no etcd",
     "gRPC before 1.",
     "asyncpg before 0.",
 )

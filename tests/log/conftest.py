@@ -6,11 +6,15 @@ from pathlib import Path
 
 import pytest
 
+from tests.etcd import EtcdCluster, programs
 from tests.log.group import RunningGroup
 from txrpc._decision_log.heartbeats import SqlHeartbeats
 from txrpc._decision_log.memory import MemoryHeartbeats, MemoryLog, MemoryStore
 from txrpc._decision_log.port import DecisionLog, Heartbeats
 from txrpc._decision_log.sql import SqlLog
+from txrpc._etcd.heartbeats import EtcdHeartbeats
+from txrpc._etcd.log import EtcdLog
+from txrpc._etcd.url import is_etcd
 from txrpc.testing.postgres import PostgresServer
 
 Place = MemoryStore | str | RunningGroup
@@ -23,7 +27,15 @@ def postgres() -> Iterator[PostgresServer]:
         yield server
 
 
-@pytest.fixture(params=["memory", "sqlite", "postgresql", "group"])
+@pytest.fixture(scope="session")
+def etcd() -> Iterator[EtcdCluster]:
+    if not programs():
+        pytest.skip("no etcd")
+    with EtcdCluster() as cluster:
+        yield cluster
+
+
+@pytest.fixture(params=["memory", "sqlite", "postgresql", "etcd", "group"])
 def place(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Place]:
     """Where a log is: a store in memory, a URL, or the disks of three members."""
     if request.param == "memory":
@@ -32,6 +44,8 @@ def place(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Place]:
         yield f"sqlite:///{tmp_path}/log.db"
     elif request.param == "postgresql":
         yield request.getfixturevalue("postgres").create_database(f"log{next(_numbers)}")
+    elif request.param == "etcd":
+        yield request.getfixturevalue("etcd").url(f"log{next(_numbers)}")
     else:
         group = RunningGroup(tmp_path)
         try:
@@ -46,6 +60,7 @@ def keep_at_most(keeps: int, place: Place, monkeypatch: pytest.MonkeyPatch) -> N
     if isinstance(place, MemoryStore):
         place.keeps = keeps
     monkeypatch.setattr("txrpc._group.log._KEPT", keeps)
+    monkeypatch.setattr("txrpc._etcd.log._KEPT", keeps)
 
 
 @pytest.fixture
@@ -57,7 +72,9 @@ def open_log(place: Place) -> Iterator[Callable[[], DecisionLog]]:
         if isinstance(place, RunningGroup):
             members = list(place.running.values())
             return members[len(logs) % len(members)].make_log()
-        return SqlLog(place) if isinstance(place, str) else MemoryLog(place)
+        if isinstance(place, str):
+            return EtcdLog(place) if is_etcd(place) else SqlLog(place)
+        return MemoryLog(place)
 
     def open_one() -> DecisionLog:
         logs.append(make())
@@ -75,7 +92,10 @@ def open_beats(place: Place) -> Iterator[Callable[[], Heartbeats]]:
 
     def open_one() -> Heartbeats:
         assert not isinstance(place, RunningGroup)  # each member has its own: see test_group.py
-        opened.append(SqlHeartbeats(place) if isinstance(place, str) else MemoryHeartbeats(place))
+        if isinstance(place, str):
+            opened.append(EtcdHeartbeats(place, 1.0) if is_etcd(place) else SqlHeartbeats(place))
+        else:
+            opened.append(MemoryHeartbeats(place))
         return opened[-1]
 
     yield open_one

@@ -118,7 +118,7 @@ def test_forget_deletes_old_done_records_in_batches_and_remembers_until_when(ope
     assert opened.clock_ms >= 101
 
 
-@pytest.mark.parametrize("place", ["memory", "group"], indirect=True)
+@pytest.mark.parametrize("place", ["memory", "etcd", "group"], indirect=True)
 def test_rule_12_a_log_that_is_too_full_says_so_before_it_forgets(
     open_log: Open, place: Place, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -308,7 +308,7 @@ def shown(beats: Heartbeats) -> dict[str, tuple[int, str, bool]]:
     return {row.node: (row.epoch.number, row.holder, row.beat == LEFT) for row in beats.beat()}
 
 
-@pytest.mark.parametrize("place", ["memory", "sqlite", "postgresql"], indirect=True)
+@pytest.mark.parametrize("place", ["memory", "sqlite", "postgresql", "etcd"], indirect=True)
 def test_nodes_of_a_group_see_each_other(open_log: Open, open_beats: Callable[[], Heartbeats]) -> None:
     epochs = {node: open_log().open(node, 1).epoch for node in ("c1", "c2", "c3")}
     first, second, stranger = (open_beats() for _ in range(3))
@@ -325,7 +325,7 @@ def test_nodes_of_a_group_see_each_other(open_log: Open, open_beats: Callable[[]
     assert shown(first) == {"c1": (1, "c1", False)}
 
 
-@pytest.mark.parametrize("place", ["memory", "sqlite", "postgresql"], indirect=True)
+@pytest.mark.parametrize("place", ["memory", "sqlite", "postgresql", "etcd"], indirect=True)
 def test_a_heartbeat_changes_as_long_as_another_node_reads_it(
     open_log: Open, open_beats: Callable[[], Heartbeats]
 ) -> None:

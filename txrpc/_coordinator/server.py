@@ -18,6 +18,7 @@ from txrpc._coordinator.host import Host
 from txrpc._coordinator.service import SessionService
 from txrpc._coordinator.tls import credentials, peer_credentials
 from txrpc._decision_log.port import DecisionLog, Heartbeats
+from txrpc._etcd.url import is_etcd
 from txrpc._group.member import GroupMember
 from txrpc._group.replica import NoQuorum
 from txrpc._wire.v1 import admin_pb2, admin_pb2_grpc, peer_pb2_grpc, session_pb2, session_pb2_grpc
@@ -217,9 +218,6 @@ async def _watch_group(member: GroupMember, stop: asyncio.Event) -> None:
 
 def run(config: CoordinatorConfig) -> int:
     """`serve` in an event loop of its own, with the log that *config* names."""
-    from txrpc._decision_log.heartbeats import SqlHeartbeats
-    from txrpc._decision_log.sql import SqlLog
-
     try:
         tls = credentials(config) if config.tls_certificate else None
         to_peers = peer_credentials(config) if config.tls_peer_ca else None
@@ -228,7 +226,7 @@ def run(config: CoordinatorConfig) -> int:
         return MISCONFIGURED
     try:
         if not config.members:
-            return asyncio.run(serve(config, lambda: SqlLog(config.log), SqlHeartbeats(config.log), tls))
+            return asyncio.run(serve(config, *_shared_log(config), tls))
         member = GroupMember(config.group, config.node, config.group_members(), config.disk_file(), to_peers)
         try:
             return asyncio.run(serve(config, member.make_log, member.heartbeats, tls, member))
@@ -237,3 +235,16 @@ def run(config: CoordinatorConfig) -> int:
     except TxrpcError as error:
         logger.error("cannot start", extra={"reason": str(error)})
         return LOG_CLOSED
+
+
+def _shared_log(config: CoordinatorConfig) -> tuple[Callable[[], DecisionLog], Heartbeats]:
+    """Return what makes an access to the log, and its heartbeats."""
+    if is_etcd(config.log):
+        from txrpc._etcd.heartbeats import EtcdHeartbeats
+        from txrpc._etcd.log import EtcdLog
+
+        return lambda: EtcdLog(config.log), EtcdHeartbeats(config.log, config.takeover_s)
+    from txrpc._decision_log.heartbeats import SqlHeartbeats
+    from txrpc._decision_log.sql import SqlLog
+
+    return lambda: SqlLog(config.log), SqlHeartbeats(config.log)

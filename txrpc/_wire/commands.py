@@ -22,6 +22,8 @@ __all__ = [
     "command_to",
     "decision_from",
     "decision_to",
+    "incident_from",
+    "incident_to",
     "number_from",
     "snapshot_from",
     "snapshot_to",
@@ -44,7 +46,7 @@ def command_to(command: q.Command) -> pb.LogCommand:
             return pb.LogCommand(forget=pb.ForgetCommand(xids=sorted(xids), before_ms=before_ms))
         case q.Report(incidents, closed):
             keys = [pb.BranchKey(xid=xid, branch=branch) for xid, branch in closed]
-            return pb.LogCommand(report=pb.ReportCommand(incidents=map(_incident_to, incidents), closed=keys))
+            return pb.LogCommand(report=pb.ReportCommand(incidents=map(incident_to, incidents), closed=keys))
         case q.Bind(first, rebound):
             return pb.LogCommand(bind=pb.BindCommand(first=first, rebound=rebound))
         case q.Admit(acceptor, incarnation):
@@ -74,7 +76,7 @@ def command_from(message: pb.LogCommand) -> q.Command:
             return q.Forget(frozenset(c.xid_from(xid) for xid in told.xids), told.before_ms)
         case "report":
             closed = tuple((c.xid_from(key.xid), c.branch_id(key.branch)) for key in told.closed)
-            return q.Report(tuple(_incident_from(each) for each in told.incidents), closed)
+            return q.Report(tuple(incident_from(each) for each in told.incidents), closed)
         case "bind":
             return q.Bind(_names_from(told.first), _names_from(told.rebound))
         case "admit":
@@ -144,7 +146,8 @@ def decision_from(message: pb.LogDecision) -> Decision:
     return Decision(c.xid_from(message.xid), c.epoch_from(message.epoch), message.decided_ms, branches)
 
 
-def _incident_to(incident: Incident) -> pb.LogIncident:
+def incident_to(incident: Incident) -> pb.LogIncident:
+    """A branch that did not end as decided, for the wire and for the disk."""
     return pb.LogIncident(
         xid=incident.xid,
         branch=incident.branch,
@@ -154,7 +157,8 @@ def _incident_to(incident: Incident) -> pb.LogIncident:
     )
 
 
-def _incident_from(message: pb.LogIncident) -> Incident:
+def incident_from(message: pb.LogIncident) -> Incident:
+    """The reverse of `incident_to`."""
     return Incident(
         c.xid_from(message.xid),
         c.branch_id(message.branch),
@@ -185,7 +189,7 @@ def snapshot_to(state: q.LogState, *, with_decisions: bool = True) -> pb.LogSnap
         holder=state.holder,
         epochs=[pb.LogEpoch(epoch=epoch, position=position) for epoch, position in state.epochs.items()],
         incarnations=state.incarnations,
-        incidents=map(_incident_to, state.incidents.values()),
+        incidents=map(incident_to, state.incidents.values()),
         names=state.names,
         moved=state.moved,
         view=view_to(state.view) if state.view else None,
@@ -196,7 +200,7 @@ def snapshot_to(state: q.LogState, *, with_decisions: bool = True) -> pb.LogSnap
 def snapshot_from(message: pb.LogSnapshot) -> q.LogState:
     """The reverse of `snapshot_to`."""
     decisions = [decision_from(each) for each in message.decisions]
-    incidents = [_incident_from(each) for each in message.incidents]
+    incidents = [incident_from(each) for each in message.incidents]
     return q.LogState(
         slot=message.slot,
         decisions={each.xid: each for each in decisions},
