@@ -1,7 +1,7 @@
 """Where decisions are kept, and what that costs: python -m benchmarks.coordinators --seconds 8 --rounds 3.
 
 The same transfers, between two services with a PostgreSQL each, with one coordinator whose log is a SQLite file, one whose log is
-in PostgreSQL, and a group of three with a disk each.  All of them run at once, and take turns: rates are compared within a round.
+in PostgreSQL, one whose log is in an etcd of three, and a group of three with a disk each.  All of them run at once, and take turns: rates are compared within a round.
 """
 
 from __future__ import annotations
@@ -15,13 +15,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import txrpc
+from tests.etcd import EtcdCluster
 from tests.postgres import Server
 from tests.system.unavailability import Customer
 from tests.system.world import World
 from tests.waiting import eventually
 from txrpc.testing.postgres import PostgresServer
 
-KINDS = ("SQLite", "PostgreSQL", "group of 3")
+KINDS = ("SQLite", "PostgreSQL", "etcd of 3", "group of 3")
 
 
 @dataclass
@@ -65,12 +66,13 @@ def main() -> None:
             bank: stack.enter_context(PostgresServer.start_new()) for bank in ("bank-a", "bank-b")
         }
         log = stack.enter_context(PostgresServer.start_new()).create_database("decisions")
+        logs = {"PostgreSQL": log, "etcd of 3": stack.enter_context(EtcdCluster()).url()}
         worlds: dict[str, World] = {}
         for number, kind in enumerate(KINDS):
             folder = root / str(number)
             folder.mkdir()
-            where = log if kind == "PostgreSQL" else ""
-            world = worlds[kind] = World(folder, servers, number, [], log=where, group=3 if kind == KINDS[2] else 0)
+            group = 3 if kind == "group of 3" else 0
+            world = worlds[kind] = World(folder, servers, number, [], log=logs.get(kind, ""), group=group)
             stack.callback(world.stop)
             world.start()
         for _ in range(arguments.rounds):

@@ -12,6 +12,7 @@ from collections.abc import Generator, Iterator
 
 import pytest
 
+from tests.etcd import EtcdCluster, programs
 from tests.postgres import Server, start_servers
 from tests.system.world import BANKS
 from tests.versions import GRPC
@@ -66,6 +67,24 @@ def servers() -> Iterator[dict[str, Server]]:
     yield servers
     for server in servers.values():
         server.stop()
+
+
+@pytest.fixture(scope="session")
+def etcd() -> Iterator[EtcdCluster]:
+    """Three members that all tests of a worker share, each under a prefix of its own."""
+    if not programs():
+        pytest.skip("no etcd")
+    with EtcdCluster() as cluster:
+        yield cluster
+
+
+@pytest.fixture
+def own_etcd() -> Iterator[EtcdCluster]:
+    """Three members to break."""
+    if not programs():
+        pytest.skip("no etcd")
+    with EtcdCluster() as cluster:
+        yield cluster
 
 
 def pytest_configure(config: pytest.Config) -> None:

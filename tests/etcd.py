@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import functools
 import importlib.util
+import os
 import shutil
+import subprocess
 import tempfile
 import time
 from collections.abc import Mapping
@@ -32,15 +34,24 @@ def programs() -> list[Path]:
 class EtcdCluster:
     """Members on ports of 127.0.0.1, which may be killed, frozen and started again."""
 
-    def __init__(self, size: int = 3, program: Path | None = None, **settings: str) -> None:
-        """*settings*: of etcd, with _ for -."""
+    def __init__(
+        self, size: int = 3, program: Path | None = None, files: Mapping[str, str] | None = None, **settings: str
+    ) -> None:
+        """*files*: with TLS, the parts ca, cert and key of a URL.  *settings*: of etcd, with _ for -."""
+        self._program = program or programs()[0]
+        self._files = dict(files or {})
+        if self._files:
+            names = {"ca": "trusted_ca_file", "cert": "cert_file", "key": "key_file"}
+            settings |= {names[part]: file for part, file in self._files.items()} | {"client_cert_auth": "true"}
         self._folder = Path(tempfile.mkdtemp(prefix="txrpc-etcd-"))
         self._names = [f"e{number + 1}" for number in range(size)]
         self._ports = {name: (free_port(), free_port()) for name in self._names}
-        self.members = {name: self._member(name, program or programs()[0], settings) for name in self._names}
+        self.members = {name: self._member(name, settings) for name in self._names}
 
-    def _member(self, name: str, program: Path, settings: Mapping[str, str]) -> Child:
+    def _member(self, name: str, settings: Mapping[str, str]) -> Child:
         clients, peers = (f"http://127.0.0.1:{port}" for port in self._ports[name])
+        if self._files:
+            clients = clients.replace("http:", "https:")
         options = {
             "name": name,
             "data-dir": str(self._folder / name),
@@ -51,13 +62,24 @@ class EtcdCluster:
             "initial-cluster": ",".join(f"{each}=http://127.0.0.1:{port}" for each, (_, port) in self._ports.items()),
             **{key.replace("_", "-"): value for key, value in settings.items()},
         }
-        arguments = [str(program), *(f"--{key}={value}" for key, value in options.items())]
+        arguments = [str(self._program), *(f"--{key}={value}" for key, value in options.items())]
         return Child(arguments, name=name, output=self._folder / f"{name}.log")
 
     def url(self, prefix: str = "txrpc", *, login: str = "", members: list[str] | None = None) -> str:
         """A log in it; *members*: those that are named, in this order."""
         hosts = ",".join(f"127.0.0.1:{self._ports[name][0]}" for name in members or self._names)
-        return f"etcd://{login}{hosts}/{prefix}"
+        query = "&".join(f"{part}={file}" for part, file in self._files.items())
+        return f"etcds://{login}{hosts}/{prefix}?{query}" if query else f"etcd://{login}{hosts}/{prefix}"
+
+    def control(self, *arguments: str) -> str:
+        """Call etcdctl, which may be of another version than the cluster."""
+        program = next(path for each in [self._program, *programs()] if (path := each.with_name("etcdctl")).exists())
+        endpoints = ",".join(f"127.0.0.1:{port}" for port, _ in self._ports.values())
+        environment = {"ETCDCTL_API": "3", "PATH": os.environ["PATH"]}
+        command = [str(program), f"--endpoints={endpoints}", *arguments]
+        run = subprocess.run(command, capture_output=True, text=True, timeout=30, env=environment, check=False)
+        assert run.returncode == 0, run.stderr
+        return run.stdout
 
     def endpoint(self, name: str) -> str:
         """Where clients reach *name*."""
@@ -84,6 +106,18 @@ class EtcdCluster:
                         raise AssertionError(f"{error}\n{self.text()}") from error
         finally:
             client.close()
+
+    def leader(self) -> Child:
+        """The member that leads, as it said last."""
+        client = EtcdClient(parsed(self.url()))
+        try:
+            client.read(one(b"ready"))
+        finally:
+            client.close()
+        said = [line for name in self._names for line in self.members[name].output.read_text().splitlines()]
+        elected = [line for line in said if "became leader at term" in line]
+        latest = max(elected, key=lambda line: int(line.split("at term ")[1].split('"')[0].split()[0]))
+        return next(self.members[name] for name in self._names if latest in self.members[name].output.read_text())
 
     def text(self) -> str:
         """What its members have said last."""

@@ -122,6 +122,7 @@ def test_a_group_is_named_by_its_members_and_its_disk_is_the_log_file() -> None:
         ({"members": THREE, "node": "c9"}, "the members are c1, c2, c3; this node, 'c9', is none of them"),
         ({"members": "c1"}, "NODE=HOST:PORT"),
         ({"members": THREE, "log": "postgresql://db/txrpc"}, "each member of a group has a disk of its own"),
+        ({"members": THREE, "log": "etcd://h1"}, "each member of a group has a disk of its own"),
         ({"members": THREE, "takeover_s": 0}, "take each other over"),
         ({"members": THREE, "read_quorum": 1}, "together they must be more than 3"),
         ({"members": THREE, "write_quorum": 4}, "not possible with 3 acceptors"),

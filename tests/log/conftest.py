@@ -6,7 +6,6 @@ from pathlib import Path
 
 import pytest
 
-from tests.etcd import EtcdCluster, programs
 from tests.log.group import RunningGroup
 from txrpc._decision_log.heartbeats import SqlHeartbeats
 from txrpc._decision_log.memory import MemoryHeartbeats, MemoryLog, MemoryStore
@@ -25,14 +24,6 @@ _numbers = itertools.count(1)
 def postgres() -> Iterator[PostgresServer]:
     with PostgresServer.start_new() as server:
         yield server
-
-
-@pytest.fixture(scope="session")
-def etcd() -> Iterator[EtcdCluster]:
-    if not programs():
-        pytest.skip("no etcd")
-    with EtcdCluster() as cluster:
-        yield cluster
 
 
 @pytest.fixture(params=["memory", "sqlite", "postgresql", "etcd", "group"])

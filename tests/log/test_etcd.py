@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import threading
 from collections.abc import Callable, Iterator
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import grpc
 import pytest
+import trustme
 
 from tests.etcd import EtcdCluster, programs
 from tests.log.test_contract import decision
@@ -46,15 +49,6 @@ def log_at() -> Iterator[LogAt]:
 @pytest.fixture
 def url(etcd: EtcdCluster, request: pytest.FixtureRequest) -> str:
     return etcd.url(f"test/{abs(hash(request.node.nodeid))}")
-
-
-@pytest.fixture
-def own() -> Iterator[EtcdCluster]:
-    """A cluster to break."""
-    if not programs():
-        pytest.skip("no etcd")
-    with EtcdCluster() as cluster:
-        yield cluster
 
 
 def losing_answers(monkeypatch: pytest.MonkeyPatch, count: int, method: str = "KV/Txn") -> list[str]:
@@ -121,13 +115,13 @@ def test_an_open_whose_answer_is_lost_takes_the_next_epoch(
 
 
 def test_what_is_not_answered_at_all_is_uncertain_and_the_same_batch_goes_on_later(
-    own: EtcdCluster, log_at: LogAt, monkeypatch: pytest.MonkeyPatch
+    own_etcd: EtcdCluster, log_at: LogAt, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(etcd_client, "_CALL_S", 0.5)
-    log = log_at(own.url())
+    log = log_at(own_etcd.url())
     epoch = log.open("c1", 1).epoch
     for name in ("e2", "e3"):
-        own.members[name].suspend()
+        own_etcd.members[name].suspend()
     batch = [decision(epoch), decision(epoch)]
     for _ in range(2):
         with pytest.raises(RecordUncertain, match="no answer yet from etcd://"):
@@ -136,8 +130,8 @@ def test_what_is_not_answered_at_all_is_uncertain_and_the_same_batch_goes_on_lat
         with pytest.raises(LogError):
             read()
     for name in ("e2", "e3"):
-        own.members[name].resume()
-    own.wait()
+        own_etcd.members[name].resume()
+    own_etcd.wait()
     eventually(lambda: recorded(log, batch) >= 2, 60)
     assert set(log.pending()) == set(batch)
 
@@ -242,22 +236,22 @@ def test_a_batch_is_split_where_etcd_would_refuse_it(url: str, log_at: LogAt, mo
 # ---------------------------------------------------------------------------------------------------------- members
 
 
-def test_any_member_may_die_or_freeze(own: EtcdCluster, log_at: LogAt) -> None:
-    log = log_at(own.url())
+def test_any_member_may_die_or_freeze(own_etcd: EtcdCluster, log_at: LogAt) -> None:
+    log = log_at(own_etcd.url())
     epoch = log.open("c1", 1).epoch
     position = 0
-    for name, member in own.members.items():
+    for name, member in own_etcd.members.items():
         for stop, back in ((member.suspend, member.resume), (member.kill, member.launch)):
             stop()
             batch = [decision(epoch)]
             # Its leader may be gone: the same batch, as the coordinator does.
             eventually(partial(recorded, log, batch), 60)
             back()
-            own.wait()
+            own_etcd.wait()
             reached = log.record([])
             assert reached > position, name
             position = reached
-    assert len(log_at(own.url()).open("c1", 2).pending) == 2 * len(own.members)
+    assert len(log_at(own_etcd.url()).open("c1", 2).pending) == 2 * len(own_etcd.members)
 
 
 def test_rule_18_an_etcd_restored_from_a_backup_is_seen_to_have_lost_decisions(url: str, log_at: LogAt) -> None:
@@ -380,6 +374,108 @@ def test_heartbeats_leave_no_history(url: str, log_at: LogAt, etcd: EtcdCluster)
     assert versions() == before
     beats.close()
     client.close()
+
+
+# ------------------------------------------------------------------------------------------- rights, TLS, versions
+
+
+@pytest.mark.proof
+def test_a_user_with_a_password_and_rights_to_the_logs_keys(
+    own_etcd: EtcdCluster, log_at: LogAt, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    control = own_etcd.control
+    control("user", "add", "root:top")
+    control("user", "grant-role", "root", "root")
+    control("user", "add", "joe:s@crt")
+    control("role", "add", "txrpc")
+    control("role", "grant-permission", "--prefix=true", "txrpc", "readwrite", "txrpc/")
+    control("user", "grant-role", "joe", "txrpc")
+    control("auth", "enable")
+    log = log_at(own_etcd.url(login="joe:s%40crt@"))
+    epoch = log.open("c1", 1).epoch
+    first = decision(epoch)
+    assert log.record([first]) == 1
+    control("--user=root:top", "user", "add", "ann:x")  # every token of before is stale
+    assert log.record([decision(epoch)]) == 2
+    log._client._token = "no.1"
+    log.done([first.xid], 2_000)
+    control("--user=root:top", "role", "revoke-permission", "--prefix=true", "txrpc", "txrpc/")
+    with pytest.raises(NotRecorded, match="permission denied: give the user the right to read and write"):
+        log.record([decision(epoch)])
+    for login, said in (
+        ("", "user name is empty: put USER:PASSWORD@ into"),
+        ("joe:wrong@", "authentication failed.*: correct the user and password"),
+    ):
+        with pytest.raises(ConfigurationError, match=said):
+            log_at(own_etcd.url(login=login)).open("c2", 1)
+
+
+@pytest.mark.proof
+def test_tls(tmp_path: Path, log_at: LogAt) -> None:
+    if not programs():
+        pytest.skip("no etcd")
+    authority = trustme.CA()
+    shown = authority.issue_cert("127.0.0.1")
+    authority.cert_pem.write_to_path(tmp_path / "ca")
+    shown.cert_chain_pems[0].write_to_path(tmp_path / "cert")
+    shown.private_key_pem.write_to_path(tmp_path / "key")
+    files = {part: str(tmp_path / part) for part in ("ca", "cert", "key")}
+    with EtcdCluster(1, files=files) as cluster:
+        log = log_at(cluster.url())
+        assert log.record([decision(log.open("c1", 1).epoch)]) == 1
+        with pytest.raises(ConfigurationError, match="cannot open"):
+            log_at(cluster.url().partition("?")[0]).open("c2", 1)
+
+
+@pytest.mark.proof
+@pytest.mark.skipif(len(programs()) < 2, reason="no etcd of a second version")
+def test_another_version(log_at: LogAt) -> None:
+    with EtcdCluster(program=programs()[1]) as cluster:
+        log = log_at(cluster.url())
+        epoch = log.open("c1", 1).epoch
+        decisions = [decision(epoch, n) for n in range(200)]
+        assert log.record(decisions) == 200
+        log.done([each.xid for each in decisions], 1_000)
+        assert log.forget(2_000, 500) == 200
+        log.bind({"bank": "7/1"}, {"shop": ""})
+        beats = EtcdHeartbeats(cluster.url(), 1.0)
+        beats.join("c1", "bank", 1)
+        assert [row.node for row in beats.beat()] == ["c1"]
+        beats.leave()
+        beats.close()
+        assert log_at(cluster.url()).open("c1", 2).lineage == {epoch: 200}
+
+
+@pytest.mark.proof
+@pytest.mark.timeout(180)
+def test_an_etcd_that_is_full_and_is_given_space_again(log_at: LogAt) -> None:
+    """What it took is in the log, what it refused is not, and nothing is left uncertain."""
+    if not programs():
+        pytest.skip("no etcd")
+    with EtcdCluster(1, quota_backend_bytes=str(4 * 1024 * 1024)) as cluster:
+        log = log_at(cluster.url())
+        epoch = log.open("c1", 1).epoch
+        taken: list[Decision] = []
+        with pytest.raises(NotRecorded, match="space exceeded: compact and defragment etcd"):
+            for n in range(500):
+                taken.append(decision(epoch, n, branches=3_000))
+                log.record(taken[-1:])
+        refused = taken.pop()
+        assert set(log.pending()) == set(taken)
+        assert log.outcome(refused.xid) is None
+        cluster.control("defrag")
+        cluster.control("alarm", "disarm")
+        with pytest.raises(LogError):  # there is no space still
+            log.done([each.xid for each in taken], 1_000)
+        for each in taken[: len(taken) // 2]:
+            cluster.control("del", f"txrpc/pending/c1/{each.xid}")
+        revision = json.loads(cluster.control("endpoint", "status", "--write-out=json"))[0]["Status"]["header"][
+            "revision"
+        ]
+        cluster.control("compact", str(revision), "--physical=true")
+        cluster.control("defrag")
+        cluster.control("alarm", "disarm")
+        assert log.record([refused]) == len(taken) + 1
 
 
 # -------------------------------------------------------------------------------------------------------- the URL

@@ -7,6 +7,7 @@ from tests.mutation import Change
 __all__ = ["MUTANTS"]
 
 _SQL, _LOG, _GROUP, _RPC = "txrpc.sql.", "txrpc._decision_log.", "txrpc._group.", "txrpc._grpc."
+_ETCD = "txrpc._etcd."
 
 MUTANTS: dict[str, tuple[Change, str]] = {
     "a vote is taken from whatever backend answers": (
@@ -128,6 +129,30 @@ MUTANTS: dict[str, tuple[Change, str]] = {
     "what was sent and not answered was not recorded": (
         Change(_GROUP + "log", "            raise RecordUncertain(", "            raise NotRecorded("),
         "tests/log/test_group.py -k has_lost_its_disk",
+    ),
+    "etcd is written to in an epoch that is over": (
+        Change(
+            _ETCD + "writer",
+            "pb.EtcdCompare(target=pb.EtcdCompare.VALUE, key=self._keys.node, value=self.fence),",
+            "",
+        ),
+        "tests/log/test_contract.py -k rule_7_every_write",
+    ),
+    "a late write to etcd is carried out": (
+        Change(
+            _ETCD + "writer",
+            "mod_revision=self.revision),\n            ],",
+            "mod_revision=self.revision),\n            ][:1],",
+        ),
+        "tests/log/test_etcd.py -k comes_late",
+    ),
+    "what etcd has had no space for is never written": (
+        Change(_ETCD + "writer", "if self._look() == wanted:", "if False:"),
+        "tests/log/test_etcd.py -k that_is_full_has",
+    ),
+    "what etcd does not answer was not recorded": (
+        Change(_ETCD + "log", "if began or not isinstance(error, EtcdRefused):", "if False:"),
+        "tests/log/test_etcd.py -k not_answered_at_all",
     ),
     "an acceptor forgets in which view it was asked": (
         Change(_GROUP + "disk", "base.slot, base.position, disk.view)", "base.slot, base.position, 1)"),

@@ -24,7 +24,7 @@ DEAR = (
     "finishing waits behind PREPARE",
 )
 """Those that are noticed only after a minute."""
-_SLOW = ("tests/system", "tests/log/test_membership.py")
+_SLOW = ("tests/system", "tests/log/test_membership.py", "tests/log/test_etcd.py")
 
 
 def _marks(name: str, tests: str) -> list[pytest.MarkDecorator]:

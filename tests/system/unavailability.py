@@ -1,4 +1,4 @@
-"""How long clients wait when a coordinator dies: python -m tests.system.unavailability --nodes 2 --kills 30, or --group 3.
+"""How long clients wait when a coordinator dies: python -m tests.system.unavailability --nodes 2 --kills 30 [--etcd], or --group 3.
 
 Some clients transfer money without a pause.  Again and again the coordinator that they begin with is killed (of a group, each
 member in turn), and started again when all of them go on.  Measured is, for each client and kill, how long it takes from the kill
@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import txrpc
+from tests.etcd import EtcdCluster
 from tests.postgres import Server
 from tests.system.world import START, World
 from tests.waiting import eventually
@@ -96,17 +97,23 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--nodes", type=int, default=2)
     parser.add_argument("--group", type=int, default=0)
+    parser.add_argument("--etcd", action="store_true")
     parser.add_argument("--kills", type=int, default=30)
     parser.add_argument("--clients", type=int, default=4)
     arguments = parser.parse_args()
     with contextlib.ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         servers: dict[str, Server] = {bank: stack.enter_context(_server()) for bank in ("bank-a", "bank-b")}
-        world = World(folder, servers, 1, [], nodes=arguments.nodes, group=arguments.group)
+        log = stack.enter_context(EtcdCluster()).url() if arguments.etcd else ""
+        world = World(folder, servers, 1, [], nodes=arguments.nodes, log=log, group=arguments.group)
         stack.callback(world.stop)
         world.start()
         waits = sorted(measure(world, arguments.kills, arguments.clients))
-    what = f"a group of {arguments.group}" if arguments.group else f"{arguments.nodes} nodes on one log"
+    what = (
+        f"a group of {arguments.group}"
+        if arguments.group
+        else f"{arguments.nodes} nodes on one log{' in etcd' if arguments.etcd else ''}"
+    )
     print(f"{what}, {arguments.kills} kills, {len(waits)} waits in seconds:")
     tenth = waits[int(len(waits) * 0.9)]
     print(f"median {statistics.median(waits):.2f}, nine in ten below {tenth:.2f}, longest {waits[-1]:.2f}")

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from txrpc._etcd.url import is_etcd
 from txrpc._group.members import founders
 from txrpc._protocol.coordinator.events import Limits
 from txrpc._protocol.quorum.views import View
@@ -39,7 +40,10 @@ class CoordinatorConfig:
     tls_client_ca: str = _field(
         "", "file with the CA of the processes' certificates, as PEM: with it, who has none is refused"
     )
-    log: str = _field("sqlite:///txrpc.db", "URL of the decision log: sqlite:///FILE or postgresql+psycopg://...")
+    log: str = _field(
+        "sqlite:///txrpc.db",
+        "URL of the decision log: sqlite:///FILE, postgresql+psycopg://... or etcd://HOST:PORT,HOST:PORT,...",
+    )
     members: str = _field(
         "", "the group that keeps its decisions on its own disks, this node included: c1=HOST:PORT,c2=HOST:PORT,..."
     )
@@ -116,8 +120,8 @@ class CoordinatorConfig:
         """The file that is this member's disk."""
         from txrpc._decision_log.database import checked_url  # not for those who only want to see the options
 
-        url = checked_url(self.log)
-        if url.get_backend_name() != "sqlite" or not url.database:
+        url = None if is_etcd(self.log) else checked_url(self.log)
+        if url is None or url.get_backend_name() != "sqlite" or not url.database:
             raise ConfigurationError("each member of a group has a disk of its own: log is sqlite:///FILE")
         return url.database
 

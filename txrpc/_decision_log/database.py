@@ -84,7 +84,7 @@ def checked_url(url: str) -> URL:
         raise ConfigurationError(f"the log is a database URL such as sqlite:///txrpc.db, not {head!r}...") from None
     backend = parsed.get_backend_name()
     if backend not in INSERT:
-        raise ConfigurationError(f"a decision log can be in {' or '.join(sorted(INSERT))}, not in {backend!r}")
+        raise ConfigurationError(f"a decision log can be in {', '.join(sorted(INSERT))} or etcd, not in {backend!r}")
     if backend == "sqlite" and parsed.database in (None, "", ":memory:"):
         raise ConfigurationError("the decision log must survive: name a file, as in sqlite:///txrpc.db")
     return parsed
