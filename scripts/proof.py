@@ -108,6 +108,9 @@ def _what_ran(proofs: Proofs) -> str:
         seen["mutants caught by the simulator"] = f"{len(caught):,}"
     if noticed := proofs["mutant outside"]:
         seen["mutants outside the machines, noticed by tests"] = f"{len(noticed):,}"
+    if explored := proofs["group explorer"]:
+        what = f"{_sum(explored, 'states'):,}, {_sum(explored, 'steps'):,} steps: every interleaving"
+        seen["explored states of a group"] = what
     if caught := proofs["explorer mutant"]:
         seen["mutants caught by the explorer"] = f"{len(caught):,}"
     if scenarios := proofs["transcript"]:

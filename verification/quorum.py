@@ -13,7 +13,8 @@ import copy
 import random
 from dataclasses import dataclass, field
 
-from txrpc._protocol.quorum.acceptor import Answer, Disk, Question, answer
+from txrpc._protocol.quorum import acceptor
+from txrpc._protocol.quorum.acceptor import Answer, Disk, Question
 from txrpc._protocol.quorum.commands import Admit, Forget, Record
 from txrpc._protocol.quorum.proposer import Proposer, ProposerOutput, Stage
 from txrpc._protocol.quorum.views import Quorums
@@ -237,7 +238,7 @@ class QuorumWorld:
         if (proposer.epoch, name) in self.cut:
             return
         if isinstance(message, Question):
-            self.in_flight.append((proposer, name, answer(self.disks[name], message)))
+            self.in_flight.append((proposer, name, acceptor.answer(self.disks[name], message)))
         else:
             self._apply(proposer, proposer.received(message))
 

@@ -66,7 +66,7 @@ def _accepts_what_it_has_promised_not_to() -> list[Any]:
         disk.promised = max(promised, disk.promised)
         return said
 
-    return [patch("verification.quorum.answer", mistaken)]
+    return [patch.object(acceptor, "answer", mistaken)]
 
 
 def _forgets_its_promise() -> list[Any]:
@@ -75,7 +75,7 @@ def _forgets_its_promise() -> list[Any]:
         disk.promised = max((slot.epoch for slot in disk.slots.values()), default=Epoch(0))
         return said
 
-    return [patch("verification.quorum.answer", mistaken)]
+    return [patch.object(acceptor, "answer", mistaken)]
 
 
 def _adopts_only_what_a_quorum_of_the_answers_has() -> list[Any]:
@@ -154,7 +154,7 @@ def _lets_an_empty_disk_vote() -> list[Any]:
         disk.votes = True
         return answer(disk, question)
 
-    return [patch("verification.quorum.answer", mistaken), patch.object(LogState, "counts", lambda *_: True)]
+    return [patch.object(acceptor, "answer", mistaken), patch.object(LogState, "counts", lambda *_: True)]
 
 
 def _counts_a_write_that_a_minority_has_accepted() -> list[Any]:

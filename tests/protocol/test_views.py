@@ -10,6 +10,7 @@ from unittest.mock import patch
 
 import pytest
 
+from txrpc._protocol.quorum import acceptor
 from txrpc._protocol.quorum.acceptor import Disk, Learn, Outdated, Prepare, answer
 from txrpc._protocol.quorum.commands import ChangeView, Filler, LogState, Moved
 from txrpc._protocol.quorum.proposer import Proposer, Stage
@@ -42,7 +43,7 @@ def _answers_in_a_view_that_is_over() -> list[Any]:
         disk.view = min(disk.view, question.view)
         return answer(disk, question)
 
-    return [patch("verification.quorum.answer", mistaken)]
+    return [patch.object(acceptor, "answer", mistaken)]
 
 
 def _changes_again_before_the_log_has_moved() -> list[Any]:
