@@ -179,10 +179,10 @@ def _crashes(proofs: Proofs) -> str:
 
 def _explored(proofs: Proofs) -> str:
     rows = [
-        (proof["story"], proof["crashes"], proof["messages"], proof["early"], proof["states"], proof["steps"])
+        (proof["story"], *[proof[what] for what in ("crashes", "messages", "early", "takeovers", "states", "steps")])
         for proof in sorted(proofs["explorer"], key=lambda proof: (proof["story"], -proof["states"]))
     ]
-    head = ("story", "crashes", "messages lost or repeated", "deadlines too early", "states", "steps")
+    head = ("story", "crashes", "messages lost or repeated", "deadlines too early", "takeovers", "states", "steps")
     return _table("Every interleaving", head, rows)
 
 

@@ -18,7 +18,7 @@ import sys
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from functools import partial
 from typing import Any
 
@@ -43,6 +43,8 @@ class Budget:
     """Lost or repeated."""
     early: int = 0
     """Deadlines that pass while messages are on their way."""
+    takeovers: int = 0
+    """Another process opens the log, while the coordinator sleeps in the middle of whatever it does."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,15 +116,19 @@ def _steps(world: SmallWorld, budget: Budget) -> Iterator[_Step]:
     jobs = list(dict.fromkeys(world.jobs))
     for job in jobs:
         yield world.name_of(job), partial(world.carry_out, job), budget
-    if not jobs and not world.quiet:
+    if all(map(world.is_asleep, jobs)) and not world.quiet:
         yield "time passes", world.let_time_pass, budget
     if budget.early and jobs:
-        later = Budget(budget.crashes, budget.messages, budget.early - 1)
-        yield "a deadline passes early", world.let_time_pass, later
+        yield "a deadline passes early", world.let_time_pass, replace(budget, early=budget.early - 1)
     if budget.crashes:
-        yield from _crashes(world, Budget(budget.crashes - 1, budget.messages, budget.early))
+        yield from _crashes(world, replace(budget, crashes=budget.crashes - 1))
     if budget.messages:
-        yield from _accidents(world, Budget(budget.crashes, budget.messages - 1, budget.early))
+        yield from _accidents(world, replace(budget, messages=budget.messages - 1))
+    if budget.takeovers:
+        after = replace(budget, takeovers=budget.takeovers - 1)
+        for landed in (False, True):
+            how = "what it was writing gets there before" if landed else "what it was writing comes too late"
+            yield f"the coordinator sleeps and is taken over, {how}", partial(world.take_over, landed), after
 
 
 def _crashes(world: SmallWorld, after: Budget) -> Iterator[_Step]:

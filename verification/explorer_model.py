@@ -69,6 +69,8 @@ class SmallWorld:
         self.forced = 0
         self.counts: Counter[str] = Counter()
         self.epochs: list[Epoch] = []
+        self.sleeper: Coordinator | None = None
+        """One that was taken over, and has not noticed."""
         self.said: set[str] = set()
         self.repeated = False
         """Whether a message was delivered twice, which no stream does: the coordinator may call it a violation."""
@@ -87,20 +89,27 @@ class SmallWorld:
 
     def start_coordinator(self) -> None:
         """A new epoch on the same log; everybody connects again."""
+        self._open()
+        for peer in self.peers:
+            self.connect(peer)
+
+    def _open(self) -> None:
         lineage = dict.fromkeys(self.epochs, 0)
         self.epochs.append(Epoch.make(len(self.epochs) + 1, 7))
         self.owner = Owner(NODE, self.epochs[-1])
         pending = tuple(decision for xid, decision in self.log.items() if xid not in self.done)
         opened = Opened(self.owner.epoch, lineage, pending)
         self.coordinator = Coordinator(NODE, "bank", opened, LIMITS, self.now_ms, self.now_ms)
-        for peer in self.peers:
-            self.connect(peer)
 
     def connect(self, peer: Service | Client) -> None:
         """Give *peer* a new session."""
+        peer.session = self.sessions + 1
+        self._meet(peer)
+
+    def _meet(self, peer: Service | Client) -> None:
+        """Give *peer* a session that it listens to as soon as it is greeted there."""
         self.sessions += 1
-        peer.session = self.sessions
-        self.links[self.sessions] = Link(peer)
+        self.links[self.sessions] = Link(peer, self.coordinator)
         self.honour(self.coordinator.step(SessionOpened(self.sessions, peer.hello()), self.now_ms))
 
     def send_up(self, session: int, message: Any) -> None:
@@ -109,21 +118,24 @@ class SmallWorld:
             self.links[session].up.append(message)
             self.jobs.append(("up", session))
 
-    def honour(self, output: Output) -> None:
-        """Do what the coordinator says."""
+    def honour(self, output: Output, coordinator: Coordinator | None = None) -> None:
+        """Do what a coordinator says, which is the present one if not told otherwise."""
+        coordinator = coordinator or self.coordinator
         if output.append:
-            self.jobs.append(("log", self.coordinator, tuple(output.append)))
+            self.jobs.append(("log", coordinator, tuple(output.append)))
         for session, message in output.send:
             self._watch(message)
             if session in self.links:
                 self.links[session].down.append(message)
                 self.jobs.append(("down", session))
-        if output.done:
+        if output.done and coordinator is self.sleeper:
+            self._fence()  # marks are written to the log as well
+        elif output.done:
             held = [gid for database in self.databases.values() for gid in database.prepared]
             assert not held, "forgotten before every branch had committed"
             self.done.update(output.done)
         for lookup in output.look:
-            self.jobs.append(("look", self.coordinator, lookup))
+            self.jobs.append(("look", coordinator, lookup))
         for session, _ in output.close:
             self.links.pop(session, None)
         if not self.repeated:
@@ -157,29 +169,39 @@ class SmallWorld:
 
     def _job_up(self, session: int) -> None:
         if session in self.links:
-            message = self.links[session].up.popleft()
+            link = self.links[session]
+            message = link.up.popleft()
             self._count(message)
-            self.honour(self.coordinator.step(Received(session, NODE, message), self.now_ms))
+            self.honour(link.coordinator.step(Received(session, NODE, message), self.now_ms), link.coordinator)
 
     def _job_down(self, session: int) -> None:
         if session in self.links:
             link = self.links[session]
             message = link.down.popleft()
             self._count(message)
-            link.peer.take(message)
+            if isinstance(message, Welcome):
+                link.peer.session = session
+            if link.peer.session == session:  # it does not listen to an epoch that is over
+                link.peer.take(message)
 
     def _job_operation(self, service: Service, do: Do) -> None:
         service.end(do)
 
     def _job_log(self, coordinator: Coordinator, decisions: tuple[Decision, ...]) -> None:
+        if coordinator is self.sleeper:
+            self._fence()
+            return
         self.forced += 1
         assert "aborted" not in self.said, "decided after somebody was told that it is aborted"
         for decision in decisions:
             self.log.setdefault(decision.xid, decision)
-        self.honour(coordinator.step(Logged(tuple(d.xid for d in decisions)), self.now_ms))
+        self._job_heard(coordinator, decisions)
+
+    def _job_heard(self, coordinator: Coordinator, decisions: tuple[Decision, ...]) -> None:
+        self.honour(coordinator.step(Logged(tuple(d.xid for d in decisions)), self.now_ms), coordinator)
 
     def _job_look(self, coordinator: Coordinator, lookup: Lookup) -> None:
-        self.honour(coordinator.step(Looked(lookup, self.log.get(lookup.xid)), self.now_ms))
+        self.honour(coordinator.step(Looked(lookup, self.log.get(lookup.xid)), self.now_ms), coordinator)
 
     def _count(self, message: Any) -> None:
         if isinstance(message, CommitRequest | RollbackRequest | OutcomeRequest | OutcomeReply):
@@ -206,11 +228,13 @@ class SmallWorld:
     def let_time_pass(self) -> None:
         """Go on to when something is due next."""
         assert self.now_ms < 1_000_000 + LONGEST_MS, "it does not end"
-        dues = [s.table.state.next_wakeup_ms() for s in self.services] + [self.coordinator.next_wakeup_ms()]
+        coordinators = [self.coordinator, *([self.sleeper] if self.sleeper else [])]
+        dues = [s.table.state.next_wakeup_ms() for s in self.services] + [c.next_wakeup_ms() for c in coordinators]
         self.now_ms = max(self.now_ms, min(due for due in dues if due is not None))
         for service in self.services:
             service.woke()
-        self.honour(self.coordinator.step(Woke(), self.now_ms))
+        for coordinator in coordinators:
+            self.honour(coordinator.step(Woke(), self.now_ms), coordinator)
 
     @property
     def quiet(self) -> bool:
@@ -251,6 +275,31 @@ class SmallWorld:
             if lucky and job[0] == "log":
                 self.log.update({decision.xid: decision for decision in job[2]})
         self.start_coordinator()
+
+    def take_over(self, landed: bool) -> None:
+        """Another process opens the log, while the coordinator sleeps.  *landed*: what that one was writing got there before."""
+        self.sleeper = self.coordinator
+        if landed:
+            for number, (kind, *arguments) in enumerate(self.jobs):
+                if kind == "log":
+                    self.log.update({decision.xid: decision for decision in arguments[1]})
+                    self.jobs[number] = ("heard", *arguments)
+        self._open()
+        for peer in self.peers:
+            self._meet(peer)
+
+    def _fence(self) -> None:
+        """The sleeper hears that its epoch is over, and ends."""
+        self.links = {number: link for number, link in self.links.items() if link.coordinator is not self.sleeper}
+        self.jobs = [job for job in self.jobs if job[0] not in ("log", "look", "heard") or job[1] is not self.sleeper]
+        self.sleeper = None
+
+    def is_asleep(self, job: tuple[Any, ...]) -> bool:
+        """Whether it is the sleeper's to do: time does not wait for that."""
+        kind, *arguments = job
+        if kind == "up":
+            return arguments[0] in self.links and self.links[arguments[0]].coordinator is self.sleeper
+        return kind in ("log", "look", "heard") and arguments[0] is self.sleeper
 
     def cut(self, peer: Service | Client) -> None:
         """Break the connection of *peer*, which connects again."""
@@ -305,7 +354,8 @@ class SmallWorld:
             return f"{type(message).__name__} {'from' if kind == 'up' else 'reaches'} {self.peer_name(arguments[0])}"
         if kind == "operation":
             return f"{arguments[0].resource}: {arguments[1].operation.value}"
-        return {"log": "the log writes", "look": "the log is asked"}[kind]
+        name = {"log": "the log writes", "look": "the log is asked", "heard": "the log has written"}[kind]
+        return f"{name} (for the sleeper)" if arguments[0] is self.sleeper else name
 
     def tidy(self) -> None:
         """Put what has no order into one, and forget what only counts: equal worlds are to look equal."""
@@ -316,8 +366,9 @@ class SmallWorld:
         for database in self.databases.values():
             database.forced = 0
         nothing: Any = None
-        self.coordinator.state.committed = self.coordinator.state.aborted = 0
-        self.coordinator.state.out = nothing
+        for coordinator in (self.coordinator, *([self.sleeper] if self.sleeper else [])):
+            coordinator.state.committed = coordinator.state.aborted = 0
+            coordinator.state.out = nothing
         for service in self.services:
             service.table.state.out = nothing
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from txrpc._protocol.coordinator.events import Limits
+from txrpc._protocol.coordinator.machine import Coordinator
 from txrpc._protocol.messages import (
     PROTOCOL_VERSION,
     BranchRef,
@@ -224,5 +225,6 @@ class Link:
     """One session's two streams."""
 
     peer: Service | Client
+    coordinator: Coordinator
     up: deque[Any] = field(default_factory=deque)
     down: deque[Any] = field(default_factory=deque)

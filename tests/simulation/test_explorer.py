@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from tests.proof import note_proof
 from verification.explorer import STORIES, Budget, Mistake, explore
+from verification.explorer_model import SmallWorld
 from verification.mutants import MUTANTS
 
 OUTCOMES = {
@@ -47,6 +50,7 @@ def test_rule_1_every_interleaving_ends_in_agreement(story: str, budget: Budget)
         crashes=budget.crashes,
         messages=budget.messages,
         early=budget.early,
+        takeovers=budget.takeovers,
         states=found.states,
         steps=found.steps,
     )
@@ -63,6 +67,24 @@ def test_rule_1_every_interleaving_ends_in_agreement(story: str, budget: Budget)
 )
 def test_every_interleaving_with_a_crash_and_a_lost_or_repeated_message_ends_in_agreement(story: str) -> None:
     test_rule_1_every_interleaving_ends_in_agreement(story, Budget(1, 1))
+
+
+@pytest.mark.timeout(1_500)
+@pytest.mark.parametrize(
+    "story",
+    [
+        "one that writes",
+        pytest.param("one of two only reads", marks=pytest.mark.proof),
+        *[
+            pytest.param(story, marks=[pytest.mark.proof, pytest.mark.long])
+            for story in STORIES
+            if story not in ("one that writes", "one of two only reads")
+        ],
+    ],
+)
+def test_rule_7_a_coordinator_may_be_taken_over_while_it_sleeps_in_the_middle_of_anything(story: str) -> None:
+    """Two coordinators on one log: what the sleeper was writing had got there, or comes too late; it wakes up at any time."""
+    test_rule_1_every_interleaving_ends_in_agreement(story, Budget(0, 0, takeovers=1))
 
 
 MISTAKES = {
@@ -86,6 +108,32 @@ def test_the_explorer_finds_mistakes_as_well(name: str) -> None:
     with mutant.made(), pytest.raises(Mistake) as caught:
         explore(*MISTAKES[name], most=20_000)
     note_proof("explorer mutant", name=name, breaks=mutant.breaks, steps=len(caught.value.way))
+
+
+def _writes_though_its_epoch_is_over(self: SmallWorld, coordinator: Any, decisions: Any) -> None:
+    self.log.update({decision.xid: decision for decision in decisions})
+    self._job_heard(coordinator, decisions)
+
+
+def _is_listened_to_though_its_epoch_is_over(self: SmallWorld, session: int) -> None:
+    if session in self.links:
+        link = self.links[session]
+        link.peer.take(link.down.popleft())
+
+
+@pytest.mark.parametrize(
+    ("job", "mistaken", "story", "said"),
+    [
+        ("_job_log", _writes_though_its_epoch_is_over, "one of two only reads", "said both"),
+        ("_job_down", _is_listened_to_though_its_epoch_is_over, "one that writes", "the way there"),
+    ],
+)
+def test_the_explorer_finds_a_sleeper_that_is_not_stopped(
+    job: str, mistaken: Any, story: str, said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(SmallWorld, job, mistaken)
+    with pytest.raises(Mistake, match=said):
+        explore(story, Budget(0, 0, takeovers=1), most=20_000)
 
 
 def test_a_mistake_comes_with_the_shortest_way_to_it() -> None:
