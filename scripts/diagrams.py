@@ -1,4 +1,4 @@
-"""Draw the state diagrams of docs/protocol.md from the tables of the two machines; with --check say whether they are up to date.
+"""Draw the state diagrams of docs/protocol.md from the tables of the machines; with --check say whether they are up to date.
 
 An arrow carries every input that may lead that way.  Inputs that change nothing are left out.
 """
@@ -15,16 +15,17 @@ from typing import Any
 
 from txrpc._protocol.coordinator.table import TABLE as COORDINATOR
 from txrpc._protocol.participant.table import TABLE as PARTICIPANT
+from txrpc._protocol.quorum.proposer import STAGES
 
 PAGE = Path(__file__).resolve().parent.parent / "docs" / "protocol.md"
 BEGIN, END = "<!-- {}: made by scripts/diagrams.py -->\n", "<!-- end -->\n"
 
 
 def diagram(table: Mapping[tuple[Enum, Enum], Any]) -> str:
-    """A Mermaid diagram of *table*."""
+    """A Mermaid diagram of *table*, whose entries are states, or have `next_states`."""
     arrows: dict[tuple[str, str], list[str]] = defaultdict(list)
     for (state, kind), entry in table.items():
-        for after in entry.next_states:
+        for after in getattr(entry, "next_states", (entry,)):
             if after is not state:
                 arrows[state.name, after.name].append(kind.value)
     lines = [f"    {source} --> {target}: {', '.join(kinds)}" for (source, target), kinds in sorted(arrows.items())]
@@ -33,7 +34,7 @@ def diagram(table: Mapping[tuple[Enum, Enum], Any]) -> str:
 
 def drawn(page: str) -> str:
     """*page* with the diagrams of today's tables."""
-    for name, table in (("coordinator", COORDINATOR), ("participant", PARTICIPANT)):
+    for name, table in (("coordinator", COORDINATOR), ("participant", PARTICIPANT), ("proposer", STAGES)):
         begin = BEGIN.format(name)
         before, _, rest = page.partition(begin)
         _, end, after = rest.partition(END)

@@ -469,12 +469,29 @@ def test_garbage_gets_no_answer(group: RunningGroup) -> None:
             peer_pb2.PeerQuestion(group=mine, log="c1", epoch=5, prepare=prepare),
             peer_pb2.PeerQuestion(group=mine, log="c 1", epoch=5, view=1, prepare=prepare),
             peer_pb2.PeerQuestion(group=mine, log="c1", epoch=1 << 63, view=1, prepare=prepare),
+            peer_pb2.PeerQuestion(group=mine, log="c1", epoch=5, view=2, prepare=prepare),
             peer_pb2.PeerQuestion(group=mine, log="c1", epoch=5, view=1, accept=peer_pb2.AcceptSlot(slot=1)),
         ):
             with pytest.raises(grpc.RpcError) as raised:
                 stub.Ask(question)
             assert raised.value.code() is grpc.StatusCode.INVALID_ARGUMENT
     assert log_of(group, "c1").open("c1", 1).epoch.number == 1
+
+
+def test_rule_15_a_forged_epoch_does_not_keep_the_owner_from_opening_its_log(group: RunningGroup) -> None:
+    group.start()
+    log = log_of(group, "c1")
+    one = decision(log.open("c1", 1).epoch)
+    log.record([one])
+    for name, address in group.members.addresses.items():
+        with grpc.insecure_channel(address) as channel:
+            mine = label(group, "c3" if name == "c2" else "c2")
+            question = peer_pb2.PeerQuestion(group=mine, log="c1", view=1, prepare=peer_pb2.PrepareSlot())
+            question.epoch = ((1 << 31) - 1) << 32
+            answer = peer_pb2_grpc.PeerStub(channel).Ask(question)
+            assert answer.WhichOneof("answer") == "refused"
+    assert log.record([decision(one.epoch)]) == 2
+    assert log_of(group, "c1").open("c1", 2).epoch.number == 2
 
 
 # ----------------------------------------------------------------------------------------------- heartbeats

@@ -12,7 +12,19 @@ import pytest
 
 from txrpc._protocol.messages import FinishResult
 from txrpc._protocol.quorum import acceptor, proposer
-from txrpc._protocol.quorum.acceptor import Accept, Accepted, Disk, Install, Prepare, Promise, Refused, Slot, answer
+from txrpc._protocol.quorum.acceptor import (
+    FURTHEST,
+    Accept,
+    Accepted,
+    Disk,
+    Install,
+    Learn,
+    Prepare,
+    Promise,
+    Refused,
+    Slot,
+    answer,
+)
 from txrpc._protocol.quorum.commands import Admit, Bind, Filler, Forget, LogState, Marker, Record, Report
 from txrpc._protocol.quorum.proposer import Proposer, Stage
 from txrpc._protocol.quorum.views import Quorums
@@ -358,6 +370,25 @@ def test_one_that_was_admitted_and_has_not_heard_of_it_is_told_again_and_not_adm
     group.carry(first, out, ("a2",))
     assert group.disks["a2"].votes
     assert group.record(first, Y, "a1", "a2")
+
+
+def test_rule_15_an_epoch_from_beyond_all_numbers_is_not_promised() -> None:
+    """A forged one would leave no numbers for those that follow; what a new disk is given is not measured."""
+    group = Group()
+    group.epoch(E1, "a0", "a1", "a2")
+    disk = group.disks["a0"]
+    forged = Epoch.make((1 << 31) - 1, 1)
+    for question in (
+        Prepare(forged),
+        Accept(forged, 2, Filler(), 1),
+        Learn(forged, 1),
+        Install(forged, LogState(slot=9)),
+    ):
+        assert answer(disk, question) == Refused("a0", 1, forged, E1)
+    assert (disk.promised, disk.base.slot, list(disk.slots)) == (E1, 0, [1])
+    assert isinstance(answer(disk, Prepare(Epoch.make(1 + FURTHEST, 1))), Promise)
+    new = Disk("a0", incarnation=7, votes=False)
+    assert isinstance(answer(new, Install(forged, LogState(slot=9), 7)), Accepted)
 
 
 def test_forgetting_leaves_a_mark() -> None:

@@ -8,13 +8,14 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 
 import txrpc
 from tests.system.test_crashes import ends, transfer
 from tests.system.test_takeover import DEATHS, dead, owner_of
-from tests.system.unavailability import measure
+from tests.system.unavailability import Customer, measure
 from tests.system.world import START, World
 from tests.waiting import eventually
 
@@ -145,3 +146,68 @@ def test_a_log_that_is_longer_than_a_session_s_message_may_be_is_given_to_a_new_
 def test_no_cent_is_lost_while_each_member_is_killed_in_turn(make_world: Make) -> None:
     waits = measure(make_world(group=3), kills=6)
     assert len(waits) == 24
+
+
+@pytest.mark.proof
+@pytest.mark.timeout(300)
+def test_no_cent_is_lost_and_nothing_is_blocked_while_each_member_sleeps_in_turn(make_world: Make) -> None:
+    world = make_world(group=3)
+    customers = [Customer(world, number) for number in range(3)]
+    with txrpc.connect(world.addresses, process="customers"):
+        for customer in customers:
+            customer.start()
+        for number, victim in enumerate(world.coordinators):
+            eventually(lambda: all(len(each.commits) >= 3 for each in customers), 60, world.evidence)
+            victim.suspend()
+            for customer in customers:
+                customer.commits.clear()
+            eventually(lambda: all(each.commits for each in customers), 60, world.evidence)
+            of, by = victim.name, (number + 1) % 3
+            eventually(lambda of=of, by=by: owner_of(world, of, by) != of, 60, world.evidence)  # type: ignore[misc]
+            victim.resume()
+            eventually(lambda of=of, by=by: owner_of(world, of, by) == of, 60, world.evidence)  # type: ignore[misc]
+            for customer in customers:
+                customer.commits.clear()
+        for customer in customers:
+            customer.over.set()
+        for customer in customers:
+            customer.join(60)
+    world.at_rest()
+    assert world.total() == 2 * 20 * START, world.evidence()
+
+
+CLOCK = """
+import time
+right = time.time_ns
+time.time_ns = lambda: right() + {off_s} * 1_000_000_000
+"""
+"""What txrpc reads; gRPC's deadlines are counted by time.time()."""
+
+
+@pytest.mark.proof
+@pytest.mark.timeout(180)
+@pytest.mark.parametrize("off_s", [86_400, -86_400])
+def test_a_clock_that_is_a_day_off(make_world: Make, connected: Connect, tmp_path: Path, off_s: int) -> None:
+    """Of one member; its log is then run by another one, whose clock is right, and by itself again with the right one."""
+    world = make_world(group=3)
+    connected(world)
+    (tmp_path / "sitecustomize.py").write_text(CLOCK.format(off_s=off_s))
+    first = world.coordinator
+    right = dict(first.environment)
+    first.kill()
+    first.environment["PYTHONPATH"] = f"{tmp_path}:{right.get('PYTHONPATH', '')}"
+    first.start()
+    eventually(lambda: owner_of(world, "c1") == "c1", 30, world.evidence)
+    eventually(lambda: transfer(world, 0) == "committed" and world.status()["committed"] > 0, 30, world.evidence)
+    first.arm("coordinator.after_record=kill")
+    assert transfer(world) == "committed", world.evidence()
+    ends(world, "committed", "committed")
+    dead(world)
+    eventually(lambda: owner_of(world, "c1") != "c1", 30, world.evidence)
+    assert transfer(world, 0) == "committed", world.evidence()
+    first.environment = right
+    first.arm("")
+    first.start()
+    eventually(lambda: owner_of(world, "c1") == "c1", 30, world.evidence)
+    eventually(lambda: transfer(world, 0) == "committed", 30, world.evidence)
+    world.at_rest()

@@ -42,6 +42,8 @@ class PeerService(peer_pb2_grpc.PeerServicer):
         try:
             log = request.log if request.log == SHARED else name_from("log", request.log, NODE_MAX)
             question = question_from(request)
+            if question.view > self._peers.view.number:
+                raise BadMessage(f"view {question.view}: the question does not say who its members are")
         except BadMessage as error:
             await context.abort(grpc.StatusCode.INVALID_ARGUMENT, str(error))
             raise

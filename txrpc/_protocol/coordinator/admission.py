@@ -29,6 +29,8 @@ def refuse_hello(hello: Hello, group: str, owner: Owner, lineage: Collection[Epo
             "has never had: the log was restored from a backup, is a copy, or is another one; "
             "start the coordinator on its own log"
         )
+        if hello.seen.epoch.number > owner.epoch.number:
+            text += f" (unless epoch {owner.epoch} was taken over just now, and ends in a moment)"
         return GoAway("strange_log", text, retry=True)
     return None
 

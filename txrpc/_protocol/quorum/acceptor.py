@@ -10,12 +10,13 @@ at a time.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TypeAlias
+from typing import Final, TypeAlias
 
 from txrpc._protocol.quorum.commands import Command, LogState
 from txrpc.ids import Epoch
 
 __all__ = [
+    "FURTHEST",
     "Accept",
     "Accepted",
     "Answer",
@@ -31,6 +32,9 @@ __all__ = [
     "Unsaved",
     "answer",
 ]
+
+FURTHEST: Final = 1_000_000
+"""By so much the number of an epoch may be greater than that of the last promise."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -176,6 +180,9 @@ def answer(disk: Disk, question: Question) -> Answer:
     # Kept like a promise: what was asked in this view may rely on it that nothing is answered in an earlier one.
     disk.view = question.view
     if question.epoch < disk.promised and not look:
+        return Refused(*who, disk.promised)
+    if disk.votes and question.epoch.number > disk.promised.number + FURTHEST:
+        # Rule 15: no log comes so far at once, and to promise it would leave no numbers for those that follow.
         return Refused(*who, disk.promised)
     if isinstance(question, Install):
         return _install(disk, question)

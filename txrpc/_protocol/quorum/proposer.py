@@ -21,8 +21,9 @@ NR + NW > N is all that safety needs (Howard, Malkhi and Spiegelman, "Flexible P
 from __future__ import annotations
 
 import enum
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Final
 
 from txrpc._protocol.quorum.acceptor import (
     Accept,
@@ -40,7 +41,7 @@ from txrpc._protocol.quorum.commands import Admit, Command, Filler, LogState, Ma
 from txrpc._protocol.quorum.views import Quorums
 from txrpc.ids import Epoch
 
-__all__ = ["Proposer", "ProposerOutput", "Stage"]
+__all__ = ["STAGES", "Proposer", "ProposerOutput", "Stage", "Turn"]
 
 
 class Stage(enum.Enum):
@@ -51,6 +52,30 @@ class Stage(enum.Enum):
     OPENING = "opening"
     OPEN = "open"
     OVER = "over"
+
+
+class Turn(enum.Enum):
+    """What brings an epoch to its next stage."""
+
+    EXPECTED = "NR say that it is as expected"
+    UNEXPECTED = "NR say that it is not"
+    PROMISED = "NR have promised"
+    OPENED = "NW have accepted the marker"
+    SUPERSEDED = "a higher epoch was promised"
+
+
+STAGES: Final[Mapping[tuple[Stage, Turn], Stage]] = {
+    (Stage.LOOKING, Turn.EXPECTED): Stage.READING,
+    (Stage.LOOKING, Turn.UNEXPECTED): Stage.OVER,
+    (Stage.READING, Turn.PROMISED): Stage.OPENING,
+    (Stage.OPENING, Turn.OPENED): Stage.OPEN,
+    # Rule 7.  Not "nothing was written": a slower acceptor may yet take what is on its way to it.
+    (Stage.LOOKING, Turn.SUPERSEDED): Stage.OVER,
+    (Stage.READING, Turn.SUPERSEDED): Stage.OVER,
+    (Stage.OPENING, Turn.SUPERSEDED): Stage.OVER,
+    (Stage.OPEN, Turn.SUPERSEDED): Stage.OVER,
+}
+"""All ways from one stage to another."""
 
 
 @dataclass(slots=True)
@@ -184,12 +209,15 @@ class Proposer:
             self._took(answer)
         return self._out
 
+    def _turn(self, turn: Turn) -> None:
+        self.stage = STAGES[self.stage, turn]
+
     # ------------------------------------------------------------------------------------------------------ phase one
 
     def _refused(self, answer: Refused) -> None:
-        # Rule 7.  Not "nothing was written": a slower acceptor may yet take what is on its way to it.
         if answer.promised > self.epoch:
-            self.stage, self._out.fenced = Stage.OVER, answer.promised
+            self._turn(Turn.SUPERSEDED)
+            self._out.fenced = answer.promised
         elif not answer.promised and self.state.counts(answer.acceptor, answer.incarnation):
             # It was admitted meanwhile, and has not heard.  To admit it again would wait for all others once more.
             self._give(answer.acceptor, answer.incarnation)
@@ -211,7 +239,7 @@ class Proposer:
         self.state, seen = _behind(self.state, counted)
         # Rule 5: behind the marker nothing of an earlier epoch can ever be chosen, so that absence proves an abort.
         self._to_do = [*seen, Marker(self.epoch, self._holder)]
-        self.stage = Stage.OPENING
+        self._turn(Turn.PROMISED)
         self._begin(self._to_do.pop(0))
 
     def _looked(self, seen: Sequence[Promise]) -> None:
@@ -220,9 +248,10 @@ class Proposer:
         assert self._expect is not None
         if latest > self._expect or not latest:
             self.state = base
-            self.stage, self._out.unexpected = Stage.OVER, latest
+            self._turn(Turn.UNEXPECTED)
+            self._out.unexpected = latest
             return
-        self.stage = Stage.READING
+        self._turn(Turn.EXPECTED)
         self._promises.clear()
         self.again()
 
@@ -274,7 +303,8 @@ class Proposer:
         elif self.state.moved < self._quorums.view:
             self._begin(Moved(self._quorums.view))
         elif self.stage is Stage.OPENING:
-            self.stage, self._out.opened = Stage.OPEN, True
+            self._turn(Turn.OPENED)
+            self._out.opened = True
 
     def _give(self, acceptor: str, incarnation: int = 0) -> None:
         """Send all that is chosen to one that has not got it; with an *incarnation*, to a disk that is admitted by it."""
