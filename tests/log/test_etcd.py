@@ -185,6 +185,32 @@ def test_a_mark_of_done_that_was_not_heard_of_does_not_hide_a_decision(
     assert log.outcome(first.xid) == first
 
 
+@pytest.mark.parametrize(
+    "code", [grpc.StatusCode.PERMISSION_DENIED, grpc.StatusCode.RESOURCE_EXHAUSTED, grpc.StatusCode.INVALID_ARGUMENT]
+)
+def test_that_a_repetition_was_refused_says_nothing_about_the_first_try(
+    url: str, log_at: LogAt, monkeypatch: pytest.MonkeyPatch, code: grpc.StatusCode
+) -> None:
+    """It may still be under way, and be carried out when its transactions have been aborted."""
+    log = log_at(url)
+    batch = [decision(log.open("c1", 1).epoch)]
+    answers = [grpc.StatusCode.UNAVAILABLE, code]
+    tries = EtcdClient._try
+
+    def mistaken(self: EtcdClient, called: str, request: Any, reply: Any) -> Any:
+        if answers and called == "KV/Txn" and request.compare:
+            raise Lost(answers.pop(0), "no")
+        return tries(self, called, request, reply)
+
+    monkeypatch.setattr(EtcdClient, "_try", mistaken)
+    with pytest.raises(RecordUncertain):
+        log.record(batch)
+    answers[:] = [code]
+    with pytest.raises(RecordUncertain):
+        log.record(batch)
+    assert log.record(batch) == 1
+
+
 def test_etcd_that_is_full_has_written_what_it_has_written(
     url: str, log_at: LogAt, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -226,10 +252,15 @@ def test_a_batch_is_split_where_etcd_would_refuse_it(url: str, log_at: LogAt, mo
     assert set(log.pending()) == set(large)
     assert log.forget(6_000, 200) == 200
     assert log.forget(6_000, 200) == 100
+    monkeypatch.setattr(etcd_log, "_DECISION_BYTES", 2_000_000)
+    larger = decision(epoch, branches=40_000)
     with pytest.raises(NotRecorded, match="request is too large: begin smaller transactions"):
-        log.record([decision(epoch, branches=50_000)])
+        log.record([larger])
     with pytest.raises(RecordUncertain, match="request is too large"):
-        log.record([*(decision(epoch) for _ in range(120)), decision(epoch, branches=50_000)])
+        log.record([*(decision(epoch) for _ in range(120)), larger])
+    monkeypatch.undo()
+    with pytest.raises(NotRecorded, match="is too large for etcd: begin smaller transactions"):
+        log.record([*(decision(epoch) for _ in range(120)), larger])
     assert len(log_at(url).open("c1", 2).pending) == 126
 
 
@@ -356,6 +387,30 @@ def test_a_node_that_says_nothing_for_its_lease_is_gone(url: str, log_at: LogAt)
     assert shown() == {"c1": True, "c2": True}
     first.close()
     second.close()
+
+
+def test_a_node_shows_itself_again_where_its_keys_have_gone(
+    url: str, log_at: LogAt, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Etcd was restored, or an answer was lost when the lease was new."""
+    log_at(url).open("c1", 1)
+    beats = EtcdHeartbeats(url, 1.0)
+    monkeypatch.setattr(etcd_client, "_CALL_S", 0.0)
+    show = EtcdClient.transact
+    monkeypatch.setattr(EtcdClient, "transact", lambda *_: (_ for _ in ()).throw(EtcdFull("no space")))
+    with pytest.raises(LogError):
+        beats.join("c1", "bank", 10)
+    monkeypatch.setattr(EtcdClient, "transact", show)
+    monkeypatch.undo()
+    beats.beat()
+    assert [row.beat != LEFT for row in beats.beat()] == [True]
+    keys = Keys(parsed(url).prefix)
+    for prefix in (keys.alive, keys.members):
+        gone = pb.EtcdOperation(delete=pb.EtcdDelete(key=prefix + b"c1"))
+        beats._client.transact(pb.EtcdTransaction(success=[gone]))
+        beats.beat()
+        assert [row.beat != LEFT for row in beats.beat()] == [True]
+    beats.close()
 
 
 def test_heartbeats_leave_no_history(url: str, log_at: LogAt, etcd: EtcdCluster) -> None:

@@ -4,7 +4,7 @@ A commit decision is a write-once record owned by an epoch.  Only commits are re
 Obermarck 1986) a transaction without a record is aborted.
 
 A log is used by one thread at a time (the coordinator gives it one of its own) and may block.  Implementations: `memory`
-(tests), `sql`.  All pass `tests/log/contract.py`.
+(tests), `sql`, `txrpc._etcd.log`, `txrpc._group.log`.  All pass `tests/log/test_contract.py`.
 
 The one subtle thing is what a failure of `record` tells.  If the statement that makes the batch durable was never sent, the
 batch is certainly not recorded (`NotRecorded`) and its transactions may be aborted.  If it was sent and no answer came, it is not

@@ -137,7 +137,7 @@ class EtcdClient:
 
     def _call(self, method: str, request: Message, reply: type[_M]) -> _M:
         end = time.monotonic() + _CALL_S
-        tries = 0
+        tries, certain = 0, True
         while True:
             try:
                 if self._url.user and not self._token:
@@ -147,12 +147,17 @@ class EtcdClient:
                 tries += 1
                 if _is_stale(error) and tries <= len(self._channels) + 1:
                     self._token = ""
-                elif error.code() in _REFUSED:
+                elif error.code() in _REFUSED and certain:
                     raise EtcdRefused(_said(error)) from error
-                elif error.code() is grpc.StatusCode.RESOURCE_EXHAUSTED:
+                elif error.code() is grpc.StatusCode.RESOURCE_EXHAUSTED and certain:
                     raise EtcdFull(_said(error)) from error
+                elif error.code() in (*_REFUSED, grpc.StatusCode.RESOURCE_EXHAUSTED):
+                    raise EtcdError(
+                        _said(error)
+                    ) from error  # that a repetition was refused says nothing about the first try
                 else:
                     self._turn += 1
+                    certain = False
                 if time.monotonic() + _PAUSE_S > end:
                     raise EtcdError(_said(error)) from error
                 if tries % len(self._channels) == 0:

@@ -36,14 +36,12 @@ class EtcdHeartbeats:
         self._keys = Keys(self._url.prefix)
         self._silence_s = max(2, math.ceil(silence_s))
         self._node = self._group = ""
-        self._lease = self._beats = 0
+        self._lease = self._beats = self._started_ms = 0
 
     def join(self, node: str, group: str, started_ms: int) -> None:
         """See `Heartbeats.join`."""
-        self._node, self._group = node, group
+        self._node, self._group, self._started_ms = node, group, started_ms
         with self._errors():
-            member = pb.EtcdPut(key=self._keys.members + node.encode(), value=member_to(group, started_ms))
-            self._client.transact(pb.EtcdTransaction(success=[pb.EtcdOperation(put=member)]))
             self._show()
 
     def beat(self) -> Sequence[NodeRow]:
@@ -58,6 +56,8 @@ class EtcdHeartbeats:
             live = {last_part(each.key) for each in alive}
             held = {last_part(each.key): holder_from(each.value) for each in nodes}
             known = {last_part(each.key): member_from(each.value) for each in members}
+            if self._node not in live or self._node not in known:
+                self._show()  # etcd was restored from a backup, or somebody has deleted it
         # What each shows is the same to NodeWatch as a number that goes on, or has stopped for good.
         return [
             NodeRow(node, *held[node], LEFT + self._beats if node in live else LEFT, started_ms)
@@ -82,10 +82,13 @@ class EtcdHeartbeats:
         self._client.close()
 
     def _show(self) -> None:
-        """Live under a new lease."""
-        self._lease = self._client.grant(self._silence_s)
-        alive = pb.EtcdPut(key=self._keys.alive + self._node.encode(), lease=self._lease)
-        self._client.transact(pb.EtcdTransaction(success=[pb.EtcdOperation(put=alive)]))
+        """Live under a new lease, which counts once it is there."""
+        lease, node = self._client.grant(self._silence_s), self._node.encode()
+        member = pb.EtcdPut(key=self._keys.members + node, value=member_to(self._group, self._started_ms))
+        alive = pb.EtcdPut(key=self._keys.alive + node, lease=lease)
+        shown = [pb.EtcdOperation(put=member), pb.EtcdOperation(put=alive)]
+        self._client.transact(pb.EtcdTransaction(success=shown))
+        self._lease = lease
 
     @contextlib.contextmanager
     def _errors(self) -> Iterator[None]:

@@ -30,6 +30,7 @@ _M = TypeVar("_M", bound=Message)
 
 _OPEN_TRIES: Final = 10
 _BATCH_BYTES: Final = 1024 * 1024
+_DECISION_BYTES: Final = 1400 * 1024
 """Of one write: etcd takes 1.5 MiB by default."""
 _KEPT: Final = 100_000
 """Finished decisions that are kept at most, whatever the retention time: etcd is made for some gigabytes."""
@@ -125,6 +126,8 @@ class EtcdLog:
         for xid, row in rows.items():
             if self._undone.get(xid, row) != row:
                 raise AssertionError(f"two decisions about {xid}")
+            if len(row) > _DECISION_BYTES:  # before a part of the batch is written
+                raise NotRecorded(f"the decision about {xid} is too large for etcd: begin smaller transactions")
         began = not self._uncertain.isdisjoint(rows)
         try:
             for part in _in_parts(decisions, rows):
