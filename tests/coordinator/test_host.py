@@ -20,6 +20,7 @@ from txrpc._protocol.coordinator.events import Limits
 from txrpc._protocol.messages import GoAway, Inquiry, Takeover, Welcome
 from txrpc._wire.codec import decode_coordinator_batch, encode_to_coordinator
 from txrpc._wire.v1 import session_pb2_grpc
+from txrpc.errors import ConfigurationError, LogBehind
 from txrpc.ids import BranchId, Epoch, Gid, ParticipantId, Xid
 
 
@@ -86,7 +87,7 @@ async def test_a_guest_comes_is_greeted_leaves_and_what_is_late_for_it_is_no_mis
         ((node, welcome),) = await said_by(call)
         assert isinstance(welcome, Welcome)
         assert (node, welcome.owner.node, welcome.owner.epoch.number) == ("c1", "c1", 2)
-        assert [row.holder for row, _, _ in host.view() if row.node == "c1"] in (["c1"], ["c2"])
+        assert [row.holder for row, *_ in host.view() if row.node == "c1"] in (["c1"], ["c2"])
         await pair.start("c1")
         ((node, farewell),) = await said_by(call)
         assert isinstance(farewell, GoAway)
@@ -128,3 +129,31 @@ async def test_a_node_without_a_heartbeat_is_taken_over_once_and_stays_away_unti
     beats.trouble = None
     await aeventually(lambda: host.home.over.done())
     assert guest.epoch == max(pair.store.nodes["c1"].epochs) == Epoch(guest.epoch)
+
+
+def trouble_of(host: Host, node: str) -> str:
+    return next((trouble for row, _, _, trouble in host.view() if row.node == node), "")
+
+
+async def test_why_a_dead_node_is_not_run_is_shown_until_it_is_back(
+    pair: Pair, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its log cannot be opened; or its coordinator has ended here, because the log has lost decisions."""
+    opens = MemoryLog.open
+
+    def fails(self: MemoryLog, node: str, *arguments: Any) -> Any:
+        if node == "c1":
+            raise ConfigurationError("permission denied")
+        return opens(self, node, *arguments)
+
+    monkeypatch.setattr(MemoryLog, "open", fails)
+    pair.kill("c1")
+    host = pair.hosts["c2"]
+    await aeventually(lambda: trouble_of(host, "c1") == "permission denied")
+    monkeypatch.setattr(MemoryLog, "open", opens)
+    await aeventually(lambda: "c1" in host.guests)
+    assert trouble_of(host, "c1") == ""
+    host.guests["c1"].over.set_result(LogBehind("it came only to 3"))
+    await aeventually(lambda: trouble_of(host, "c1") == "it came only to 3")
+    await pair.start("c1")
+    await aeventually(lambda: trouble_of(host, "c1") == "")

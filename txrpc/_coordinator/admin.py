@@ -57,8 +57,9 @@ class AdminService(admin_pb2_grpc.AdminServicer):
         limit = min(request.limit or _LIMIT, _LIMIT_MAX)
         reply = self._status(self._host.home, limit)
         reply.taken_over.extend(self._status(guest, limit) for guest in self._host.guests.values())
-        for row, lives, leads in self._host.view():
+        for row, lives, leads, trouble in self._host.view():
             node = admin_pb2.NodeStatus(node=row.node, lives=lives, holder=row.holder, leads=leads, epoch=row.epoch)
+            node.trouble = trouble
             reply.nodes.append(node)
         if self._member is not None:
             reply.view.CopyFrom(_group_status(self._member))

@@ -63,6 +63,8 @@ class Host:
         self._opening: set[str] = set()
         self._unfit: set[str] = set()
         """Nodes whose coordinator has failed here, until they are back: another try would fail as well."""
+        self._troubles: dict[str, str] = {}
+        """Why nodes are not run here that should be."""
         self._rows: Sequence[NodeRow] = ()
         self._silent = False
         """Whether the last heartbeat has failed."""
@@ -79,10 +81,10 @@ class Host:
         """The home first."""
         return [self.home, *self.guests.values()]
 
-    def view(self) -> list[tuple[NodeRow, bool, bool]]:
-        """All nodes of the group as they were last seen, each with whether it lives and whether it leads."""
+    def view(self) -> list[tuple[NodeRow, bool, bool, str]]:
+        """All nodes of the group as last seen: whether each lives, whether it leads, and why it is not run here if it should be."""
         live, leader = self._watch.live(self._rows), self._watch.leader(self._rows)
-        return [(row, row.node in live, row.node == leader) for row in self._rows]
+        return [(row, row.node in live, row.node == leader, self._troubles.get(row.node, "")) for row in self._rows]
 
     # ------------------------------------------------------------------------------------------------------ life
 
@@ -209,6 +211,8 @@ class Host:
             self._pauses = {node: until_ms for node, until_ms in self._pauses.items() if until_ms > now_ms}
             mine = {*self.guests, *self._opening, *self._unfit, *self._pauses}
             orphans = self._watch.observe(rows, mine, now_ms)
+            live = self._watch.live(rows)
+            self._troubles = {node: why for node, why in self._troubles.items() if node not in live}
             self._rows = rows
             for row in orphans:
                 self._opening.add(row.node)
@@ -222,6 +226,7 @@ class Host:
             logger.info("not taken over", extra={"node": row.node, "reason": str(error)})
             if isinstance(error, ConfigurationError):  # it will most likely be the same in a moment
                 self._pauses[row.node] = self.home.now_ms() + _PAUSE_MS
+                self._troubles[row.node] = str(error)
             await guest.abandon()
             return
         finally:
@@ -230,11 +235,13 @@ class Host:
         fields = {"node": row.node, "epoch": str(guest.owner.epoch), "from": row.holder, "pending": pending}
         logger.warning("taken over", extra=fields)
         self.guests[row.node] = guest
+        self._troubles.pop(row.node, None)
         for listener in list(self.listeners):
             listener.taken_over(guest)
         why = await asyncio.shield(guest.over)
         if not isinstance(why, Fenced):
             self._unfit.add(row.node)
+            self._troubles[row.node] = str(why)
         del self.guests[row.node]
         logger.warning("given back", extra={"node": row.node, "reason": str(why)})
         await guest.stop()

@@ -150,7 +150,10 @@ def _nodes(reply: admin_pb2.StatusReply) -> Text:
             text += f", run by {node.holder}"
         if node.leads:
             text += ", leads"
-        shown.append("; " if shown else "").append(text, "green" if node.lives else "bold yellow")
+        if node.trouble:
+            text += f", CANNOT BE RUN HERE: {node.trouble}"
+        style = "bold red" if node.trouble else "green" if node.lives else "bold yellow"
+        shown.append("; " if shown else "").append(text, style)
     return shown
 
 

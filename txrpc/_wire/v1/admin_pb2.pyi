@@ -202,6 +202,7 @@ class NodeStatus(_message.Message):
     HOLDER_FIELD_NUMBER: _builtins.int
     LEADS_FIELD_NUMBER: _builtins.int
     EPOCH_FIELD_NUMBER: _builtins.int
+    TROUBLE_FIELD_NUMBER: _builtins.int
     node: _builtins.str
     lives: _builtins.bool
     """Whether its process is held to live."""
@@ -211,6 +212,8 @@ class NodeStatus(_message.Message):
     """Whether it takes over those that do not live."""
     epoch: _builtins.int
     """The latest in which its log was opened."""
+    trouble: _builtins.str
+    """Why the node that answers does not run it, though it should."""
     def __init__(
         self,
         *,
@@ -219,10 +222,11 @@ class NodeStatus(_message.Message):
         holder: _builtins.str = ...,
         leads: _builtins.bool = ...,
         epoch: _builtins.int = ...,
+        trouble: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["epoch", b"epoch", "holder", b"holder", "leads", b"leads", "lives", b"lives", "node", b"node"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["epoch", b"epoch", "holder", b"holder", "leads", b"leads", "lives", b"lives", "node", b"node", "trouble", b"trouble"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
