@@ -82,7 +82,7 @@ class Host:
         return [self.home, *self.guests.values()]
 
     def view(self) -> list[tuple[NodeRow, bool, bool, str]]:
-        """All nodes of the group as last seen: whether each lives, whether it leads, and why it is not run here if it should be."""
+        """All nodes as last seen: whether each lives, whether it leads, and why it is not run here though it should be."""
         live, leader = self._watch.live(self._rows), self._watch.leader(self._rows)
         return [(row, row.node in live, row.node == leader, self._troubles.get(row.node, "")) for row in self._rows]
 
