@@ -6,23 +6,24 @@ from collections.abc import Callable
 from typing import Any
 
 from txrpc._client.flow import Flow
+from txrpc._client.reasons import reason_of
 from txrpc._protocol.messages import Outcome
 from txrpc._protocol.participant.branch import BranchInput, Do, Operation
 from txrpc.errors import AbortCode, Reason, ResourceUnavailable
 from txrpc.resource import AsyncResource, Prepared, Resource, Work
 
-__all__ = ["operate", "reason_of"]
+__all__ = ["operate"]
 
 Result = tuple[BranchInput, Any]
 
 
-def reason_of(resource: Resource | AsyncResource, error: BaseException) -> Reason:
-    """Return why *error*, raised by a verb of *resource*, ends the branch."""
+def _why(resource: Resource | AsyncResource, error: BaseException) -> Reason:
+    """Return why *error*, raised by a verb of *resource*, ends the branch.  What a database says may hold what users may not see."""
     reason: Reason | None = resource.classify(error)
     if reason is not None:
         return reason
     if isinstance(error, ResourceUnavailable):
-        return Reason(AbortCode.RESOURCE_UNAVAILABLE, str(error))
+        return reason_of(error)
     return Reason(AbortCode.STATEMENT_FAILED, f"{type(error).__name__} in resource {resource.name}")
 
 
@@ -43,7 +44,7 @@ def _prepare(do: Do, resource: Resource | AsyncResource, work: Work) -> Flow[Res
         prepared = yield resource.prepare, (work, do.gid)
     except Exception as error:
         yield resource.rollback, (work,)
-        return BranchInput.PREPARE_FAILED, reason_of(resource, error)
+        return BranchInput.PREPARE_FAILED, _why(resource, error)
     if isinstance(prepared, Prepared):
         return BranchInput.PREPARED, prepared.token
     return BranchInput.READ_ONLY, None
@@ -54,7 +55,7 @@ def _commit_one_phase(resource: Resource | AsyncResource, work: Work, committing
         result = yield resource.commit_one_phase, (work, committing)
     except Exception as error:
         yield resource.rollback, (work,)
-        return BranchInput.ONE_PHASE_ENDED, (Outcome.ABORTED, reason_of(resource, error))
+        return BranchInput.ONE_PHASE_ENDED, (Outcome.ABORTED, _why(resource, error))
     if result is Outcome.UNKNOWN:
         text = f"the connection to {resource.name} broke during COMMIT, and the database cannot tell how it ended"
         return BranchInput.ONE_PHASE_ENDED, (result, Reason(AbortCode.UNSPECIFIED, text))
@@ -73,4 +74,4 @@ def _after_the_fact(do: Do, resource: Resource | AsyncResource) -> Flow[Result]:
             return BranchInput.ONE_PHASE_ENDED, (result, None)
         return BranchInput.FINISH_FAILED, Reason(AbortCode.RESOURCE_UNAVAILABLE, "it is still running")
     except Exception as error:
-        return BranchInput.FINISH_FAILED, reason_of(resource, error)
+        return BranchInput.FINISH_FAILED, _why(resource, error)

@@ -10,10 +10,10 @@ from txrpc._client import effects
 from txrpc._client.state import ClientState
 from txrpc._protocol.messages import BranchRef, CommitRequest, Outcome, OutcomeReply, OutcomeRequest
 from txrpc._protocol.participant.branch import BranchInput, BranchState
-from txrpc.errors import AbortCode, CoordinatorUnavailable, Reason, TxrpcError
+from txrpc.errors import AbortCode, CoordinatorUnavailable, Reason
 from txrpc.ids import BranchId
 
-__all__ = ["end_here", "fail_all", "keep", "post", "reason_for", "replied", "runs"]
+__all__ = ["end_here", "fail_all", "keep", "post", "replied", "runs"]
 
 _K = TypeVar("_K")
 _V = TypeVar("_V")
@@ -80,13 +80,3 @@ def keep(kept: MutableMapping[_K, _V], key: _K, value: _V) -> None:
     while len(kept) >= _MAX_KEPT:
         del kept[next(iter(kept))]
     kept[key] = value
-
-
-def reason_for(error: BaseException) -> Reason:
-    """Return the reason of a txrpc error that carries one; else that the application failed."""
-    reason = getattr(error, "reason", None)
-    if isinstance(error, TxrpcError) and isinstance(reason, Reason):
-        return reason
-    if isinstance(error, CoordinatorUnavailable):
-        return Reason(AbortCode.COORDINATOR_UNAVAILABLE, str(error))
-    return Reason(AbortCode.APPLICATION_ERROR, f"{type(error).__name__}: {error}"[:300])

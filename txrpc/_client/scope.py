@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from txrpc._client.core import check_timeout
-from txrpc._client.requests import reason_for
+from txrpc._client.reasons import reason_of
 from txrpc._client.retry import Retry
 from txrpc._client.rollback_rules import ALWAYS, Kind, RollbackRules, kinds_of
 from txrpc._context import current, current_reads_only, set_current
@@ -188,7 +188,7 @@ class BaseScope:
         if self._plan is not Plan.ROOT or self.handle.ended:
             return False, None
         rolls_back = error is not None and self.settings.rolls_back(error)
-        return True, reason_for(error) if rolls_back and error is not None else None
+        return True, reason_of(error) if rolls_back and error is not None else None
 
 
 _connected: dict[str, list[Any]] = {"txrpc": [], "txrpc.aio": []}

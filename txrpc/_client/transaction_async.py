@@ -10,7 +10,7 @@ from typing import Any
 from txrpc._client import branches, completion
 from txrpc._client.flow import arun
 from txrpc._client.local_transaction import LocalTransaction, Status, TransactionEvent
-from txrpc._client.requests import reason_for
+from txrpc._client.reasons import reason_of
 from txrpc._client.state import ClientState
 from txrpc._client.transaction_base import JoinedTransactionBase, RootTransactionBase, log_hook_error
 from txrpc._context import bind, restore, set_current
@@ -99,7 +99,7 @@ class AsyncRootTransaction(RootTransactionBase):
                         await result
         except BaseException as error:
             if not self.ended:
-                await arun(completion.rollback(self._client, self._part, reason_for(error)))
+                await arun(completion.rollback(self._client, self._part, reason_of(error)))
             raise
 
     async def _completed(self) -> None:

@@ -10,7 +10,7 @@ import logging
 from txrpc._client import branches, effects
 from txrpc._client.completion import cancel_calls
 from txrpc._client.local_transaction import Hook, LocalTransaction, OutgoingCall, Status, TransactionEvent
-from txrpc._client.requests import reason_for
+from txrpc._client.reasons import reason_of
 from txrpc._client.rollback_rules import RollbackRules, kinds_of
 from txrpc._client.state import ClientState
 from txrpc._context import current, current_reads_only, current_rules
@@ -140,7 +140,7 @@ class Transaction:
         """*error* leaves a nested block with those *rules*; *entry*: the outermost one of a joined call, whose caller decides."""
         kinds = kinds_of(error)
         if rules.requires_rollback(kinds) if entry else rules.rolls_back(kinds):
-            self._part.set_doom(reason_for(error))
+            self._part.set_doom(reason_of(error))
 
 
 class JoinedTransactionBase(Transaction):
@@ -161,7 +161,7 @@ class JoinedTransactionBase(Transaction):
     def failed(self, error: BaseException) -> None:
         """The handler raised *error*; what that means is up to the caller's rule, which sees the status of the reply."""
         if isinstance(error, TxrpcError) and not isinstance(error, UsageError):
-            reason = reason_for(error)
+            reason = reason_of(error)
             if reason.code is not AbortCode.APPLICATION_ERROR:
                 self._part.set_doom(reason)
 

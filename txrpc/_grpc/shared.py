@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 import grpc
 
+from txrpc._client.reasons import reason_of
 from txrpc._context import bind, current
 from txrpc._failpoints import failpoint
 from txrpc._grpc.ports import AsyncServerContext, Handle, Metadata, OutgoingCallPort, ServerContext
@@ -41,7 +42,6 @@ __all__ = [
     "lost_reason",
     "outgoing_fields",
     "plain_ending_of",
-    "reason_of",
     "refusal_of",
     "replaced",
     "trailing_of",
@@ -179,22 +179,7 @@ def lost_reason(method: str, error: BaseException) -> Reason:
     return Reason(AbortCode.CALL_END_UNKNOWN, f"{method}: {text}"[:_TEXT_MAX])
 
 
-def reason_of(error: TxrpcError) -> Reason:
-    """Return why a call that failed with *error* dooms the caller's transaction."""
-    reason = getattr(error, "reason", None)
-    if isinstance(reason, Reason):
-        return reason
-    return Reason(_CODES.get(type(error).__name__, AbortCode.APPLICATION_ERROR), str(error))
-
-
 _TEXT_MAX = 300
-
-_CODES = {
-    "CoordinatorUnavailable": AbortCode.COORDINATOR_UNAVAILABLE,
-    "ResourceUnavailable": AbortCode.RESOURCE_UNAVAILABLE,
-    "LimitExceeded": AbortCode.LIMIT_EXCEEDED,
-    "BadMessage": AbortCode.PROTOCOL_VIOLATION,
-}
 
 
 # ------------------------------------------------------------------------------------------------------- server side

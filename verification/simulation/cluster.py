@@ -9,7 +9,7 @@ from typing import Any
 from txrpc._client import completion
 from txrpc._client.flow import Flow
 from txrpc._client.local_transaction import LocalTransaction
-from txrpc._client.requests import reason_for
+from txrpc._client.reasons import reason_of
 from txrpc._protocol.messages import (
     Outcome,
     Wait,
@@ -158,7 +158,7 @@ class Cluster:
         try:
             yield from self._work(client, part, name)
         except (TxrpcError, Refused) as error:
-            yield from self._give_up(client, part, reason_for(error))
+            yield from self._give_up(client, part, reason_of(error))
             return
         if self._dice.random() < self.options.gives_up:
             yield from self._give_up(client, part, Reason(AbortCode.REQUESTED, "changed its mind"))

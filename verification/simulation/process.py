@@ -14,7 +14,7 @@ from txrpc._client.coordinators import find, live, unavailable
 from txrpc._client.core import ClientCore
 from txrpc._client.flow import Flow
 from txrpc._client.local_transaction import LocalTransaction
-from txrpc._client.requests import reason_for
+from txrpc._client.reasons import reason_of
 from txrpc._client.rollback_rules import ALWAYS
 from txrpc._client.state import ClientState, OpenBranch
 from txrpc._client.transaction_base import JoinedTransactionBase
@@ -403,7 +403,7 @@ class Process(Node):
         try:
             part = self.core.join_part(context)
         except TxrpcError as error:
-            answer(Reply(None, reason_for(error)))
+            answer(Reply(None, reason_of(error)))
             return
         handle = JoinedTransactionBase(self.state, part)
 
@@ -413,7 +413,7 @@ class Process(Node):
                 if not isinstance(end.error, TxrpcError | Refused):
                     raise end.error
                 handle.failed(end.error)
-                failure = reason_for(end.error)
+                failure = reason_of(end.error)
             answer(Reply(handle._leave(), failure))
 
         Task(self, self._handler(part, call)).end.then(ended)
