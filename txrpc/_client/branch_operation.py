@@ -18,7 +18,7 @@ Result = tuple[BranchInput, Any]
 
 
 def _why(resource: Resource | AsyncResource, error: BaseException) -> Reason:
-    """Return why *error*, raised by a verb of *resource*, ends the branch.  What a database says may hold what users may not see."""
+    """Return why *error*, raised by a verb of *resource*, ends the branch; never what a database says, which may hold data."""
     reason: Reason | None = resource.classify(error)
     if reason is not None:
         return reason
