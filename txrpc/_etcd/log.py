@@ -34,7 +34,7 @@ _DECISION_BYTES: Final = 1400 * 1024
 """Of one write: etcd takes 1.5 MiB by default."""
 _KEPT: Final = 100_000
 """Finished decisions that are kept at most, whatever the retention time: etcd is made for some gigabytes."""
-_OVERFLOW: Final = 10_000
+_OVERFLOW: Final = 100_000
 """So many more are forgotten at a time."""
 
 
