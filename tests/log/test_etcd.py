@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import threading
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ import trustme
 from tests.etcd import EtcdCluster, programs
 from tests.log.test_contract import decision
 from tests.waiting import eventually
-from txrpc._decision_log.port import Decision, LogError, NotRecorded, RecordUncertain
+from txrpc._decision_log.port import Decision, LogError, NotRecorded, PreparedBranch, RecordUncertain
 from txrpc._etcd import client as etcd_client
 from txrpc._etcd import log as etcd_log
 from txrpc._etcd.client import EtcdClient, EtcdFull, one, under
@@ -65,6 +66,12 @@ def losing_answers(monkeypatch: pytest.MonkeyPatch, count: int, method: str = "K
 
     monkeypatch.setattr(EtcdClient, "_try", mistaken)
     return lost
+
+
+def sized(like: Decision, size: int) -> Decision:
+    """A decision of about so many bytes."""
+    one = PreparedBranch(like.branches[0].branch, like.branches[0].participant, "b" * 40, "7" * 64)
+    return replace(like, branches=(one,) * (size // 130))
 
 
 def recorded(log: EtcdLog, batch: list[Decision]) -> int:
@@ -246,14 +253,14 @@ def test_a_batch_is_split_where_etcd_would_refuse_it(url: str, log_at: LogAt, mo
     epoch = log.open("c1", 1).epoch
     many = [decision(epoch, n) for n in range(300)]
     assert log.record(many) == 300
-    large = [decision(epoch, n, branches=5_000) for n in range(6)]
+    large = [sized(decision(epoch, n), 200_000) for n in range(6)]
     assert log.record(large) == 306
     log.done([each.xid for each in many], 5_000)
     assert set(log.pending()) == set(large)
     assert log.forget(6_000, 200) == 200
     assert log.forget(6_000, 200) == 100
     monkeypatch.setattr(etcd_log, "_DECISION_BYTES", 2_000_000)
-    larger = decision(epoch, branches=40_000)
+    larger = sized(decision(epoch), 1_700_000)
     with pytest.raises(NotRecorded, match="request is too large: begin smaller transactions"):
         log.record([larger])
     with pytest.raises(RecordUncertain, match="request is too large"):
@@ -267,6 +274,7 @@ def test_a_batch_is_split_where_etcd_would_refuse_it(url: str, log_at: LogAt, mo
 # ---------------------------------------------------------------------------------------------------------- members
 
 
+@pytest.mark.proof
 def test_any_member_may_die_or_freeze(own_etcd: EtcdCluster, log_at: LogAt) -> None:
     log = log_at(own_etcd.url())
     epoch = log.open("c1", 1).epoch
@@ -513,7 +521,7 @@ def test_an_etcd_that_is_full_and_is_given_space_again(log_at: LogAt) -> None:
         taken: list[Decision] = []
         with pytest.raises(NotRecorded, match="space exceeded: compact and defragment etcd"):
             for n in range(500):
-                taken.append(decision(epoch, n, branches=3_000))
+                taken.append(sized(decision(epoch, n), 120_000))
                 log.record(taken[-1:])
         refused = taken.pop()
         assert set(log.pending()) == set(taken)

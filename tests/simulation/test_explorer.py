@@ -124,7 +124,13 @@ def _is_listened_to_though_its_epoch_is_over(self: SmallWorld, session: int) -> 
 @pytest.mark.parametrize(
     ("job", "mistaken", "story", "said"),
     [
-        ("_job_log", _writes_though_its_epoch_is_over, "one of two only reads", "said both"),
+        pytest.param(
+            "_job_log",
+            _writes_though_its_epoch_is_over,
+            "one of two only reads",
+            "said both",
+            marks=pytest.mark.proof,
+        ),
         ("_job_down", _is_listened_to_though_its_epoch_is_over, "one that writes", "the way there"),
     ],
 )
