@@ -69,9 +69,9 @@ def servers() -> Iterator[dict[str, Server]]:
         server.stop()
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def etcd() -> Iterator[EtcdCluster]:
-    """Three members that all tests of a worker share, each under a prefix of its own."""
+    """Three members that the tests of a module share, each under a prefix of its own; idle ones would cost the others time."""
     if not programs():
         pytest.skip("no etcd")
     with EtcdCluster() as cluster:
