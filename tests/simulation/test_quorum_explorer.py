@@ -14,7 +14,7 @@ from verification.explorer import Mistake
 from verification.quorum_explorer import STORIES, explore_group
 
 SOON = ("two proposers", "a takeover")
-LONG = ("two proposers begin at once", "two records")
+LONG = ("a disk comes back from a backup", "two proposers begin at once", "two records")
 
 
 def _marks(story: str) -> list[pytest.MarkDecorator]:

@@ -100,6 +100,7 @@ def test_without_a_majority_of_etcd_nothing_is_decided_and_no_coordinator_takes_
 
 
 @pytest.mark.proof
+@pytest.mark.long
 @pytest.mark.timeout(300)
 def test_no_cent_is_lost_while_the_coordinator_that_clients_prefer_dies_again_and_again(
     make_world: Make, etcd: EtcdCluster

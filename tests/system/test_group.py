@@ -186,7 +186,7 @@ time.time_ns = lambda: right() + {off_s} * 1_000_000_000
 
 @pytest.mark.proof
 @pytest.mark.timeout(180)
-@pytest.mark.parametrize("off_s", [86_400, -86_400])
+@pytest.mark.parametrize("off_s", [86_400, pytest.param(-86_400, marks=pytest.mark.long)])
 def test_a_clock_that_is_a_day_off(make_world: Make, connected: Connect, tmp_path: Path, off_s: int) -> None:
     """Of one member; its log is then run by another one, whose clock is right, and by itself again with the right one."""
     world = make_world(group=3)
