@@ -79,7 +79,10 @@ class RunningGroup:
         self._loop.close()
 
     async def _serve(self, name: str, member: GroupMember) -> Any:
-        server = grpc.aio.server(options=[("grpc.so_reuseport", 0), ("grpc.max_receive_message_length", -1)])
+        options = [("grpc.so_reuseport", 0), ("grpc.max_receive_message_length", -1)]
+        # As the coordinator's: else it ends connections whose peers it was too slow to answer.
+        options += [("grpc.http2.max_ping_strikes", 0), ("grpc.http2.min_recv_ping_interval_without_data_ms", 1_000)]
+        server = grpc.aio.server(options=options)
         peer_pb2_grpc.add_PeerServicer_to_server(member.service(), server)
         server.add_insecure_port(self.addresses[name])
         await server.start()

@@ -108,29 +108,42 @@ def test_without_a_quorum_nothing_is_decided_and_it_goes_on_by_itself(group: Run
     assert log.outcome(one.xid) == one
 
 
-def test_a_decision_costs_one_message_to_each_peer_and_one_forced_write_on_each_disk(group: RunningGroup) -> None:
-    """And so does a batch of a hundred decisions."""
+def test_a_decision_costs_one_message_to_each_peer_and_one_forced_write_on_each_disk(
+    group: RunningGroup, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And so does a batch of a hundred decisions; on a machine that is so slow that questions are repeated, more."""
+    monkeypatch.setattr("txrpc._group.replica._AGAIN_S", 60.0)
     group.start()
-    log = log_of(group, "c1")
-    epoch = log.open("c1", 1).epoch
     sent: list[str] = []
+    answers: list[str] = []
     peers = group.running["c1"]._peers
     ask = peers.ask
 
     def counting(member: str, message: peer_pb2.PeerQuestion, answered: Callable[[Any], None]) -> None:
+        def counted(answer: Any) -> None:
+            answered(answer)
+            answers.append(member)
+
         sent.append(member)
-        ask(member, message, answered)
+        ask(member, message, counted)
 
     def saves() -> list[int]:
+        """When all that was asked has been answered, which is after it was written."""
+        eventually(lambda: len(answers) == len(sent))
+        for member in group.running.values():
+            member._acceptor.state("c1").result()
         return [member._acceptor.saves for member in group.running.values()]
 
-    eventually(lambda: {slots(group, name, "c1") for name in group.running} == {1}, 10)
     peers.ask = counting  # type: ignore[method-assign]
+    log = log_of(group, "c1")
+    epoch = log.open("c1", 1).epoch
+    eventually(lambda: {slots(group, name, "c1") for name in group.running} == {1})
     for batch in ([decision(epoch)], [decision(epoch) for _ in range(100)]):
         before = saves()
         sent.clear()
+        answers.clear()
         log.record(batch)
-        eventually(lambda before=before: saves() == [number + 1 for number in before], 10)  # type: ignore[misc]
+        assert saves() == [number + 1 for number in before]
         assert sorted(sent) == ["c2", "c3"]
 
 
@@ -509,7 +522,7 @@ def test_members_see_each_other_also_through_a_third_one(group: RunningGroup) ->
 
     everyone = {"c1": (1, "c1", 1_000), "c2": (1, "c2", 1_001), "c3": (1, "c3", 1_002)}
     for name in group.running:
-        eventually(lambda name=name: seen_by(name) == everyone, 10)  # type: ignore[misc]
+        eventually(lambda name=name: seen_by(name) == everyone, 60)  # type: ignore[misc]
     cut(group, "c1", "c2")
     cut(group, "c2", "c1")
     before = beat_seen(group, "c1", "c2")
@@ -539,7 +552,7 @@ def test_one_that_leaves_says_so_and_one_that_comes_back_is_later_whatever_its_c
     for name, member in group.running.items():
         log_of(group, name).open(name, 1)
         member.heartbeats.join(name, "bank", 5_000)
-    eventually(lambda: len(group.running["c1"].heartbeats.beat()) == 3, 10)
+    eventually(lambda: len(group.running["c1"].heartbeats.beat()) == 3, 60)
     group.running["c2"].heartbeats.beat()
     group.running["c2"].heartbeats.leave()
 
@@ -547,7 +560,7 @@ def test_one_that_leaves_says_so_and_one_that_comes_back_is_later_whatever_its_c
         (row,) = [row for row in group.running["c1"].heartbeats.beat() if row.node == node]
         return row.beat, row.started_ms
 
-    eventually(lambda: beat_of("c2") == (LEFT, 5_000), 10)
+    eventually(lambda: beat_of("c2") == (LEFT, 5_000), 60)
     group.stop("c2")
     group.start("c2")
     log_of(group, "c2").open("c2", 2)
@@ -558,7 +571,7 @@ def test_one_that_leaves_says_so_and_one_that_comes_back_is_later_whatever_its_c
         beat, started_ms = beat_of("c2")
         return beat > LEFT and started_ms > 5_000
 
-    eventually(is_back, 10)
+    eventually(is_back, 60)
 
 
 def test_one_that_reaches_too_few_does_not_show_that_it_lives(group: RunningGroup) -> None:
@@ -566,7 +579,7 @@ def test_one_that_reaches_too_few_does_not_show_that_it_lives(group: RunningGrou
     log_of(group, "c1").open("c1", 1)
     beats = group.running["c1"].heartbeats
     beats.join("c1", "bank", 1_000)
-    eventually(lambda: beats.beat()[0].beat > 3, 10)
+    eventually(lambda: beats.beat()[0].beat > 3, 60)
     group.stop("c2")
     group.stop("c3")
 
@@ -577,7 +590,7 @@ def test_one_that_reaches_too_few_does_not_show_that_it_lives(group: RunningGrou
             return "too few members" in str(error)
         return False
 
-    eventually(refuses, 10)
+    eventually(refuses, 60)
     before = beats.told().nodes[0].beat
     assert refuses()
     assert beats.told().nodes[0].beat == before
