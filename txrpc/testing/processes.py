@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import functools
 import os
 import random
@@ -24,16 +25,17 @@ from txrpc._failpoints import parse
 __all__ = ["Child", "CoordinatorProcess", "free_port"]
 
 _PORTS_FROM = 10_240
+_GIVEN_MAX = 1_000
 _giving = threading.Lock()
-_given: deque[int] = deque(maxlen=1000)
+_given: deque[int] = deque()
 """The ports that were given last, newest at the end: what was given may be bound only later."""
 
 
 def free_port() -> int:
-    """A TCP port of 127.0.0.1 that was free a moment ago, and none of the last thousand that were given to this process.
+    """A TCP port of 127.0.0.1 that was free a moment ago, and none of the last thousand that were given to any living process.
 
     It is none that the system gives to outgoing connections, where it can tell: a process that is killed and started again finds
-    its port still free.  Safe in threads.
+    its port still free.  Safe in threads, and in processes of one user.
     """
     for _ in range(100):
         port = random.randrange(_PORTS_FROM, _first_outgoing_port())
@@ -42,9 +44,25 @@ def free_port() -> int:
             with contextlib.suppress(OSError):
                 probe.bind(("127.0.0.1", port))
                 if port not in _given:
-                    _given.append(port)
+                    _reserve(port)
                     return port
     raise RuntimeError("100 ports in a row are taken")
+
+
+def _reserve(port: int) -> None:
+    """Keep *port* from other processes, as a locked byte of a file that all share; `OSError` if another one has it."""
+    file = _reservations()
+    fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, port)
+    _given.append(port)
+    if len(_given) > _GIVEN_MAX:
+        fcntl.lockf(file, fcntl.LOCK_UN, 1, _given.popleft())
+
+
+@functools.cache
+def _reservations() -> int:
+    """Open for as long as this process lives: the system drops its locks when it ends, however that comes."""
+    path = Path(tempfile.gettempdir(), f"txrpc-ports-{os.getuid()}")
+    return os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
 
 
 @functools.cache
