@@ -65,9 +65,9 @@ class EtcdCluster:
         arguments = [str(self._program), *(f"--{key}={value}" for key, value in options.items())]
         return Child(arguments, name=name, output=self._folder / f"{name}.log")
 
-    def url(self, prefix: str = "txrpc", *, login: str = "", members: list[str] | None = None) -> str:
-        """A log in it; *members*: those that are named, in this order."""
-        hosts = ",".join(f"127.0.0.1:{self._ports[name][0]}" for name in members or self._names)
+    def url(self, prefix: str = "txrpc", *, login: str = "") -> str:
+        """A log in it."""
+        hosts = ",".join(f"127.0.0.1:{clients}" for clients, _ in self._ports.values())
         query = "&".join(f"{part}={file}" for part, file in self._files.items())
         return f"etcds://{login}{hosts}/{prefix}?{query}" if query else f"etcd://{login}{hosts}/{prefix}"
 
@@ -81,10 +81,6 @@ class EtcdCluster:
         assert run.returncode == 0, run.stderr
         return run.stdout
 
-    def endpoint(self, name: str) -> str:
-        """Where clients reach *name*."""
-        return f"127.0.0.1:{self._ports[name][0]}"
-
     def start(self) -> Self:
         """Start all, and wait until they have a leader."""
         for member in self.members.values():
@@ -92,9 +88,9 @@ class EtcdCluster:
         self.wait()
         return self
 
-    def wait(self, *, login: str = "") -> None:
+    def wait(self) -> None:
         """Wait until it answers."""
-        client = EtcdClient(parsed(self.url(login=login)))
+        client = EtcdClient(parsed(self.url()))
         until = time.monotonic() + 60
         try:
             while True:

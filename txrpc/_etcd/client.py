@@ -24,7 +24,7 @@ from google.protobuf.message import Message
 from txrpc._etcd.url import EtcdUrl
 from txrpc._wire.v1 import etcd_pb2 as pb
 
-__all__ = ["EtcdClient", "EtcdError", "EtcdFull", "EtcdRefused", "one", "under", "until"]
+__all__ = ["EtcdClient", "EtcdError", "EtcdFull", "EtcdRefused", "between", "one", "under"]
 
 _M = TypeVar("_M", bound=Message)
 
@@ -41,14 +41,6 @@ _OPTIONS: Final = (
     ("grpc.max_reconnect_backoff_ms", 1_000),
     ("grpc.keepalive_time_ms", 10_000),  # etcd ends connections that ask more often than every five seconds
     ("grpc.keepalive_timeout_ms", 2_000),
-)
-_REFUSED: Final = (
-    grpc.StatusCode.INVALID_ARGUMENT,
-    grpc.StatusCode.FAILED_PRECONDITION,
-    grpc.StatusCode.PERMISSION_DENIED,
-    grpc.StatusCode.UNAUTHENTICATED,
-    grpc.StatusCode.UNIMPLEMENTED,
-    grpc.StatusCode.OUT_OF_RANGE,
 )
 _REMEDY: Final = {
     "permission denied": "give the user the right to read and write the log's keys",
@@ -72,6 +64,18 @@ class EtcdRefused(EtcdError):
 
 class EtcdFull(EtcdError):
     """etcd has no space; the write may have been the last that there was space for."""
+
+
+_REFUSALS: Final[dict[grpc.StatusCode, type[EtcdError]]] = {
+    grpc.StatusCode.INVALID_ARGUMENT: EtcdRefused,
+    grpc.StatusCode.FAILED_PRECONDITION: EtcdRefused,
+    grpc.StatusCode.PERMISSION_DENIED: EtcdRefused,
+    grpc.StatusCode.UNAUTHENTICATED: EtcdRefused,
+    grpc.StatusCode.UNIMPLEMENTED: EtcdRefused,
+    grpc.StatusCode.OUT_OF_RANGE: EtcdRefused,
+    grpc.StatusCode.RESOURCE_EXHAUSTED: EtcdFull,
+}
+"""The others say nothing: the next member is asked."""
 
 
 class EtcdClient:
@@ -119,10 +123,10 @@ class EtcdClient:
         """Return a new lease, which ends by itself after *ttl_s* seconds; etcd does not go below two."""
         return self._call("Lease/LeaseGrant", pb.EtcdLeaseGrant(ttl_s=ttl_s), pb.EtcdLeaseGranted).id
 
-    def keep(self, lease: int) -> bool:
-        """Let *lease* go on for its whole time again; False if it has ended."""
+    def keep(self, lease: int) -> None:
+        """Let *lease* go on for its whole time again, if it has not ended."""
         # A stream at etcd's end, of which one question and one answer are the shortest.
-        return self._call("Lease/LeaseKeepAlive", pb.EtcdLease(id=lease), pb.EtcdLeaseKept).ttl_s > 0
+        self._call("Lease/LeaseKeepAlive", pb.EtcdLease(id=lease), pb.EtcdLeaseKept)
 
     def revoke(self, lease: int) -> None:
         """End *lease*, and everything that depends on it."""
@@ -147,14 +151,9 @@ class EtcdClient:
                 tries += 1
                 if _is_stale(error) and tries <= len(self._channels) + 1:
                     self._token = ""
-                elif error.code() in _REFUSED and certain:
-                    raise EtcdRefused(_said(error)) from error
-                elif error.code() is grpc.StatusCode.RESOURCE_EXHAUSTED and certain:
-                    raise EtcdFull(_said(error)) from error
-                elif error.code() in (*_REFUSED, grpc.StatusCode.RESOURCE_EXHAUSTED):
-                    raise EtcdError(
-                        _said(error)
-                    ) from error  # that a repetition was refused says nothing about the first try
+                elif (refusal := _REFUSALS.get(error.code())) is not None:
+                    # That a repetition was refused says nothing about the first try.
+                    raise (refusal if certain else EtcdError)(_said(error)) from error
                 else:
                     self._turn += 1
                     certain = False
@@ -183,10 +182,10 @@ def one(key: bytes) -> pb.EtcdRange:
 
 def under(prefix: bytes, limit: int = 0) -> pb.EtcdRange:
     """All keys that begin with *prefix*, which ends with a slash."""
-    return until(prefix, prefix[:-1] + b"0", limit)  # the character after the slash
+    return between(prefix, prefix[:-1] + b"0", limit)  # the character after the slash
 
 
-def until(first: bytes, end: bytes, limit: int = 0) -> pb.EtcdRange:
+def between(first: bytes, end: bytes, limit: int = 0) -> pb.EtcdRange:
     """All keys from *first* to before *end*."""
     return pb.EtcdRange(key=first, range_end=end, limit=limit)
 

@@ -47,8 +47,7 @@ class EtcdHeartbeats:
     def beat(self) -> Sequence[NodeRow]:
         """See `Heartbeats.beat`."""
         with self._errors():
-            if not self._client.keep(self._lease):
-                self._show()
+            self._client.keep(self._lease)
             members, alive, nodes = self._client.read(
                 under(self._keys.members), under(self._keys.alive), under(self._keys.nodes)
             )
@@ -57,7 +56,7 @@ class EtcdHeartbeats:
             held = {last_part(each.key): holder_from(each.value) for each in nodes}
             known = {last_part(each.key): member_from(each.value) for each in members}
             if self._node not in live or self._node not in known:
-                self._show()  # etcd was restored from a backup, or somebody has deleted it
+                self._show()  # it was asleep for longer than its lease, or etcd was restored from a backup
         # What each shows is the same to NodeWatch as a number that goes on, or has stopped for good.
         return [
             NodeRow(node, *held[node], LEFT + self._beats if node in live else LEFT, started_ms)

@@ -16,8 +16,9 @@ PREFIX/alive/NODE                   that its process lives: it goes with its lea
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
-from typing import Final
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, fields
+from typing import Any, Final, TypeVar
 
 from txrpc._wire.checks import epoch_from
 from txrpc.errors import BadMessage
@@ -36,6 +37,7 @@ __all__ = [
 ]
 
 VERSION: Final = b"1"
+_T = TypeVar("_T")
 
 
 class Keys:
@@ -82,18 +84,14 @@ class Progress:
 
     def to_bytes(self) -> bytes:
         """For etcd, and for people who look there."""
-        return json.dumps({"position": self.position, "clock_ms": self.clock_ms, "write": self.write}).encode()
+        return json.dumps(asdict(self)).encode()
 
     @classmethod
     def from_bytes(cls, value: bytes) -> Progress | None:
         """The reverse of `to_bytes`, or None where nothing was written; raises `BadMessage`."""
         if not value:
             return None
-        try:
-            told = json.loads(value)
-            return cls(int(told["position"]), int(told["clock_ms"]), int(told["write"]))
-        except (ValueError, TypeError, KeyError):
-            raise BadMessage(f"no progress of a log: {value[:100]!r}") from None
+        return _read("progress of a log", value, lambda told: cls(*(int(told[each.name]) for each in fields(cls))))
 
 
 def holder_to(epoch: Epoch, holder: str) -> bytes:
@@ -103,11 +101,7 @@ def holder_to(epoch: Epoch, holder: str) -> bytes:
 
 def holder_from(value: bytes) -> tuple[Epoch, str]:
     """The reverse of `holder_to`; raises `BadMessage`."""
-    try:
-        told = json.loads(value)
-        return epoch_from(int(told["epoch"], 16)), str(told["holder"])
-    except (ValueError, TypeError, KeyError):
-        raise BadMessage(f"no epoch of a node: {value[:100]!r}") from None
+    return _read("epoch of a node", value, lambda told: (epoch_from(int(told["epoch"], 16)), str(told["holder"])))
 
 
 def member_to(group: str, started_ms: int) -> bytes:
@@ -117,11 +111,14 @@ def member_to(group: str, started_ms: int) -> bytes:
 
 def member_from(value: bytes) -> tuple[str, int]:
     """The reverse of `member_to`; raises `BadMessage`."""
+    return _read("member of a group", value, lambda told: (str(told["group"]), int(told["started_ms"])))
+
+
+def _read(what: str, value: bytes, fields_of: Callable[[Any], _T]) -> _T:
     try:
-        told = json.loads(value)
-        return str(told["group"]), int(told["started_ms"])
+        return fields_of(json.loads(value))
     except (ValueError, TypeError, KeyError):
-        raise BadMessage(f"no member of a group: {value[:100]!r}") from None
+        raise BadMessage(f"no {what}: {value[:100]!r}") from None
 
 
 def number_from(value: bytes) -> int:

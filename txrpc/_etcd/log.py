@@ -9,14 +9,13 @@ import contextlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Final, TypeVar
 
-from google.protobuf.message import DecodeError, Message
-
 from txrpc._decision_log.port import Decision, LogError, NotRecorded, Opened, RecordUncertain
-from txrpc._etcd.client import EtcdClient, EtcdError, EtcdRefused, one, under, until
+from txrpc._etcd.client import EtcdClient, EtcdError, EtcdRefused, between, one, under
 from txrpc._etcd.keys import VERSION, Keys, Progress, holder_from, last_part, number_from
 from txrpc._etcd.url import parsed
 from txrpc._etcd.writer import OPERATIONS, EpochWriter
 from txrpc._protocol.records import Incident
+from txrpc._wire.checks import parse
 from txrpc._wire.commands import decision_from, decision_to, incident_from, incident_to
 from txrpc._wire.v1 import etcd_pb2 as pb
 from txrpc._wire.v1 import peer_pb2
@@ -26,7 +25,6 @@ from txrpc.ids import NODE_MAX, BranchId, Epoch, Xid, check_name
 __all__ = ["EtcdLog"]
 
 _T = TypeVar("_T")
-_M = TypeVar("_M", bound=Message)
 
 _OPEN_TRIES: Final = 10
 _BATCH_BYTES: Final = 1024 * 1024
@@ -76,13 +74,13 @@ class EtcdLog:
                 raise Fenced(f"node {last_part(self._keys.node)!r} is not in epoch {expect} any more")
             epoch = Epoch.make(before.number + 1 if before else 1, nonce)
             self._writer = EpochWriter(self._client, self._keys, epoch, holder)
-            reply = self._client.transact(self._taking(epoch, nodes[0].mod_revision if nodes else 0))
+            reply = self._client.transact(self._opening(epoch, nodes[0].mod_revision if nodes else 0))
             if reply.succeeded:
                 self._writer.revision = reply.header.revision
                 return self._opened(epoch, reply.responses[-1].range.kvs)
         raise EtcdError("other coordinators open it again and again")
 
-    def _taking(self, epoch: Epoch, revision: int) -> pb.EtcdTransaction:
+    def _opening(self, epoch: Epoch, revision: int) -> pb.EtcdTransaction:
         """Open *epoch*, if the node's key is as it was at *revision* (0: not there), and read all epochs at that moment."""
         keys = self._keys
         return pb.EtcdTransaction(
@@ -106,7 +104,7 @@ class EtcdLog:
         self._writer.progress = last
         pending = self._pending()
         self._undone = {decision.xid: _packed(decision) for decision in pending}
-        incidents = [_parsed(each.value, peer_pb2.LogIncident) for each in self._client.read_all(self._keys.incidents)]
+        incidents = [parse(peer_pb2.LogIncident, each.value) for each in self._client.read_all(self._keys.incidents)]
         (forgotten,) = self._client.read(one(self._keys.forgotten))
         self._forgotten_ms = number_from(forgotten[0].value) if forgotten else 0
         return Opened(
@@ -181,7 +179,7 @@ class EtcdLog:
     def forget(self, done_before_ms: int, limit: int) -> int:
         """See `DecisionLog.forget`."""
         with self._errors():
-            (old,) = self._client.read(_keys_of(until(self._keys.aging, self._keys.aged(done_before_ms), limit)))
+            (old,) = self._client.read(_keys_of(between(self._keys.aging, self._keys.aged(done_before_ms), limit)))
             forgotten_ms = max(self._forgotten_ms, done_before_ms)
             if not old:
                 self._writer.write([])  # whether this epoch may write still
@@ -209,7 +207,7 @@ class EtcdLog:
                 held = {last_part(each.key): each for each in self._client.read_all(self._keys.names)}
                 free = {name: held.get(name) for name in first.keys() - rebound.keys()}
                 operations = [
-                    self._taken(name, first[name], now) for name, now in free.items() if not (now and now.value)
+                    self._bound_if_free(name, first[name], now) for name, now in free.items() if not (now and now.value)
                 ]
                 operations += [_put(self._keys.names + name.encode(), to.encode()) for name, to in rebound.items()]
                 for part in _pieces(operations, OPERATIONS) if operations else [()]:
@@ -244,7 +242,7 @@ class EtcdLog:
             for each in self._client.read_all(self._keys.names)
         }
 
-    def _taken(self, name: str, identity: str, now: pb.EtcdKeyValue | None) -> pb.EtcdOperation:
+    def _bound_if_free(self, name: str, identity: str, now: pb.EtcdKeyValue | None) -> pb.EtcdOperation:
         """Let *name* mean *identity* if it is as it was *now*: another node may be faster, and then its word holds."""
         key = self._keys.names + name.encode()
         same = pb.EtcdCompare(target=pb.EtcdCompare.MOD, key=key, mod_revision=now.mod_revision if now else 0)
@@ -279,14 +277,7 @@ def _packed(decision: Decision) -> bytes:
 
 
 def _decision(value: bytes) -> Decision:
-    return decision_from(_parsed(value, peer_pb2.LogDecision))
-
-
-def _parsed(value: bytes, kind: type[_M]) -> _M:
-    try:
-        return kind.FromString(value)
-    except DecodeError:
-        raise BadMessage(f"the log holds a damaged record ({value[:100].hex()})") from None
+    return decision_from(parse(peer_pb2.LogDecision, value))
 
 
 def _in_parts(decisions: Sequence[Decision], rows: Mapping[Xid, bytes]) -> Iterator[Sequence[Decision]]:

@@ -42,10 +42,8 @@ class EpochWriter:
         """At which the progress was written last."""
         self._number = 0
 
-    def write(
-        self, operations: Sequence[pb.EtcdOperation], decisions: Sequence[Decision] = ()
-    ) -> Sequence[pb.EtcdOperationReply]:
-        """Carry out *operations*, which record *decisions*; their answers, or none if they were carried out unheard."""
+    def write(self, operations: Sequence[pb.EtcdOperation], decisions: Sequence[Decision] = ()) -> None:
+        """Carry out *operations*, which record *decisions*."""
         self._number += 1
         for _ in range(_TRIES):
             wanted = self._after(decisions)
@@ -53,13 +51,13 @@ class EpochWriter:
                 reply = self._client.transact(self._transaction(wanted, operations))
             except EtcdFull as error:
                 if self._look() == wanted:
-                    return ()
+                    return
                 raise EtcdRefused(str(error)) from error
             if reply.succeeded:
                 self.revision, self.progress = reply.header.revision, wanted
-                return reply.responses[1:]
-            if self._take(reply.responses[0].range.kvs, reply.responses[1].range.kvs) == wanted:
-                return ()
+                return
+            if self._learn(reply.responses[0].range.kvs, reply.responses[1].range.kvs) == wanted:
+                return
         raise EtcdError("another program writes under this epoch")
 
     def _after(self, decisions: Sequence[Decision]) -> Progress:
@@ -79,9 +77,9 @@ class EpochWriter:
 
     def _look(self) -> Progress:
         """Read how far the log has come."""
-        return self._take(*self._client.read(one(self._keys.node), one(self._keys.epoch(self._epoch))))
+        return self._learn(*self._client.read(one(self._keys.node), one(self._keys.epoch(self._epoch))))
 
-    def _take(self, node: Sequence[pb.EtcdKeyValue], here: Sequence[pb.EtcdKeyValue]) -> Progress:
+    def _learn(self, node: Sequence[pb.EtcdKeyValue], here: Sequence[pb.EtcdKeyValue]) -> Progress:
         if not node or node[0].value != self.fence or not here:
             raise Fenced(f"epoch {self._epoch} is over: {_present(node)}")
         try:

@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from enum import IntEnum
 from typing import Any, TypeVar
 
+from google.protobuf.message import DecodeError, Message
+
 from txrpc._protocol.messages import BranchRef, Owner, Vote
 from txrpc._wire.v1 import context_pb2, session_pb2
 from txrpc.errors import AbortCode, BadMessage, InvalidName, Reason
@@ -25,6 +27,7 @@ __all__ = [
     "optional_reason",
     "owner_from",
     "owner_to",
+    "parse",
     "participant_id",
     "position_from",
     "reason_from",
@@ -42,6 +45,15 @@ _TOKEN_MAX = 64
 _REFS_MAX = 10_000
 
 _E = TypeVar("_E", bound=IntEnum)
+_M = TypeVar("_M", bound=Message)
+
+
+def parse(kind: type[_M], data: bytes) -> _M:
+    """A message of that kind."""
+    try:
+        return kind.FromString(data)
+    except DecodeError:
+        raise BadMessage(f"not a {kind.__name__}") from None
 
 
 def xid_from(value: bytes) -> Xid:

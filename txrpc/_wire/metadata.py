@@ -8,8 +8,6 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any, Final
 
-from google.protobuf.message import DecodeError
-
 from txrpc._protocol.messages import CallReport, TransactionContext
 from txrpc._wire import checks as c
 from txrpc._wire.v1 import context_pb2 as pb
@@ -53,7 +51,7 @@ def encode_context(context: TransactionContext) -> bytes:
 
 def decode_context(data: bytes) -> TransactionContext:
     """The reverse; raises `BadMessage` for anything that `encode_context` does not write."""
-    message: pb.TransactionContext = _parse(pb.TransactionContext, data)
+    message: pb.TransactionContext = c.parse(pb.TransactionContext, data)
     return TransactionContext(
         c.name_from("group", message.group, GROUP_MAX),
         c.xid_from(message.xid),
@@ -78,7 +76,7 @@ def encode_report(report: CallReport) -> bytes:
 
 def decode_report(data: bytes) -> CallReport:
     """The reverse; raises `BadMessage`."""
-    message: pb.CallReport = _parse(pb.CallReport, data)
+    message: pb.CallReport = c.parse(pb.CallReport, data)
     doomed = c.reason_from(message.doomed) if message.HasField("doomed") else None
     return CallReport(c.branches_from(message.branches), doomed)
 
@@ -104,10 +102,3 @@ def _only(key: str, metadata: Iterable[Any] | None) -> bytes | None:
     if not isinstance(found[0], bytes):
         raise BadMessage(f"{key} is not binary")
     return found[0]
-
-
-def _parse(kind: Any, data: bytes) -> Any:
-    try:
-        return kind.FromString(data)
-    except DecodeError:
-        raise BadMessage(f"not a {kind.__name__}") from None
