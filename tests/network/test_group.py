@@ -13,7 +13,7 @@ from tests.network.net import Net, Node, why_not
 from tests.postgres import URLS, Server
 from tests.system.test_crashes import transfer
 from tests.system.test_takeover import owner_of
-from tests.system.unavailability import Customer
+from tests.system.unavailability import transferring
 from tests.system.world import START, World
 from tests.waiting import eventually
 
@@ -56,10 +56,7 @@ def test_no_cent_is_lost_and_nothing_is_blocked_while_each_member_is_cut_off_in_
     machines: tuple[Net, World, dict[str, Node]],
 ) -> None:
     net, world, nodes = machines
-    customers = [Customer(world, number) for number in range(3)]
-    with txrpc.connect(world.addresses, process="customers"):
-        for customer in customers:
-            customer.start()
+    with transferring(world, 3) as customers:
         for number, fault in enumerate(FAULTS):
             victim = f"c{number % 3 + 1}"
             others = [node for name, node in nodes.items() if name != victim]
@@ -74,12 +71,6 @@ def test_no_cent_is_lost_and_nothing_is_blocked_while_each_member_is_cut_off_in_
             eventually(lambda victim=victim: owner_of(world, victim) == victim, 60, world.evidence)  # type: ignore[misc]
             for customer in customers:
                 customer.commits.clear()
-        for customer in customers:
-            customer.over.set()
-        for customer in customers:
-            customer.join(60)
-    world.at_rest()
-    assert world.total() == 2 * 20 * START, world.evidence()
 
 
 @pytest.mark.timeout(200)

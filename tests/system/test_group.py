@@ -15,7 +15,7 @@ import pytest
 import txrpc
 from tests.system.test_crashes import ends, transfer
 from tests.system.test_takeover import DEATHS, dead, owner_of
-from tests.system.unavailability import Customer, measure
+from tests.system.unavailability import measure, transferring
 from tests.system.world import START, World
 from tests.waiting import eventually
 
@@ -152,10 +152,7 @@ def test_no_cent_is_lost_while_each_member_is_killed_in_turn(make_world: Make) -
 @pytest.mark.timeout(300)
 def test_no_cent_is_lost_and_nothing_is_blocked_while_each_member_sleeps_in_turn(make_world: Make) -> None:
     world = make_world(group=3)
-    customers = [Customer(world, number) for number in range(3)]
-    with txrpc.connect(world.addresses, process="customers"):
-        for customer in customers:
-            customer.start()
+    with transferring(world, 3) as customers:
         for number, victim in enumerate(world.coordinators):
             eventually(lambda: all(len(each.commits) >= 3 for each in customers), 60, world.evidence)
             victim.suspend()
@@ -168,12 +165,6 @@ def test_no_cent_is_lost_and_nothing_is_blocked_while_each_member_sleeps_in_turn
             eventually(lambda of=of, by=by: owner_of(world, of, by) == of, 60, world.evidence)  # type: ignore[misc]
             for customer in customers:
                 customer.commits.clear()
-        for customer in customers:
-            customer.over.set()
-        for customer in customers:
-            customer.join(60)
-    world.at_rest()
-    assert world.total() == 2 * 20 * START, world.evidence()
 
 
 CLOCK = """

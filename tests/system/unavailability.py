@@ -13,6 +13,7 @@ import statistics
 import tempfile
 import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ from tests.system.world import START, World
 from tests.waiting import eventually
 from txrpc.testing.postgres import PostgresServer
 
-__all__ = ["measure"]
+__all__ = ["Customer", "measure", "transferring"]
 
 
 class Customer(threading.Thread):
@@ -59,13 +60,26 @@ class Customer(threading.Thread):
         teller.close()
 
 
-def measure(world: World, kills: int, clients: int = 4) -> list[float]:
-    """Kill the coordinator of *world* that clients begin with, that many times; seconds until each client's next commit."""
+@contextlib.contextmanager
+def transferring(world: World, clients: int) -> Iterator[list[Customer]]:
+    """That many customers at work; at the end all is at rest, and no cent is lost."""
     customers = [Customer(world, number) for number in range(clients)]
-    waits: list[float] = []
     with txrpc.connect(world.addresses, process="customers"):
         for customer in customers:
             customer.start()
+        yield customers
+        for customer in customers:
+            customer.over.set()
+        for customer in customers:
+            customer.join(60)
+    world.at_rest()
+    assert world.total() == 2 * 20 * START, world.evidence()
+
+
+def measure(world: World, kills: int, clients: int = 4) -> list[float]:
+    """Kill the coordinator of *world* that clients begin with, that many times; seconds until each client's next commit."""
+    waits: list[float] = []
+    with transferring(world, clients) as customers:
         for number in range(kills):
             eventually(lambda: all(len(each.commits) >= 5 for each in customers), 60, world.evidence)
             victim = world.coordinators[number % len(world.coordinators) if world.group else 0]
@@ -80,12 +94,6 @@ def measure(world: World, kills: int, clients: int = 4) -> list[float]:
                 victim.start()
             for customer in customers:
                 customer.commits.clear()
-        for customer in customers:
-            customer.over.set()
-        for customer in customers:
-            customer.join(60)
-    world.at_rest()
-    assert world.total() == 2 * 20 * START, world.evidence()
     return waits
 
 
