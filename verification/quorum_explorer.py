@@ -159,7 +159,7 @@ class _World:
             out = proposer.start()
             if self.story.opened and not number:
                 out = self._open(proposer, out, disks)
-            effect = self._after(number, proposer, out, [0])
+            effect = self._after(number, proposer, out)
             for slot, command in effect.chosen:
                 log = self._extend(log, slot, command)
             epochs.append(effect.part)
@@ -197,13 +197,13 @@ class _World:
         """What an epoch does with an answer, worked out once."""
         effect = self.done.get((part, reply))
         if effect is None:
-            proposer, recorded = self.parts.take(part)
+            proposer: Proposer = self.parts.take(part)
             index = self.epochs.index(proposer.epoch)
-            effect = self._after(index, proposer, proposer.received(self.replies.take(reply)), recorded)
+            effect = self._after(index, proposer, proposer.received(self.replies.take(reply)))
             self.done[part, reply] = effect
         return effect
 
-    def _after(self, index: int, proposer: Proposer, out: ProposerOutput, recorded: list[int]) -> _Effect:
+    def _after(self, index: int, proposer: Proposer, out: ProposerOutput) -> _Effect:
         """Everything that an epoch does by itself after a step."""
         messages, told, chosen = 0, 0, []
         while True:
@@ -215,12 +215,12 @@ class _World:
                 told |= self._ask(index, proposer)
             if proposer.stage is Stage.OPEN:
                 chosen.append(self._log_of(proposer))
-            following = self._next(index, proposer, recorded)
+            following = self._next(index, proposer)
             if following is None:
                 break
             out = proposer.propose(following)
         self._tidy(proposer)
-        part = self.parts.put((proposer, recorded))
+        part = self.parts.put(proposer)
         return _Effect(part, messages, told, tuple(each for each in chosen if each[0]))
 
     def _tidy(self, proposer: Proposer) -> None:
@@ -234,15 +234,14 @@ class _World:
             proposer._accepted.clear()
             proposer.strangers.clear()
 
-    def _next(self, index: int, proposer: Proposer, recorded: list[int]) -> Command | None:
+    def _next(self, index: int, proposer: Proposer) -> Command | None:
         if not proposer.idle:
             return None
         if proposer.strangers:
             return Admit(*min(proposer.strangers.items()))
-        if recorded[0] < self.story.records[index]:
-            recorded[0] += 1
-            xid = self._xid(index, recorded[0])
-            return Record((Decision(xid, proposer.epoch, 1_000, ()),))
+        recorded = sum(each.epoch == proposer.epoch for each in proposer.state.decisions.values())
+        if recorded < self.story.records[index]:
+            return Record((Decision(self._xid(index, recorded + 1), proposer.epoch, 1_000, ()),))
         return None
 
     def _log_of(self, proposer: Proposer) -> tuple[int, int]:
