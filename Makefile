@@ -7,6 +7,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --prefer
 NO_PIP := pip could not install what pyproject.toml names (its own words are above): is there a network, and room on the disk?
 DEMO_READY := .venv/ready-for-demo
 READY := .venv/ready
+BENCH_READY := .venv/ready-for-bench
 SEEDS ?= 1000000
 MINUTES ?= 10
 # Most tests wait for other processes most of the time: more at once than there are processors.
@@ -14,7 +15,7 @@ WORKERS ?= 4
 PYTEST := $(BIN)/python -m pytest -q
 PYTEST_ALL := $(PYTEST) -n $(WORKERS) --dist worksteal
 
-.PHONY: help venv test deep simulate soak proof lint format proto twins demo demo-group clean
+.PHONY: help venv test deep simulate soak proof bench lint format proto twins demo demo-group clean
 
 help: ## what there is
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -48,6 +49,14 @@ proof: $(READY) ## all tests there are, and the tables of docs/testing.md
 
 simulate: $(READY) ## SEEDS=1000000 simulated worlds, on all processors
 	$(BIN)/python -m verification.simulate --seeds $(SEEDS)
+
+$(BENCH_READY): $(READY) benchmarks/requirements.txt
+	@echo "Installing what the benchmarks compare with ..."
+	@$(PIP) -r benchmarks/requirements.txt || { echo "$(NO_PIP)"; exit 1; }
+	@touch $(BENCH_READY)
+
+bench: $(BENCH_READY) ## what a transaction costs, beside the same work without one and with other tools (BENCH="--clients 8")
+	@GRPC_VERBOSITY=ERROR $(BIN)/python -m benchmarks $(BENCH)
 
 soak: $(READY) ## MINUTES=10 of mixed load and faults on real processes, and what came of it
 	$(BIN)/python -m tests.system.soak --minutes $(MINUTES)

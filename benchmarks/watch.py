@@ -1,0 +1,64 @@
+"""What processes and databases spend between two moments: processor time from /proc, forced writes from PostgreSQL's own counters."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+import psycopg
+from sqlalchemy.engine import make_url
+
+__all__ = ["Watch"]
+
+_TICKS = os.sysconf("SC_CLK_TCK")
+
+
+def _cpu_s(pid: int, with_children: bool) -> float:
+    """Processor seconds of a process; *with_children*: and of its children, those that have ended too."""
+    fields = Path(f"/proc/{pid}/stat").read_text(encoding="ascii").rpartition(")")[2].split()
+    ticks = sum(map(int, fields[11:15] if with_children else fields[11:13]))
+    if not with_children:
+        return ticks / _TICKS
+    children = Path(f"/proc/{pid}/task/{pid}/children").read_text(encoding="ascii").split()
+    return ticks / _TICKS + sum(_cpu_s(int(child), False) for child in children if Path(f"/proc/{child}").exists())
+
+
+class Watch:
+    """*processes*: "NAME=PID"; a name that begins with "postgres" stands for a server and its backends."""
+
+    def __init__(self, processes: Sequence[str], databases: Sequence[str]) -> None:
+        self._pids = {name: int(pid) for name, _, pid in (each.partition("=") for each in processes)}
+        self._urls = [
+            make_url(url).set(drivername="postgresql").render_as_string(hide_password=False) for url in databases
+        ]
+        self.cpu_s: dict[str, float] = {}
+        self.wal_syncs = 0
+
+    def begin(self) -> None:
+        """Note what has been spent so far."""
+        self.wal_syncs, self.cpu_s = -self._syncs(), {name: -spent for name, spent in self._spent().items()}
+
+    def end(self) -> None:
+        """Set the attributes to what has been spent since `begin`."""
+        self.cpu_s = {name: spent + self.cpu_s[name] for name, spent in self._spent().items()}
+        self.wal_syncs += self._syncs()
+
+    def _spent(self) -> dict[str, float]:
+        return {name: _cpu_s(pid, name.startswith("postgres")) for name, pid in self._pids.items()}
+
+    def _syncs(self) -> int:
+        total = 0
+        for url in self._urls:
+            with psycopg.connect(url, autocommit=True) as connection:
+                version = connection.info.server_version
+                if version < 140000:
+                    continue  # it does not count them
+                query = (
+                    b"SELECT wal_sync FROM pg_stat_wal"
+                    if version < 180000
+                    else b"SELECT sum(fsyncs)::bigint FROM pg_stat_io WHERE object = 'wal'"
+                )
+                row = connection.execute(query).fetchone()
+                total += int(row[0]) if row else 0
+        return total

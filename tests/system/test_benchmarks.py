@@ -1,0 +1,26 @@
+"""The benchmarks run, so that they still do when they are needed; what they measure is not tested."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+
+@pytest.mark.proof
+def test_the_benchmarks_of_txrpc_run_in_both_styles(tmp_path: Path) -> None:
+    forms = ["two", "one", "local", "textbook", "by-hand"]
+    arguments = ["--clients", "2", "--seconds", "0.5", "--rounds", "1", "--into", str(tmp_path), "--forms", *forms]
+    done = subprocess.run(
+        [sys.executable, "-m", "benchmarks", *arguments], capture_output=True, text=True, timeout=110, check=False
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    runs = json.loads((tmp_path / "results.json").read_text())["runs"]
+    assert {(run["form"], run["style"]) for run in runs} >= {
+        *((form, "sync") for form in forms),
+        *((form, "asyncio") for form in forms[:3]),
+    }
+    assert all(run["rate"] > 0 and run["p99_ms"] >= run["p50_ms"] > 0 for run in runs)
