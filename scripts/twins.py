@@ -30,6 +30,7 @@ RULES = [
     (r"\basynccontextmanager\b", "contextmanager"),
     (r"\bAbstractAsyncContextManager\b", "AbstractContextManager"),
     (r"\bAsyncIterator\b", "Iterator"),
+    (r"\bAwaitable\[None\]", "None"),
     (r"\ba(send|throw|close)\b", r"\1"),
     (r"\b(\w+)_async\b", r"\1"),
     (
@@ -117,7 +118,6 @@ PAIRS = [
             ("AsyncEngine(side)\n", "side\n"),
             ("(DBAPIError, OSError)", "DBAPIError"),
             ("import AsyncIterator, Awaitable, Callable", "import Callable, Iterator"),
-            ("Callable[[str], Awaitable[None]]", "Callable[[str], None]"),
         ),
     ),
 ]

@@ -24,6 +24,7 @@ from txrpc.ids import Gid, Xid
 __all__ = [
     "AsyncResource",
     "AsyncResourceUser",
+    "CommitsHere",
     "FinishResult",
     "Gid",
     "Outcome",
@@ -111,6 +112,19 @@ class Resource(Protocol):
 
     def classify(self, error: BaseException) -> Reason | None:
         """Return why *error* ends the branch, or None if it is not an error of this resource (an application's own exception)."""
+
+
+class CommitsHere(Protocol):
+    """What a `Resource` may have besides: a commit in one phase in two steps, of which the first one does not wait for recovery.
+
+    The root's own thread takes the first step, without a worker's; the second one, if it is needed, is a worker's.
+    """
+
+    def commit_here(self, work: Work, committing: Callable[[str], None]) -> Outcome | None:
+        """`Resource.commit_one_phase`, but for one thing: None if the connection broke, and it must be learnt how it ended."""
+
+    def how_it_ended(self, work: Work) -> Outcome:
+        """Learn how it ended, in as many tries as it takes."""
 
 
 class AsyncResource(Protocol):

@@ -20,6 +20,7 @@ from tests.sql.kit import Make, Proxy, rows
 from tests.waiting import eventually, until_a_backend_waits_for
 from txrpc._client.client import Client
 from txrpc._client.client_async import AsyncClient
+from txrpc._protocol.participant import phase_two
 from txrpc.sql import commit_status
 
 SLOW = (
@@ -113,5 +114,76 @@ def test_rule_21_a_local_commit_whose_database_went_away_is_learnt_when_it_is_ba
         proxy.refusing = 0
         assert manager.outcome(tx.xid) is txrpc.Outcome.COMMITTED
         assert manager.outcome(tx.xid, timeout=0) is txrpc.Outcome.COMMITTED, "what is known stays known"
+    finally:
+        manager.close()
+
+
+def test_a_local_commit_is_carried_out_in_the_thread_of_its_root(make: Make) -> None:
+    """A hop to a worker and back takes longer than the commit."""
+    bank = make()
+    threads: list[int] = []
+    sa.event.listen(bank.engine, "commit", lambda _connection: threads.append(threading.get_ident()))
+    manager = Client("default", [bank])
+    manager.start(NoSession())
+    try:
+        tx = manager.begin()
+        with bank.connection() as connection:
+            connection.execute(INSERT)
+        tx.commit()
+        assert threads == [threading.get_ident()]
+        assert rows(bank) == ["a"]
+    finally:
+        manager.close()
+
+
+@pytest.mark.parametrize("reachable", [True, False])
+def test_rule_11_a_local_commit_does_not_wait_for_ever_for_an_answer_that_was_lost(
+    make: Make, url: str, proxy: Proxy, monkeypatch: pytest.MonkeyPatch, reachable: bool
+) -> None:
+    """Its root waits in the very thread that waits for the database, whose end of the connection has gone without a word."""
+    monkeypatch.setattr(phase_two, "_OVERDUE_MS", 300)
+    looking, bank = make(), make(at=proxy.url(url))
+    manager = Client("default", [bank])
+    manager.state.commit_timeout_ms = 0
+    manager.start(NoSession())
+
+    def lose_the_answer(_connection: object) -> None:
+        proxy.mute()
+        proxy.refusing = 0 if reachable else 1_000_000
+
+    try:
+        tx = manager.begin(timeout=1)
+        with bank.connection() as connection:
+            connection.execute(INSERT)
+        sa.event.listen(bank.engine, "commit", lose_the_answer)
+        with pytest.raises(txrpc.OutcomeUnknown):
+            tx.commit()
+        proxy.refusing = 0
+        assert manager.outcome(tx.xid, timeout=60) is txrpc.Outcome.COMMITTED
+        assert rows(looking) == ["a"]
+    finally:
+        manager.close()
+
+
+def test_a_local_commit_that_is_broken_off_by_the_user_keeps_no_locks(make: Make) -> None:
+    bank = make()
+
+    def interrupt(_connection: object) -> None:
+        raise KeyboardInterrupt
+
+    manager = Client("default", [bank])
+    manager.start(NoSession())
+    try:
+        tx = manager.begin()
+        with bank.connection() as connection:
+            connection.execute(INSERT)
+        sa.event.listen(bank.engine, "commit", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            tx.commit()
+        sa.event.remove(bank.engine, "commit", interrupt)
+        assert tx.status is txrpc.Status.UNKNOWN
+        assert manager.outcome(tx.xid, timeout=30) is txrpc.Outcome.ABORTED
+        assert not manager.state.branches
+        assert rows(bank) == []
     finally:
         manager.close()

@@ -7,12 +7,13 @@ from typing import Any
 
 from txrpc._client.flow import Flow
 from txrpc._client.reasons import reason_of
+from txrpc._failpoints import failpoint
 from txrpc._protocol.messages import Outcome
 from txrpc._protocol.participant.branch import BranchInput, Do, Operation
 from txrpc.errors import AbortCode, Reason, ResourceUnavailable
 from txrpc.resource import AsyncResource, Prepared, Resource, Work
 
-__all__ = ["operate"]
+__all__ = ["commit_here", "how_it_ended", "operate"]
 
 Result = tuple[BranchInput, Any]
 
@@ -29,6 +30,13 @@ def _why(resource: Resource | AsyncResource, error: BaseException) -> Reason:
 
 def operate(do: Do, resource: Resource | AsyncResource, work: Work, committing: Callable[[str], Any]) -> Flow[Result]:
     """Carry out *do*; never raises but for cancellation."""
+    failpoint(f"participant.before_{do.operation.value}")
+    result = yield from _operate(do, resource, work, committing)
+    failpoint(f"participant.after_{do.operation.value}")
+    return result
+
+
+def _operate(do: Do, resource: Resource | AsyncResource, work: Work, committing: Callable[[str], Any]) -> Flow[Result]:
     if do.operation is Operation.PREPARE:
         return (yield from _prepare(do, resource, work))
     if do.operation is Operation.COMMIT_ONE_PHASE:
@@ -56,6 +64,28 @@ def _commit_one_phase(resource: Resource | AsyncResource, work: Work, committing
     except Exception as error:
         yield resource.rollback, (work,)
         return BranchInput.ONE_PHASE_ENDED, (Outcome.ABORTED, _why(resource, error))
+    return _ended(resource, result)
+
+
+def commit_here(do: Do, resource: Any, work: Work, committing: Callable[[str], Any]) -> Flow[Result | None]:
+    """Commit *work* in one phase as far as `CommitsHere.commit_here` does; None if `how_it_ended` must tell."""
+    failpoint(f"participant.before_{do.operation.value}")
+    try:
+        outcome = yield resource.commit_here, (work, committing)
+        result = None if outcome is None else _ended(resource, outcome)
+    except Exception as error:
+        yield resource.rollback, (work,)
+        result = BranchInput.ONE_PHASE_ENDED, (Outcome.ABORTED, _why(resource, error))
+    failpoint(f"participant.after_{do.operation.value}")
+    return result
+
+
+def how_it_ended(resource: Any, work: Work) -> Flow[Result]:
+    """Learn what `commit_here` could not tell."""
+    return _ended(resource, (yield resource.how_it_ended, (work,)))
+
+
+def _ended(resource: Resource | AsyncResource, result: Outcome) -> Result:
     if result is Outcome.UNKNOWN:
         text = f"the connection to {resource.name} broke during COMMIT, and the database cannot tell how it ended"
         return BranchInput.ONE_PHASE_ENDED, (result, Reason(AbortCode.UNSPECIFIED, text))

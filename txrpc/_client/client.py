@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import logging
 import threading
 import time
@@ -11,17 +12,16 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, Protocol, Self
 
 from txrpc._client import completion, effects
-from txrpc._client.branch_operation import operate
+from txrpc._client.branch_operation import commit_here, how_it_ended, operate
 from txrpc._client.coordinators import Outbox, find, unavailable
 from txrpc._client.core import ClientCore
-from txrpc._client.flow import run
+from txrpc._client.flow import Flow, run
 from txrpc._client.locks import BranchLock
 from txrpc._client.rollback_rules import Kind, RollbackRules
 from txrpc._client.scope import set_default_client
 from txrpc._client.state import ClientState, OpenBranch
 from txrpc._client.transaction import JoinedTransaction, RootTransaction
 from txrpc._context import current
-from txrpc._failpoints import failpoint
 from txrpc._protocol.messages import Outcome, Owner, TransactionContext
 from txrpc._protocol.participant.branch import Do, Operation
 from txrpc.errors import TransactionExists
@@ -221,23 +221,46 @@ class Client:
             if not self._closed:
                 logger.error("no thread for a worker: the work waits", extra={"reason": str(error)})
 
+    def operate_here(self, do: Do, branch: OpenBranch | None) -> None:
+        """See `Runtime`.  A worker goes on where patience is needed: the root's does not outlast its deadline by much."""
+        resource = self.state.resources[do.gid.resource]
+        if branch is None or not hasattr(resource, "commit_here"):
+            self.operate(do, branch)
+        elif not self._carry_out(do, branch, commit_here(do, resource, branch.work, self._committing(do))):
+            self._submit(self._finishers[do.gid.resource], self._learn, do, branch)
+
+    def _learn(self, do: Do, branch: OpenBranch) -> None:
+        self._carry_out(do, branch, how_it_ended(self.state.resources[do.gid.resource], branch.work))
+
     def _operate(self, do: Do, branch: OpenBranch | None) -> None:
         resource = self.state.resources[do.gid.resource]
         work = branch.work if branch is not None else None
-        try:
-            if do.operation is Operation.INTERRUPT:
+        if do.operation is Operation.INTERRUPT:
+            try:
                 resource.interrupt(work)
-                return
-            committing: Callable[[str], None] = lambda token: effects.committing(self.state, do, token)  # noqa: E731
-            failpoint(f"participant.before_{do.operation.value}")
-            result = run(operate(do, resource, work, committing))
-            failpoint(f"participant.after_{do.operation.value}")
-            effects.operated(self.state, do, result)
-        except Exception as error:
-            if effects.leaves_work(do, branch):
+            except Exception as error:
+                effects.broke(self.state, do, error)
+        else:
+            self._carry_out(do, branch, operate(do, resource, work, self._committing(do)))
+
+    def _committing(self, do: Do) -> Callable[[str], None]:
+        return functools.partial(effects.committing, self.state, do)
+
+    def _carry_out(self, do: Do, branch: OpenBranch | None, flow: Flow[Any]) -> bool:
+        """Drive the *flow* of an operation and take its result; return whether there was one."""
+        try:
+            result = run(flow)
+            if result is not None:
+                effects.operated(self.state, do, result)
+            return result is not None
+        except BaseException as error:
+            if branch is not None and effects.leaves_work(do, branch):
                 with contextlib.suppress(Exception):
-                    resource.rollback(work)
+                    self.state.resources[do.gid.resource].rollback(branch.work)
             effects.broke(self.state, do, error)
+            if not isinstance(error, Exception):
+                raise  # Ctrl-C in the root's own thread
+            return True
 
     def future(self) -> Future[Any]:
         return Future()

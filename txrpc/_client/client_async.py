@@ -18,7 +18,6 @@ from txrpc._client.scope import set_default_client
 from txrpc._client.state import ClientState, OpenBranch
 from txrpc._client.transaction_async import AsyncJoinedTransaction, AsyncRootTransaction
 from txrpc._context import current, set_current
-from txrpc._failpoints import failpoint
 from txrpc._protocol.messages import Outcome, Owner, TransactionContext
 from txrpc._protocol.participant.branch import Do, Operation
 from txrpc.errors import TransactionExists
@@ -181,6 +180,10 @@ class AsyncClient:
     def operate(self, do: Do, branch: OpenBranch | None) -> None:
         self._spawn(self._operate(do, branch))
 
+    def operate_here(self, do: Do, branch: OpenBranch | None) -> None:
+        """See `Runtime`.  In a task of its own: a COMMIT under way must not be cancelled with the root's."""
+        self.operate(do, branch)
+
     def _spawn(self, coroutine: Coroutine[Any, Any, None]) -> None:
         if self._loop is None or self._loop.is_closed():
             coroutine.close()
@@ -201,11 +204,9 @@ class AsyncClient:
             async def committing(token: str) -> None:
                 effects.committing(self.state, do, token)
 
-            failpoint(f"participant.before_{do.operation.value}")
             pools = self._finishers if do.operation in effects.FINISHING else self._workers
             async with pools[do.gid.resource]:
                 result = await arun(operate(do, resource, work, committing))
-            failpoint(f"participant.after_{do.operation.value}")
             effects.operated(self.state, do, result)
         except Exception as error:
             if effects.leaves_work(do, branch):

@@ -124,7 +124,7 @@ def rollback(client: ClientState, part: LocalTransaction, reason: Reason) -> Flo
 
 def _undo(client: ClientState, part: LocalTransaction, refs: tuple[BranchRef, ...], reason: Reason) -> Flow[None]:
     own = [ref for ref in refs if ref.participant == client.participant_id]
-    futures = [requests.end_here(client, ref, reason) for ref in own]
+    futures = [requests.rollback_here(client, ref, reason) for ref in own]
     cancel_calls(part)
     if part.owner is not None and (len(own) < len(refs) or part.in_flight):
         others = tuple(ref for ref in refs if ref.participant != client.participant_id)
@@ -138,7 +138,9 @@ def _undo(client: ClientState, part: LocalTransaction, refs: tuple[BranchRef, ..
 
 
 def _commit_here(client: ClientState, part: LocalTransaction, ref: BranchRef) -> Flow[Ended]:
-    future = requests.end_here(client, ref, None)
+    future, operations = requests.commit_here(client, ref)
+    for do in operations:
+        yield client.runtime.operate_here, (do, client.branches.get(ref.branch))
     patience_s = max(0, part.deadline_ms - client.now_ms() + client.commit_timeout_ms) / 1000
     try:
         result, reason = yield client.runtime.wait, (future, patience_s)

@@ -284,12 +284,12 @@ class ClientCore:
     def next_wakeup_ms(self) -> int | None:
         """Return when `woke` is due."""
         with self.state.lock:
-            due = [
-                *self.state.start_at.values(),
-                *(self.state.sweep_at.values() if self._connected() else ()),
-            ]
             next_ms = self.state.participant.state.next_wakeup_ms()
-            return min([*due, next_ms] if next_ms is not None else due, default=None)
+            for due in (self.state.start_at, self.state.sweep_at if self._connected() else None):
+                for at_ms in due.values() if due else ():
+                    if next_ms is None or at_ms < next_ms:
+                        next_ms = at_ms
+            return next_ms
 
     def swept(self, name: str, found: Sequence[tuple[Gid, int]] | BaseException) -> None:
         """What the database of resource *name* holds prepared for this group, or why it could not say."""

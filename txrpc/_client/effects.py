@@ -35,8 +35,11 @@ _BROKE = {
 }
 
 
-def apply(client: ClientState, effects: Effects) -> None:
-    """Apply *effects*: free the waiters first, start operations last."""
+def apply(client: ClientState, effects: Effects, here: list[Do] | None = None) -> None:
+    """Apply *effects*: free the waiters first, start operations last.
+
+    *here*: takes the commits in one phase, which the caller then carries out, without the lock.
+    """
     for branch, result, reason in effects.settle:
         _settle(client, branch, result, reason)
     for mistake in effects.mistakes:
@@ -44,7 +47,10 @@ def apply(client: ClientState, effects: Effects) -> None:
     if effects.send:
         _send_all(client, effects.send)
     for do in effects.do:
-        _start(client, do)
+        if here is not None and do.operation is Operation.COMMIT_ONE_PHASE:
+            here.append(do)
+        else:
+            _start(client, do)
     client.runtime.wake()
 
 

@@ -9,11 +9,11 @@ from typing import Any, TypeVar
 from txrpc._client import effects
 from txrpc._client.state import ClientState
 from txrpc._protocol.messages import BranchRef, CommitRequest, Outcome, OutcomeReply, OutcomeRequest
-from txrpc._protocol.participant.branch import BranchInput, BranchState
+from txrpc._protocol.participant.branch import BranchInput, BranchState, Do
 from txrpc.errors import AbortCode, CoordinatorUnavailable, Reason
 from txrpc.ids import BranchId
 
-__all__ = ["end_here", "fail_all", "keep", "post", "replied", "runs"]
+__all__ = ["commit_here", "fail_all", "keep", "post", "replied", "rollback_here", "runs"]
 
 _K = TypeVar("_K")
 _V = TypeVar("_V")
@@ -53,18 +53,28 @@ def fail_all(client: ClientState, node: str, text: str) -> None:
             client.runtime.settle(future, error)
 
 
-def end_here(client: ClientState, ref: BranchRef, reason: Reason | None) -> Any:
-    """Commit a branch of this process in one phase, or with a *reason* roll it back; return a future of (outcome, reason)."""
-    kind = BranchInput.LOCAL_COMMIT if reason is None else BranchInput.LOCAL_ROLLBACK
-    detail = ref.calls if reason is None else reason
-    branch = ref.branch
+def commit_here(client: ClientState, ref: BranchRef) -> tuple[Any, list[Do]]:
+    """Begin to commit a branch of this process in one phase.
+
+    Returns a future of (outcome, reason), and the operation that the caller must carry out for that, if there is one.
+    """
+    here: list[Do] = []
+    return _end_here(client, ref.branch, BranchInput.LOCAL_COMMIT, ref.calls, here), here
+
+
+def rollback_here(client: ClientState, ref: BranchRef, reason: Reason) -> Any:
+    """Roll a branch of this process back; return a future of (outcome, reason)."""
+    return _end_here(client, ref.branch, BranchInput.LOCAL_ROLLBACK, reason, None)
+
+
+def _end_here(client: ClientState, branch: BranchId, kind: BranchInput, detail: Any, here: list[Do] | None) -> Any:
     with client.lock:
         future = client.local_ends.setdefault(branch, client.runtime.future())
         if branch not in client.participant.rows:
             del client.local_ends[branch]
             gone = Reason(AbortCode.TIMED_OUT, "the branch was rolled back long ago")
             client.runtime.settle(future, (Outcome.ABORTED, gone))
-        effects.apply(client, client.participant.step(kind, branch, client.now_ms(), detail))
+        effects.apply(client, client.participant.step(kind, branch, client.now_ms(), detail), here)
         return future
 
 

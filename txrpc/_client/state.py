@@ -77,10 +77,16 @@ class LocalCommit:
 
 
 class Runtime(Protocol):
-    """What blocks or is awaited.  `operate` and `wake` return at once; `wait`, `pause` and `reconnect` are called by flows."""
+    """What blocks or is awaited.
+
+    `operate` and `wake` return at once; `operate_here`, `wait`, `pause` and `reconnect` are called by flows.
+    """
 
     def operate(self, do: Do, branch: OpenBranch | None) -> None:
         """Carry out an operation on a resource in the background, and call `effects.operated` with its result."""
+
+    def operate_here(self, do: Do, branch: OpenBranch | None) -> Any:
+        """Carry out a commit in one phase, in the caller's own thread if that is possible."""
 
     def wake(self) -> None:
         """Notice that `ClientCore.next_wakeup_ms` may have moved forward."""

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import logging
+import os
+import socket
 import sys
 import threading
 from collections.abc import Callable, Iterable, Mapping
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
 from types import ModuleType
 from typing import Any
 
@@ -32,6 +34,7 @@ __all__ = [
     "check_options",
     "check_outside",
     "check_whole",
+    "cutter",
     "dialect_of",
     "exhausted",
     "info_of",
@@ -71,6 +74,7 @@ class BranchWork:
         "notifies",
         "ours",
         "read_only",
+        "token",
         "transaction",
     )
 
@@ -92,6 +96,8 @@ class BranchWork:
         self.interrupted = False
         """Whether its backend is being ended, or has been: the connection is good for nothing more."""
         self.notifies = False
+        self.token = ""
+        """By which the database can tell how its commit in one phase ended; "" if it wrote nothing."""
         self.doom: Reason | None = None
         """Why the user's code made it impossible to commit."""
 
@@ -157,6 +163,26 @@ def interrupt(connection: Connection, dialect: ModuleType, work: BranchWork) -> 
             return
         work.interrupted = True
     dialect.interrupt(connection, work.backend)
+
+
+def cutter(work: BranchWork) -> Callable[[], None]:
+    """Return what shuts the socket of *work*'s connection down, if that is then still the same one.
+
+    For a database that cannot be reached by any other connection: what waits for its answer must not wait for ever.
+    """
+    connection = getattr(work.connection, "sync_connection", work.connection)
+    with suppress(Exception):
+        descriptor = connection.connection.driver_connection.fileno()
+        number = os.fstat(descriptor).st_ino
+
+        def cut() -> None:
+            with work.lock, suppress(OSError):
+                if not work.given_back and os.fstat(descriptor).st_ino == number:
+                    with socket.socket(fileno=os.dup(descriptor)) as other_end:
+                        other_end.shutdown(socket.SHUT_RDWR)
+
+        return cut
+    return lambda: None  # a driver without a socket that can be seen
 
 
 def branch_of(handle: Any, resource: Any, wanted: type) -> Any:

@@ -21,6 +21,7 @@ from __future__ import annotations
 import logging
 import re
 from collections.abc import Sequence
+from contextlib import closing, suppress
 from typing import Any, Final
 
 from sqlalchemy.engine import Connection
@@ -121,7 +122,7 @@ def token_to_end(connection: Connection, pid: int, always: bool, marker: Marker 
 
     Raises `ResourceUnavailable` if the transaction is not the one that worked.
     """
-    number, backend, in_block, foreign, timeline = connection.exec_driver_sql(_WORK).one()
+    number, backend, in_block, foreign, timeline = _row(connection, _WORK)
     if backend != pid or not in_block:
         raise ResourceUnavailable(
             f"the connection of a branch was moved from backend {pid} to {backend}, and its work was lost: a pooler between here "
@@ -133,6 +134,17 @@ def token_to_end(connection: Connection, pid: int, always: bool, marker: Marker 
         return f"{number}-{timeline}" if number else ""
     marker.write(connection)
     return f"{number}-{timeline}-{marker.number}"
+
+
+def _row(connection: Connection, query: str) -> Any:
+    """Return the one row of *query*, asked on the driver's own cursor, which takes a third of the time of SQLAlchemy's.
+
+    What goes wrong is asked once more through SQLAlchemy, which knows what an error means for the connection.
+    """
+    with suppress(Exception), closing(connection.connection.cursor()) as cursor:
+        cursor.execute(query)
+        return cursor.fetchone()
+    return connection.exec_driver_sql(query).one()
 
 
 def prepare(connection: Connection, gid: Gid, pid: int, always: bool, marker: Marker | None = None) -> str:
@@ -277,10 +289,13 @@ def ends_the_transaction(statement: str) -> str:
 def in_transaction(connection: Connection) -> bool:
     """Whether a transaction is open at the server's end of *connection*, as far as its driver knows; costs no round trip."""
     driver: Any = connection.connection.driver_connection
+    libpq = getattr(driver, "pgconn", None)
+    if libpq is not None:  # psycopg, whose `info` is made anew each time
+        return bool(libpq.transaction_status)  # 0 is idle
     if hasattr(driver, "is_in_transaction"):  # asyncpg
         return bool(driver.is_in_transaction())
     info = getattr(driver, "info", None)
-    return bool(getattr(info, "transaction_status", True))  # libpq's: 0 is idle
+    return bool(getattr(info, "transaction_status", True))
 
 
 # -------------------------------------------------------------------------------------------------------- preflight

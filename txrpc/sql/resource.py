@@ -33,6 +33,7 @@ from txrpc.sql.common import (
     check_options,
     check_outside,
     check_whole,
+    cutter,
     dialect_of,
     exhausted,
     info_of,
@@ -200,23 +201,40 @@ class ResourceManager:
 
     def commit_one_phase(self, work: BranchWork, committing: Callable[[str], None]) -> Outcome:
         """See `txrpc.resource.Resource.commit_one_phase`."""
+        outcome = self.commit_here(work, committing)
+        return self.how_it_ended(work) if outcome is None else outcome
+
+    def commit_here(self, work: BranchWork, committing: Callable[[str], None]) -> Outcome | None:
+        """See `txrpc.resource.CommitsHere.commit_here`."""
         check_whole(work, self.name, self._dialect)
         work.ours = True
-        token: str = self._dialect.token_to_end(work.connection, *self._to_end(work))
-        if token:
-            committing(token)
+        work.token = self._dialect.token_to_end(work.connection, *self._to_end(work))
+        if work.token:
+            committing(work.token)
         try:
             durable: bool = self._commit(work.connection, work)
         except Exception as error:
             if self._dialect.refused(error):
                 raise
-            return self._how_it_ended(work, token)
+            self._let_go(work, spoiled=True)
+            return None
+        except BaseException:
+            # Broken off by the user: SQLAlchemy's transaction has ended, perhaps before the database heard of it.
+            self._let_go(work, spoiled=True)
+            raise
         self._let_go(work)
         return Outcome.COMMITTED if durable else Outcome.UNKNOWN
 
     def _commit(self, connection: Connection, work: BranchWork) -> bool:
         durable: bool = self._dialect.commit(work.transaction, connection)
         return durable
+
+    def how_it_ended(self, work: BranchWork) -> Outcome:
+        """See `txrpc.resource.CommitsHere.how_it_ended`."""
+        if not work.token:
+            self._see_off(work.backend)
+            return Outcome.COMMITTED
+        return run(learn(self.one_phase_result, self._break_off, time.sleep, work.token, work.backend))
 
     def rollback(self, work: BranchWork) -> None:
         """See `txrpc.resource.Resource.rollback`."""
@@ -227,8 +245,16 @@ class ResourceManager:
 
     def interrupt(self, work: BranchWork) -> None:
         """See `txrpc.resource.Resource.interrupt`."""
-        if work is not None and work.backend is not None:
+        if work is None or work.backend is None:
+            return
+        cut, again = cutter(work), work.interrupted
+        try:
             self._aside(interrupt, self._dialect, work)
+        except BaseException:
+            cut()
+            raise
+        if again:
+            cut()  # the server's end has been ended before, and its word has not come through
 
     def commit_prepared(self, gid: Gid, token: str) -> FinishResult:
         """See `txrpc.resource.Resource.commit_prepared`."""
@@ -274,14 +300,6 @@ class ResourceManager:
             self._guard.release(work.connection)
         with suppress(Exception):
             work.connection.close()
-
-    def _how_it_ended(self, work: BranchWork, token: str) -> Outcome:
-        """The connection broke during COMMIT."""
-        self._let_go(work, spoiled=True)
-        if not token:
-            self._see_off(work.backend)
-            return Outcome.COMMITTED
-        return run(learn(self.one_phase_result, self._break_off, time.sleep, token, work.backend))
 
     def _break_off(self, backend: Backend) -> None:
         self._aside(self._dialect.interrupt, backend)

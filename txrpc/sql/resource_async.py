@@ -32,6 +32,7 @@ from txrpc.sql.common import (
     check_options,
     check_outside,
     check_whole,
+    cutter,
     dialect_of,
     exhausted,
     info_of,
@@ -199,23 +200,40 @@ class AsyncResourceManager:
 
     async def commit_one_phase(self, work: BranchWork, committing: Callable[[str], Awaitable[None]]) -> Outcome:
         """See `txrpc.resource.Resource.commit_one_phase`."""
+        outcome = await self.commit_here(work, committing)
+        return await self.how_it_ended(work) if outcome is None else outcome
+
+    async def commit_here(self, work: BranchWork, committing: Callable[[str], Awaitable[None]]) -> Outcome | None:
+        """See `txrpc.resource.CommitsHere.commit_here`."""
         check_whole(work, self.name, self._dialect)
         work.ours = True
-        token: str = await work.connection.run_sync(self._dialect.token_to_end, *self._to_end(work))
-        if token:
-            await committing(token)
+        work.token = await work.connection.run_sync(self._dialect.token_to_end, *self._to_end(work))
+        if work.token:
+            await committing(work.token)
         try:
             durable: bool = await work.connection.run_sync(self._commit, work)
         except Exception as error:
             if self._dialect.refused(error):
                 raise
-            return await self._how_it_ended(work, token)
+            await self._let_go(work, spoiled=True)
+            return None
+        except BaseException:
+            # Broken off by the user: SQLAlchemy's transaction has ended, perhaps before the database heard of it.
+            await self._let_go(work, spoiled=True)
+            raise
         await self._let_go(work)
         return Outcome.COMMITTED if durable else Outcome.UNKNOWN
 
     def _commit(self, connection: Connection, work: BranchWork) -> bool:
         durable: bool = self._dialect.commit(work.transaction.sync_transaction, connection)
         return durable
+
+    async def how_it_ended(self, work: BranchWork) -> Outcome:
+        """See `txrpc.resource.CommitsHere.how_it_ended`."""
+        if not work.token:
+            await self._see_off(work.backend)
+            return Outcome.COMMITTED
+        return await arun(learn(self.one_phase_result, self._break_off, asyncio.sleep, work.token, work.backend))
 
     async def rollback(self, work: BranchWork) -> None:
         """See `txrpc.resource.Resource.rollback`."""
@@ -226,8 +244,16 @@ class AsyncResourceManager:
 
     async def interrupt(self, work: BranchWork) -> None:
         """See `txrpc.resource.Resource.interrupt`."""
-        if work is not None and work.backend is not None:
+        if work is None or work.backend is None:
+            return
+        cut, again = cutter(work), work.interrupted
+        try:
             await self._aside(interrupt, self._dialect, work)
+        except BaseException:
+            cut()
+            raise
+        if again:
+            cut()  # the server's end has been ended before, and its word has not come through
 
     async def commit_prepared(self, gid: Gid, token: str) -> FinishResult:
         """See `txrpc.resource.Resource.commit_prepared`."""
@@ -273,14 +299,6 @@ class AsyncResourceManager:
             await work.connection.run_sync(self._guard.release)
         with suppress(Exception):
             await work.connection.close()
-
-    async def _how_it_ended(self, work: BranchWork, token: str) -> Outcome:
-        """The connection broke during COMMIT."""
-        await self._let_go(work, spoiled=True)
-        if not token:
-            await self._see_off(work.backend)
-            return Outcome.COMMITTED
-        return await arun(learn(self.one_phase_result, self._break_off, asyncio.sleep, token, work.backend))
 
     async def _break_off(self, backend: Backend) -> None:
         await self._aside(self._dialect.interrupt, backend)

@@ -120,6 +120,9 @@ class SimRuntime:
             return
         self._process.soon(self._operate, do, resource, work)
 
+    def operate_here(self, do: Do, branch: OpenBranch | None) -> None:
+        self.operate(do, branch)
+
     def _operate(self, do: Do, resource: SimResource, work: Any) -> None:
         committing = functools.partial(effects.committing, self.state, do)
         task = Task(self._process, operate(do, cast("Any", resource), work, committing))
