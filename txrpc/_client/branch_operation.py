@@ -13,7 +13,7 @@ from txrpc._protocol.participant.branch import BranchInput, Do, Operation
 from txrpc.errors import AbortCode, Reason, ResourceUnavailable
 from txrpc.resource import AsyncResource, Prepared, Resource, Work
 
-__all__ = ["commit_here", "how_it_ended", "operate"]
+__all__ = ["commit_here", "how_it_ended", "interrupt", "operate"]
 
 Result = tuple[BranchInput, Any]
 
@@ -83,6 +83,11 @@ def commit_here(do: Do, resource: Any, work: Work, committing: Callable[[str], A
 def how_it_ended(resource: Any, work: Work) -> Flow[Result]:
     """Learn what `commit_here` could not tell."""
     return _ended(resource, (yield resource.how_it_ended, (work,)))
+
+
+def interrupt(resource: Any, work: Work) -> Flow[None]:
+    """Break off what *work* is doing elsewhere, which brings no result of its own."""
+    yield resource.interrupt, (work,)
 
 
 def _ended(resource: Resource | AsyncResource, result: Outcome) -> Result:

@@ -12,7 +12,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, Protocol, Self
 
 from txrpc._client import completion, effects
-from txrpc._client.branch_operation import commit_here, how_it_ended, operate
+from txrpc._client.branch_operation import commit_here, how_it_ended, interrupt, operate
 from txrpc._client.coordinators import Outbox, find, unavailable
 from txrpc._client.core import ClientCore
 from txrpc._client.flow import Flow, run
@@ -224,9 +224,10 @@ class Client:
     def operate_here(self, do: Do, branch: OpenBranch | None) -> None:
         """See `Runtime`.  A worker goes on where patience is needed: the root's does not outlast its deadline by much."""
         resource = self.state.resources[do.gid.resource]
+        committing = functools.partial(effects.committing, self.state, do)
         if branch is None or not hasattr(resource, "commit_here"):
             self.operate(do, branch)
-        elif not self._carry_out(do, branch, commit_here(do, resource, branch.work, self._committing(do))):
+        elif not self._carry_out(do, branch, commit_here(do, resource, branch.work, committing)):
             self._submit(self._finishers[do.gid.resource], self._learn, do, branch)
 
     def _learn(self, do: Do, branch: OpenBranch) -> None:
@@ -236,15 +237,10 @@ class Client:
         resource = self.state.resources[do.gid.resource]
         work = branch.work if branch is not None else None
         if do.operation is Operation.INTERRUPT:
-            try:
-                resource.interrupt(work)
-            except Exception as error:
-                effects.broke(self.state, do, error)
+            self._carry_out(do, None, interrupt(resource, work))
         else:
-            self._carry_out(do, branch, operate(do, resource, work, self._committing(do)))
-
-    def _committing(self, do: Do) -> Callable[[str], None]:
-        return functools.partial(effects.committing, self.state, do)
+            committing = functools.partial(effects.committing, self.state, do)
+            self._carry_out(do, branch, operate(do, resource, work, committing))
 
     def _carry_out(self, do: Do, branch: OpenBranch | None, flow: Flow[Any]) -> bool:
         """Drive the *flow* of an operation and take its result; return whether there was one."""

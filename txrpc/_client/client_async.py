@@ -180,9 +180,7 @@ class AsyncClient:
     def operate(self, do: Do, branch: OpenBranch | None) -> None:
         self._spawn(self._operate(do, branch))
 
-    def operate_here(self, do: Do, branch: OpenBranch | None) -> None:
-        """See `Runtime`.  In a task of its own: a COMMIT under way must not be cancelled with the root's."""
-        self.operate(do, branch)
+    operate_here = operate  # in a task of its own: a COMMIT under way must not be cancelled with the root's
 
     def _spawn(self, coroutine: Coroutine[Any, Any, None]) -> None:
         if self._loop is None or self._loop.is_closed():
