@@ -20,7 +20,7 @@ from txrpc._connect import (
     intercept_channel,
     server_interceptors,
 )
-from txrpc._context import carry
+from txrpc._context import carry, final_call
 from txrpc._protocol.messages import Outcome, Wait
 from txrpc.errors import (
     AbortCode,
@@ -93,6 +93,7 @@ __all__ = [
     "client_interceptors",
     "connect",
     "current_transaction",
+    "final_call",
     "intercept_channel",
     "server_interceptors",
     "transaction",

@@ -18,7 +18,18 @@ from typing import Any, NamedTuple, ParamSpec, TypeVar
 from contextvars_extras import ContextVarsRegistry
 from contextvars_extras.context_management import bind_to_snapshot_context
 
-__all__ = ["Ambient", "bind", "carry", "current", "current_reads_only", "current_rules", "restore", "set_current"]
+__all__ = [
+    "Ambient",
+    "bind",
+    "carry",
+    "current",
+    "current_is_final",
+    "current_reads_only",
+    "current_rules",
+    "final_call",
+    "restore",
+    "set_current",
+]
 
 _P = ParamSpec("_P")
 _R = TypeVar("_R")
@@ -35,6 +46,8 @@ class Ambient(NamedTuple):
     rules: Any
     reads_only: bool = False
     """Whether the block may only read, though its transaction may write elsewhere."""
+    final: bool = False
+    """Whether the services that the block calls are called no more in the transaction."""
 
 
 class _Registry(ContextVarsRegistry):
@@ -62,6 +75,35 @@ def current_reads_only() -> bool:
     """Return whether the innermost block of that transaction, or one around it, may only read."""
     ambient = _slot.get()
     return ambient is not None and ambient.reads_only
+
+
+def current_is_final() -> bool:
+    """Return whether the running code is in a `final_call` block."""
+    ambient = _slot.get()
+    return ambient is not None and ambient.final
+
+
+@contextmanager
+def final_call() -> Iterator[None]:
+    """Make calls of which each is the transaction's last one to its service: ``with txrpc.final_call(): bank.Withdraw(...)``.
+
+    Each of those services prepares its branches before it replies, and the vote travels with the reply: one round of messages
+    less at commit, and the service's connection is free again.  For a transaction of which several services take part: one
+    that has a single branch is cheaper without.
+
+    A call to such a service later in the same transaction is refused, and the transaction can only roll back.  The block is for
+    threads and asyncio alike (``with``, not ``async with``), does not reach into blocks of ``transaction()`` inside it, and
+    does nothing outside a transaction.
+    """
+    ambient = _slot.get()
+    if ambient is None:
+        yield
+        return
+    _slot.set(ambient._replace(final=True))
+    try:
+        yield
+    finally:
+        _slot.set(ambient)
 
 
 def set_current(handle: Handle, rules: Any = None, reads_only: bool = False) -> Ambient | None:

@@ -35,6 +35,7 @@ from txrpc import (
     Wait,
     Xid,
     carry,
+    final_call,
 )
 from txrpc._client.manager_async import AsyncTransactionManager as TransactionManager
 from txrpc._client.transaction_async import AsyncJoinedTransaction as JoinedTransaction
@@ -84,6 +85,7 @@ __all__ = [
     "client_interceptors",
     "connect",
     "current_transaction",
+    "final_call",
     "server_interceptors",
     "transaction",
     "transactional",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from txrpc._protocol.coordinator.events import Limits
@@ -17,12 +17,10 @@ from txrpc._protocol.messages import (
     Outcome,
     OutcomeReply,
     OutcomeRequest,
-    Prepare,
     Resolve,
     ResourceInfo,
     RollbackRequest,
     Tick,
-    Voted,
     Welcome,
 )
 from txrpc._protocol.participant.branch import BranchInput, Do, Effects, Operation
@@ -84,11 +82,11 @@ class Service:
 
     def vote_early(self, ref: BranchRef) -> BranchRef:
         """Prepare before the reply; the vote rides home in it instead of going to the coordinator."""
-        effects = self.table.received(Prepare(XID, ref.branch, ref.calls), self.world.now_ms)
+        effects = self.table.step(BranchInput.VOTE_EARLY, ref.branch, self.world.now_ms)
         kind, detail = self._carry_out(effects.do[0])
-        (vote,) = self.table.step(kind, ref.branch, self.world.now_ms, detail).send
-        assert isinstance(vote, Voted)
-        return BranchRef(ref.branch, ref.resource, ref.participant, ref.calls, vote.vote, vote.token)
+        ((_branch, vote, _reason),) = self.table.step(kind, ref.branch, self.world.now_ms, detail).votes
+        row = self.table.rows[ref.branch]
+        return replace(ref, vote=vote, token=row.token, counted=row.calls)
 
     def take(self, message: Any) -> None:
         """A message of the coordinator's has come."""

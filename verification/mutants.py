@@ -11,7 +11,7 @@ from unittest.mock import patch
 from txrpc._client import completion, greeting
 from txrpc._client import requests as client_requests
 from txrpc._client.core import ClientCore
-from txrpc._client.local_transaction import Status
+from txrpc._client.local_transaction import LocalTransaction, Status
 from txrpc._decision_log.memory import MemoryLog
 from txrpc._protocol.coordinator import knowledge, one_phase, phases, recovery, requests
 from txrpc._protocol.coordinator import machine as coordinator_machine
@@ -164,7 +164,7 @@ def _never_marks_a_record_done() -> Patches:
     return [_coordinator(State.COMMITTING, Input.ACKED, mistaken)]
 
 
-@_mutant(7, 5)
+@_mutant(7, 5, 13)
 def _the_log_has_no_fence() -> Patches:
     @contextmanager
     def unfenced(self: Any) -> Iterator[Any]:
@@ -206,7 +206,7 @@ def _counts_a_lost_voter_as_read_only() -> Patches:
     return [_coordinator(State.PREPARING, Input.SESSION_LOST, mistaken)]
 
 
-@_mutant(2, 1, 8, 13)
+@_mutant(2, 1, 8, 13, 14)
 def _commits_the_first_of_several_branches_in_one_phase() -> Patches:
     def mistaken(state: Any, row: Any) -> None:
         for branch in list(row.branches)[1:]:
@@ -301,6 +301,34 @@ def _ignores_the_call_count() -> Patches:
     return [patch.object(phase_one, "_objection", mistaken)]
 
 
+_FINAL = Options(final_calls=0.6, duplication=0.3, stray=0.1, transactions=6, calls=4, services=2, read_only=0.0)
+
+
+@_mutant(9, world=_FINAL)
+def _believes_an_early_vote_whatever_it_has_counted() -> Patches:
+    return [patch.object(LocalTransaction, "miscounted", lambda _self: None)]
+
+
+@_mutant(9, 2, 10, world=_FINAL)
+def _votes_early_while_a_call_still_runs() -> Patches:
+    def mistaken(state: Any, row: Any, _: object) -> None:
+        state.close(row)
+        row.early, row.state = True, _S.VOTING
+        state.do(Operation.PREPARE, row)
+
+    return [_participant(_S.ACTIVE, _I.VOTE_EARLY, mistaken)]
+
+
+@_mutant(10, 9, 2, world=_FINAL)
+def _lets_calls_in_after_an_early_vote() -> Patches:
+    def mistaken(state: Any, row: Any, _: object) -> None:
+        row.early = True
+        phase_one._prepare_or_object(state, row, row.calls)
+        state.by_use.pop((row.xid, row.gid.resource), None)
+
+    return [_participant(_S.ACTIVE, _I.VOTE_EARLY, mistaken)]
+
+
 @_mutant(8, 2, 13, world=Options(crashes=12, transactions=6, calls=6, delay_ms=200, read_only=0.0))
 def _a_restarted_process_votes_for_the_work_of_the_dead_one() -> Patches:
     def keeps_its_name(self: Any, process: Any, resources: Any) -> None:
@@ -351,7 +379,7 @@ def _lets_late_calls_in() -> Patches:
     ]
 
 
-@_mutant(2, 1, 8)
+@_mutant(2, 1, 8, 13, 14)
 def _votes_for_what_the_database_refused() -> Patches:
     def mistaken(state: Any, row: Any, reason: Any) -> None:
         phase_one._vote(state, row, Vote.READ_ONLY)

@@ -94,6 +94,14 @@ MUTANTS: dict[str, tuple[Change, str]] = {
         Change("txrpc._client.completion", "everywhere = bool(part.in_flight)", "everywhere = False"),
         "tests/system/test_calls_in_flight.py -k rule_9_a_call_that_still_runs",
     ),
+    "a lost early vote is left to its deadline": (
+        Change("txrpc._client.completion", "bool(part.in_flight) or part.lost_vote", "bool(part.in_flight)"),
+        "tests/system/test_final_calls.py -k rule_19",
+    ),
+    "a failed final call votes all the same": (
+        Change("txrpc._client.transaction_base", "self.final and not self._failed and", "self.final and"),
+        "tests/system/test_final_calls.py -k failed",
+    ),
     "a fan-out in a service is left to its deadline": (
         Change(
             "txrpc._client.transaction_base",

@@ -30,8 +30,10 @@ EXPECTED: dict[str, dict[str, str]] = {
         "local rollback": "rolling back; do rollback",
         "time up": "rolling back; do rollback",
         "much later": "rolling back; do rollback",
+        "vote early": "voting; do prepare",
     },
     "active, in use": {
+        "vote early": "rolling back; do interrupt; vote ABORT",
         "prepare": "rolling back; do interrupt; send Voted ABORT",
         "prepare, other count": "rolling back; do interrupt; send Voted ABORT",
         "commit one phase": "rolling back; do interrupt; send OnePhaseDone ABORTED",
@@ -45,6 +47,7 @@ EXPECTED: dict[str, dict[str, str]] = {
         "much later": "rolling back; do interrupt",
     },
     "active, doomed": {
+        "vote early": "rolling back; do rollback; vote ABORT",
         "prepare": "rolling back; do rollback; send Voted ABORT",
         "prepare, other count": "rolling back; do rollback; send Voted ABORT",
         "commit one phase": "rolling back; do rollback; send OnePhaseDone ABORTED",
@@ -72,6 +75,23 @@ EXPECTED: dict[str, dict[str, str]] = {
         "prepared": "undoing; do rollback_prepared",
         "read only": "ended",
         "prepare failed": "undoing; do rollback_prepared",
+        "much later": "voting; do interrupt; send Trouble",
+    },
+    "voting early": {
+        "connected": "noted",
+        "rollback": "noted",
+        "local rollback": "noted",
+        "prepared": "prepared; vote PREPARED",
+        "read only": "ended; vote READ_ONLY",
+        "prepare failed": "undoing; do rollback_prepared; vote ABORT",
+        "much later": "voting; do interrupt; send Trouble",
+    },
+    "voting early in vain": {
+        "connected": "noted",
+        "local rollback": "noted",
+        "prepared": "undoing; do rollback_prepared; vote ABORT",
+        "read only": "ended; vote ABORT",
+        "prepare failed": "undoing; do rollback_prepared; vote ABORT",
         "much later": "voting; do interrupt; send Trouble",
     },
     "prepared": {
@@ -245,15 +265,15 @@ EXPECTED: dict[str, dict[str, str]] = {
 }
 
 GRID = {
-    "absent": "xxxxx...........",
-    "active": "xx.xxxx.x.......",
-    "voting": "x..x..x.xxxx....",
-    "prepared": "x.xx..x.x.......",
-    "one phase": ".x.xx...x...x...",
-    "committing": "..x.....x....xx.",
-    "undoing": "x..x..x.x....xx.",
-    "rolling back": "xx.xxxxxx......x",
-    "resolving": "....x...x...x.x.",
-    "ended": "xxxxxxxxx.......",
+    "absent": "x.xxxx...........",
+    "active": "xxx.xxxx.x.......",
+    "voting": "x...x..x.xxxx....",
+    "prepared": "x..xx..x.x.......",
+    "one phase": "..x.xx...x...x...",
+    "committing": "...x.....x....xx.",
+    "undoing": "x...x..x.x....xx.",
+    "rolling back": "x.x.xxxxxx......x",
+    "resolving": ".....x...x...x.x.",
+    "ended": "x.xxxxxxxx.......",
 }
 """Which inputs have an entry at all, in the order of `BranchInput`; a dot is what nobody should send in that state."""

@@ -65,6 +65,16 @@ def _voting_in_vain(p: Process) -> None:
     p.hear(rollback(ONE))
 
 
+def _voting_early(p: Process) -> None:
+    _active(p)
+    p.local(In.VOTE_EARLY, ONE)
+
+
+def _voting_early_in_vain(p: Process) -> None:
+    _voting_early(p)
+    p.hear(rollback(ONE))
+
+
 def _prepared(p: Process) -> None:
     _voting(p)
     p.local(In.PREPARED, ONE, "t1")
@@ -157,6 +167,8 @@ STORIES: dict[str, Story] = {
     "active, doomed": _doomed,
     "voting": _voting,
     "voting in vain": _voting_in_vain,
+    "voting early": _voting_early,
+    "voting early in vain": _voting_early_in_vain,
     "prepared": _prepared,
     "one phase": _one_phase,
     "one phase, local": _one_phase_here,
@@ -182,6 +194,7 @@ STORIES: dict[str, Story] = {
 INPUTS: dict[str, Callable[[Process], Effects]] = {
     "prepare": lambda p: p.hear(prepare(ONE)),
     "prepare, other count": lambda p: p.hear(prepare(ONE, calls=2)),
+    "vote early": lambda p: p.local(In.VOTE_EARLY, ONE),
     "commit one phase": lambda p: p.hear(one_phase(ONE)),
     "commit one phase, other count": lambda p: p.hear(one_phase(ONE, calls=0)),
     "commit": lambda p: p.hear(commit(ONE)),
@@ -212,7 +225,7 @@ def arrived(process: Process, arrive: Callable[[Process], Effects]) -> str:
     before = copy.deepcopy(process.table.rows)
     effects = arrive(process)
     rows = process.table.rows
-    if not (effects.do or effects.send or effects.settle) and process.state(ONE) is _state(before):
+    if not (effects.do or effects.send or effects.settle or effects.votes) and process.state(ONE) is _state(before):
         return "nothing" if rows == before else "noted"
     return described(process, effects)
 
@@ -227,6 +240,8 @@ def described(process: Process, effects: Effects) -> str:
         parts.append("do " + ", ".join(do.operation.value for do in effects.do))
     if effects.send:
         parts.append("send " + ", ".join(answers(effects.send)))
+    if effects.votes:
+        parts.append("vote " + ", ".join(vote.name for _, vote, _ in effects.votes))
     if effects.settle:
         parts.append("tell " + ", ".join(result.name for _, result, _ in effects.settle))
     return "; ".join(parts)

@@ -83,6 +83,29 @@ def test_cost_of_two_branches_that_wrote(make_world: Make, connected: Connect) -
     )
 
 
+def test_cost_of_final_calls(make_world: Make, connected: Connect) -> None:
+    """N >= 2, all with an early vote: client 2, participants 2N; the forced writes are the same."""
+    world = make_world()
+    connected(world)
+    teller = world.teller()
+    meter = Meter(world)
+    with txrpc.transaction(), txrpc.final_call():
+        teller.banks[0].Withdraw(ACCOUNT)
+        teller.banks[1].Deposit(ACCOUNT)
+    teller.close()
+    meter.check(
+        {
+            "received CommitRequest": 1,
+            "log": 1,
+            "sent Commit": 2,
+            "received Acked": 2,
+            "sent OutcomeReply": 1,
+            "PREPARE TRANSACTION": 2,
+            "COMMIT PREPARED": 2,
+        }
+    )
+
+
 def test_cost_of_one_branch_elsewhere(make_world: Make, connected: Connect) -> None:
     """One phase: client 2; participant 2, and one more that tells the database's transaction id (rule 13); nothing logged."""
     world = make_world()

@@ -6,12 +6,14 @@ a connection; everything else happens under the client's lock and does not block
 
 from __future__ import annotations
 
+from typing import Any
+
 from txrpc._client import effects
 from txrpc._client.flow import Flow
 from txrpc._client.local_transaction import LocalTransaction
 from txrpc._client.state import ClientState, OpenBranch
-from txrpc._protocol.messages import BranchRef, Owner
-from txrpc._protocol.participant.branch import BranchInput, BranchState
+from txrpc._protocol.messages import BranchRef, Owner, Vote
+from txrpc._protocol.participant.branch import BranchInput, BranchState, Do, ParticipantBranch
 from txrpc.errors import (
     AbortCode,
     ConfigurationError,
@@ -24,7 +26,7 @@ from txrpc.errors import (
 from txrpc.ids import BranchId, Epoch, Gid
 from txrpc.resource import AsyncResource, Resource, Work
 
-__all__ = ["NO_COORDINATOR", "call_ended", "enter", "failed", "leave"]
+__all__ = ["NO_COORDINATOR", "call_ended", "enter", "failed", "leave", "vote_early"]
 
 _MAX_BRANCHES = 10_000
 _ENDED = Reason(AbortCode.BRANCH_UNKNOWN, "the branch has ended")
@@ -93,6 +95,43 @@ def call_ended(client: ClientState, part: LocalTransaction) -> None:
                 row.running -= 1
                 row.calls += 1
                 row.doom = row.doom or part.doom
+
+
+def vote_early(client: ClientState, part: LocalTransaction) -> Flow[None]:
+    """Prepare what this process has of *part*'s transaction: its last call here has ended, and the reply carries the votes.
+
+    What wrote nothing and must be kept, and what another call has voted for, is left as it is.
+    """
+    with client.lock:
+        found = (client.participant.state.find(part.xid, name) for name in client.resources)
+        active = [row for row in found if row is not None and row.state is BranchState.ACTIVE]
+        waiting = [_begin_vote(client, row) for row in active]
+    for row, _future, operations in waiting:
+        for do in operations:
+            yield client.runtime.operate_here, (do, client.branches.get(row.branch))
+    for row, future, _operations in waiting:
+        patience_s = max(0, part.deadline_ms - client.now_ms() + client.commit_timeout_ms) / 1000
+        try:
+            vote, reason = yield client.runtime.wait, (future, patience_s)
+        except TimeoutError:
+            text = f"{row.gid.resource} has not answered PREPARE for {patience_s:.0f} s"
+            vote, reason = Vote.ABORT, Reason(AbortCode.TIMED_OUT, text)
+        if vote is Vote.ABORT:
+            part.set_doom(reason or Reason(AbortCode.CANNOT_PREPARE, f"{row.gid.resource} voted to abort"))
+        else:
+            part.voted(_ref(client, row, vote))
+
+
+def _begin_vote(client: ClientState, row: ParticipantBranch) -> tuple[ParticipantBranch, Any, list[Do]]:
+    """Return a future of (vote, reason), and the operation that the caller must carry out for that, if there is one."""
+    here: list[Do] = []
+    future = client.early_votes[row.branch] = client.runtime.future()
+    effects.apply(client, client.participant.step(BranchInput.VOTE_EARLY, row.branch, client.now_ms()), here)
+    return row, future, here
+
+
+def _ref(client: ClientState, row: ParticipantBranch, vote: Vote) -> BranchRef:
+    return BranchRef(row.branch, row.gid.resource, client.participant_id, 0, vote, row.token, row.calls)
 
 
 def _find_or_open(client: ClientState, part: LocalTransaction, resource: Resource | AsyncResource) -> OpenBranch:

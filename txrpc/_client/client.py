@@ -151,7 +151,7 @@ class Client:
 
     def join(self, context: TransactionContext) -> JoinedTransaction:
         """A handle for one incoming call.  See `txrpc._grpc.ports.Joiner`."""
-        return JoinedTransaction(self.state, self.core.join_part(context))
+        return JoinedTransaction(self.state, self.core.join_part(context), context.final)
 
     def outcome(self, xid: Xid, timeout: float = 10.0) -> Outcome:
         """Return how *xid* ended, asked for at most *timeout* seconds (rules 12 and 21).
@@ -225,7 +225,9 @@ class Client:
         """See `Runtime`.  A worker goes on where patience is needed: the root's does not outlast its deadline by much."""
         resource = self.state.resources[do.gid.resource]
         committing = functools.partial(effects.committing, self.state, do)
-        if branch is None or not hasattr(resource, "commit_here"):
+        if do.operation is Operation.PREPARE:
+            self._operate(do, branch)
+        elif branch is None or not hasattr(resource, "commit_here"):
             self.operate(do, branch)
         elif not self._carry_out(do, branch, commit_here(do, resource, branch.work, committing)):
             self._submit(self._finishers[do.gid.resource], self._learn, do, branch)

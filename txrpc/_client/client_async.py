@@ -128,7 +128,7 @@ class AsyncClient:
 
     def join(self, context: TransactionContext) -> AsyncJoinedTransaction:
         """A handle for one incoming call.  See `txrpc._grpc.ports.Joiner`."""
-        return AsyncJoinedTransaction(self.state, self.core.join_part(context))
+        return AsyncJoinedTransaction(self.state, self.core.join_part(context), context.final)
 
     async def outcome(self, xid: Xid, timeout: float = 10.0) -> Outcome:
         """Return how *xid* ended, asked for at most *timeout* seconds.  See `AsyncTransactionManager.outcome`."""

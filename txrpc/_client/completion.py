@@ -74,6 +74,7 @@ def commit(client: ClientState, part: LocalTransaction, wait: Wait) -> Flow[None
     reason = part.close(Status.COMMITTING)
     if reason is None and client.now_ms() >= part.deadline_ms:
         reason = Reason(AbortCode.TIMED_OUT, "the transaction's deadline has passed")
+    reason = reason or part.miscounted()
     refs = part.refs
     try:
         if reason is not None:
@@ -126,9 +127,9 @@ def _undo(client: ClientState, part: LocalTransaction, refs: tuple[BranchRef, ..
     own = [ref for ref in refs if ref.participant == client.participant_id]
     futures = [requests.rollback_here(client, ref, reason) for ref in own]
     cancel_calls(part)
-    if part.owner is not None and (len(own) < len(refs) or part.in_flight):
+    everywhere = bool(part.in_flight) or part.lost_vote
+    if part.owner is not None and (len(own) < len(refs) or everywhere):
         others = tuple(ref for ref in refs if ref.participant != client.participant_id)
-        everywhere = bool(part.in_flight)
         request = RollbackRequest(part.xid, part.owner.epoch, part.begun_tick, others, reason, everywhere)
         effects.tell(client, part.owner.node, request)
     for future in futures:

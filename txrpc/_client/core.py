@@ -106,9 +106,7 @@ class ClientCore:
             raise aborted(context.xid, Reason(AbortCode.TIMED_OUT, "the call arrived with no time left"))
         with self.state.lock:
             if self.state.participant.state.is_closed(context.xid):
-                raise aborted(
-                    context.xid, Reason(AbortCode.BRANCH_UNKNOWN, "the call came after the transaction had ended here")
-                )
+                raise aborted(context.xid, Reason(AbortCode.BRANCH_UNKNOWN, self._too_late(context.xid)))
         deadline_ms = self.state.now_ms() + context.time_left_ms
         return LocalTransaction(
             context.xid,
@@ -119,6 +117,15 @@ class ClientCore:
             0,
             call_reads_only=context.call_reads_only,
         )
+
+    def _too_late(self, xid: Xid) -> str:
+        found = (self.state.participant.state.find(xid, name) for name in self.state.resources)
+        if any(row is not None and row.early for row in found):
+            return (
+                "the call came after the transaction's final call to this service, which has voted: make no call after one in "
+                "txrpc.final_call() or to a method with transactional(final=True)"
+            )
+        return "the call came after the transaction had ended here"
 
     def _check_owner(self, context: TransactionContext) -> None:
         node, epoch = context.owner.node, context.owner.epoch

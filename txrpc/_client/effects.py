@@ -26,6 +26,7 @@ FINISHING = frozenset(
 )
 """What frees locks or learns the truth: it has workers of its own, of each resource."""
 
+_ANSWERS = frozenset({Operation.PREPARE, Operation.COMMIT_ONE_PHASE})
 _NEEDS_WORK = frozenset({Operation.ROLLBACK, Operation.INTERRUPT})
 _ENDS_WORK = frozenset({Operation.PREPARE, Operation.COMMIT_ONE_PHASE, Operation.ROLLBACK})
 _BROKE = {
@@ -38,16 +39,19 @@ _BROKE = {
 def apply(client: ClientState, effects: Effects, here: list[Do] | None = None) -> None:
     """Apply *effects*: free the waiters first, start operations last.
 
-    *here*: takes the commits in one phase, which the caller then carries out, without the lock.
+    *here*: takes what ends the work of a branch, which the caller then carries out, without the lock.
     """
     for branch, result, reason in effects.settle:
         _settle(client, branch, result, reason)
+    for branch, vote, why in effects.votes:
+        if (future := client.early_votes.pop(branch, None)) is not None:
+            client.runtime.settle(future, (vote, why))
     for mistake in effects.mistakes:
         logger.warning("protocol violation: %s", mistake)
     if effects.send:
         _send_all(client, effects.send)
     for do in effects.do:
-        if here is not None and do.operation is Operation.COMMIT_ONE_PHASE:
+        if here is not None and do.operation in _ANSWERS:
             here.append(do)
         else:
             _start(client, do)

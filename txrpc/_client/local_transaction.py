@@ -15,7 +15,7 @@ import enum
 import logging
 import threading
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from txrpc._client.rollback_rules import RollbackRules
@@ -94,6 +94,8 @@ class OutgoingCall:
 
     def lost(self, reason: Reason) -> None:
         """The end is not known."""
+        if self.context.final:
+            self._part.lost_vote = True
         self._part.call_ended(self, None, reason)
 
     def error(self, reason: Reason) -> TxrpcError:
@@ -145,6 +147,8 @@ class LocalTransaction:
         self._lock = threading.Lock()
         self.in_flight = 0
         """Calls whose end was not known when the part was closed: each may have opened branches that are not known here."""
+        self.lost_vote = False
+        """Whether the end of a final call is not known: it may have left a prepared branch that is not known here."""
         self._out: set[OutgoingCall] = set()
         self._refs: dict[BranchId, BranchRef] = {}
         self._own: set[BranchId] = set()
@@ -166,10 +170,12 @@ class LocalTransaction:
         with self._lock:
             self._doom(reason)
 
-    def call_begins(self, rule: RollbackRules, owner: Owner, now_ms: int, reads_only: bool = False) -> OutgoingCall:
+    def call_begins(
+        self, rule: RollbackRules, owner: Owner, now_ms: int, reads_only: bool = False, final: bool = False
+    ) -> OutgoingCall:
         """Register a call; the caller has made sure that the part is usable."""
         left_ms = max(1, self.deadline_ms - now_ms)
-        context = TransactionContext(self.group, self.xid, owner, left_ms, self.read_only, reads_only)
+        context = TransactionContext(self.group, self.xid, owner, left_ms, self.read_only, reads_only, final)
         call = OutgoingCall(self, rule, context)
         with self._lock:
             self._out.add(call)
@@ -196,6 +202,22 @@ class LocalTransaction:
             self._own.add(ref.branch)
             self._merge(ref)
             return True
+
+    def voted(self, ref: BranchRef) -> None:
+        """Note the early vote of a branch of this process."""
+        with self._lock:
+            self._merge(ref)
+
+    def miscounted(self) -> Reason | None:
+        """Return why the early votes do not hold, if one of them counted other calls than this part saw (rule 9)."""
+        for ref in self.refs:
+            if ref.vote is not None and ref.calls != ref.counted:
+                text = (
+                    f"{ref.resource} had completed {ref.counted} calls when it voted, the root saw {ref.calls}: one ran twice, or "
+                    "its end was lost, or it was called again after its final call"
+                )
+                return Reason(AbortCode.CALLS_DIFFER, text)
+        return None
 
     @property
     def own(self) -> tuple[BranchId, ...]:
@@ -263,13 +285,13 @@ class LocalTransaction:
             )
 
     def _merge(self, ref: BranchRef) -> None:
-        """Add up the calls of one branch; its vote, if it has given one, holds only for a branch that was called once."""
+        """Add up the calls of one branch; a branch votes early once."""
         seen = self._refs.get(ref.branch)
         if seen is None:
             self._warn_of_replicas(ref)
             self._refs[ref.branch] = ref
-        elif seen.vote is None and ref.vote is None:
-            self._refs[ref.branch] = BranchRef(ref.branch, ref.resource, ref.participant, seen.calls + ref.calls)
-        else:
-            text = f"{ref.resource} was called again after its early vote"
-            self._doom(Reason(AbortCode.PROTOCOL_VIOLATION, text))
+            return
+        if seen.vote is not None and ref.vote is not None:
+            self._doom(Reason(AbortCode.PROTOCOL_VIOLATION, f"two replies carried the early vote of {ref.resource}"))
+        voter = seen if seen.vote is not None else ref
+        self._refs[ref.branch] = replace(voter, calls=seen.calls + ref.calls)

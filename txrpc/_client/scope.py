@@ -85,6 +85,7 @@ class Settings:
     rule: RollbackRules = ALWAYS
     retry: Retry | None = None
     manager: Any = None
+    final: bool = False
 
     @classmethod
     def make(
@@ -97,6 +98,7 @@ class Settings:
         no_rollback_for: Kind | Iterable[Kind],
         retry: Retry | int | bool | None,
         manager: Any,
+        final: bool = False,
     ) -> Settings:
         """Check what a user gave; raises `UsageError`."""
         check_timeout(timeout)
@@ -108,6 +110,7 @@ class Settings:
             RollbackRules.make(rollback_for, no_rollback_for),
             Retry.make(retry),
             manager,
+            final,
         )
 
     def plan(self) -> Plan:
@@ -173,6 +176,8 @@ class BaseScope:
             assert outer is not None
             self._entry = outer.enters_first()
             self.handle = outer
+            if self._entry and self.settings.final:
+                outer.final = True
             self.reads_only = self.settings.read_only or current_reads_only()
 
     def enter(self) -> Any:

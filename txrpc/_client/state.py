@@ -86,7 +86,7 @@ class Runtime(Protocol):
         """Carry out an operation on a resource in the background, and call `effects.operated` with its result."""
 
     def operate_here(self, do: Do, branch: OpenBranch | None) -> Any:
-        """Carry out a commit in one phase, in the caller's own thread if that is possible."""
+        """Carry out a commit in one phase or a PREPARE, in the caller's own thread if that is possible."""
 
     def wake(self) -> None:
         """Notice that `ClientCore.next_wakeup_ms` may have moved forward."""
@@ -176,6 +176,8 @@ class ClientState:
     """Futures of the roots that have asked a coordinator, by its node, about a transaction."""
     local_ends: dict[BranchId, Any] = field(default_factory=dict)
     """Futures of the roots that end a branch of this process themselves."""
+    early_votes: dict[BranchId, Any] = field(default_factory=dict)
+    """Futures of the final calls that wait for the vote of a branch of this process."""
     unknown: dict[Xid, tuple[str, OutcomeRequest]] = field(default_factory=dict)
     """What to ask about transactions whose outcome is not known, and which coordinator."""
     tokens: dict[Xid, str] = field(default_factory=dict)

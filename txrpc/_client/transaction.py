@@ -45,8 +45,11 @@ class JoinedTransaction(JoinedTransactionBase):
 
     def leave(self) -> CallReport:
         """End this call's part.  See `txrpc._grpc.ports.Handle`."""
-        if self._report is None:
-            run(completion.settle(self._part))
+        if self._report is not None:
+            return self._report
+        run(completion.settle(self._part))
+        if self._call_ended():
+            run(branches.vote_early(self._client, self._part))
         return self._leave()
 
 

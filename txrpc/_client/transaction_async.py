@@ -46,8 +46,11 @@ class AsyncJoinedTransaction(JoinedTransactionBase):
 
     async def leave(self) -> CallReport:
         """End this call's part.  See `txrpc._grpc.ports.Handle`."""
-        if self._report is None:
-            await arun(completion.settle(self._part))
+        if self._report is not None:
+            return self._report
+        await arun(completion.settle(self._part))
+        if self._call_ended():
+            await arun(branches.vote_early(self._client, self._part))
         return self._leave()
 
 

@@ -13,7 +13,7 @@ from txrpc._client.local_transaction import Hook, LocalTransaction, OutgoingCall
 from txrpc._client.reasons import reason_of
 from txrpc._client.rollback_rules import RollbackRules, kinds_of
 from txrpc._client.state import ClientState
-from txrpc._context import current, current_reads_only, current_rules
+from txrpc._context import current, current_is_final, current_reads_only, current_rules
 from txrpc._protocol.messages import CallReport, Outcome, RollbackRequest
 from txrpc.errors import AbortCode, CoordinatorUnavailable, Reason, TxrpcError, UsageError
 from txrpc.ids import Xid
@@ -130,7 +130,8 @@ class Transaction:
                 "the transaction began with no coordinator in reach, so it cannot leave this process: "
                 "is the coordinator running at the address given to txrpc.connect()?"
             )
-        return self._part.call_begins(current_rules() or self._rules, self._part.owner, now_ms, self.read_only)
+        rules, final = current_rules() or self._rules, current_is_final()
+        return self._part.call_begins(rules, self._part.owner, now_ms, self.read_only, final)
 
     def enters_first(self) -> bool:
         """Return whether the scope that is being entered is the outermost one of a joined call."""
@@ -148,10 +149,13 @@ class JoinedTransactionBase(Transaction):
 
     joined = True
 
-    def __init__(self, client: ClientState, part: LocalTransaction) -> None:
+    def __init__(self, client: ClientState, part: LocalTransaction, final: bool = False) -> None:
         super().__init__(client, part, RollbackRules())
         self._entered = False
+        self._failed = False
         self._report: CallReport | None = None
+        self.final = final
+        """Whether the transaction calls this process no more, as the caller or the method says."""
 
     def enters_first(self) -> bool:
         """Return whether the scope that is being entered is the outermost one."""
@@ -160,19 +164,23 @@ class JoinedTransactionBase(Transaction):
 
     def failed(self, error: BaseException) -> None:
         """The handler raised *error*; what that means is up to the caller's rule, which sees the status of the reply."""
+        self._failed = True
         if isinstance(error, TxrpcError) and not isinstance(error, UsageError):
             reason = reason_of(error)
             if reason.code is not AbortCode.APPLICATION_ERROR:
                 self._part.set_doom(reason)
 
+    def _call_ended(self) -> bool:
+        """Close the part and count the call; return whether the branches of this process vote now."""
+        self._part.close(Status.COMMITTING)
+        branches.call_ended(self._client, self._part)
+        return self.final and not self._failed and self._part.doom is None
+
     def _leave(self) -> CallReport:
-        """Close the part and count the call; once."""
-        if self._report is None:
-            self._part.close(Status.COMMITTING)
-            branches.call_ended(self._client, self._part)
-            self._report = self._part.report()
-            if self._part.in_flight:
-                self._abandon()
+        """Say what the reply carries home."""
+        self._report = self._part.report()
+        if self._part.in_flight:
+            self._abandon()
         return self._report
 
     def _abandon(self) -> None:

@@ -135,6 +135,7 @@ def transactional(
     rollback_for: Kind | Iterable[Kind] = ...,
     no_rollback_for: Kind | Iterable[Kind] = ...,
     retry: Retry | int | bool | None = ...,
+    final: bool = ...,
     manager: TransactionManager | None = ...,
 ) -> Callable[[_F], _F]: ...
 def transactional(
@@ -148,6 +149,7 @@ def transactional(
     rollback_for: Kind | Iterable[Kind] = (),
     no_rollback_for: Kind | Iterable[Kind] = (),
     retry: Retry | int | bool | None = None,
+    final: bool = False,
     manager: TransactionManager | None = None,
 ) -> Any:
     """Run a function, method or generator function inside a transaction: the caller's, or one of its own.
@@ -157,10 +159,13 @@ def transactional(
     retry: a `Retry`; True for the default one, which tries as long as the timeout allows; or a number, its `attempts`.
         Only a root is run again, as a whole, and only after an error that says that it may help; never a call that joined
         (its root decides), never a generator.
+    final: of a service method: no transaction calls this service again after it (see `txrpc.final_call`).
 
     Raises `UsageError` when it decorates a coroutine function: that is `txrpc.aio.transactional`'s.
     """
-    settings = Settings.make(propagation, timeout, read_only, wait, rollback_for, no_rollback_for, retry, manager)
+    settings = Settings.make(
+        propagation, timeout, read_only, wait, rollback_for, no_rollback_for, retry, manager, final
+    )
     decorate = functools.partial(_decorate, settings)
     return decorate if fn is None else decorate(fn)
 

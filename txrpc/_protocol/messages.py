@@ -73,6 +73,8 @@ class TransactionContext:
     read_only: bool = False
     call_reads_only: bool = False
     """The call may only read, though the transaction may write elsewhere."""
+    final: bool = False
+    """Its caller says that the transaction calls this process no more: its branches vote before the reply (an early vote)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +82,8 @@ class BranchRef:
     """A branch as the root sees it: what replies carried home and what the commit request lists.
 
     `calls` is the number of completed calls that used the branch *and whose reply reached the root* (rule 9); a reply
-    carries the calls of its own subtree and the root adds them up.  `vote` and `token` are set for an early vote.
+    carries the calls of its own subtree and the root adds them up.  `vote`, `token` and `counted` are set for an early vote:
+    `counted` is how many calls the branch had completed, of which no Prepare can tell it what the root saw.
     """
 
     branch: BranchId
@@ -89,6 +92,7 @@ class BranchRef:
     calls: int
     vote: Vote | None = None
     token: str = ""
+    counted: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -167,6 +167,7 @@ def branch_from(value: context_pb2.BranchRef) -> BranchRef:
         value.calls,
         member(Vote, "vote", value.vote) if value.vote else None,
         token_from(value.token),
+        value.counted,
     )
 
 
@@ -190,6 +191,7 @@ def branch_to(value: BranchRef) -> context_pb2.BranchRef:
         calls=value.calls,
         vote=vote,
         token=value.token,
+        counted=value.counted,
     )
 
 

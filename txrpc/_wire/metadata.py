@@ -45,6 +45,7 @@ def encode_context(context: TransactionContext) -> bytes:
         time_left_ms=context.time_left_ms,
         read_only=context.read_only,
         call_reads_only=context.call_reads_only,
+        final=context.final,
     )
     return message.SerializeToString()
 
@@ -59,6 +60,7 @@ def decode_context(data: bytes) -> TransactionContext:
         message.time_left_ms,
         message.read_only,
         message.call_reads_only,
+        message.final,
     )
 
 

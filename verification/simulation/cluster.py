@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import random
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from txrpc._client import completion
@@ -65,6 +66,7 @@ class Cluster:
         self.options = options
         self.scheduler = Scheduler(seed)
         self._dice = self.scheduler.dice
+        self._final_dice = random.Random(f"final {seed}")
         self.history = History(all_checkers(), lambda: self.scheduler.now_ms)
         if trace:
             self.history.lines = []
@@ -173,8 +175,16 @@ class Cluster:
                 yield from client.work(part, own, joined=False)
                 call = own
             else:
-                yield from client.call(part, call)
+                yield from client.call(part, self._perhaps_final(call))
             self._saw(part, call)
+
+    def _perhaps_final(self, call: Call) -> Call:
+        """It may be true, as far as this root's own calls go, or a mistake."""
+        return replace(
+            call,
+            then=tuple(self._perhaps_final(further) for further in call.then),
+            final=self._final_dice.random() < self.options.final_calls,
+        )
 
     def _saw(self, part: LocalTransaction, call: Call) -> None:
         if call.writes:

@@ -36,6 +36,8 @@ class Options:
     """How likely a call leads to another one, to the next service."""
     own_resource: float = 0.15
     """How likely a root works in a database of its own process as well."""
+    final_calls: float = 0.0
+    """How likely a caller says, truly or not, that the transaction calls a service no more."""
 
     # The network.
     delay_ms: int = 20
@@ -130,7 +132,10 @@ class Options:
             if dice.random() < used:
                 chosen[name] = dice.randint(1, most) if isinstance(most, int) else dice.random() * most
         chosen["patience_s"] = dice.choice((10, 10, 1))
-        chosen["log_keeps"] = random.Random(f"log {seed}").choice((1_000, 1_000, 1_000, 5, 0))
+        chosen["final_calls"] = random.Random(f"final {seed}").choice((0.0, 0.0, 0.0, 0.3, 1.0))
+        # Of a branch that voted before all that its log remembers, no one can say that it was not decided: an operator must look.
+        keeps = (1_000,) if chosen["final_calls"] else (1_000, 1_000, 1_000, 5, 0)
+        chosen["log_keeps"] = random.Random(f"log {seed}").choice(keeps)
         if "log_restores" in chosen:
             # What nobody alive has heard of cannot be missed.
             for name in ("crashes", "client_deaths"):

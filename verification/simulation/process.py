@@ -53,6 +53,8 @@ class Call:
     resource: str
     writes: bool
     then: tuple[Call, ...] = ()
+    final: bool = False
+    """Whether its caller says, truly or not, that the transaction calls the target no more."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -373,7 +375,7 @@ class Process(Node):
         part.check_usable(self.clock_ms())
         if part.owner is None:
             raise CoordinatorUnavailable("it began with no coordinator in reach")
-        out = part.call_begins(ALWAYS, part.owner, self.clock_ms())
+        out = part.call_begins(ALWAYS, part.owner, self.clock_ms(), final=call.final)
         reply: Reply | None = yield self._round_trip, (out.context, call)
         if reply is None:
             reason = Reason(AbortCode.CALL_END_UNKNOWN, f"{call.name}: no reply")
@@ -408,7 +410,7 @@ class Process(Node):
         except TxrpcError as error:
             answer(Reply(None, reason_of(error)))
             return
-        handle = JoinedTransactionBase(self.state, part)
+        handle = JoinedTransactionBase(self.state, part, context.final)
 
         def ended(end: Promise) -> None:
             failure = None
@@ -417,7 +419,11 @@ class Process(Node):
                     raise end.error
                 handle.failed(end.error)
                 failure = reason_of(end.error)
-            answer(Reply(handle._leave(), failure))
+            if handle._call_ended():
+                votes = Task(self, branches.vote_early(self.state, part))
+                votes.end.then(lambda _end: answer(Reply(handle._leave(), failure)))
+            else:
+                answer(Reply(handle._leave(), failure))
 
         Task(self, self._handler(part, call)).end.then(ended)
 

@@ -31,6 +31,7 @@ class BranchInput(enum.Enum):
     """What can happen to a branch."""
 
     PREPARE = "prepare"
+    VOTE_EARLY = "vote early"  # the transaction's last call here has ended
     COMMIT_ONE_PHASE = "commit one phase"
     COMMIT = "commit"
     ROLLBACK = "rollback"
@@ -83,6 +84,8 @@ class Effects:
     asks again."""
     settle: list[tuple[BranchId, Outcome, Reason | None]] = field(default_factory=list)
     """Branches that this process ended by itself, for those who wait for that: at most once for each."""
+    votes: list[tuple[BranchId, Vote, Reason | None]] = field(default_factory=list)
+    """Early votes, for the calls whose replies carry them: at most one for each branch."""
     mistakes: list[str] = field(default_factory=list)
     """Inputs that the table does not allow, for the log: the sender's mistake, or this program's.  They changed nothing."""
 
@@ -103,6 +106,8 @@ class ParticipantBranch:
     """Blocks that are using its work now."""
     at_work: bool = False
     """Whether an operation runs whose result has not come: until then no other one may start."""
+    early: bool = False
+    """Whether the reply of the transaction's last call here carries its vote, and not a message to the coordinator."""
     voted: Vote | None = None
     """Its answer, once given: the same question has the same answer (rule 12)."""
     doom: Reason | None = None

@@ -156,7 +156,7 @@ class Participant:
         self.state.abandoned.append((until_ms, message.xid))
         for resource in resources:
             row = self.state.find(message.xid, resource)
-            if row is not None and row.state is BranchState.ACTIVE:
+            if row is not None and row.state in _BEFORE_PHASE_TWO:
                 enter(self.state, BranchInput.ROLLBACK, row.branch, Rollback(row.gid, message.reason))
         return self.state.out
 
@@ -198,5 +198,7 @@ _MESSAGES: Final[dict[type, BranchInput]] = {
 _UNPROMISED: Final = frozenset({_S.VOTING, _S.ONE_PHASE})
 """What is under way here may be broken off at the deadline; everything else that is must be waited for."""
 
+_BEFORE_PHASE_TWO: Final = frozenset({_S.ACTIVE, _S.VOTING, _S.PREPARED})
+"""How a branch of an aborted transaction may stand, of which its root may not know that it has voted."""
 _PROMISED: Final = frozenset({_S.COMMITTING, _S.ABORTING, _S.RESOLVING})
 """What is under way here may take its time, and is trouble when it does (rule 20)."""

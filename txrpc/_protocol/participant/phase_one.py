@@ -36,6 +36,7 @@ __all__ = [
     "prepare_failed",
     "prepare_late",
     "prepare_unknown",
+    "vote_early",
     "was_read_only",
 ]
 
@@ -51,7 +52,21 @@ _LOST: Final = Reason(AbortCode.BRANCH_UNKNOWN, "the process that did this work 
 def prepare(state: ParticipantState, row: ParticipantBranch, message: Prepare) -> None:
     # From here on no call of the transaction may come in (rule 10): what is voted for must stay what it is.
     state.close(row)
-    reason = _objection(state, row, message.calls)
+    _prepare_or_object(state, row, message.calls)
+
+
+def vote_early(state: ParticipantState, row: ParticipantBranch, _: object) -> None:
+    """The transaction calls this process no more, as its caller says: prepare, and give the vote to the call that is ending.
+
+    No Prepare says what the root saw; the vote says how many calls there were, and the root compares (rule 9).
+    """
+    state.close(row)
+    row.early = True
+    _prepare_or_object(state, row, row.calls)
+
+
+def _prepare_or_object(state: ParticipantState, row: ParticipantBranch, calls: int) -> None:
+    reason = _objection(state, row, calls)
     if reason is None:
         row.state = BranchState.VOTING
         state.do(Operation.PREPARE, row)
@@ -79,8 +94,18 @@ def _objection(state: ParticipantState, row: ParticipantBranch, calls: int) -> R
 
 def _vote(state: ParticipantState, row: ParticipantBranch, vote: Vote, reason: Reason | None = None) -> None:
     # Told once the database has answered, never before (rule 4); a lost vote is asked for again, or aborts.
+    if row.early and row.voted is None:
+        state.out.votes.append((row.branch, vote, reason))
+        row.voted = vote
+        return
     row.voted = vote
     state.out.send.append(Voted(row.xid, row.branch, vote, reason, row.token))
+
+
+def _withdraw(state: ParticipantState, row: ParticipantBranch) -> None:
+    """A rollback was asked for while the database prepared: the call that waits for an early vote must not wait for ever."""
+    if row.early and row.voted is None:
+        _vote(state, row, Vote.ABORT, row.rollback_asked)
 
 
 def prepare_unknown(state: ParticipantState, row: None, message: Prepare) -> None:
@@ -105,6 +130,7 @@ def did_prepare(state: ParticipantState, row: ParticipantBranch, token: str) -> 
     row.token = token
     row.in_doubt_ms = state.now_ms
     if row.rollback_asked is not None:
+        _withdraw(state, row)
         phase_two.undo_prepared(state, row)
         return
     row.state = BranchState.PREPARED
@@ -118,6 +144,7 @@ def was_read_only(state: ParticipantState, row: ParticipantBranch, _: object) ->
         _vote(state, row, Vote.READ_ONLY)
         state.end(row, Outcome.COMMITTED)
     else:
+        _withdraw(state, row)
         phase_two.tell_local(state, row, Outcome.ABORTED)
         state.end(row, Outcome.ABORTED)
 
@@ -127,6 +154,8 @@ def prepare_failed(state: ParticipantState, row: ParticipantBranch, reason: Reas
     row.vote_reason = reason
     if row.rollback_asked is None:
         _vote(state, row, Vote.ABORT, reason)
+    else:
+        _withdraw(state, row)
     phase_two.undo_prepared(state, row)
 
 

@@ -66,6 +66,7 @@ TABLE: Final[dict[tuple[BranchState, BranchInput], Entry]] = {
     (_S.ABSENT, _I.ROLLBACK): _to(phase_two.rollback_foreign, _S.ABORTING),
     (_S.ABSENT, _I.RESOLVE): _to(phase_two.resolve_absent, _S.ABSENT),
     (_S.ACTIVE, _I.PREPARE): _to(phase_one.prepare, _S.ROLLING_BACK, _S.VOTING),
+    (_S.ACTIVE, _I.VOTE_EARLY): _to(phase_one.vote_early, _S.ROLLING_BACK, _S.VOTING),
     (_S.ACTIVE, _I.COMMIT_ONE_PHASE): _to(phase_one.one_phase, _S.ONE_PHASE, _S.ROLLING_BACK),
     (_S.ACTIVE, _I.ROLLBACK): _to(phase_two.rollback_active, _S.ROLLING_BACK),
     (_S.ACTIVE, _I.RESOLVE): _to(phase_two.resolve_active, _S.ROLLING_BACK),

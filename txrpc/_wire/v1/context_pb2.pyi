@@ -75,6 +75,7 @@ class TransactionContext(_message.Message):
     TIME_LEFT_MS_FIELD_NUMBER: _builtins.int
     READ_ONLY_FIELD_NUMBER: _builtins.int
     CALL_READS_ONLY_FIELD_NUMBER: _builtins.int
+    FINAL_FIELD_NUMBER: _builtins.int
     group: _builtins.str
     xid: _builtins.bytes
     """16 bytes, a UUIDv7."""
@@ -83,6 +84,8 @@ class TransactionContext(_message.Message):
     """Branches are opened read-only: a statement that writes is refused by the database."""
     call_reads_only: _builtins.bool
     """The call may only read, though the transaction may write elsewhere."""
+    final: _builtins.bool
+    """The transaction calls this process no more: its branches vote before the reply."""
     @_builtins.property
     def owner(self) -> Global___Owner: ...
     def __init__(
@@ -94,10 +97,11 @@ class TransactionContext(_message.Message):
         time_left_ms: _builtins.int = ...,
         read_only: _builtins.bool = ...,
         call_reads_only: _builtins.bool = ...,
+        final: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["owner", b"owner"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["call_reads_only", b"call_reads_only", "group", b"group", "owner", b"owner", "read_only", b"read_only", "time_left_ms", b"time_left_ms", "xid", b"xid"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["call_reads_only", b"call_reads_only", "final", b"final", "group", b"group", "owner", b"owner", "read_only", b"read_only", "time_left_ms", b"time_left_ms", "xid", b"xid"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -139,6 +143,7 @@ class BranchRef(_message.Message):
     CALLS_FIELD_NUMBER: _builtins.int
     VOTE_FIELD_NUMBER: _builtins.int
     TOKEN_FIELD_NUMBER: _builtins.int
+    COUNTED_FIELD_NUMBER: _builtins.int
     branch: _builtins.bytes
     """8 bytes each."""
     participant: _builtins.bytes
@@ -148,6 +153,8 @@ class BranchRef(_message.Message):
     vote: Global___Vote.ValueType
     """Set for an early vote."""
     token: _builtins.str
+    counted: _builtins.int
+    """Of an early vote: how many calls the branch had completed, in all."""
     def __init__(
         self,
         *,
@@ -157,10 +164,11 @@ class BranchRef(_message.Message):
         calls: _builtins.int = ...,
         vote: Global___Vote.ValueType = ...,
         token: _builtins.str = ...,
+        counted: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["branch", b"branch", "calls", b"calls", "participant", b"participant", "resource", b"resource", "token", b"token", "vote", b"vote"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["branch", b"branch", "calls", b"calls", "counted", b"counted", "participant", b"participant", "resource", b"resource", "token", b"token", "vote", b"vote"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
