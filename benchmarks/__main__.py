@@ -18,6 +18,7 @@ from benchmarks.world import Form, Run, World
 FORMS = (
     Form("plain", "two services, each commits alone", "plain", "plain"),
     Form("two", "two remote branches", "txrpc", "plain"),
+    Form("two-final", "two remote branches, final calls", "txrpc", "plain"),
     Form("textbook", "textbook coordinator", "textbook", "plain", ("sync",)),
     Form("dbos", "DBOS Transact, one process", "", "by-hand", ("sync",)),
     Form("zope", "Zope transaction, one process", "", "by-hand", ("sync",)),

@@ -79,6 +79,20 @@ def two_branches(place: Place) -> Iterator[Transfer]:
 
 
 @contextlib.contextmanager
+def two_final(place: Place) -> Iterator[Transfer]:
+    """The same, and each service is told that it is called no more."""
+    with txrpc.connect(place.coordinator, process="customers"):
+        bank_a, bank_b = (bank_pb2_grpc.AccountsStub(_in_transactions(each)) for each in place.services)
+
+        def transfer(account: str) -> None:
+            with txrpc.transaction(), txrpc.final_call():
+                bank_a.Withdraw(_amount(account))
+                bank_b.Deposit(_amount(account))
+
+        yield transfer
+
+
+@contextlib.contextmanager
 def plain_one(place: Place) -> Iterator[Transfer]:
     """One call to one service that commits by itself."""
     bank = bank_pb2_grpc.AccountsStub(grpc.insecure_channel(place.services[0]))
@@ -217,6 +231,7 @@ def dbos(place: Place) -> Iterator[Transfer]:
 FORMS: dict[str, Callable[[Place], contextlib.AbstractContextManager[Transfer]]] = {
     "plain": plain,
     "two": two_branches,
+    "two-final": two_final,
     "plain-one": plain_one,
     "one": one_branch,
     "bare-local": bare_local,
@@ -251,6 +266,20 @@ async def two_branches_async(place: Place) -> AsyncIterator[AsyncTransfer]:
             async with txrpc.aio.transaction():
                 await bank_a.Withdraw(_amount(account))
                 await bank_b.Deposit(_amount(account))
+
+        yield transfer
+
+
+@contextlib.asynccontextmanager
+async def two_final_async(place: Place) -> AsyncIterator[AsyncTransfer]:
+    async with await txrpc.aio.connect(place.coordinator, process="customers"):
+        bank_a, bank_b = (bank_pb2_grpc.AccountsStub(_in_transactions_async(each)) for each in place.services)
+
+        async def transfer(account: str) -> None:
+            async with txrpc.aio.transaction():
+                with txrpc.aio.final_call():
+                    await bank_a.Withdraw(_amount(account))
+                    await bank_b.Deposit(_amount(account))
 
         yield transfer
 
@@ -307,6 +336,7 @@ async def local_async(place: Place) -> AsyncIterator[AsyncTransfer]:
 ASYNC_FORMS: dict[str, Callable[[Place], contextlib.AbstractAsyncContextManager[AsyncTransfer]]] = {
     "plain": plain_async,
     "two": two_branches_async,
+    "two-final": two_final_async,
     "plain-one": plain_one_async,
     "one": one_branch_async,
     "bare-local": bare_local_async,
