@@ -131,7 +131,7 @@ class World:
                 process = self._child(
                     "benchmarks.textbook", "textbook", ["--listen", address, "--log", str(self._folder / "log")]
                 )
-            self._stack.enter_context(process)
+            self._enter(process)
             self._coordinators[kind] = address
             self._pids[f"{kind} coordinator"] = process.pid
         return self._coordinators[kind]
@@ -144,10 +144,14 @@ class World:
                 arguments = ["--form", kind, "--style", style, "--name", name, "--listen", address]
                 arguments += ["--database", database, "--coordinator", self._coordinator(kind)]
                 service = self._child("benchmarks.services", f"{kind}-{style}-{name}", arguments)
-                self._stack.enter_context(service)
+                self._enter(service)
                 self._addresses[kind, style].append(address)
                 self._pids[f"{kind} {style} {name}"] = service.pid
         return self._addresses[kind, style]
+
+    def _enter(self, process: Child) -> None:
+        process.environment.pop("TXRPC_FAILPOINTS", None)  # what users do not have is not measured
+        self._stack.enter_context(process)
 
     def _child(self, module: str, name: str, arguments: list[str]) -> Child:
         command = [sys.executable, "-m", module, *arguments]
