@@ -45,6 +45,13 @@ __all__ = ["SqlLog"]
 
 _CREATE_ATTEMPTS = 5
 
+# Built once: what every decision waits for is not built anew for each.
+_FENCE = select(nodes.c.epoch, nodes.c.position).where(nodes.c.node == bindparam("b_node")).with_for_update()
+_MARK_DONE = update(decisions).where(
+    decisions.c.node == bindparam("b_node"), decisions.c.xid == bindparam("b_xid"), decisions.c.done_ms.is_(None)
+)
+_ADVANCE = update(nodes).where(nodes.c.node == bindparam("b_node")).values(position=bindparam("b_position"))
+
 
 class SqlLog:
     """See `txrpc._decision_log.port.DecisionLog`."""
@@ -55,6 +62,7 @@ class SqlLog:
         self.location: str = shown(parsed)
         self._engine = make_engine(parsed)
         self._insert: Any = INSERT[parsed.get_backend_name()]
+        self._record = self._insert(decisions).on_conflict_do_nothing()
         self._node = ""
         self._epoch = Epoch(0)
         self._uncertain: set[Xid] = set()
@@ -125,10 +133,9 @@ class SqlLog:
             with self._engine.connect() as connection:
                 position = self._fence(connection) + len(rows)
                 # Also without a decision: whether the log works shows in a write only.
-                connection.execute(update(nodes).where(nodes.c.node == self._node).values(position=position))
-                if rows:
-                    connection.execute(self._insert(decisions).on_conflict_do_nothing(), rows)
-                    self._check_same(connection, rows)
+                connection.execute(_ADVANCE, {"b_node": self._node, "b_position": position})
+                if rows and connection.execute(self._record, rows).rowcount != len(rows):
+                    self._check_same(connection, rows)  # some were there, or the driver did not count
                 sent = True
                 with watch_replication(connection.connection.driver_connection) as cancelled:
                     connection.commit()
@@ -146,14 +153,11 @@ class SqlLog:
 
     def done(self, xids: Iterable[Xid], now_ms: int) -> None:
         """See `DecisionLog.done`."""
-        mark = update(decisions).where(
-            decisions.c.node == self._node, decisions.c.xid == bindparam("b_xid"), decisions.c.done_ms.is_(None)
-        )
-        rows = [{"b_xid": bytes(xid), "done_ms": now_ms} for xid in xids]
+        rows = [{"b_node": self._node, "b_xid": bytes(xid), "done_ms": now_ms} for xid in xids]
         if rows:
             with self._errors(), self._write() as connection:
                 self._fence(connection)
-                connection.execute(mark, rows)
+                connection.execute(_MARK_DONE, rows)
 
     def outcome(self, xid: Xid) -> Decision | None:
         """See `DecisionLog.outcome`."""
@@ -263,8 +267,7 @@ class SqlLog:
 
         Returns the log's position.
         """
-        query = select(nodes.c.epoch, nodes.c.position).where(nodes.c.node == self._node).with_for_update()
-        row = connection.execute(query).one_or_none()
+        row = connection.execute(_FENCE, {"b_node": self._node}).one_or_none()
         if row is None or row.epoch != self._epoch:
             later = Epoch(row.epoch) if row else "none"
             raise Fenced(
