@@ -27,6 +27,7 @@ __all__ = [
     "CommitsHere",
     "FinishResult",
     "Gid",
+    "KeepsReads",
     "Outcome",
     "Prepared",
     "ReadOnly",
@@ -125,6 +126,16 @@ class CommitsHere(Protocol):
 
     def how_it_ended(self, work: Work) -> Outcome:
         """Learn how it ended, in as many tries as it takes."""
+
+
+class KeepsReads(Protocol):
+    """What a `Resource` may have besides, if what a transaction has read is kept as it was by snapshots or locks."""
+
+    def prepare_early(self, work: Work, gid: Gid) -> Prepared | ReadOnly | None:
+        """`Resource.prepare` at the end of a final call, while the transaction goes on elsewhere.
+
+        None, and *work* stays as it is, if it wrote nothing and its reads must be kept; `Resource.prepare` is called later.
+        """
 
 
 class AsyncResource(Protocol):

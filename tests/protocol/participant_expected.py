@@ -61,6 +61,7 @@ EXPECTED: dict[str, dict[str, str]] = {
         "much later": "rolling back; do rollback",
     },
     "voting": {
+        "kept open": "ended; send Voted READ_ONLY",
         "connected": "noted",
         "rollback": "noted",
         "local rollback": "noted",
@@ -70,6 +71,7 @@ EXPECTED: dict[str, dict[str, str]] = {
         "much later": "voting; do interrupt; send Trouble",
     },
     "voting in vain": {
+        "kept open": "ended",
         "connected": "noted",
         "local rollback": "noted",
         "prepared": "undoing; do rollback_prepared",
@@ -78,7 +80,7 @@ EXPECTED: dict[str, dict[str, str]] = {
         "much later": "voting; do interrupt; send Trouble",
     },
     "voting early": {
-        "connected": "noted",
+        "kept open": "active; vote nothing yet",
         "rollback": "noted",
         "local rollback": "noted",
         "prepared": "prepared; vote PREPARED",
@@ -87,7 +89,7 @@ EXPECTED: dict[str, dict[str, str]] = {
         "much later": "voting; do interrupt; send Trouble",
     },
     "voting early in vain": {
-        "connected": "noted",
+        "kept open": "rolling back; do rollback; vote ABORT",
         "local rollback": "noted",
         "prepared": "undoing; do rollback_prepared; vote ABORT",
         "read only": "ended; vote ABORT",
@@ -265,15 +267,15 @@ EXPECTED: dict[str, dict[str, str]] = {
 }
 
 GRID = {
-    "absent": "x.xxxx...........",
-    "active": "xxx.xxxx.x.......",
-    "voting": "x...x..x.xxxx....",
-    "prepared": "x..xx..x.x.......",
-    "one phase": "..x.xx...x...x...",
-    "committing": "...x.....x....xx.",
-    "undoing": "x...x..x.x....xx.",
-    "rolling back": "x.x.xxxxxx......x",
-    "resolving": ".....x...x...x.x.",
-    "ended": "x.xxxxxxxx.......",
+    "absent": "x.xxxx............",
+    "active": "xxx.xxxx.x........",
+    "voting": "x...x..x.xxxxx....",
+    "prepared": "x..xx..x.x........",
+    "one phase": "..x.xx...x....x...",
+    "committing": "...x.....x.....xx.",
+    "undoing": "x...x..x.x.....xx.",
+    "rolling back": "x.x.xxxxxx.......x",
+    "resolving": ".....x...x....x.x.",
+    "ended": "x.xxxxxxxx........",
 }
 """Which inputs have an entry at all, in the order of `BranchInput`; a dot is what nobody should send in that state."""

@@ -210,6 +210,7 @@ INPUTS: dict[str, Callable[[Process], Effects]] = {
     "much later": lambda p: p.sleep(DEADLINE_MS - T0 + 60_000),
     "prepared": lambda p: p.local(In.PREPARED, ONE, "t1"),
     "read only": lambda p: p.local(In.READ_ONLY, ONE),
+    "kept open": lambda p: p.local(In.KEPT_OPEN, ONE),
     "prepare failed": lambda p: p.local(In.PREPARE_FAILED, ONE, FAILED),
     "one phase ended": lambda p: p.local(In.ONE_PHASE_ENDED, ONE, DONE_1PC),
     "one phase unknown": lambda p: p.local(In.ONE_PHASE_ENDED, ONE, (Outcome.UNKNOWN, FAILED)),
@@ -241,7 +242,7 @@ def described(process: Process, effects: Effects) -> str:
     if effects.send:
         parts.append("send " + ", ".join(answers(effects.send)))
     if effects.votes:
-        parts.append("vote " + ", ".join(vote.name for _, vote, _ in effects.votes))
+        parts.append("vote " + ", ".join(vote.name if vote else "nothing yet" for _, vote, _ in effects.votes))
     if effects.settle:
         parts.append("tell " + ", ".join(result.name for _, result, _ in effects.settle))
     return "; ".join(parts)

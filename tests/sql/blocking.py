@@ -24,6 +24,7 @@ _VERBS = (
     "close",
     "begin",
     "prepare",
+    "prepare_early",
     "rollback",
     "interrupt",
     "commit_prepared",

@@ -85,6 +85,27 @@ def test_a_branch_that_wrote_nothing_votes_read_only(make: Make, driver: str) ->
     resource.rollback_prepared(branch, prepared.token)
 
 
+def test_a_branch_whose_snapshot_must_last_does_not_vote_early_unless_it_wrote(make: Make, driver: str) -> None:
+    """What it has read would no longer be what the transaction sees, while its work elsewhere goes on."""
+    for level, kept in (("READ COMMITTED", False), ("REPEATABLE READ", True), ("SERIALIZABLE", True)):
+        resource = make(driver, isolation_level=level)
+        work = resource.begin(False)
+        work.connection.execute(sa.text("SELECT * FROM row"))
+        early = resource.prepare_early(work, gid())
+        if not kept:
+            assert isinstance(early, ReadOnly)
+            continue
+        assert early is None
+        assert work.connection.execute(sa.text("SELECT count(*) FROM row")).scalar() == 0, "it goes on"
+        assert isinstance(resource.prepare(work, gid()), ReadOnly)
+        writing = resource.begin(False)
+        insert(writing, level)
+        branch = gid()
+        prepared = resource.prepare_early(writing, branch)
+        assert isinstance(prepared, Prepared)
+        resource.rollback_prepared(branch, prepared.token)
+
+
 def test_read_only_refuses_what_would_write(make: Make, driver: str) -> None:
     resource = make(driver)
     work = resource.begin(True)

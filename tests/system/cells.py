@@ -27,6 +27,7 @@ class Scenario:
 
 TRANSFER = Scenario("transfer")
 GIVE_UP = Scenario("give up")
+FINAL = Scenario("final calls")
 STRAY = Scenario("ends with a call in flight")
 REFUSED = Scenario("refused elsewhere")
 ONE = Scenario("one branch")
@@ -92,15 +93,20 @@ class Cell:
     process: str
     point: str
     action: str
+    given: Scenario | None = None
+    """What goes on, if it is not what goes on around that point otherwise."""
 
     @property
     def scenario(self) -> Scenario:
         """What goes on."""
+        if self.given is not None:
+            return self.given
         role, _, step = self.point.partition(".")
         return SCENARIOS[role][step.partition("_")[2]]
 
     def __str__(self) -> str:
-        return f"{self.process}-{self.point.partition('.')[2]}-{self.action.partition(':')[0]}"
+        name = f"{self.process}-{self.point.partition('.')[2]}-{self.action.partition(':')[0]}"
+        return f"{name}-{self.given.name.replace(' ', '_')}" if self.given is not None else name
 
 
 def cells(actions: tuple[str, ...], processes: tuple[str, ...]) -> list[Cell]:
@@ -134,9 +140,25 @@ ALL_DAY = {
     ("client", "client.after_commit_request"),
 }
 """Where `make test` kills; the rest of the matrix is for `make deep`."""
+EARLY = (
+    ("bank-a", "participant.before_prepare"),
+    ("bank-a", "participant.after_prepare"),
+    ("bank-b", "participant.before_reply"),
+    ("bank-b", "participant.after_reply"),
+    ("bank-b", "participant.after_commit_prepared"),
+    ("c1", "coordinator.before_record"),
+    ("c1", "coordinator.after_record"),
+    ("c1", "coordinator.before_commit"),
+    ("client", "client.after_call"),
+    ("client", "client.before_commit_request"),
+    ("client", "client.after_commit_request"),
+)
+"""Where a transaction of final calls can stand that no other one can, and what comes after."""
 CELLS = [
     *cells(("kill",), ("c1", *BANKS, "client")),
     *cells(("stop", "error"), ("c1", "bank-a")),
     *cells(("error",), ("client",)),
     *[Cell(process, point, "sleep:1") for process, point in DELAYS],
+    *[Cell(process, point, "kill", FINAL) for process, point in EARLY],
+    *[Cell(process, point, "stop", FINAL) for process, point in EARLY if process in BANKS],
 ]

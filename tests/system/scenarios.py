@@ -34,6 +34,10 @@ def carry_out(scenario: str, victim: str, banks: Sequence[str], timeout_s: float
             match scenario:
                 case "one branch":
                     here.Deposit(_amount("0000"))
+                case "final calls":
+                    with txrpc.final_call():
+                        first.Withdraw(_amount("0000"))
+                        second.Deposit(_amount("0000"))
                 case "one slow branch":
                     here.Deposit(_amount(SLOW))
                 case "ends with a call in flight":

@@ -48,14 +48,16 @@ def _operate(do: Do, resource: Resource | AsyncResource, work: Work, committing:
 
 
 def _prepare(do: Do, resource: Resource | AsyncResource, work: Work) -> Flow[Result]:
+    # Not every resource has reads that must be kept while the transaction goes on elsewhere.
+    prepare = getattr(resource, "prepare_early", resource.prepare) if do.early else resource.prepare
     try:
-        prepared = yield resource.prepare, (work, do.gid)
+        prepared = yield prepare, (work, do.gid)
     except Exception as error:
         yield resource.rollback, (work,)
         return BranchInput.PREPARE_FAILED, _why(resource, error)
     if isinstance(prepared, Prepared):
         return BranchInput.PREPARED, prepared.token
-    return BranchInput.READ_ONLY, None
+    return (BranchInput.KEPT_OPEN if do.early and prepared is None else BranchInput.READ_ONLY), None
 
 
 def _commit_one_phase(resource: Resource | AsyncResource, work: Work, committing: Callable[[str], Any]) -> Flow[Result]:

@@ -116,6 +116,8 @@ def vote_early(client: ClientState, part: LocalTransaction) -> Flow[None]:
         except TimeoutError:
             text = f"{row.gid.resource} has not answered PREPARE for {patience_s:.0f} s"
             vote, reason = Vote.ABORT, Reason(AbortCode.TIMED_OUT, text)
+        if vote is None:
+            continue  # it will be asked for
         if vote is Vote.ABORT:
             part.set_doom(reason or Reason(AbortCode.CANNOT_PREPARE, f"{row.gid.resource} voted to abort"))
         else:

@@ -89,7 +89,7 @@ def _send_all(client: ClientState, messages: list[ToCoordinator]) -> None:
 def operated(client: ClientState, do: Do, result: tuple[BranchInput, Any]) -> None:
     """Take the result of an operation."""
     with client.lock:
-        if do.operation in _ENDS_WORK:
+        if do.operation in _ENDS_WORK and result[0] is not BranchInput.KEPT_OPEN:
             client.branches.pop(do.gid.branch, None)
         apply(client, client.participant.step(result[0], do.gid.branch, client.now_ms(), result[1]))
 

@@ -20,7 +20,6 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Sequence
 from contextlib import closing, suppress
 from typing import Any, Final
 
@@ -29,12 +28,13 @@ from sqlalchemy.exc import DBAPIError
 
 from txrpc._protocol.messages import FinishResult, Outcome
 from txrpc._replication import watch_replication
-from txrpc.errors import ConfigurationError, ResourceUnavailable
+from txrpc.errors import ResourceUnavailable
 from txrpc.ids import Gid
 from txrpc.sql.backend import backend_pid, hides_backends, interrupt, is_gone
 from txrpc.sql.markers import Marker, clean, holds, prepare_table
 from txrpc.sql.pooling import check_pooler, starting
 from txrpc.sql.postgresql_errors import classify, connection_lost, no_connection, refused, sentence, sqlstate
+from txrpc.sql.postgresql_preflight import current_token, preflight
 
 __all__ = [
     "backend_pid",
@@ -68,9 +68,6 @@ __all__ = [
 
 logger = logging.getLogger("txrpc.sql")
 
-OLDEST: Final = 130_000
-"""PostgreSQL 13 brought pg_current_xact_id and pg_xact_status(xid8)."""
-
 _NOTIFY = re.compile(r"^\s*(?:listen|unlisten|notify)\b|\bpg_notify\s*\(", re.IGNORECASE)
 _ENDS = re.compile(
     r"(?:\s|/\*.*?\*/|--[^\n]*\n)*"
@@ -95,17 +92,13 @@ def set_read_only(connection: Connection) -> None:
     connection.exec_driver_sql("SET TRANSACTION READ ONLY")
 
 
-def current_token(connection: Connection) -> str:
-    """The identifier of the transaction that is open on *connection*, or "" if it has written nothing."""
-    return connection.exec_driver_sql("SELECT pg_current_xact_id_if_assigned()::text").scalar() or ""
-
-
 _TIMELINE: Final = "SELECT left(pg_walfile_name(pg_current_wal_insert_lsn()), 8)"
 """The history that this server is writing, in hexadecimal: promoting a standby and restoring a backup begin another one."""
 
 _WORK: Final = (
     "SELECT pg_current_xact_id_if_assigned()::text, pg_backend_pid(), now() <> statement_timestamp(), "
-    "EXISTS (SELECT FROM pg_foreign_server), left(pg_walfile_name(pg_current_wal_insert_lsn()), 8)"
+    "EXISTS (SELECT FROM pg_foreign_server), left(pg_walfile_name(pg_current_wal_insert_lsn()), 8), "
+    "current_setting('transaction_isolation')"
 )
 """What a vote rests on, in one round trip.  Outside a block a statement is its own transaction, so that its times are one."""
 
@@ -122,7 +115,11 @@ def token_to_end(connection: Connection, pid: int, always: bool, marker: Marker 
 
     Raises `ResourceUnavailable` if the transaction is not the one that worked.
     """
-    number, backend, in_block, foreign, timeline = _row(connection, _WORK)
+    return _token(_row(connection, _WORK), connection, pid, always, marker)
+
+
+def _token(row: Any, connection: Connection, pid: int, always: bool, marker: Marker | None) -> str:
+    number, backend, in_block, foreign, timeline, _isolation = row
     if backend != pid or not in_block:
         raise ResourceUnavailable(
             f"the connection of a branch was moved from backend {pid} to {backend}, and its work was lost: a pooler between here "
@@ -147,12 +144,19 @@ def _row(connection: Connection, query: str) -> Any:
     return connection.exec_driver_sql(query).one()
 
 
-def prepare(connection: Connection, gid: Gid, pid: int, always: bool, marker: Marker | None = None) -> str:
+def prepare(
+    connection: Connection, gid: Gid, pid: int, always: bool, marker: Marker | None = None, early: bool = False
+) -> str | None:
     """Prepare the open transaction under *gid* and return its token; "" if it wrote nothing and there was nothing to prepare.
 
+    *early*: the work elsewhere is not done.  None, and nothing is done, if it wrote nothing and its isolation level keeps what it
+    has read as it was: a snapshot, or the predicate locks of a serializable transaction.
     For *pid*, *always*, *marker* and what is raised see `token_to_end`.
     """
-    token = token_to_end(connection, pid, always, marker)
+    row = _row(connection, _WORK)
+    token = _token(row, connection, pid, always, marker)
+    if not token and early and row[-1] != "read committed":
+        return None
     if token:
         with watch_replication(connection.connection.driver_connection) as cancelled:
             connection.exec_driver_sql(f"PREPARE TRANSACTION '{gid}'")
@@ -296,98 +300,3 @@ def in_transaction(connection: Connection) -> bool:
         return bool(driver.is_in_transaction())
     info = getattr(driver, "info", None)
     return bool(getattr(info, "transaction_status", True))
-
-
-# -------------------------------------------------------------------------------------------------------- preflight
-
-
-def preflight(connection: Connection, resource: str, capacity: int | None) -> tuple[str, Sequence[str]]:
-    """Check that this database can take part; returns its identity, and sentences of warning.
-
-    Raises `ConfigurationError` with one sentence that says what to change.  *capacity*: connections that the pool may open.
-    """
-    row = connection.exec_driver_sql(
-        "SELECT current_setting('server_version_num')::int, current_setting('max_prepared_transactions')::int, "
-        "current_setting('max_connections')::int, current_setting('synchronous_commit'), current_setting('fsync'), "
-        "pg_is_in_recovery(), current_setting('transaction_read_only'), current_database(), "
-        "(SELECT oid FROM pg_database WHERE datname = current_database())"
-    ).one()
-    version, prepared, connections, synchronous, fsync, standby, read_only, database, oid = row
-    where = f"the database {database!r} of resource {resource!r}"
-    if version < OLDEST:
-        raise ConfigurationError(
-            f"{where} runs PostgreSQL {version // 10_000}; txrpc needs {OLDEST // 10_000} or later"
-        )
-    if prepared == 0:
-        raise ConfigurationError(
-            f"{where} cannot prepare transactions: set max_prepared_transactions in postgresql.conf to at least the number of "
-            "transactions that commit at one time (max_connections is a good value) and restart PostgreSQL"
-        )
-    if standby:
-        raise ConfigurationError(f"{where} is a standby and cannot write: connect to the primary")
-    if read_only == "on":
-        raise ConfigurationError(f"{where} is read-only: default_transaction_read_only must be off for this role")
-    assigned = connection.exec_driver_sql("SELECT pg_current_xact_id()::text").scalar()
-    if current_token(connection) != assigned:
-        raise ConfigurationError(
-            f"the engine of resource {resource!r} is in AUTOCOMMIT, without transactions: give it another isolation_level"
-        )
-    warnings = []
-    if capacity is not None and prepared < capacity:
-        warnings.append(
-            f"max_prepared_transactions is {prepared}, and the connection pool may have {capacity} transactions at one time: "
-            "PREPARE will fail under load; raise the one or lower the other"
-        )
-    if capacity is not None and 2 * capacity > connections:
-        warnings.append(
-            f"the pool may open {capacity} connections, and recovery as many again, of the server's {connections}"
-        )
-    if synchronous == "off":
-        warnings.append(
-            "synchronous_commit is off: a transaction that was committed in one phase can be lost in a crash"
-        )
-    if fsync == "off":
-        warnings.append("fsync is off: prepared transactions can be lost in a crash")
-    warnings += _short_timeouts(connection)
-    if connection.exec_driver_sql("SHOW lock_timeout").scalar() == "0":
-        logger.info("resource %s: %s", resource, _NO_LOCK_TIMEOUT)
-    system = _system(connection)
-    if not system:
-        warnings.append(_NO_IDENTITY)
-    return f"{system}/{oid}" if system else "", warnings
-
-
-_NO_LOCK_TIMEOUT: Final = (
-    "lock_timeout is 0: two transactions that wait for each other in two databases do so until their deadline; with a lock_timeout "
-    "below it (for this role, or in the URL: ?options=-c lock_timeout=2s) and retry=True they end well, and soon"
-)
-_NO_IDENTITY: Final = (
-    "its identity is not known, so that another database under its name would not be noticed: GRANT EXECUTE ON FUNCTION "
-    "pg_control_system() TO the role of the engine"
-)
-
-
-def _short_timeouts(connection: Connection) -> list[str]:
-    """A warning about each of the server's own time-outs that is shorter than transactions are by default."""
-    return [
-        f"{name} is {timeout_ms} ms, and a transaction may take {_USUAL_MS // 1000} s by default: a branch that meets it is "
-        "rolled back; raise it for this role, or give transactions a shorter timeout"
-        for name, timeout_ms in connection.exec_driver_sql(_TIMEOUTS)
-    ]
-
-
-_USUAL_MS: Final = 30_000
-"""How long a transaction may take that was given no timeout."""
-_TIMEOUTS: Final = (
-    "SELECT name, setting FROM pg_settings WHERE name IN ('idle_in_transaction_session_timeout', 'transaction_timeout', "
-    "'statement_timeout') AND setting::bigint BETWEEN 1 AND 29999 ORDER BY name"
-)
-
-
-def _system(connection: Connection) -> str:
-    """The cluster's own identifier, which is the same however it is reached; "" without the right to read it."""
-    try:
-        with connection.begin_nested() if connection.in_transaction() else connection.begin():
-            return str(connection.exec_driver_sql("SELECT system_identifier FROM pg_control_system()").scalar())
-    except DBAPIError:
-        return ""

@@ -199,6 +199,17 @@ class ResourceManager:
         self._let_go(work)
         return Prepared(token) if token else ReadOnly()
 
+    def prepare_early(self, work: BranchWork, gid: Gid) -> Prepared | ReadOnly | None:
+        """See `txrpc.resource.KeepsReads.prepare_early`."""
+        check_whole(work, self.name, self._dialect)
+        work.ours = True
+        token: str | None = self._dialect.prepare(work.connection, gid, *self._to_end(work), True)
+        if token is None:
+            work.ours = False
+            return None
+        self._let_go(work)
+        return Prepared(token) if token else ReadOnly()
+
     def commit_one_phase(self, work: BranchWork, committing: Callable[[str], None]) -> Outcome:
         """See `txrpc.resource.Resource.commit_one_phase`."""
         outcome = self.commit_here(work, committing)

@@ -198,6 +198,17 @@ class AsyncResourceManager:
         await self._let_go(work)
         return Prepared(token) if token else ReadOnly()
 
+    async def prepare_early(self, work: BranchWork, gid: Gid) -> Prepared | ReadOnly | None:
+        """See `txrpc.resource.KeepsReads.prepare_early`."""
+        check_whole(work, self.name, self._dialect)
+        work.ours = True
+        token: str | None = await work.connection.run_sync(self._dialect.prepare, gid, *self._to_end(work), True)
+        if token is None:
+            work.ours = False
+            return None
+        await self._let_go(work)
+        return Prepared(token) if token else ReadOnly()
+
     async def commit_one_phase(self, work: BranchWork, committing: Callable[[str], Awaitable[None]]) -> Outcome:
         """See `txrpc.resource.Resource.commit_one_phase`."""
         outcome = await self.commit_here(work, committing)

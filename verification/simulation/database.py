@@ -267,6 +267,14 @@ class SimResource:
             return promise
         return self._ask(self._database.prepare, work, gid)
 
+    def prepare_early(self, work: Work, gid: Gid) -> Promise:
+        """See `KeepsReads`."""
+        if not work.calls and work.open:
+            promise = Promise()
+            promise.keep(None)
+            return promise
+        return self.prepare(work, gid)
+
     def _late_prepare(self, work: Work, gid: Gid) -> None:
         if work.open:
             try:

@@ -42,6 +42,7 @@ class BranchInput(enum.Enum):
     TIME_UP = "time up"
     PREPARED = "prepared"
     READ_ONLY = "read only"
+    KEPT_OPEN = "kept open"  # it wrote nothing, and was not to vote early for that
     PREPARE_FAILED = "prepare failed"
     ONE_PHASE_ENDED = "one phase ended"
     FINISHED = "finished"
@@ -68,6 +69,8 @@ class Do:
     operation: Operation
     gid: Gid
     token: str = ""
+    early: bool = False
+    """Of PREPARE: the transaction goes on elsewhere, so that what has been read may have to stay as it is."""
 
 
 @dataclass(slots=True)
@@ -84,8 +87,8 @@ class Effects:
     asks again."""
     settle: list[tuple[BranchId, Outcome, Reason | None]] = field(default_factory=list)
     """Branches that this process ended by itself, for those who wait for that: at most once for each."""
-    votes: list[tuple[BranchId, Vote, Reason | None]] = field(default_factory=list)
-    """Early votes, for the calls whose replies carry them: at most one for each branch."""
+    votes: list[tuple[BranchId, Vote | None, Reason | None]] = field(default_factory=list)
+    """Early votes, for the calls whose replies carry them: at most one for each branch.  None: it does not vote yet."""
     mistakes: list[str] = field(default_factory=list)
     """Inputs that the table does not allow, for the log: the sender's mistake, or this program's.  They changed nothing."""
 

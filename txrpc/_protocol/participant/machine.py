@@ -126,7 +126,7 @@ class Participant:
                 self.state.out.send.append(Trouble(row.gid, row.trouble))
             if row.state is BranchState.PREPARED:
                 phase_two.inquire(self.state, row)
-            elif row.state is BranchState.VOTING:
+            elif row.state is BranchState.VOTING and not row.early:
                 row.deadline_ms = min(row.deadline_ms, self.state.now_ms)
         return self.state.out
 

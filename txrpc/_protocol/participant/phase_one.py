@@ -25,6 +25,7 @@ from txrpc.ids import BranchId
 __all__ = [
     "committing",
     "did_prepare",
+    "kept_open",
     "local_commit",
     "one_phase",
     "one_phase_again",
@@ -147,6 +148,18 @@ def was_read_only(state: ParticipantState, row: ParticipantBranch, _: object) ->
         _withdraw(state, row)
         phase_two.tell_local(state, row, Outcome.ABORTED)
         state.end(row, Outcome.ABORTED)
+
+
+def kept_open(state: ParticipantState, row: ParticipantBranch, _: object) -> None:
+    # It wrote nothing, but gives its snapshot and its locks up only when the work elsewhere is done: Prepare will ask for its vote.
+    if not row.early:
+        was_read_only(state, row, None)  # nothing else was asked for
+    elif row.rollback_asked is None:
+        row.early, row.state = False, BranchState.ACTIVE
+        state.out.votes.append((row.branch, None, None))
+    else:
+        _withdraw(state, row)
+        phase_two.undo_work(state, row, row.rollback_asked)
 
 
 def prepare_failed(state: ParticipantState, row: ParticipantBranch, reason: Reason) -> None:

@@ -86,4 +86,4 @@ class ParticipantState:
         if operation in _AFTER_THE_VOTE:
             row.working_ms = self.now_ms
             self.wake_in(row, SLOW_MS)
-        self.out.do.append(Do(operation, row.gid, row.token))
+        self.out.do.append(Do(operation, row.gid, row.token, operation is Operation.PREPARE and row.early))

@@ -79,6 +79,7 @@ TABLE: Final[dict[tuple[BranchState, BranchInput], Entry]] = {
     (_S.VOTING, _I.TIME_UP): _to(phase_two.overdue, _S.VOTING),
     (_S.VOTING, _I.PREPARED): _to(phase_one.did_prepare, _S.ABORTING, _S.PREPARED),
     (_S.VOTING, _I.READ_ONLY): _to(phase_one.was_read_only, _S.ENDED),
+    (_S.VOTING, _I.KEPT_OPEN): _to(phase_one.kept_open, _S.ACTIVE, _S.ROLLING_BACK, _S.ENDED),
     (_S.VOTING, _I.PREPARE_FAILED): _to(phase_one.prepare_failed, _S.ABORTING),
     (_S.PREPARED, _I.PREPARE): _to(phase_one.prepare_again, _S.PREPARED),
     (_S.PREPARED, _I.COMMIT): _to(phase_two.commit, _S.COMMITTING),
@@ -125,6 +126,15 @@ TABLE: Final[dict[tuple[BranchState, BranchInput], Entry]] = {
 }
 
 _RESULTS: Final = frozenset(
-    {_I.PREPARED, _I.READ_ONLY, _I.PREPARE_FAILED, _I.ONE_PHASE_ENDED, _I.FINISHED, _I.FINISH_FAILED, _I.ROLLED_BACK}
+    {
+        _I.PREPARED,
+        _I.READ_ONLY,
+        _I.KEPT_OPEN,
+        _I.PREPARE_FAILED,
+        _I.ONE_PHASE_ENDED,
+        _I.FINISHED,
+        _I.FINISH_FAILED,
+        _I.ROLLED_BACK,
+    }
 )
 """What ends an operation's work."""
