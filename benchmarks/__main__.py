@@ -21,6 +21,7 @@ FORMS = (
     Form("two-final", "two remote branches, final calls", "txrpc", "plain"),
     Form("textbook", "textbook coordinator", "textbook", "plain", ("sync",)),
     Form("dbos", "DBOS Transact, one process", "", "by-hand", ("sync",)),
+    Form("embedded", "embedded, one process", "", "by-hand", ("sync",)),
     Form("zope", "Zope transaction, one process", "", "by-hand", ("sync",)),
     Form("by-hand", "two-phase commit by hand, one process", "", "by-hand", ("sync",)),
     Form("plain-one", "one service commits alone", "plain", "plain-one"),

@@ -12,6 +12,7 @@ import itertools
 import json
 import os
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
@@ -166,6 +167,26 @@ def by_hand(place: Place) -> Iterator[Transfer]:
 
 
 @contextlib.contextmanager
+def embedded(place: Place) -> Iterator[Transfer]:
+    """Two databases in one process, with txrpc's coordinator in it, and a log of decisions in a SQLite file."""
+    banks = [
+        txrpc.sql.ResourceManager(f"embedded-{number}", engine_to(url)) for number, url in enumerate(place.databases)
+    ]
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        txrpc.embedded(f"sqlite:///{folder}/log.db", group="embedded", resources=banks),
+    ):
+
+        def transfer(account: str) -> None:
+            with txrpc.transaction():
+                for sign, bank in zip((-1, 1), banks, strict=True):
+                    with bank.connection() as connection:
+                        add(connection, account, sign)
+
+        yield transfer
+
+
+@contextlib.contextmanager
 def with_textbook(place: Place) -> Iterator[Transfer]:
     """A textbook's coordinator, with one call for each of its steps."""
     coordinator = grpc.insecure_channel(place.coordinator)
@@ -237,6 +258,7 @@ FORMS: dict[str, Callable[[Place], contextlib.AbstractContextManager[Transfer]]]
     "bare-local": bare_local,
     "local": local,
     "by-hand": by_hand,
+    "embedded": embedded,
     "textbook": with_textbook,
     "zope": zope,
     "dbos": dbos,

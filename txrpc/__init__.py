@@ -21,6 +21,7 @@ from txrpc._connect import (
     server_interceptors,
 )
 from txrpc._context import carry, final_call
+from txrpc._embedded import embedded
 from txrpc._protocol.messages import Outcome, Wait
 from txrpc.errors import (
     AbortCode,
@@ -93,6 +94,7 @@ __all__ = [
     "client_interceptors",
     "connect",
     "current_transaction",
+    "embedded",
     "final_call",
     "intercept_channel",
     "server_interceptors",

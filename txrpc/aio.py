@@ -42,6 +42,7 @@ from txrpc._client.transaction_async import AsyncJoinedTransaction as JoinedTran
 from txrpc._client.transaction_async import AsyncRootTransaction as RootTransaction
 from txrpc._client.transactional_async import transaction, transactional
 from txrpc._connect_async import begin, client_interceptors, connect, current_transaction, server_interceptors
+from txrpc._embedded import embedded_async as embedded
 
 __all__ = [
     "AbortCode",
@@ -85,6 +86,7 @@ __all__ = [
     "client_interceptors",
     "connect",
     "current_transaction",
+    "embedded",
     "final_call",
     "server_interceptors",
     "transaction",

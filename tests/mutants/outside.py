@@ -94,6 +94,10 @@ MUTANTS: dict[str, tuple[Change, str]] = {
         Change("txrpc._client.completion", "everywhere = bool(part.in_flight)", "everywhere = False"),
         "tests/system/test_calls_in_flight.py -k rule_9_a_call_that_still_runs",
     ),
+    "a second program may embed a coordinator with the same file": (
+        Change("txrpc._embedded_session", "fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)", "pass"),
+        "tests/system/test_embedded.py -k refused_while",
+    ),
     "a lost early vote is left to its deadline": (
         Change("txrpc._client.completion", "bool(part.in_flight) or part.lost_vote", "bool(part.in_flight)"),
         "tests/system/test_final_calls.py -k rule_19",

@@ -64,5 +64,14 @@ def _split(tests: str) -> list[str]:
 
 def test_there_are_mistakes_in_every_package() -> None:
     packages = {change.module.split(".")[1] for change, _ in MUTANTS.values()}
-    assert packages == {"sql", "_decision_log", "_etcd", "_group", "_client", "_grpc", "_coordinator"}
+    assert packages == {
+        "sql",
+        "_decision_log",
+        "_embedded_session",
+        "_etcd",
+        "_group",
+        "_client",
+        "_grpc",
+        "_coordinator",
+    }
     assert len(MUTANTS) >= 10

@@ -1,0 +1,200 @@
+"""A coordinator inside the program: several databases in one process, and no server."""
+
+from __future__ import annotations
+
+import itertools
+import sys
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import grpc
+import pytest
+import sqlalchemy as sa
+from sqlalchemy.ext.asyncio import create_async_engine
+
+import txrpc
+import txrpc.aio
+import txrpc.sql
+from tests.postgres import Server
+from tests.runtime.memory_resource import MemoryResource
+from tests.waiting import eventually
+from txrpc.testing.processes import Child
+
+numbers = itertools.count(1)
+
+
+@pytest.fixture
+def databases(servers: Mapping[str, Server]) -> list[tuple[Server, str, str]]:
+    """A database on each server: the server, the name, the URL."""
+    made = []
+    for server in servers.values():
+        name = f"embedded{next(numbers)}"
+        url = server.create_database(name)
+        server.execute("CREATE TABLE row (number int)", name)
+        made.append((server, name, url))
+    return made
+
+
+@pytest.fixture
+def log(tmp_path: Path) -> str:
+    return f"sqlite:///{tmp_path / 'decisions.db'}"
+
+
+def counts(databases: list[tuple[Server, str, str]]) -> list[int]:
+    return [server.execute("SELECT count(*) FROM row", name)[0][0] for server, name, _ in databases]
+
+
+def prepared(databases: list[tuple[Server, str, str]]) -> int:
+    query = "SELECT count(*) FROM pg_prepared_xacts WHERE database = current_database()"
+    return sum(server.execute(query, name)[0][0] for server, name, _ in databases)
+
+
+@pytest.fixture
+def resources(databases: list[tuple[Server, str, str]]) -> Iterator[list[txrpc.sql.ResourceManager]]:
+    engines = [sa.create_engine(url) for _, _, url in databases]
+    yield [txrpc.sql.ResourceManager(f"db-{n}", engine) for n, engine in enumerate(engines)]
+    for engine in engines:
+        engine.dispose()
+
+
+def insert(resources: list[txrpc.sql.ResourceManager]) -> None:
+    for resource in resources:
+        with resource.connection() as connection:
+            connection.execute(sa.text("INSERT INTO row VALUES (1)"))
+
+
+def test_two_databases_commit_together_or_not_at_all(
+    log: str, databases: list[tuple[Server, str, str]], resources: list[txrpc.sql.ResourceManager]
+) -> None:
+    with txrpc.embedded(log, resources=resources) as manager:
+        assert manager.status().ready
+        with txrpc.transaction() as tx:
+            insert(resources)
+        assert counts(databases) == [1, 1]
+        assert manager.outcome(tx.xid) is txrpc.Outcome.COMMITTED
+        with pytest.raises(ValueError, match="no"), txrpc.transaction():
+            insert(resources)
+            raise ValueError("no")
+        with txrpc.transaction():
+            insert(resources[:1])
+        assert counts(databases) == [2, 1]
+    assert prepared(databases) == 0
+    with txrpc.embedded(log, resources=resources), txrpc.transaction():  # the same log once more
+        insert(resources)
+    assert counts(databases) == [3, 2]
+
+
+def test_many_threads_share_one_coordinator(log: str) -> None:
+    notebooks = [MemoryResource("one"), MemoryResource("two")]
+
+    def write(number: int) -> None:
+        with txrpc.transaction():
+            for notebook in notebooks:
+                notebook.write(str(number))
+
+    with txrpc.embedded(log, resources=notebooks), ThreadPoolExecutor(8) as pool:
+        list(pool.map(write, range(200)))
+    assert sorted(notebooks[0].lines) == sorted(notebooks[1].lines) == sorted(map(str, range(200)))
+
+
+async def test_two_databases_commit_together_in_asyncio(log: str, databases: list[tuple[Server, str, str]]) -> None:
+    engines = [create_async_engine(url) for _, _, url in databases]
+    resources = [txrpc.sql.AsyncResourceManager(f"db-{n}", engine) for n, engine in enumerate(engines)]
+
+    async def write() -> None:
+        for resource in resources:
+            async with resource.connection() as connection:
+                await connection.execute(sa.text("INSERT INTO row VALUES (1)"))
+
+    async with await txrpc.aio.embedded(log, resources=resources):
+        async with txrpc.aio.transaction():
+            await write()
+        with pytest.raises(ValueError, match="no"):
+            async with txrpc.aio.transaction():
+                await write()
+                raise ValueError("no")
+    assert counts(databases) == [1, 1]
+    assert prepared(databases) == 0
+    for engine in engines:
+        await engine.dispose()
+
+
+@pytest.mark.parametrize(
+    ("failpoint", "rows"),
+    [
+        ("participant.after_prepare=kill", 0),
+        ("coordinator.before_record=kill", 0),
+        ("coordinator.after_record=kill", 1),
+        ("participant.after_commit_prepared=kill", 1),
+    ],
+)
+def test_what_a_crash_leaves_is_finished_when_the_program_starts_again(
+    log: str, databases: list[tuple[Server, str, str]], tmp_path: Path, failpoint: str, rows: int
+) -> None:
+    urls = [url for _, _, url in databases]
+    program = Child(
+        [sys.executable, "-m", "tests.system.embedded_program", log, *urls],
+        name="embedded",
+        output=tmp_path / "program.log",
+    )
+    program.arm(failpoint)
+    program.launch()
+    program.wait()
+    assert "told committed" not in program.text()
+    again = Child(
+        [sys.executable, "-m", "tests.system.embedded_program", log, *urls, "--wait"],
+        name="again",
+        output=tmp_path / "again.log",
+        ready="ready",
+    )
+    with again:
+        eventually(lambda: prepared(databases) == 0, evidence=again.text)
+        assert counts(databases) == [rows, rows], again.text()
+
+
+def test_rule_7_a_second_program_on_the_same_file_is_refused_while_the_first_one_has_it(log: str) -> None:
+    with txrpc.embedded(log, resources=[MemoryResource("one")]):
+        with pytest.raises(txrpc.ConfigurationError, match="another program has the decision log"):
+            txrpc.embedded(log)
+        with txrpc.transaction():
+            pass
+    with txrpc.embedded(log):
+        pass
+
+
+def test_rule_7_on_another_database_the_later_program_ends_the_earlier_one(servers: Mapping[str, Server]) -> None:
+    url = next(iter(servers.values())).create_database(f"embedded{next(numbers)}")
+    notebooks = [MemoryResource("one"), MemoryResource("two")]
+    with txrpc.embedded(url, resources=notebooks) as first, txrpc.embedded(url) as second:
+        with pytest.raises((txrpc.TransactionAborted, txrpc.OutcomeUnknown)), first.transaction():
+            for notebook in notebooks:
+                notebook.write("x")
+        eventually(lambda: first.status().coordinator is None)
+        assert "epoch" in first.status().coordinators["embedded"]
+        with pytest.raises(txrpc.CoordinatorUnavailable, match="no coordinator"), first.transaction():
+            for notebook in notebooks:
+                notebook.write("y")
+        assert second.status().ready
+    assert (notebooks[0].lines, notebooks[1].lines) == ([], [])
+
+
+@pytest.mark.parametrize("log", ["sqlite:////no/such/folder/x.db", "nothing://x", "no url at all"])
+def test_a_log_that_cannot_be_opened_is_refused_with_a_reason(log: str) -> None:
+    with pytest.raises(txrpc.ConfigurationError, match="log"):
+        txrpc.embedded(log)
+
+
+def test_a_service_cannot_join_what_only_this_process_coordinates(log: str) -> None:
+    with txrpc.embedded(log) as here, txrpc.embedded(f"{log}2", resources=[MemoryResource("there")]) as there:
+        server = grpc.server(ThreadPoolExecutor(2), interceptors=txrpc.server_interceptors(there))
+        handler = grpc.unary_unary_rpc_method_handler(lambda request, _context: request)
+        server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler("t.S", {"echo": handler}),))
+        port = server.add_insecure_port("127.0.0.1:0")
+        server.start()
+        with grpc.insecure_channel(f"127.0.0.1:{port}") as plain:
+            channel: Any = grpc.intercept_channel(plain, *txrpc.client_interceptors())
+            with pytest.raises(txrpc.TxrpcError), here.transaction():
+                channel.unary_unary("/t.S/echo")(b"x")
+        server.stop(0).wait(60)

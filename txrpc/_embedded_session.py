@@ -1,0 +1,240 @@
+"""A coordinator inside the program: several databases in one process, and no server.
+
+How to think of it
+    The same coordinator and the same client as everywhere; only the session between them is another one: a queue in each direction,
+    and one pump that empties it.  The coordinator belongs to an event loop: the program's own if it is an asyncio program,
+    otherwise one in a thread of its own.  Nothing is encoded and nothing leaves the process.
+
+    A message is never handled where it is sent.  The pump takes it once the step that sent it has ended, so that neither
+    side is entered while it is in the middle of something.
+
+    The decision log is what makes it recover: the program that opens it next finds the decisions that were not carried out, and the
+    branches in its databases ask.  A second program on the same log would fence the first one; on a SQLite file it is refused.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import threading
+from collections import deque
+from pathlib import Path
+
+from txrpc._client.core import ClientCore
+from txrpc._coordinator.driver import CoordinatorDriver
+from txrpc._protocol.coordinator.events import Limits, Received, SessionOpened
+from txrpc._protocol.messages import FromCoordinator, GoAway, ToCoordinator, Welcome
+from txrpc.errors import ConfigurationError, CoordinatorUnavailable, ForkedError
+
+__all__ = ["LoopSession", "ThreadSession"]
+
+logger = logging.getLogger("txrpc.session")
+
+_NODE = "embedded"
+_RETENTION_S = 86_400.0
+_IN_DOUBT_WARN_S = 60.0
+_DRAIN_S = 5.0
+_LIMITS = Limits(recovery_wait_ms=0)
+"""No other process can know more of this log than the one that opens it, so there is none to wait for."""
+
+
+class _Session:
+    """The session of a client with the coordinator in its own process.  Its two subclasses differ in who has the event loop."""
+
+    address = _NODE
+    refused = False
+
+    def __init__(self, core: ClientCore, log: str, group: str) -> None:
+        self.trouble = "it has not been started"
+        self.over = False
+        self._core = core
+        self._log = log
+        self._group = group
+        self._pid = os.getpid()
+        self._loop: asyncio.AbstractEventLoop
+        self._driver: CoordinatorDriver | None = None
+        self._number = 0
+        self._lock_file: int | None = None
+        self._to_coordinator: deque[tuple[str, ToCoordinator]] = deque()
+        self._to_client: deque[FromCoordinator] = deque()
+        self._pumping = False
+
+    # ------------------------------------------------------------------------------------------ for the client
+
+    def send(self, node: str, *messages: ToCoordinator) -> None:
+        """See `Outbox` of `txrpc._client.coordinators`.  From any thread."""
+        if os.getpid() != self._pid:
+            raise ForkedError("this coordinator belongs to the process that was forked: embed one in the child")
+        if self.trouble:
+            raise CoordinatorUnavailable(f"the embedded coordinator is not there: {self.trouble}")
+        self._to_coordinator.extend((node, message) for message in messages)
+        self._wake()
+
+    def _wake(self) -> None:
+        raise NotImplementedError
+
+    # ------------------------------------------------------------------------------------- for the coordinator, on its loop
+
+    def put(self, message: FromCoordinator) -> None:
+        """See `Outbox` of `txrpc._coordinator.driver`."""
+        self._to_client.append(message)
+        self._schedule()
+
+    def close_session(self, farewell: GoAway) -> None:
+        """The coordinator ends the session."""
+        self._lost(farewell.text)
+
+    # ---------------------------------------------------------------------------------------------------- on the loop
+
+    async def _open(self) -> None:
+        """Open the log and say Hello; raises `ConfigurationError`."""
+        from txrpc._decision_log.sql import SqlLog
+
+        self._lock_file = _claim(self._log)
+        driver = CoordinatorDriver(SqlLog(self._log), _NODE, self._group, _LIMITS, _RETENTION_S, _IN_DOUBT_WARN_S)
+        try:
+            await driver.start()
+        except BaseException:
+            await driver.abandon()
+            raise
+        self._driver = driver
+        driver.over.add_done_callback(self._failed)
+        self._number = driver.attach(_Outbox(self))
+        driver.step(SessionOpened(self._number, self._core.hello(self)))
+
+    async def _close(self) -> None:
+        driver, self._driver, self.over = self._driver, None, True
+        if driver is not None:
+            await driver.drain(_DRAIN_S)
+            await driver.stop()
+        self._lost("this process has closed it")
+        if self._lock_file is not None:
+            os.close(self._lock_file)
+            self._lock_file = None
+
+    def _failed(self, over: asyncio.Future[BaseException]) -> None:
+        if not self.over:
+            error = over.result()
+            logger.error("the embedded coordinator has ended", extra={"reason": str(error)})
+            self._lost(f"it has ended: {error}")
+
+    def _lost(self, text: str) -> None:
+        was_open, self.trouble = not self.trouble, text
+        if was_open:
+            self._core.on_lost(self, text)
+
+    def _schedule(self) -> None:
+        if not self._pumping:
+            self._pumping = True
+            self._loop.call_soon(self._pump)
+
+    def _pump(self) -> None:
+        """Hand on everything that is waiting, in both directions."""
+        self._pumping = False
+        while self._to_client or self._to_coordinator:
+            while self._to_client:
+                self._take(self._to_client.popleft())
+            while self._to_coordinator:
+                node, message = self._to_coordinator.popleft()
+                if self._driver is not None:
+                    self._driver.step(Received(self._number, node, message))
+
+    def _take(self, message: FromCoordinator) -> None:
+        try:
+            if isinstance(message, Welcome):
+                self._core.on_welcome(self, message)
+                self.trouble = ""
+                self._core.state.runtime.sessions_changed()
+            else:
+                self._core.on_message(self, _NODE, message)
+        except Exception:
+            logger.exception("a message could not be handled", extra={"message_type": type(message).__name__})
+
+
+class _Outbox:
+    """What the coordinator sees of the session."""
+
+    def __init__(self, session: _Session) -> None:
+        self.put = session.put
+        self.close = session.close_session
+
+
+def _claim(log: str) -> int | None:
+    """Lock a SQLite file for this program, as an open file descriptor; raises `ConfigurationError` if another program has it."""
+    from sqlalchemy.engine import make_url
+    from sqlalchemy.exc import ArgumentError
+
+    try:
+        url = make_url(log)
+    except ArgumentError:
+        return None  # the log says what is wrong
+    if url.get_backend_name() != "sqlite" or not url.database or url.database == ":memory:":
+        return None
+    try:
+        import fcntl
+    except ImportError:
+        return None
+    path = Path(f"{url.database}.lock")
+    try:
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    except OSError as error:
+        raise ConfigurationError(f"cannot open the decision log {log}: {error}") from error
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        os.close(descriptor)
+        raise ConfigurationError(
+            f"another program has the decision log {log}: one program at a time can embed a coordinator with it; "
+            "give each program a log of its own, or let both use a server (txrpc coordinator)"
+        ) from None
+    return descriptor
+
+
+class ThreadSession(_Session):
+    """For synchronous programs: the loop runs in a thread."""
+
+    def start(self) -> None:
+        """Open the log; raises `ConfigurationError`."""
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever, name="txrpc-coordinator", daemon=True)
+        self._thread.start()
+        asyncio.run_coroutine_threadsafe(self._open(), self._loop).result()
+
+    def close(self) -> None:
+        """Let what is being decided be decided, and close the log.  Calling it twice is fine."""
+        if self.over or os.getpid() != self._pid or not hasattr(self, "_thread"):
+            return
+        asyncio.run_coroutine_threadsafe(self._close(), self._loop).result()
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join()
+        self._loop.close()
+
+    def wait_answered(self, timeout_s: float) -> None:
+        """It has: `start` waits for the log."""
+
+    def _wake(self) -> None:
+        if not self._pumping:  # what this may miss, the pump that is about to run takes along
+            with contextlib.suppress(RuntimeError):  # the loop has ended, and so has everything that could be sent
+                self._loop.call_soon_threadsafe(self._schedule)
+
+
+class LoopSession(_Session):
+    """For asyncio programs: the loop is theirs."""
+
+    async def start(self) -> None:
+        """Open the log; raises `ConfigurationError`."""
+        self._loop = asyncio.get_running_loop()
+        await self._open()
+
+    async def close(self) -> None:
+        """Let what is being decided be decided, and close the log.  Calling it twice is fine."""
+        if not self.over and os.getpid() == self._pid:
+            await self._close()
+
+    async def wait_answered(self, timeout_s: float) -> None:
+        """It has: `start` waits for the log."""
+
+    def _wake(self) -> None:
+        self._schedule()
