@@ -60,6 +60,7 @@ class _Session:
         self._to_coordinator: deque[tuple[str, ToCoordinator]] = deque()
         self._to_client: deque[FromCoordinator] = deque()
         self._pumping = False
+        self._closed = False
 
     # ------------------------------------------------------------------------------------------ for the client
 
@@ -83,8 +84,9 @@ class _Session:
         self._schedule()
 
     def close_session(self, farewell: GoAway) -> None:
-        """The coordinator ends the session."""
-        self._lost(farewell.text)
+        """The coordinator ends the session.  What a server would do by itself, start again, is for the program to do."""
+        why = "it failed" if farewell.code == "internal" else farewell.text
+        self._lost(f"{why}; start the program again")
 
     # ---------------------------------------------------------------------------------------------------- on the loop
 
@@ -105,9 +107,11 @@ class _Session:
         driver.step(SessionOpened(self._number, self._core.hello(self)))
 
     async def _close(self) -> None:
-        driver, self._driver, self.over = self._driver, None, True
+        driver, self._driver = self._driver, None
+        has_ended, self._closed, self.over = self.over, True, True
         if driver is not None:
-            await driver.drain(_DRAIN_S)
+            if not has_ended:
+                await driver.drain(_DRAIN_S)
             await driver.stop()
         self._lost("this process has closed it")
         if self._lock_file is not None:
@@ -116,7 +120,7 @@ class _Session:
 
     def _failed(self, over: asyncio.Future[BaseException]) -> None:
         if not self.over:
-            error = over.result()
+            self.over, error = True, over.result()
             logger.error("the embedded coordinator has ended", extra={"reason": str(error)})
             self._lost(f"it has ended: {error}")
 
@@ -138,8 +142,17 @@ class _Session:
                 self._take(self._to_client.popleft())
             while self._to_coordinator:
                 node, message = self._to_coordinator.popleft()
-                if self._driver is not None:
-                    self._driver.step(Received(self._number, node, message))
+                self._give(node, message)
+
+    def _give(self, node: str, message: ToCoordinator) -> None:
+        if self._driver is None or self.over:
+            return
+        try:
+            self._driver.step(Received(self._number, node, message))
+        except Exception as error:  # a mistake of ours: what it holds in memory cannot be trusted any more, its log can
+            logger.exception("the embedded coordinator failed")
+            self.over = True
+            self._lost(f"it failed ({type(error).__name__}); start the program again")
 
     def _take(self, message: FromCoordinator) -> None:
         try:
@@ -204,7 +217,7 @@ class ThreadSession(_Session):
 
     def close(self) -> None:
         """Let what is being decided be decided, and close the log.  Calling it twice is fine."""
-        if self.over or os.getpid() != self._pid or not hasattr(self, "_thread"):
+        if self._closed or os.getpid() != self._pid or not hasattr(self, "_thread"):
             return
         asyncio.run_coroutine_threadsafe(self._close(), self._loop).result()
         self._loop.call_soon_threadsafe(self._loop.stop)
@@ -230,7 +243,7 @@ class LoopSession(_Session):
 
     async def close(self) -> None:
         """Let what is being decided be decided, and close the log.  Calling it twice is fine."""
-        if not self.over and os.getpid() == self._pid:
+        if not self._closed and os.getpid() == self._pid:
             await self._close()
 
     async def wait_answered(self, timeout_s: float) -> None:

@@ -180,6 +180,25 @@ def test_rule_7_on_another_database_the_later_program_ends_the_earlier_one(serve
     assert (notebooks[0].lines, notebooks[1].lines) == ([], [])
 
 
+def test_a_mistake_of_its_own_ends_the_coordinator_and_the_log_goes_on_with_the_next(log: str) -> None:
+    notebooks = [MemoryResource("one"), MemoryResource("two")]
+
+    def mistaken(_event: object) -> None:
+        raise KeyError("a mistake")
+
+    with txrpc.embedded(log, resources=notebooks) as manager:
+        session: Any = manager._client.state.sessions[0]
+        session._driver.step = mistaken
+        with pytest.raises(txrpc.OutcomeUnknown), txrpc.transaction(timeout=2):
+            for notebook in notebooks:
+                notebook.write("x")
+        assert "start the program again" in manager.status().coordinators["embedded"]
+    with txrpc.embedded(log, resources=notebooks), txrpc.transaction():
+        for notebook in notebooks:
+            notebook.write("y")
+    assert notebooks[0].lines == notebooks[1].lines == ["y"]
+
+
 @pytest.mark.parametrize("log", ["sqlite:////no/such/folder/x.db", "nothing://x", "no url at all"])
 def test_a_log_that_cannot_be_opened_is_refused_with_a_reason(log: str) -> None:
     with pytest.raises(txrpc.ConfigurationError, match="log"):
