@@ -11,6 +11,7 @@ import pytest
 
 
 @pytest.mark.proof
+@pytest.mark.long
 def test_the_benchmarks_of_txrpc_run_in_both_styles(tmp_path: Path) -> None:
     forms = ["two", "one", "local", "textbook", "by-hand"]
     arguments = ["--clients", "2", "--seconds", "0.5", "--rounds", "1", "--into", str(tmp_path), "--forms", *forms]

@@ -186,10 +186,10 @@ def test_a_mistake_of_its_own_ends_the_coordinator_and_the_log_goes_on_with_the_
     def mistaken(_event: object) -> None:
         raise KeyError("a mistake")
 
-    with txrpc.embedded(log, resources=notebooks) as manager:
+    with txrpc.embedded(log, resources=notebooks, commit_timeout=1) as manager:
         session: Any = manager._client.state.sessions[0]
         session._driver.step = mistaken
-        with pytest.raises(txrpc.OutcomeUnknown), txrpc.transaction(timeout=2):
+        with pytest.raises(txrpc.OutcomeUnknown), txrpc.transaction(timeout=1):
             for notebook in notebooks:
                 notebook.write("x")
         assert "start the program again" in manager.status().coordinators["embedded"]
