@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
+import functools
 import itertools
 import json
 import os
@@ -55,7 +56,7 @@ def _amount(account: str) -> bank_pb2.Amount:
 
 @contextlib.contextmanager
 def plain(place: Place) -> Iterator[Transfer]:
-    """Two services that commit by themselves: what stays if one of them fails is anybody's guess."""
+    """Two services that commit by themselves: if the second one fails, what the first one did stays."""
     bank_a, bank_b = (bank_pb2_grpc.AccountsStub(grpc.insecure_channel(each)) for each in place.services)
 
     def transfer(account: str) -> None:
@@ -66,27 +67,13 @@ def plain(place: Place) -> Iterator[Transfer]:
 
 
 @contextlib.contextmanager
-def two_branches(place: Place) -> Iterator[Transfer]:
-    """The same calls in a transaction of txrpc's."""
+def two_branches(place: Place, final: bool = False) -> Iterator[Transfer]:
+    """The same calls in a transaction of txrpc's; *final*: each service is told that it is called no more."""
     with txrpc.connect(place.coordinator, process="customers"):
         bank_a, bank_b = (bank_pb2_grpc.AccountsStub(_in_transactions(each)) for each in place.services)
 
         def transfer(account: str) -> None:
-            with txrpc.transaction():
-                bank_a.Withdraw(_amount(account))
-                bank_b.Deposit(_amount(account))
-
-        yield transfer
-
-
-@contextlib.contextmanager
-def two_final(place: Place) -> Iterator[Transfer]:
-    """The same, and each service is told that it is called no more."""
-    with txrpc.connect(place.coordinator, process="customers"):
-        bank_a, bank_b = (bank_pb2_grpc.AccountsStub(_in_transactions(each)) for each in place.services)
-
-        def transfer(account: str) -> None:
-            with txrpc.transaction(), txrpc.final_call():
+            with txrpc.transaction(), txrpc.final_call() if final else contextlib.nullcontext():
                 bank_a.Withdraw(_amount(account))
                 bank_b.Deposit(_amount(account))
 
@@ -252,7 +239,7 @@ def dbos(place: Place) -> Iterator[Transfer]:
 FORMS: dict[str, Callable[[Place], contextlib.AbstractContextManager[Transfer]]] = {
     "plain": plain,
     "two": two_branches,
-    "two-final": two_final,
+    "two-final": functools.partial(two_branches, final=True),
     "plain-one": plain_one,
     "one": one_branch,
     "bare-local": bare_local,
@@ -280,26 +267,13 @@ async def plain_async(place: Place) -> AsyncIterator[AsyncTransfer]:
 
 
 @contextlib.asynccontextmanager
-async def two_branches_async(place: Place) -> AsyncIterator[AsyncTransfer]:
+async def two_branches_async(place: Place, final: bool = False) -> AsyncIterator[AsyncTransfer]:
     async with await txrpc.aio.connect(place.coordinator, process="customers"):
         bank_a, bank_b = (bank_pb2_grpc.AccountsStub(_in_transactions_async(each)) for each in place.services)
 
         async def transfer(account: str) -> None:
             async with txrpc.aio.transaction():
-                await bank_a.Withdraw(_amount(account))
-                await bank_b.Deposit(_amount(account))
-
-        yield transfer
-
-
-@contextlib.asynccontextmanager
-async def two_final_async(place: Place) -> AsyncIterator[AsyncTransfer]:
-    async with await txrpc.aio.connect(place.coordinator, process="customers"):
-        bank_a, bank_b = (bank_pb2_grpc.AccountsStub(_in_transactions_async(each)) for each in place.services)
-
-        async def transfer(account: str) -> None:
-            async with txrpc.aio.transaction():
-                with txrpc.aio.final_call():
+                with txrpc.aio.final_call() if final else contextlib.nullcontext():
                     await bank_a.Withdraw(_amount(account))
                     await bank_b.Deposit(_amount(account))
 
@@ -358,7 +332,7 @@ async def local_async(place: Place) -> AsyncIterator[AsyncTransfer]:
 ASYNC_FORMS: dict[str, Callable[[Place], contextlib.AbstractAsyncContextManager[AsyncTransfer]]] = {
     "plain": plain_async,
     "two": two_branches_async,
-    "two-final": two_final_async,
+    "two-final": functools.partial(two_branches_async, final=True),
     "plain-one": plain_one_async,
     "one": one_branch_async,
     "bare-local": bare_local_async,

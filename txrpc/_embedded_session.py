@@ -157,9 +157,8 @@ class _Session:
     def _take(self, message: FromCoordinator) -> None:
         try:
             if isinstance(message, Welcome):
+                self.trouble = ""  # first: what is sent in answer to it goes out
                 self._core.on_welcome(self, message)
-                self.trouble = ""
-                self._core.state.runtime.sessions_changed()
             else:
                 self._core.on_message(self, _NODE, message)
         except Exception:
@@ -229,8 +228,9 @@ class ThreadSession(_Session):
 
     def _wake(self) -> None:
         if not self._pumping:  # what this may miss, the pump that is about to run takes along
+            self._pumping = True
             with contextlib.suppress(RuntimeError):  # the loop has ended, and so has everything that could be sent
-                self._loop.call_soon_threadsafe(self._schedule)
+                self._loop.call_soon_threadsafe(self._pump)
 
 
 class LoopSession(_Session):

@@ -9,8 +9,15 @@ import pytest
 import txrpc
 from tests.postgres import Server
 from tests.system.world import World
+from txrpc.testing.processes import CoordinatorProcess
 
 _numbers = itertools.count(1)
+
+
+@pytest.fixture
+def coordinator(tmp_path: Path) -> Iterator[CoordinatorProcess]:
+    with CoordinatorProcess(tmp_path) as coordinator:
+        yield coordinator
 
 
 @pytest.fixture

@@ -10,7 +10,6 @@ import threading
 from collections.abc import AsyncIterator, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, suppress
-from pathlib import Path
 from typing import Any
 
 import grpc
@@ -26,12 +25,6 @@ from txrpc.testing.processes import CoordinatorProcess
 PATIENCE_S = 60
 LONG_S = 300
 """Longer than any test is patient: what is free before did not wait for its deadline."""
-
-
-@pytest.fixture
-def coordinator(tmp_path: Path) -> Iterator[CoordinatorProcess]:
-    with CoordinatorProcess(tmp_path) as coordinator:
-        yield coordinator
 
 
 class Service:

@@ -10,7 +10,6 @@ from collections.abc import AsyncIterator, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import grpc
@@ -29,12 +28,6 @@ from txrpc.testing.processes import CoordinatorProcess
 LONG_S = 300
 """Longer than any test is patient: what is free before did not wait for its deadline."""
 PATIENCE_S = 60
-
-
-@pytest.fixture
-def coordinator(tmp_path: Path) -> Iterator[CoordinatorProcess]:
-    with CoordinatorProcess(tmp_path) as coordinator:
-        yield coordinator
 
 
 class Service:

@@ -40,7 +40,8 @@ def _operate(do: Do, resource: Resource | AsyncResource, work: Work, committing:
     if do.operation is Operation.PREPARE:
         return (yield from _prepare(do, resource, work))
     if do.operation is Operation.COMMIT_ONE_PHASE:
-        return (yield from _commit_one_phase(resource, work, committing))
+        ended: Result | None = yield from _commit_one_phase(resource.commit_one_phase, resource, work, committing)
+        return ended or _ended(resource, Outcome.UNKNOWN)
     if do.operation is Operation.ROLLBACK:
         yield resource.rollback, (work,)
         return BranchInput.ROLLED_BACK, None
@@ -60,24 +61,21 @@ def _prepare(do: Do, resource: Resource | AsyncResource, work: Work) -> Flow[Res
     return (BranchInput.KEPT_OPEN if do.early and prepared is None else BranchInput.READ_ONLY), None
 
 
-def _commit_one_phase(resource: Resource | AsyncResource, work: Work, committing: Callable[[str], Any]) -> Flow[Result]:
+def _commit_one_phase(
+    verb: Callable[..., Any], resource: Resource | AsyncResource, work: Work, committing: Callable[[str], Any]
+) -> Flow[Any]:
     try:
-        result = yield resource.commit_one_phase, (work, committing)
+        outcome = yield verb, (work, committing)
     except Exception as error:
         yield resource.rollback, (work,)
         return BranchInput.ONE_PHASE_ENDED, (Outcome.ABORTED, _why(resource, error))
-    return _ended(resource, result)
+    return None if outcome is None else _ended(resource, outcome)
 
 
 def commit_here(do: Do, resource: Any, work: Work, committing: Callable[[str], Any]) -> Flow[Result | None]:
     """Commit *work* in one phase as far as `CommitsHere.commit_here` does; None if `how_it_ended` must tell."""
     failpoint(f"participant.before_{do.operation.value}")
-    try:
-        outcome = yield resource.commit_here, (work, committing)
-        result = None if outcome is None else _ended(resource, outcome)
-    except Exception as error:
-        yield resource.rollback, (work,)
-        result = BranchInput.ONE_PHASE_ENDED, (Outcome.ABORTED, _why(resource, error))
+    result: Result | None = yield from _commit_one_phase(resource.commit_here, resource, work, committing)
     failpoint(f"participant.after_{do.operation.value}")
     return result
 

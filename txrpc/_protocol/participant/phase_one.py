@@ -95,12 +95,11 @@ def _objection(state: ParticipantState, row: ParticipantBranch, calls: int) -> R
 
 def _vote(state: ParticipantState, row: ParticipantBranch, vote: Vote, reason: Reason | None = None) -> None:
     # Told once the database has answered, never before (rule 4); a lost vote is asked for again, or aborts.
-    if row.early and row.voted is None:
+    first, row.voted = row.voted is None, vote
+    if row.early and first:
         state.out.votes.append((row.branch, vote, reason))
-        row.voted = vote
-        return
-    row.voted = vote
-    state.out.send.append(Voted(row.xid, row.branch, vote, reason, row.token))
+    else:
+        state.out.send.append(Voted(row.xid, row.branch, vote, reason, row.token))
 
 
 def _withdraw(state: ParticipantState, row: ParticipantBranch) -> None:
