@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
 from typing import Any
@@ -20,7 +21,7 @@ from txrpc._protocol.coordinator.events import Limits
 from txrpc._protocol.messages import GoAway, Inquiry, Takeover, Welcome
 from txrpc._wire.codec import decode_coordinator_batch, encode_to_coordinator
 from txrpc._wire.v1 import session_pb2_grpc
-from txrpc.errors import ConfigurationError, LogBehind
+from txrpc.errors import ConfigurationError, Fenced, LogBehind
 from txrpc.ids import BranchId, Epoch, Gid, ParticipantId, Xid
 
 
@@ -129,6 +130,51 @@ async def test_a_node_without_a_heartbeat_is_taken_over_once_and_stays_away_unti
     beats.trouble = None
     await aeventually(lambda: host.home.over.done())
     assert guest.epoch == max(pair.store.nodes["c1"].epochs) == Epoch(guest.epoch)
+
+
+async def taken_over(pair: Pair) -> tuple[Host, asyncio.Task[BaseException | None], asyncio.Event]:
+    """c1, which another coordinator has taken over: what `until_over` will say, and how to tell it to stop."""
+    host, stop = pair.hosts["c1"], asyncio.Event()
+    over = asyncio.create_task(host.until_over(stop))
+    held = MemoryLog(pair.store)
+    held.open("c1", 7, "c2")
+    return host, over, stop
+
+
+async def test_a_node_that_cannot_come_back_ends_in_order_when_it_is_told_to_stop(
+    pair: Pair, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """As a member that is removed from its group: it is fenced, has closed its log, and cannot open it again."""
+
+    def fails(*_: Any) -> Any:
+        raise ConfigurationError("permission denied")
+
+    host, over, stop = await taken_over(pair)
+    monkeypatch.setattr(MemoryLog, "open", fails)
+    await aeventually(lambda: "cannot come back" in caplog.text)
+    stop.set()
+    assert await over is None
+    await host.drain()
+    await host.stop()
+    del pair.hosts["c1"]
+
+
+async def test_a_node_that_is_fenced_while_it_comes_back_tries_again(
+    pair: Pair, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    opens = MemoryLog.open
+
+    def fenced(*_: Any) -> Any:
+        raise Fenced("2.00000007 has opened the log")
+
+    _, over, stop = await taken_over(pair)
+    monkeypatch.setattr(MemoryLog, "open", fenced)
+    await aeventually(lambda: "cannot come back" in caplog.text)
+    monkeypatch.setattr(MemoryLog, "open", opens)
+    await aeventually(lambda: "back after a takeover" in caplog.text)
+    assert not over.done()
+    stop.set()
+    assert await over is None
 
 
 def trouble_of(host: Host, node: str) -> str:

@@ -113,6 +113,10 @@ def test_a_member_is_removed_and_its_log_is_run_by_another_one(group: RunningGro
     eventually(lambda: group.running["c3"].was_removed, 20)
     with pytest.raises(Fenced):
         logs["c3"].record([THREE])
+    # Nor does it take its node back from the one that runs it, or another one's.
+    for node in ("c3", "c2"):
+        with pytest.raises(ConfigurationError, match="c3 was removed from the group"):
+            group.running["c3"].make_log().open(node, 2)
 
 
 def test_a_dead_member_is_replaced_first_removed_and_then_added(group: RunningGroup) -> None:

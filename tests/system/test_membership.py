@@ -67,7 +67,7 @@ def test_the_leader_is_removed_alive_ends_by_itself_and_the_others_finish_its_tr
     assert transfer(world) == "committed", world.evidence()
     said = group_command(world, 0, "remove", "c1")
     assert "view 2: read quorum 2, write quorum 2" in said, said + world.evidence()
-    assert world.coordinator.wait(30) == 7
+    assert world.coordinator.wait(30) == 7, world.evidence()
     assert "removed from the group" in world.coordinator.text()
     eventually(lambda: owner_of(world, "c1") in ("c2", "c3"), 20, world.evidence)
     eventually(lambda: transfer(world, 50) == "committed", 20, world.evidence)
@@ -124,7 +124,7 @@ def test_all_members_are_replaced_one_after_the_other_under_load(make_world: Mak
             come = newcomer(world, f"c{number + 4}")
             said = group_command(world, 2, "replace", old, come)
             assert f"view {2 * number + 3}:" in said, said + world.evidence()
-            assert world.coordinators[number].wait(30) == 7
+            assert world.coordinators[number].wait(30) == 7, world.evidence()
             new = world.coordinators[number + 3]
             new.wait_for("listening", 30)
             for node in ("c1", "c2", "c3"):

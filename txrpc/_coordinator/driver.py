@@ -127,7 +127,7 @@ class CoordinatorDriver:
             self._close(number, farewell)
 
     async def stop(self) -> None:
-        """End the tasks and close the log."""
+        """End the tasks and close the log.  Idempotent."""
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)

@@ -176,11 +176,14 @@ class Host:
     async def _come_back(self, stop: asyncio.Event) -> bool:
         """Open the home's log again, as soon as that works; False if told to stop meanwhile."""
         await self.home.stop()
+        said = ""
         while not stop.is_set():
             try:
                 self.home = await self._open_home()
-            except ConfigurationError as error:
-                logger.error("cannot come back", extra={"reason": str(error)})
+            except (Fenced, ConfigurationError) as error:
+                if str(error) != said:
+                    said = str(error)
+                    logger.error("cannot come back", extra={"reason": said})
                 await asyncio.sleep(_RETRY_S)
             else:
                 logger.warning("back after a takeover", extra={"epoch": str(self.home.owner.epoch)})

@@ -95,6 +95,7 @@ class Logbook:
         self._done: list[Xid] = []
         self.trouble = False
         """Whether the log did not do the last thing that was asked of it."""
+        self._is_closed = False
         self.batches = 0
         self.records = 0
         self.questions: Counter[int] = Counter()
@@ -125,7 +126,10 @@ class Logbook:
         return self._writer(), self._looker()
 
     async def close(self) -> None:
-        """Write what is left, unless the engine is over, and close the log."""
+        """Write what is left, unless the engine is over, and close the log.  Idempotent."""
+        if self._is_closed:
+            return
+        self._is_closed = True
         if not self._reader.over.done():
             try:
                 await self._flush()

@@ -12,6 +12,7 @@ from txrpc._group.replica import Replica
 from txrpc._group.shared import SharedLog
 from txrpc._protocol.quorum.commands import Command, Forget, LogState, Record, Report
 from txrpc._protocol.records import Incident, lineage, overflow_ms
+from txrpc.errors import ConfigurationError
 from txrpc.ids import BranchId, Epoch, Xid
 
 __all__ = ["GroupLog"]
@@ -41,6 +42,8 @@ class GroupLog:
 
     def open(self, node: str, nonce: int, holder: str = "", expect: Epoch | None = None) -> Opened:
         """See `DecisionLog.open`; raises `NoQuorum`, which is a `ConfigurationError`, if too few members answer."""
+        if not self._peers.is_member:  # it and the one that runs its node would fence each other until it has ended
+            raise ConfigurationError(f"{self._acceptor.name} was removed from the group")
         self._replica = Replica(node, self._acceptor, self._peers)
         self._replica.open(nonce, holder or node, expect)
         state, epoch = self._state, self._replica.epoch
