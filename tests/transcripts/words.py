@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import fields
 from typing import Any
 
-from txrpc._protocol.messages import BranchRef, Owner, ResourceInfo, Vote
-from txrpc._protocol.records import PreparedBranch
+from txrpc._protocol.messages import BranchRef, Vote
 from txrpc.errors import AbortCode, Reason
 from txrpc.ids import BranchId, Epoch, Gid, ParticipantId, Xid
+from verification import words
 
 __all__ = ["REASON", "branch", "epoch", "gid", "message", "participant", "ref", "shown", "xid"]
 
@@ -48,40 +47,20 @@ def gid(name: str, tx: str, number: int) -> Gid:
     return Gid("default", "c1", epoch(number), xid(tx), branch(name), participant(name[0]), f"db-{name[0]}")
 
 
-def shown(value: Any) -> str:
-    """Anything in the words of a transcript."""
+def _name(value: Any) -> str:
     match value:
         case Xid():
             return f"tx{int.from_bytes(value[-4:], 'big') & 0xFFFFFF}"
-        case BranchId() | ParticipantId():
-            return value.rstrip(b".").decode()
         case Epoch():
             return str(value.number)
-        case Owner():
-            return f"{value.node}/{value.epoch.number}"
-        case Gid():
-            return f"{shown(value.xid)} {shown(value.branch)}"
-        case BranchRef():
-            vote = f"={value.vote.name}" if value.vote is not None else ""
-            return f"{shown(value.branch)}*{value.calls}{vote}"
-        case PreparedBranch():
-            return shown(value.branch)
-        case ResourceInfo():
-            return value.name
-        case Reason():
-            return f"({value.code.name}: {value.text})" if value.text else f"({value.code.name})"
-        case tuple():
-            return "[" + " ".join(map(shown, value)) + "]"
-    return str(getattr(value, "name", value))
+    return str(value.rstrip(b".").decode())
+
+
+def shown(value: Any) -> str:
+    """Anything in the words of a transcript."""
+    return words.words(value, _name)
 
 
 def message(value: Any) -> str:
-    """A message: its type, whom it is about, and what else it says."""
-    words = [type(value).__name__]
-    for field in fields(value):
-        one = getattr(value, field.name)
-        if field.name in ("xid", "branch", "gid"):
-            words.append(shown(one))
-        elif one not in (None, "", (), 0) or field.name in ("vote", "outcome", "result", "finish"):
-            words.append(f"{field.name}={shown(one)}")
-    return " ".join(words)
+    """A message in the words of a transcript."""
+    return words.message(value, _name)

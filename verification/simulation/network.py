@@ -8,7 +8,7 @@ from typing import Any
 from verification.simulation.history import History
 from verification.simulation.options import Options
 from verification.simulation.scheduler import Node, Scheduler
-from verification.simulation.trace import describe
+from verification.words import message as in_words
 
 __all__ = ["Network", "Stream"]
 
@@ -80,7 +80,7 @@ class Stream:
         if source not in self._open:
             return
         (target,) = self._ends.keys() - {source}
-        self._history.line(source, target, lambda: describe(message[1]))
+        self._history.line(source, target, lambda: in_words(message[1]))
         options, dice = self._network.options, self._scheduler.dice
         copies = 2 if options.duplication and dice.random() < options.duplication else 1
         for _ in range(copies):

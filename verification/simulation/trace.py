@@ -4,38 +4,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Sequence
-from dataclasses import fields
-from typing import Any
 
-from txrpc._protocol.messages import BranchRef, Hello
-from txrpc.errors import Reason
-from txrpc.ids import BranchId, Gid, Xid
-
-__all__ = ["describe", "diagram"]
+__all__ = ["diagram"]
 
 Line = tuple[int, str, str, str]
-
-
-def describe(message: Any) -> str:
-    """One message in some words; identifiers in full, for `diagram` to shorten."""
-    if isinstance(message, Hello):
-        return f"Hello from {message.process}"
-    words = [type(message).__name__]
-    for field in fields(message):
-        value = getattr(message, field.name)
-        if isinstance(value, Gid):
-            words.append(f"{value.xid}.{value.branch}")
-        elif isinstance(value, Xid | BranchId):
-            words.append(str(value))
-        elif isinstance(value, Reason):
-            words.append(f"({value.code.name}: {value.text})" if value.text else f"({value.code.name})")
-        elif isinstance(value, tuple) and value and isinstance(value[0], BranchRef):
-            words.append("[" + ", ".join(f"{ref.branch}({ref.calls})" for ref in value) + "]")
-        elif field.name in ("vote", "outcome", "result", "finish"):
-            words.append(value.name if value is not None else "-")
-        elif field.name in ("calls", "time_left_ms", "tick"):
-            words.append(f"{field.name}={value}")
-    return " ".join(words)
 
 
 def diagram(lines: Sequence[Line], about: str | None = None) -> str:
