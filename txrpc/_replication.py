@@ -6,11 +6,12 @@ warning, and answers as if all were well.  A fail-over may lose it.  So code tha
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any, Final
 
-__all__ = ["CANCELLED", "watch_replication"]
+__all__ = ["CANCELLED", "deaf", "watch_replication"]
 
 CANCELLED: Final = (
     "the wait for a synchronous standby was cancelled: it has taken effect on the primary, and a fail-over may lose it"
@@ -18,6 +19,22 @@ CANCELLED: Final = (
 _FUNCTION: Final = "SyncRepWaitForLSN"
 """Where in the server the warning comes from: its words are in the server's language."""
 _WORDS: Final = "wait for synchronous replication"
+_ENGLISH: Final = re.compile(r"(C|POSIX|en)\b|en_|English|$")
+"""Values of lc_messages, on any system, under which the server speaks English."""
+
+
+def deaf(driver: str, lc_messages: str) -> str:
+    """Return why `watch_replication` may miss a warning, in one sentence; "" if it does not.
+
+    *driver*: its name.  *lc_messages*: the server's setting.
+    """
+    if driver != "psycopg2" or _ENGLISH.match(lc_messages):
+        return ""
+    return (
+        f"psycopg2 passes on the server's warnings as words alone, and lc_messages is {lc_messages!r}: that a wait for a "
+        "synchronous standby was cancelled would go unnoticed, and a fail-over could lose what counts as durable; use the driver "
+        "psycopg, or let an administrator ALTER ROLE ... SET lc_messages = 'C'"
+    )
 
 
 @contextmanager

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import threading
 from collections.abc import Iterator
@@ -17,12 +18,14 @@ from tests.postgres import Server
 from tests.runtime.conftest import NoSession
 from tests.sql.kit import Make, gid, insert
 from tests.waiting import eventually
+from txrpc import _replication
 from txrpc._client.client import Client
 from txrpc._client.manager import TransactionManager
 from txrpc._client.transactional import transaction
 from txrpc._decision_log.port import RecordUncertain
 from txrpc._decision_log.sql import SqlLog
 from txrpc._protocol.messages import FinishResult, Outcome
+from txrpc._replication import deaf
 from txrpc.errors import ResourceUnavailable
 from txrpc.testing.postgres import PostgresServer
 
@@ -119,9 +122,9 @@ def test_rule_22_the_client_of_a_commit_that_waits_is_told_that_nobody_knows_yet
     with pytest.raises(txrpc.OutcomeUnknown), transaction(timeout=0.5, manager=TransactionManager(manager)) as tx:
         with resource.connection() as connection:
             connection.execute(sa.text("INSERT INTO row VALUES ('a', 1)"))
-    assert manager.outcome(tx.xid, timeout=0.3) is txrpc.Outcome.UNKNOWN
+    assert TransactionManager(manager).outcome(tx.xid, timeout=0.3) is txrpc.Outcome.UNKNOWN
     _standby(waiting, "")
-    eventually(lambda: manager.outcome(tx.xid, timeout=5) is txrpc.Outcome.COMMITTED)
+    eventually(lambda: TransactionManager(manager).outcome(tx.xid, timeout=5) is txrpc.Outcome.COMMITTED)
     manager.close()
 
 
@@ -175,3 +178,36 @@ def test_a_log_with_standbys_of_which_none_is_synchronous_draws_a_warning(
         log.close()
         receiver.kill()
         receiver.communicate()
+
+
+@pytest.mark.parametrize(
+    "language", ["C", "POSIX", "C.UTF-8", "en_US.UTF-8", "en_GB", "English_United States.1252", ""]
+)
+def test_rule_22_every_driver_hears_an_english_server(language: str) -> None:
+    assert deaf("psycopg2", language) == ""
+
+
+@pytest.fixture
+def foreign(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every language counts as one that is not English."""
+    monkeypatch.setattr(_replication, "_ENGLISH", re.compile("Klingon"))
+
+
+@pytest.mark.usefixtures("foreign")
+def test_rule_22_a_driver_that_would_not_understand_the_server_is_warned_of(
+    make: Make, driver: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """psycopg2 passes on a warning as words alone, in the server's language."""
+    make(driver).start()
+    assert caplog.text.count("let an administrator ALTER ROLE") == (driver == "psycopg2")
+    assert deaf("psycopg", "de_DE.UTF-8") == deaf("asyncpg", "de_DE.UTF-8") == ""
+
+
+@pytest.mark.usefixtures("foreign")
+def test_rule_22_a_driver_of_the_log_that_would_not_understand_the_server_is_warned_of(
+    server: Server, caplog: pytest.LogCaptureFixture
+) -> None:
+    log = SqlLog(server.create_database("foreign").replace("psycopg", "psycopg2"))
+    log.open("c1", 1)
+    log.close()
+    assert "the log's driver: psycopg2" in caplog.text

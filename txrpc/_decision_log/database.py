@@ -25,6 +25,7 @@ from sqlalchemy.engine import URL, Connection, Engine, make_url
 from sqlalchemy.exc import ArgumentError, DBAPIError, NoSuchModuleError
 from sqlalchemy.pool import QueuePool
 
+from txrpc._replication import deaf
 from txrpc.errors import ConfigurationError
 
 __all__ = ["INSERT", "checked_url", "had_no_room", "make_engine", "sentence", "shown", "warn_if_careless"]
@@ -159,6 +160,8 @@ def warn_if_careless(connection: Connection, location: str) -> None:
         return
     if connection.scalar(text("SHOW fsync")) == "off":
         logger.warning("the log's database runs with fsync=off: decisions can be lost", extra={"log": location})
+    if unheard := deaf(connection.dialect.driver, connection.scalar(text("SHOW lc_messages")) or ""):
+        logger.warning("the log's driver: %s", unheard, extra={"log": location})
     standbys = connection.scalar(text("SELECT count(*) FROM pg_stat_replication"))
     if standbys and not connection.scalar(text("SHOW synchronous_standby_names")):
         logger.warning(

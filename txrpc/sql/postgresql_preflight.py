@@ -9,6 +9,7 @@ from typing import Final
 from sqlalchemy.engine import Connection
 from sqlalchemy.exc import DBAPIError
 
+from txrpc._replication import deaf
 from txrpc.errors import ConfigurationError
 
 __all__ = ["current_token", "preflight"]
@@ -55,16 +56,7 @@ def preflight(connection: Connection, resource: str, capacity: int | None) -> tu
         raise ConfigurationError(
             f"the engine of resource {resource!r} is in AUTOCOMMIT, without transactions: give it another isolation_level"
         )
-    warnings = []
-    if capacity is not None and prepared < capacity:
-        warnings.append(
-            f"max_prepared_transactions is {prepared}, and the connection pool may have {capacity} transactions at one time: "
-            "PREPARE will fail under load; raise the one or lower the other"
-        )
-    if capacity is not None and 2 * capacity > connections:
-        warnings.append(
-            f"the pool may open {capacity} connections, and recovery as many again, of the server's {connections}"
-        )
+    warnings = _of_pool(prepared, connections, capacity)
     if synchronous == "off":
         warnings.append(
             "synchronous_commit is off: a transaction that was committed in one phase can be lost in a crash"
@@ -72,6 +64,8 @@ def preflight(connection: Connection, resource: str, capacity: int | None) -> tu
     if fsync == "off":
         warnings.append("fsync is off: prepared transactions can be lost in a crash")
     warnings += _short_timeouts(connection)
+    if unheard := deaf(connection.dialect.driver, connection.exec_driver_sql("SHOW lc_messages").scalar() or ""):
+        warnings.append(unheard)
     if connection.exec_driver_sql("SHOW lock_timeout").scalar() == "0":
         logger.info("resource %s: %s", resource, _NO_LOCK_TIMEOUT)
     system = _system(connection)
@@ -88,6 +82,21 @@ _NO_IDENTITY: Final = (
     "its identity is not known, so that another database under its name would not be noticed: GRANT EXECUTE ON FUNCTION "
     "pg_control_system() TO the role of the engine"
 )
+
+
+def _of_pool(prepared: int, connections: int, capacity: int | None) -> list[str]:
+    """A warning about each limit of the server that the pool can reach."""
+    warnings = []
+    if capacity is not None and prepared < capacity:
+        warnings.append(
+            f"max_prepared_transactions is {prepared}, and the connection pool may have {capacity} transactions at one time: "
+            "PREPARE will fail under load; raise the one or lower the other"
+        )
+    if capacity is not None and 2 * capacity > connections:
+        warnings.append(
+            f"the pool may open {capacity} connections, and recovery as many again, of the server's {connections}"
+        )
+    return warnings
 
 
 def _short_timeouts(connection: Connection) -> list[str]:
