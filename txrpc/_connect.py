@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterable
 from typing import Any
 
 import grpc
 
 from txrpc._client.client import Client
-from txrpc._client.core import check_timeout
 from txrpc._client.manager import TransactionManager
 from txrpc._client.rollback_rules import Kind
-from txrpc._client.scope import default_client, set_default_client
+from txrpc._client.scope import default_client
 from txrpc._client.transaction import JoinedTransaction, RootTransaction
 from txrpc._client.transaction_base import Transaction
 from txrpc._context import current
@@ -27,8 +25,6 @@ from txrpc.options import SessionOptions
 from txrpc.resource import Resource
 
 __all__ = ["begin", "client_interceptors", "connect", "current_transaction", "intercept_channel", "server_interceptors"]
-
-logger = logging.getLogger("txrpc")
 
 
 def connect(
@@ -58,31 +54,12 @@ def connect(
     a fork call it again, in the child.
     """
     options = options or SessionOptions()
-    check_timeout(commit_timeout, "commit_timeout")
-    client = Client(group, resources, process)
-    client.state.commit_timeout_ms = int(commit_timeout * 1000)
+    client = Client(group, resources, process, commit_timeout)
     sessions = [
-        Session(
-            each,
-            hello=client.core.hello,
-            on_welcome=client.core.on_welcome,
-            on_message=client.core.on_message,
-            on_lost=client.core.on_lost,
-            on_refused=client.core.on_refused,
-            options=options,
-            channel_credentials=credentials,
-        )
+        Session(each, client.core, options=options, channel_credentials=credentials)
         for each in coordinator_addresses(address)
     ]
-    try:
-        client.start(*sessions)
-        client.wait_connected(options.connect_timeout_s)
-    except CoordinatorUnavailable as error:
-        logger.warning("%s; connecting goes on in the background", error)
-    except BaseException:
-        client.close()
-        raise
-    set_default_client("txrpc", client, on=True)
+    client.connect(*sessions, patience_s=options.connect_timeout_s)
     return TransactionManager(client)
 
 
@@ -94,8 +71,8 @@ def begin(
     no_rollback_for: Kind | Iterable[Kind] = (),
 ) -> RootTransaction:
     """Begin a transaction of the manager of the last `connect`: see `TransactionManager.begin`."""
-    client: Client = default_client("txrpc")
-    return client.begin(timeout, read_only=read_only, rollback_for=rollback_for, no_rollback_for=no_rollback_for)
+    manager = TransactionManager(default_client("txrpc"))
+    return manager.begin(timeout, read_only=read_only, rollback_for=rollback_for, no_rollback_for=no_rollback_for)
 
 
 def current_transaction() -> Transaction | None:

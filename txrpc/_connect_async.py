@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterable
 from typing import Any
 
 import grpc
 
 from txrpc._client.client_async import AsyncClient
-from txrpc._client.core import check_timeout
 from txrpc._client.manager_async import AsyncTransactionManager
 from txrpc._client.rollback_rules import Kind
-from txrpc._client.scope import default_client, set_default_client
+from txrpc._client.scope import default_client
 from txrpc._client.transaction_async import AsyncJoinedTransaction, AsyncRootTransaction
 from txrpc._client.transaction_base import Transaction
 from txrpc._context import current
@@ -27,8 +25,6 @@ from txrpc.resource import AsyncResource
 
 __all__ = ["begin", "client_interceptors", "connect", "current_transaction", "server_interceptors"]
 
-logger = logging.getLogger("txrpc")
-
 
 async def connect(
     address: str | None = None,
@@ -42,31 +38,12 @@ async def connect(
 ) -> AsyncTransactionManager:
     """Connect this process to its coordinator.  See `txrpc.connect`; the manager belongs to the running event loop."""
     options = options or SessionOptions()
-    check_timeout(commit_timeout, "commit_timeout")
-    client = AsyncClient(group, resources, process)
-    client.state.commit_timeout_ms = int(commit_timeout * 1000)
+    client = AsyncClient(group, resources, process, commit_timeout)
     sessions = [
-        AsyncSession(
-            each,
-            hello=client.core.hello,
-            on_welcome=client.core.on_welcome,
-            on_message=client.core.on_message,
-            on_lost=client.core.on_lost,
-            on_refused=client.core.on_refused,
-            options=options,
-            channel_credentials=credentials,
-        )
+        AsyncSession(each, client.core, options=options, channel_credentials=credentials)
         for each in coordinator_addresses(address)
     ]
-    try:
-        await client.start(*sessions)
-        await client.wait_connected(options.connect_timeout_s)
-    except CoordinatorUnavailable as error:
-        logger.warning("%s; connecting goes on in the background", error)
-    except BaseException:
-        await client.close()
-        raise
-    set_default_client("txrpc.aio", client, on=True)
+    await client.connect(*sessions, patience_s=options.connect_timeout_s)
     return AsyncTransactionManager(client)
 
 
@@ -78,8 +55,8 @@ def begin(
     no_rollback_for: Kind | Iterable[Kind] = (),
 ) -> AsyncRootTransaction:
     """Begin a transaction of the manager of the last `connect`: see `AsyncTransactionManager.begin`."""
-    client: AsyncClient = default_client("txrpc.aio")
-    return client.begin(timeout, read_only=read_only, rollback_for=rollback_for, no_rollback_for=no_rollback_for)
+    manager = AsyncTransactionManager(default_client("txrpc.aio"))
+    return manager.begin(timeout, read_only=read_only, rollback_for=rollback_for, no_rollback_for=no_rollback_for)
 
 
 def current_transaction() -> Transaction | None:

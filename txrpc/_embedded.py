@@ -6,10 +6,8 @@ from collections.abc import Iterable
 
 from txrpc._client.client import Client
 from txrpc._client.client_async import AsyncClient
-from txrpc._client.core import check_timeout
 from txrpc._client.manager import TransactionManager
 from txrpc._client.manager_async import AsyncTransactionManager
-from txrpc._client.scope import set_default_client
 from txrpc.resource import AsyncResource, Resource
 
 __all__ = ["embedded", "embedded_async"]
@@ -35,17 +33,8 @@ def embedded(
     """
     from txrpc._embedded_session import ThreadSession
 
-    check_timeout(commit_timeout, "commit_timeout")
-    client = Client(group, resources, process)
-    client.state.commit_timeout_ms = int(commit_timeout * 1000)
-    session = ThreadSession(client.core, log, group)
-    try:
-        client.start(session)
-        client.wait_connected(commit_timeout)
-    except BaseException:
-        client.close()
-        raise
-    set_default_client("txrpc", client, on=True)
+    client = Client(group, resources, process, commit_timeout)
+    client.connect(ThreadSession(client.core, log, group), patience_s=commit_timeout)
     return TransactionManager(client)
 
 
@@ -60,15 +49,6 @@ async def embedded_async(
     """Make a coordinator inside this asyncio program.  See `txrpc.embedded`; it belongs to the running event loop."""
     from txrpc._embedded_session import LoopSession
 
-    check_timeout(commit_timeout, "commit_timeout")
-    client = AsyncClient(group, resources, process)
-    client.state.commit_timeout_ms = int(commit_timeout * 1000)
-    session = LoopSession(client.core, log, group)
-    try:
-        await client.start(session)
-        await client.wait_connected(commit_timeout)
-    except BaseException:
-        await client.close()
-        raise
-    set_default_client("txrpc.aio", client, on=True)
+    client = AsyncClient(group, resources, process, commit_timeout)
+    await client.connect(LoopSession(client.core, log, group), patience_s=commit_timeout)
     return AsyncTransactionManager(client)

@@ -22,9 +22,9 @@ from txrpc.errors import Reason
 from txrpc.ids import Gid, Xid
 
 __all__ = [
+    "AsksLater",
     "AsyncResource",
     "AsyncResourceUser",
-    "CommitsHere",
     "FinishResult",
     "Gid",
     "KeepsReads",
@@ -87,10 +87,11 @@ class Resource(Protocol):
         caller then calls `rollback_prepared`, until that returns.
         """
 
-    def commit_one_phase(self, work: Work, committing: Callable[[str], None]) -> Outcome:
+    def commit_one_phase(self, work: Work, committing: Callable[[str], None]) -> Outcome | None:
         """Commit *work* at once.  Calls *committing* with the token before the point of no return, if there is anything to lose.
 
         Returns UNKNOWN only if the database can no longer tell; finding out may take several tries and reconnects.
+        None, from a resource that is `AsksLater`: the connection broke, and how it ended is not known yet.
         """
 
     def rollback(self, work: Work) -> None:
@@ -115,17 +116,14 @@ class Resource(Protocol):
         """Return why *error* ends the branch, or None if it is not an error of this resource (an application's own exception)."""
 
 
-class CommitsHere(Protocol):
-    """What a `Resource` may have besides: a commit in one phase in two steps, of which the first one does not wait for recovery.
+class AsksLater(Protocol):
+    """What a `Resource` may have besides, if its `commit_one_phase` does not wait for a database to come back.
 
-    The root's own thread takes the first step, without a worker's; the second one, if it is needed, is a worker's.
+    Then the root's own thread calls it, without a worker's, and no worker sleeps between questions.
     """
 
-    def commit_here(self, work: Work, committing: Callable[[str], None]) -> Outcome | None:
-        """`Resource.commit_one_phase`, but for one thing: None if the connection broke, and it must be learnt how it ended."""
-
-    def how_it_ended(self, work: Work) -> Outcome:
-        """Learn how it ended, in as many tries as it takes."""
+    def how_it_ended(self, work: Work) -> Outcome | None:
+        """After `Resource.commit_one_phase` returned None: ask once how it ended; None to be called again in a moment."""
 
 
 class KeepsReads(Protocol):
@@ -148,7 +146,7 @@ class AsyncResource(Protocol):
     async def close(self) -> None: ...
     async def begin(self, read_only: bool, within_s: float | None = None) -> Work: ...
     async def prepare(self, work: Work, gid: Gid) -> Prepared | ReadOnly: ...
-    async def commit_one_phase(self, work: Work, committing: Callable[[str], Awaitable[None]]) -> Outcome: ...
+    async def commit_one_phase(self, work: Work, committing: Callable[[str], Awaitable[None]]) -> Outcome | None: ...
     async def rollback(self, work: Work) -> None: ...
     async def interrupt(self, work: Work) -> None: ...
     async def commit_prepared(self, gid: Gid, token: str) -> FinishResult: ...

@@ -82,6 +82,10 @@ MUTANTS: dict[str, tuple[Change, str]] = {
         ),
         "tests/sql/test_workers.py -k f9",
     ),
+    "a commit whose connection broke is asked about once": (
+        Change("txrpc._client.effects", "asked == len(_ASK_AFTER_S)", "asked == 1"),
+        "tests/runtime/test_ending.py -k rule_20",
+    ),
     "the work of ended branches is kept": (
         Change("txrpc._client.effects", "client.branches.pop(do.gid.branch, None)", "pass"),
         "tests/runtime/test_scopes.py",

@@ -182,21 +182,14 @@ class Face:
         self.notes = notes
         self.session: Session | AsyncSession
         more.setdefault("options", QUICK)
-        callbacks: dict[str, Any] = {
-            "hello": notes.hello,
-            "on_welcome": notes.on_welcome,
-            "on_message": notes.on_message,
-            "on_lost": notes.on_lost,
-            "on_refused": notes.on_refused,
-        }
         self._loop: asyncio.AbstractEventLoop | None = None
         if colour == "sync":
-            self.session = Session(address, **callbacks, **more)
+            self.session = Session(address, notes, **more)
             return
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="loop of the session")
         self._thread.start()
-        self.session = AsyncSession(address, **callbacks, **more)
+        self.session = AsyncSession(address, notes, **more)
 
     def _do(self, method: str, *args: Any, **kwargs: Any) -> Any:
         call = getattr(self.session, method)

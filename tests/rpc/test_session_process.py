@@ -121,7 +121,7 @@ def test_a_callback_may_close_the_session(notes: Notes) -> None:
             face.session.close()
             notes_on_message(session, node, message)
 
-        face.session._on_message = close_it
+        notes.on_message = close_it  # type: ignore[method-assign, assignment]
         face.start()
         face.wait_connected()
         face.send(request(1))
@@ -147,14 +147,15 @@ def test_a_call_that_is_over_is_deleted_at_once(notes: Notes, how: str) -> None:
 
     def keep(session: Any, message: m.Welcome) -> None:
         calls.append(weakref.ref(session._call))
-        notes.on_welcome(session, message)
+        notes_on_welcome(session, message)
 
+    notes_on_welcome = notes.on_welcome
     gc.collect()
     gc.disable()
     try:
         with ScriptedCoordinator(listen) as coordinator:
             face = Face("sync", coordinator.address, notes)
-            face.session._on_welcome = keep
+            notes.on_welcome = keep  # type: ignore[method-assign, assignment]
             face.start()
             face.wait_connected()
             if how == "closed":
@@ -232,11 +233,15 @@ from txrpc.ids import ParticipantId
 from txrpc._protocol.messages import Hello
 from txrpc._grpc.session import Session
 
-session = Session(
-    sys.argv[1],
-    hello=lambda _: Hello(1, "default", ParticipantId(os.urandom(8)), "p"),
-    on_welcome=lambda *_: None, on_message=lambda *_: None, on_lost=lambda *_: None, on_refused=lambda _: None,
-)
+class User:
+    def hello(self, session):
+        return Hello(1, "default", ParticipantId(os.urandom(8)), "p")
+
+    def ignore(self, *_): ...
+
+    on_welcome = on_message = on_lost = on_refused = ignore
+
+session = Session(sys.argv[1], User())
 session.start()
 if sys.argv[2] == "connected":
     session.wait_answered(10)

@@ -12,6 +12,7 @@ import txrpc
 from tests.runtime.conftest import NoSession
 from tests.runtime.memory_resource import MemoryResource
 from txrpc._client.client import Client
+from txrpc._client.manager import TransactionManager
 from txrpc._environment import coordinator_addresses
 from txrpc._protocol.messages import (
     GoAway,
@@ -220,7 +221,7 @@ def test_all_coordinators_are_asked_about_a_transaction_that_is_not_known_here(
     opens(client, wires[0], C1)
     opens(client, wires[1], C2)
     wires[0].answer, wires[1].answer = answers
-    assert client.outcome(Xid(bytes(16))) is Outcome.COMMITTED
+    assert TransactionManager(client).outcome(Xid(bytes(16))) is Outcome.COMMITTED
 
 
 def test_the_status_says_of_each_address_what_is_wrong(client: Client, wires: tuple[Any, Any]) -> None:

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 
 from tests.runtime.conftest import NoSession
-from tests.runtime.memory_resource import MemoryResource
+from tests.runtime.memory_resource import MemoryResource, Page
 from txrpc._client.client import Client
 from txrpc._client.manager import TransactionManager
 from txrpc._client.transactional import transaction
-from txrpc._protocol.messages import CommitRequest, Hello, Inquiry, Owner, Prepare, Takeover, Welcome
+from txrpc._protocol.messages import CommitRequest, Hello, Inquiry, Outcome, Owner, Prepare, Takeover, Welcome
 from txrpc.errors import (
     AbortCode,
     CoordinatorUnavailable,
@@ -100,7 +101,7 @@ def test_a_request_that_was_sent_and_never_answered_is_unknown() -> None:
     assert [type(message) for message in session.sent].count(CommitRequest) == 1
     manager.core.on_lost(session, "gone")
     with pytest.raises(CoordinatorUnavailable):
-        manager.outcome(scope.handle.xid, timeout=0.2)
+        TransactionManager(manager).outcome(scope.handle.xid, timeout=0.2)
     manager.close()
 
 
@@ -135,4 +136,53 @@ def test_rule_15_a_coordinator_gives_no_orders_about_a_branch_of_another_one(cap
     manager.core.on_lost(session, "gone")
     with pytest.raises(TransactionAborted):
         scope.__exit__(None, None, None)
+    manager.close()
+
+
+class Away(MemoryResource):
+    """Its connection breaks under every COMMIT; how that ended is not known before a test says so."""
+
+    told: Outcome | None = None
+
+    def commit_one_phase(self, work: Page, committing: Callable[[str], None]) -> Outcome | None:  # type: ignore[override]
+        committing("1")
+        return None
+
+    def how_it_ended(self, work: Page) -> Outcome | None:
+        self.verbs.append("how_it_ended")
+        return self.told
+
+
+def test_rule_20_commits_whose_database_is_away_keep_nothing_else_waiting() -> None:
+    """Each of them had a worker asleep, so that four of them kept all that was to be finished for half a minute."""
+    away = Away()
+    manager = Client("default", [away])
+    manager.state.commit_timeout_ms = 50
+    manager.start(NoSession())
+    xids = []
+    for _ in range(8):
+        with pytest.raises(OutcomeUnknown), transaction(0.05, manager=TransactionManager(manager)) as tx:
+            away.write("one")
+            xids.append(tx.xid)
+    other = transaction(30, manager=TransactionManager(manager))
+    with pytest.raises(ZeroDivisionError), other:
+        away.write("two")
+        raise ZeroDivisionError
+    assert away.rolled_back.wait(30)
+    assert away.verbs.count("how_it_ended") >= 8
+    away.told = Outcome.COMMITTED
+    assert [TransactionManager(manager).outcome(xid, timeout=30) for xid in xids] == [Outcome.COMMITTED] * 8
+    manager.close()
+
+
+def test_a_resource_that_neither_tells_nor_can_be_asked_later_leaves_the_outcome_unknown() -> None:
+    class Mute(MemoryResource):
+        def commit_one_phase(self, work: Page, committing: Callable[[str], None]) -> Any:
+            return None
+
+    mute = Mute()
+    manager = Client("default", [mute])
+    manager.start(NoSession())
+    with pytest.raises(OutcomeUnknown, match="cannot tell"), transaction(manager=TransactionManager(manager)):
+        mute.write("one")
     manager.close()

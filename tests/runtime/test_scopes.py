@@ -76,7 +76,7 @@ def test_a_transaction_without_work_commits(notebook: MemoryResource) -> None:
 
 
 def test_explicit_begin_and_commit(manager: Client, notebook: MemoryResource) -> None:
-    tx = manager.begin(timeout=5)
+    tx = TransactionManager(manager).begin(timeout=5)
     assert current() is tx
     assert 4 < tx.time_left_s <= 5
     notebook.write("one")
@@ -91,7 +91,7 @@ def test_explicit_begin_and_commit(manager: Client, notebook: MemoryResource) ->
 
 
 def test_explicit_rollback(manager: Client, notebook: MemoryResource) -> None:
-    tx = manager.begin()
+    tx = TransactionManager(manager).begin()
     notebook.write("one")
     tx.rollback("changed my mind")
     assert notebook.lines == []
@@ -101,7 +101,7 @@ def test_explicit_rollback(manager: Client, notebook: MemoryResource) -> None:
 
 def test_begin_inside_a_transaction_is_refused(manager: Client) -> None:
     with transaction(), pytest.raises(TransactionExists):
-        manager.begin()
+        TransactionManager(manager).begin()
 
 
 def test_a_block_whose_transaction_was_ended_by_hand_is_done(notebook: MemoryResource) -> None:
@@ -401,7 +401,7 @@ def test_commit_while_another_thread_uses_the_work_rolls_back(notebook: MemoryRe
 
 
 def test_rule_11_an_open_branch_rolls_back_at_its_deadline_by_itself(manager: Client, notebook: MemoryResource) -> None:
-    tx = manager.begin(timeout=0.2)
+    tx = TransactionManager(manager).begin(timeout=0.2)
     notebook.write("one")
     assert notebook.rolled_back.wait(5)
     assert notebook.verbs == ["begin", "rollback"]
@@ -426,7 +426,7 @@ def test_rule_11_the_clock_goes_on_when_the_system_has_no_thread_left(
 
     monkeypatch.setattr(threading.Thread, "start", no_thread)
     for timeout in (0.1, 0.3):
-        manager.begin(timeout=timeout)
+        TransactionManager(manager).begin(timeout=timeout)
         notebook.write("one")
         set_current(None)  # its code is gone; only the deadline ends it
     eventually(lambda: notebook.verbs.count("rollback") == 2)
@@ -446,7 +446,7 @@ def test_rule_11_a_mistake_in_the_clock_does_not_end_it(
         return woke()
 
     monkeypatch.setattr(manager.core, "woke", mistaken)
-    manager.begin(timeout=0.1)
+    TransactionManager(manager).begin(timeout=0.1)
     notebook.write("one")
     set_current(None)
     eventually(lambda: notebook.verbs.count("rollback") == 1)

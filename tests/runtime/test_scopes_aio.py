@@ -10,6 +10,7 @@ import pytest
 from tests.runtime.memory_resource import AsyncMemoryResource, NotebookError
 from txrpc._client.client_async import AsyncClient
 from txrpc._client.local_transaction import Status
+from txrpc._client.manager_async import AsyncTransactionManager
 from txrpc._client.retry import Retry
 from txrpc._client.scope import Propagation
 from txrpc._client.transactional_async import transaction, transactional
@@ -60,15 +61,15 @@ async def test_an_exception_rolls_back_and_goes_on(aio_manager: AsyncClient, aio
 
 
 async def test_explicit_begin_commit_and_rollback(aio_manager: AsyncClient, aio_notebook: AsyncMemoryResource) -> None:
-    tx = aio_manager.begin(timeout=5)
+    tx = AsyncTransactionManager(aio_manager).begin(timeout=5)
     with pytest.raises(TransactionExists):
-        aio_manager.begin()
+        AsyncTransactionManager(aio_manager).begin()
     await aio_notebook.note("one")
     await tx.commit()
     assert current() is None
     with pytest.raises(IllegalState):
         await tx.rollback()
-    other = aio_manager.begin()
+    other = AsyncTransactionManager(aio_manager).begin()
     await aio_notebook.note("two")
     await other.rollback("changed my mind")
     assert aio_notebook.lines == ["one"]
@@ -188,7 +189,7 @@ async def test_generators_are_current_only_while_their_own_code_runs(
 
 
 async def test_rule_11_deadlines(aio_manager: AsyncClient, aio_notebook: AsyncMemoryResource) -> None:
-    tx = aio_manager.begin(timeout=0.2)
+    tx = AsyncTransactionManager(aio_manager).begin(timeout=0.2)
     await aio_notebook.note("one")
     async with asyncio.timeout(5):
         while "rollback" not in aio_notebook.verbs:

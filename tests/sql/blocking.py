@@ -25,6 +25,7 @@ _VERBS = (
     "begin",
     "prepare",
     "prepare_early",
+    "how_it_ended",
     "rollback",
     "interrupt",
     "commit_prepared",

@@ -7,6 +7,7 @@ import itertools
 import os
 import socket
 import threading
+import time
 from collections.abc import Callable
 from types import TracebackType
 from typing import Any, Self
@@ -15,9 +16,10 @@ import sqlalchemy as sa
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 import txrpc.sql
+from txrpc._protocol.messages import Outcome
 from txrpc.ids import BranchId, Epoch, Gid, ParticipantId, Xid
 
-__all__ = ["Base", "Make", "Proxy", "Row", "gid", "insert", "rows"]
+__all__ = ["Base", "Make", "Proxy", "Row", "ended", "gid", "insert", "rows"]
 
 numbers = itertools.count(1)
 Make = Callable[..., txrpc.sql.ResourceManager]
@@ -42,6 +44,17 @@ def gid(number: int | None = None, **changes: Any) -> Gid:
 
 def insert(work: Any, name: str = "a") -> None:
     work.connection.execute(sa.text("INSERT INTO row VALUES (:n, 1)"), {"n": name})
+
+
+def ended(resource: Any, work: Any, committing: Callable[[str], None]) -> Outcome:
+    """Commit *work* in one phase, and if its connection broke ask how it ended until that is known."""
+    outcome: Outcome | None = resource.commit_one_phase(work, committing)
+    until = time.monotonic() + 30
+    while outcome is None:
+        assert time.monotonic() < until, "the database does not tell how the commit ended"
+        time.sleep(0.05)
+        outcome = resource.how_it_ended(work)
+    return outcome
 
 
 def rows(resource: txrpc.sql.ResourceManager) -> list[str]:

@@ -13,7 +13,7 @@ from sqlalchemy.exc import DBAPIError
 
 import txrpc.sql
 from tests.postgres import Server, needs_own_server
-from tests.sql.kit import Make, Proxy, gid, insert, rows
+from tests.sql.kit import Make, Proxy, ended, gid, insert, rows
 from tests.waiting import eventually, until_a_backend_waits_for
 from txrpc._client.transactional import transaction
 from txrpc._protocol.messages import FinishResult, Outcome
@@ -89,7 +89,7 @@ def test_rule_13_a_commit_that_the_network_swallowed_is_ended_and_its_locks_are_
         proxy.lost.wait(30)  # the COMMIT
         proxy.cut()
 
-    assert direct.commit_one_phase(work, cut) is Outcome.ABORTED
+    assert ended(direct, work, cut) is Outcome.ABORTED
     insert(again := resource.begin(False))
     resource.rollback(again)
 
@@ -109,7 +109,7 @@ def test_rule_13_a_commit_whose_answer_the_network_swallowed_is_committed(
         proxy.lost.wait(30)  # the answer to COMMIT
         proxy.cut()
 
-    assert direct.commit_one_phase(work, cut) is Outcome.COMMITTED
+    assert ended(direct, work, cut) is Outcome.COMMITTED
     assert rows(resource) == ["a"]
 
 
@@ -304,7 +304,7 @@ def test_rule_13_an_error_of_the_drivers_own_at_commit_is_no_answer(
     dialect = type(work.connection.engine.dialect)
     monkeypatch.setattr(dialect, "do_commit", commit_and_break)
     try:
-        assert resource.commit_one_phase(work, lambda _token: None) is Outcome.COMMITTED
+        assert ended(resource, work, lambda _token: None) is Outcome.COMMITTED
     finally:
         monkeypatch.undo()
     assert rows(resource) == ["a"]

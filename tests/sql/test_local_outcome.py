@@ -18,10 +18,12 @@ from tests.postgres import Server
 from tests.runtime.conftest import AsyncNoSession, NoSession
 from tests.sql.kit import Make, Proxy, rows
 from tests.waiting import eventually, until_a_backend_waits_for
+from txrpc._client import effects
 from txrpc._client.client import Client
 from txrpc._client.client_async import AsyncClient
+from txrpc._client.manager import TransactionManager
+from txrpc._client.manager_async import AsyncTransactionManager
 from txrpc._protocol.participant import phase_two
-from txrpc.sql import commit_status
 
 SLOW = (
     "CREATE FUNCTION slow() RETURNS trigger LANGUAGE plpgsql AS $$BEGIN PERFORM pg_sleep(3); RETURN NULL; END$$;"
@@ -39,7 +41,7 @@ async def cancelled_commit(url: str, server: Server, driver: str) -> AsyncIterat
     bank = txrpc.sql.AsyncResourceManager("bank", engine)
     manager = AsyncClient("default", [bank])
     await manager.start(AsyncNoSession())
-    tx = manager.begin(timeout=30)
+    tx = AsyncTransactionManager(manager).begin(timeout=30)
     async with bank.connection() as connection:
         await connection.execute(INSERT)
     committing = asyncio.create_task(tx.commit())
@@ -48,7 +50,9 @@ async def cancelled_commit(url: str, server: Server, driver: str) -> AsyncIterat
     with pytest.raises(asyncio.CancelledError):
         await committing
     assert tx.status is txrpc.Status.UNKNOWN
-    assert await manager.outcome(tx.xid, timeout=0) is txrpc.Outcome.UNKNOWN, "it is still under way"
+    assert await AsyncTransactionManager(manager).outcome(tx.xid, timeout=0) is txrpc.Outcome.UNKNOWN, (
+        "it is still under way"
+    )
     yield manager, tx.xid
     await manager.close()
     await engine.dispose()
@@ -59,7 +63,7 @@ async def test_rule_21_a_local_commit_that_was_cancelled_is_not_called_aborted(
     url: str, server: Server, driver: str
 ) -> None:
     async with cancelled_commit(url, server, driver) as (manager, xid):
-        assert await manager.outcome(xid, timeout=30) is txrpc.Outcome.COMMITTED
+        assert await AsyncTransactionManager(manager).outcome(xid, timeout=30) is txrpc.Outcome.COMMITTED
     assert server.execute("SELECT name FROM row", sa.make_url(url).database or "") == [("a",)]
 
 
@@ -68,14 +72,14 @@ async def test_rule_21_a_local_commit_that_the_database_rolled_back_is_aborted(u
     sleeping = f"SELECT pid FROM pg_stat_activity WHERE datname = '{database}' AND wait_event = 'PgSleep'"
     async with cancelled_commit(url, server, "asyncpg") as (manager, xid):
         server.execute(f"SELECT pg_terminate_backend(pid) FROM ({sleeping}) AS at_it")
-        assert await manager.outcome(xid, timeout=30) is txrpc.Outcome.ABORTED
+        assert await AsyncTransactionManager(manager).outcome(xid, timeout=30) is txrpc.Outcome.ABORTED
     assert server.execute("SELECT name FROM row", database) == []
 
 
 @pytest.fixture
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     """A database that is away for longer than half a minute, in less time."""
-    monkeypatch.setattr(commit_status, "COMMIT_STATUS_BACKOFF_S", (0.1, 0.1))
+    monkeypatch.setattr(effects, "_ASK_AFTER_S", (0.0, 0.1, 0.1))
 
 
 @pytest.fixture
@@ -93,7 +97,7 @@ def test_rule_21_a_local_commit_whose_database_went_away_is_learnt_when_it_is_ba
     manager = Client("default", [bank])
     manager.start(NoSession())
     try:
-        tx = manager.begin(timeout=30)
+        tx = TransactionManager(manager).begin(timeout=30)
         with bank.connection() as connection:
             connection.execute(INSERT)
 
@@ -110,10 +114,12 @@ def test_rule_21_a_local_commit_whose_database_went_away_is_learnt_when_it_is_ba
         with pytest.raises(txrpc.OutcomeUnknown):
             tx.commit()
         breaker.join()
-        assert manager.outcome(tx.xid, timeout=0.3) is txrpc.Outcome.UNKNOWN
+        assert TransactionManager(manager).outcome(tx.xid, timeout=0.3) is txrpc.Outcome.UNKNOWN
         proxy.refusing = 0
-        assert manager.outcome(tx.xid) is txrpc.Outcome.COMMITTED
-        assert manager.outcome(tx.xid, timeout=0) is txrpc.Outcome.COMMITTED, "what is known stays known"
+        assert TransactionManager(manager).outcome(tx.xid) is txrpc.Outcome.COMMITTED
+        assert TransactionManager(manager).outcome(tx.xid, timeout=0) is txrpc.Outcome.COMMITTED, (
+            "what is known stays known"
+        )
     finally:
         manager.close()
 
@@ -126,7 +132,7 @@ def test_a_local_commit_is_carried_out_in_the_thread_of_its_root(make: Make) -> 
     manager = Client("default", [bank])
     manager.start(NoSession())
     try:
-        tx = manager.begin()
+        tx = TransactionManager(manager).begin()
         with bank.connection() as connection:
             connection.execute(INSERT)
         tx.commit()
@@ -152,7 +158,7 @@ def test_rule_11_a_local_commit_does_not_wait_for_ever_for_an_answer_that_was_lo
         proxy.refusing = 0 if reachable else 1_000_000
 
     try:
-        tx = manager.begin(timeout=1)
+        tx = TransactionManager(manager).begin(timeout=1)
         with bank.connection() as connection:
             connection.execute(INSERT)
         sa.event.listen(bank.engine, "commit", lose_the_answer)
@@ -161,7 +167,7 @@ def test_rule_11_a_local_commit_does_not_wait_for_ever_for_an_answer_that_was_lo
             assert reachable, "a worker may have asked in time, if there was a way"
         except txrpc.OutcomeUnknown:
             proxy.refusing = 0
-            assert manager.outcome(tx.xid, timeout=60) is txrpc.Outcome.COMMITTED
+            assert TransactionManager(manager).outcome(tx.xid, timeout=60) is txrpc.Outcome.COMMITTED
         assert rows(looking) == ["a"]
     finally:
         manager.close()
@@ -176,7 +182,7 @@ def test_a_local_commit_that_is_broken_off_by_the_user_keeps_no_locks(make: Make
     manager = Client("default", [bank])
     manager.start(NoSession())
     try:
-        tx = manager.begin()
+        tx = TransactionManager(manager).begin()
         with bank.connection() as connection:
             connection.execute(INSERT)
         sa.event.listen(bank.engine, "commit", interrupt)
@@ -184,7 +190,7 @@ def test_a_local_commit_that_is_broken_off_by_the_user_keeps_no_locks(make: Make
             tx.commit()
         sa.event.remove(bank.engine, "commit", interrupt)
         assert tx.status is txrpc.Status.UNKNOWN
-        assert manager.outcome(tx.xid, timeout=30) is txrpc.Outcome.ABORTED
+        assert TransactionManager(manager).outcome(tx.xid, timeout=30) is txrpc.Outcome.ABORTED
         assert not manager.state.branches
         assert rows(bank) == []
     finally:

@@ -14,7 +14,7 @@ from sqlalchemy.exc import DBAPIError
 
 import txrpc.sql
 from tests.postgres import Server
-from tests.sql.kit import Make, Row, gid, insert, numbers, rows
+from tests.sql.kit import Make, Row, ended, gid, insert, numbers, rows
 from tests.waiting import until_a_backend_waits_for
 from txrpc._client.transactional import transaction
 from txrpc._protocol.messages import FinishResult, Outcome
@@ -356,7 +356,7 @@ def test_rule_13_a_connection_that_breaks_at_commit_is_asked_about(
     terminator = threading.Thread(target=terminate_in_the_trigger)
     if when == "during":
         terminator.start()
-    result = resource.commit_one_phase(work, terminate if when == "before" else lambda _token: None)
+    result = ended(resource, work, terminate if when == "before" else lambda _token: None)
     assert result is Outcome.ABORTED
     assert rows(resource) == []
     if when == "during":
@@ -379,7 +379,7 @@ def test_rule_13_the_truth_after_a_kill_of_the_server(make: Make) -> None:
             server.kill()
             threading.Timer(0.5, server.restart).start()
 
-        assert resource.commit_one_phase(undone, crash) is Outcome.ABORTED
+        assert ended(resource, undone, crash) is Outcome.ABORTED
         assert resource.one_phase_result(tokens[0]) is Outcome.COMMITTED
         assert resource.one_phase_result("999999999") is Outcome.UNKNOWN
         resource.close()

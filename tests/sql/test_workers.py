@@ -70,7 +70,7 @@ def test_f9_commit_prepared_never_queues_behind_the_prepares_that_wait_for_it(
     session = _Silent()
     manager.start(session)
     manager.core.on_welcome(session, _welcome(order))
-    tx = manager.begin(60)
+    tx = TransactionManager(manager).begin(60)
     with resource.connection() as connection:
         connection.execute(INSERT, {"name": "b"})
     (ref,) = tx._part.refs
@@ -94,7 +94,7 @@ async def test_f9_commit_prepared_never_queues_behind_the_prepares_that_wait_for
     session = _AsyncSilent()
     await manager.start(session)
     manager.core.on_welcome(session, _welcome(order))
-    tx = manager.begin(60)
+    tx = AsyncTransactionManager(manager).begin(60)
     async with resource.connection() as connection:
         await connection.execute(INSERT, {"name": "b"})
     (ref,) = tx._part.refs

@@ -16,14 +16,14 @@ import txrpc.sql
 from tests.postgres import Server
 from tests.sql.kit import Proxy
 from tests.waiting import eventually
-from txrpc.sql import commit_status
+from txrpc._client import effects
 from txrpc.testing.processes import CoordinatorProcess
 
 
 def test_rule_13_a_commit_elsewhere_whose_database_went_away_is_learnt_when_it_is_back(
     servers: dict[str, Server], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(commit_status, "COMMIT_STATUS_BACKOFF_S", (0.1, 0.1))  # half a minute, shortened
+    monkeypatch.setattr(effects, "_ASK_AFTER_S", (0.0, 0.1, 0.1))  # half a minute, shortened
     server = servers["bank-a"]
     url = sa.make_url(server.create_database("unknown"))
     server.execute("CREATE TABLE row (name text)", "unknown")

@@ -6,14 +6,14 @@ from collections.abc import Callable
 from typing import Any
 
 from txrpc._client.flow import Flow
-from txrpc._client.reasons import reason_of
+from txrpc._client.reasons import cannot_tell, reason_of
 from txrpc._failpoints import failpoint
 from txrpc._protocol.messages import Outcome
 from txrpc._protocol.participant.branch import BranchInput, Do, Operation
 from txrpc.errors import AbortCode, Reason, ResourceUnavailable
 from txrpc.resource import AsyncResource, Prepared, Resource, Work
 
-__all__ = ["commit_here", "how_it_ended", "interrupt", "operate"]
+__all__ = ["operate"]
 
 Result = tuple[BranchInput, Any]
 
@@ -28,20 +28,26 @@ def _why(resource: Resource | AsyncResource, error: BaseException) -> Reason:
     return Reason(AbortCode.STATEMENT_FAILED, f"{type(error).__name__} in resource {resource.name}")
 
 
-def operate(do: Do, resource: Resource | AsyncResource, work: Work, committing: Callable[[str], Any]) -> Flow[Result]:
-    """Carry out *do*; never raises but for cancellation."""
+def operate(
+    do: Do, resource: Resource | AsyncResource, work: Work, committing: Callable[[str], Any]
+) -> Flow[Result | None]:
+    """Carry out *do*; None if how a commit in one phase has ended must be asked later.  Never raises but for cancellation."""
+    if do.operation is Operation.HOW_IT_ENDED:
+        outcome: Outcome | None = yield resource.how_it_ended, (work,)  # type: ignore[union-attr]
+        return None if outcome is None else _ended(resource, outcome)
     failpoint(f"participant.before_{do.operation.value}")
     result = yield from _operate(do, resource, work, committing)
     failpoint(f"participant.after_{do.operation.value}")
     return result
 
 
-def _operate(do: Do, resource: Resource | AsyncResource, work: Work, committing: Callable[[str], Any]) -> Flow[Result]:
+def _operate(
+    do: Do, resource: Resource | AsyncResource, work: Work, committing: Callable[[str], Any]
+) -> Flow[Result | None]:
     if do.operation is Operation.PREPARE:
         return (yield from _prepare(do, resource, work))
     if do.operation is Operation.COMMIT_ONE_PHASE:
-        ended: Result | None = yield from _commit_one_phase(resource.commit_one_phase, resource, work, committing)
-        return ended or _ended(resource, Outcome.UNKNOWN)
+        return (yield from _commit_one_phase(resource, work, committing))
     if do.operation is Operation.ROLLBACK:
         yield resource.rollback, (work,)
         return BranchInput.ROLLED_BACK, None
@@ -62,39 +68,21 @@ def _prepare(do: Do, resource: Resource | AsyncResource, work: Work) -> Flow[Res
 
 
 def _commit_one_phase(
-    verb: Callable[..., Any], resource: Resource | AsyncResource, work: Work, committing: Callable[[str], Any]
-) -> Flow[Any]:
+    resource: Resource | AsyncResource, work: Work, committing: Callable[[str], Any]
+) -> Flow[Result | None]:
     try:
-        outcome = yield verb, (work, committing)
+        outcome = yield resource.commit_one_phase, (work, committing)
     except Exception as error:
         yield resource.rollback, (work,)
         return BranchInput.ONE_PHASE_ENDED, (Outcome.ABORTED, _why(resource, error))
-    return None if outcome is None else _ended(resource, outcome)
+    if outcome is None and hasattr(resource, "how_it_ended"):
+        return None
+    return _ended(resource, outcome or Outcome.UNKNOWN)
 
 
-def commit_here(do: Do, resource: Any, work: Work, committing: Callable[[str], Any]) -> Flow[Result | None]:
-    """Commit *work* in one phase as far as `CommitsHere.commit_here` does; None if `how_it_ended` must tell."""
-    failpoint(f"participant.before_{do.operation.value}")
-    result: Result | None = yield from _commit_one_phase(resource.commit_here, resource, work, committing)
-    failpoint(f"participant.after_{do.operation.value}")
-    return result
-
-
-def how_it_ended(resource: Any, work: Work) -> Flow[Result]:
-    """Learn what `commit_here` could not tell."""
-    return _ended(resource, (yield resource.how_it_ended, (work,)))
-
-
-def interrupt(resource: Any, work: Work) -> Flow[None]:
-    """Break off what *work* is doing elsewhere, which brings no result of its own."""
-    yield resource.interrupt, (work,)
-
-
-def _ended(resource: Resource | AsyncResource, result: Outcome) -> Result:
-    if result is Outcome.UNKNOWN:
-        text = f"the connection to {resource.name} broke during COMMIT, and the database cannot tell how it ended"
-        return BranchInput.ONE_PHASE_ENDED, (result, Reason(AbortCode.UNSPECIFIED, text))
-    return BranchInput.ONE_PHASE_ENDED, (result, None)
+def _ended(resource: Resource | AsyncResource, outcome: Outcome) -> Result:
+    reason = cannot_tell(resource.name) if outcome is Outcome.UNKNOWN else None
+    return BranchInput.ONE_PHASE_ENDED, (outcome, reason)
 
 
 def _after_the_fact(do: Do, resource: Resource | AsyncResource) -> Flow[Result]:

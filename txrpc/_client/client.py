@@ -11,21 +11,19 @@ from collections.abc import Callable, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, Protocol, Self
 
-from txrpc._client import completion, effects
-from txrpc._client.branch_operation import commit_here, how_it_ended, interrupt, operate
+from txrpc._client import effects
+from txrpc._client.branch_operation import operate
 from txrpc._client.coordinators import Outbox, find, unavailable
-from txrpc._client.core import ClientCore
-from txrpc._client.flow import Flow, run
+from txrpc._client.core import ClientCore, check_timeout
+from txrpc._client.flow import run
 from txrpc._client.locks import BranchLock
-from txrpc._client.rollback_rules import Kind, RollbackRules
+from txrpc._client.rollback_rules import RollbackRules
 from txrpc._client.scope import set_default_client
 from txrpc._client.state import ClientState, OpenBranch
 from txrpc._client.transaction import JoinedTransaction, RootTransaction
-from txrpc._context import current
 from txrpc._protocol.messages import Outcome, Owner, TransactionContext
 from txrpc._protocol.participant.branch import Do, Operation
-from txrpc.errors import TransactionExists
-from txrpc.ids import Xid
+from txrpc.errors import CoordinatorUnavailable
 from txrpc.resource import Resource
 
 __all__ = ["Client"]
@@ -52,8 +50,17 @@ class SessionPort(Outbox, Protocol):
 class Client:
     """A synchronous process's side of txrpc: what a `TransactionManager` has.  Safe to use from any thread."""
 
-    def __init__(self, group: str, resources: Iterable[Resource], process: str = "", workers: int = 16) -> None:
+    def __init__(
+        self,
+        group: str,
+        resources: Iterable[Resource],
+        process: str = "",
+        commit_timeout: float = 10.0,
+        workers: int = 16,
+    ) -> None:
+        check_timeout(commit_timeout, "commit_timeout")
         self.state = ClientState.make(group, resources, process, runtime=self)
+        self.state.commit_timeout_ms = int(commit_timeout * 1000)
         self.core = ClientCore(self.state)
         # One resource never waits for another, and finishing never behind the PREPAREs that wait for what it would free.
         self._workers = {name: ThreadPoolExecutor(workers, f"txrpc-{name}") for name in self.state.resources}
@@ -92,6 +99,18 @@ class Client:
         for session in sessions:
             session.start()
 
+    def connect(self, *sessions: SessionPort, patience_s: float) -> None:
+        """`start`, wait for a session, and be the program's client; if that fails, `close`."""
+        try:
+            self.start(*sessions)
+            self.wait_connected(patience_s)
+        except CoordinatorUnavailable as error:
+            logger.warning("%s; connecting goes on in the background", error)
+        except BaseException:
+            self.close()
+            raise
+        set_default_client("txrpc", self, on=True)
+
     def close(self, grace_s: float = 5.0) -> None:
         """End the session and let go of the resources.
 
@@ -125,26 +144,6 @@ class Client:
 
     # ---------------------------------------------------------------------------------------------------- transactions
 
-    def begin(
-        self,
-        timeout: float | None = None,
-        *,
-        read_only: bool = False,
-        rollback_for: Kind | Iterable[Kind] = (),
-        no_rollback_for: Kind | Iterable[Kind] = (),
-    ) -> RootTransaction:
-        """Begin a transaction and make it current in this context until it ends; *timeout* in seconds, 30 by default.
-
-        Sends nothing.  Raises `TransactionExists` inside another one, `UsageError` for a bad argument, `ForkedError`.
-        """
-        if (existing := current()) is not None:
-            raise TransactionExists(
-                f"begin() inside transaction {existing.xid}: end it first, or use propagation REQUIRES_NEW"
-            )
-        transaction = self.new_root(timeout, read_only, RollbackRules.make(rollback_for, no_rollback_for))
-        transaction._make_current()
-        return transaction
-
     def new_root(self, timeout: float | None, read_only: bool, rule: RollbackRules) -> RootTransaction:
         """A transaction that is not current anywhere."""
         return RootTransaction(self.state, self.core.begin_part(timeout, read_only), rule)
@@ -152,17 +151,6 @@ class Client:
     def join(self, context: TransactionContext) -> JoinedTransaction:
         """A handle for one incoming call.  See `txrpc._grpc.ports.Joiner`."""
         return JoinedTransaction(self.state, self.core.join_part(context), context.final)
-
-    def outcome(self, xid: Xid, timeout: float = 10.0) -> Outcome:
-        """Return how *xid* ended, asked for at most *timeout* seconds (rules 12 and 21).
-
-        For a transaction of this manager's whose commit raised `OutcomeUnknown`, or was cancelled, the answer is definite as
-        soon as its database (if it used only one, of this process) or its coordinator is back.  For any other transaction,
-        UNKNOWN means that there is no record of a commit (any more).
-        Raises `CoordinatorUnavailable` if the coordinator did not answer.
-        """
-        outcome: Outcome = run(completion.outcome(self.state, xid, self.state.now_ms() + int(timeout * 1000)))
-        return outcome
 
     # ------------------------------------------------------------------------------------------ what the flows wait for
 
@@ -222,43 +210,29 @@ class Client:
                 logger.error("no thread for a worker: the work waits", extra={"reason": str(error)})
 
     def operate_here(self, do: Do, branch: OpenBranch | None) -> None:
-        """See `Runtime`.  A worker goes on where patience is needed: the root's does not outlast its deadline by much."""
-        resource = self.state.resources[do.gid.resource]
-        committing = functools.partial(effects.committing, self.state, do)
-        if do.operation is Operation.PREPARE:
+        """See `Runtime`.  A resource that would wait for its database does so in a worker, which outlasts the root's deadline."""
+        asks_later = hasattr(self.state.resources[do.gid.resource], "how_it_ended")
+        if do.operation is Operation.PREPARE or (branch is not None and asks_later):
             self._operate(do, branch)
-        elif branch is None or not hasattr(resource, "commit_here"):
+        else:
             self.operate(do, branch)
-        elif not self._carry_out(do, branch, commit_here(do, resource, branch.work, committing)):
-            self._submit(self._finishers[do.gid.resource], self._learn, do, branch)
-
-    def _learn(self, do: Do, branch: OpenBranch) -> None:
-        self._carry_out(do, branch, how_it_ended(self.state.resources[do.gid.resource], branch.work))
 
     def _operate(self, do: Do, branch: OpenBranch | None) -> None:
         resource = self.state.resources[do.gid.resource]
         work = branch.work if branch is not None else None
-        if do.operation is Operation.INTERRUPT:
-            self._carry_out(do, None, interrupt(resource, work))
-        else:
-            committing = functools.partial(effects.committing, self.state, do)
-            self._carry_out(do, branch, operate(do, resource, work, committing))
-
-    def _carry_out(self, do: Do, branch: OpenBranch | None, flow: Flow[Any]) -> bool:
-        """Drive the *flow* of an operation and take its result; return whether there was one."""
         try:
-            result = run(flow)
-            if result is not None:
-                effects.operated(self.state, do, result)
-            return result is not None
+            if do.operation is Operation.INTERRUPT:
+                resource.interrupt(work)
+            else:
+                committing = functools.partial(effects.committing, self.state, do)
+                effects.operated(self.state, do, run(operate(do, resource, work, committing)))
         except BaseException as error:
-            if branch is not None and effects.leaves_work(do, branch):
+            if effects.leaves_work(do, branch):
                 with contextlib.suppress(Exception):
-                    self.state.resources[do.gid.resource].rollback(branch.work)
+                    resource.rollback(work)
             effects.broke(self.state, do, error)
             if not isinstance(error, Exception):
                 raise  # Ctrl-C in the root's own thread
-            return True
 
     def future(self) -> Future[Any]:
         return Future()

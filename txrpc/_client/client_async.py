@@ -4,27 +4,29 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 from collections.abc import Coroutine, Iterable
 from typing import Any, Protocol, Self
 
-from txrpc._client import completion, effects
+from txrpc._client import effects
 from txrpc._client.branch_operation import operate
 from txrpc._client.coordinators import Outbox, find, unavailable
-from txrpc._client.core import ClientCore
+from txrpc._client.core import ClientCore, check_timeout
 from txrpc._client.flow import arun
 from txrpc._client.locks import AsyncBranchLock
-from txrpc._client.rollback_rules import Kind, RollbackRules
+from txrpc._client.rollback_rules import RollbackRules
 from txrpc._client.scope import set_default_client
 from txrpc._client.state import ClientState, OpenBranch
 from txrpc._client.transaction_async import AsyncJoinedTransaction, AsyncRootTransaction
-from txrpc._context import current, set_current
+from txrpc._context import set_current
 from txrpc._protocol.messages import Outcome, Owner, TransactionContext
 from txrpc._protocol.participant.branch import Do, Operation
-from txrpc.errors import TransactionExists
-from txrpc.ids import Xid
+from txrpc.errors import CoordinatorUnavailable
 from txrpc.resource import AsyncResource
 
 __all__ = ["AsyncClient"]
+
+logger = logging.getLogger("txrpc.client")
 
 _FINISHERS = 4
 
@@ -45,8 +47,17 @@ class AsyncSessionPort(Outbox, Protocol):
 class AsyncClient:
     """An asyncio process's side of txrpc: what an `AsyncTransactionManager` has.  Belongs to the loop that it was started on."""
 
-    def __init__(self, group: str, resources: Iterable[AsyncResource], process: str = "", workers: int = 16) -> None:
+    def __init__(
+        self,
+        group: str,
+        resources: Iterable[AsyncResource],
+        process: str = "",
+        commit_timeout: float = 10.0,
+        workers: int = 16,
+    ) -> None:
+        check_timeout(commit_timeout, "commit_timeout")
         self.state = ClientState.make(group, resources, process, runtime=self)
+        self.state.commit_timeout_ms = int(commit_timeout * 1000)
         self.core = ClientCore(self.state)
         self._loop: asyncio.AbstractEventLoop | None = None
         self._tasks: set[asyncio.Task[None]] = set()
@@ -72,6 +83,18 @@ class AsyncClient:
         self.state.sessions = self._sessions = sessions
         for session in sessions:
             await session.start()
+
+    async def connect(self, *sessions: AsyncSessionPort, patience_s: float) -> None:
+        """`start`, wait for a session, and be the program's client; if that fails, `close`."""
+        try:
+            await self.start(*sessions)
+            await self.wait_connected(patience_s)
+        except CoordinatorUnavailable as error:
+            logger.warning("%s; connecting goes on in the background", error)
+        except BaseException:
+            await self.close()
+            raise
+        set_default_client("txrpc.aio", self, on=True)
 
     async def close(self, grace_s: float = 5.0) -> None:
         """End the session and let go of the resources.
@@ -102,26 +125,6 @@ class AsyncClient:
 
     # ---------------------------------------------------------------------------------------------------- transactions
 
-    def begin(
-        self,
-        timeout: float | None = None,
-        *,
-        read_only: bool = False,
-        rollback_for: Kind | Iterable[Kind] = (),
-        no_rollback_for: Kind | Iterable[Kind] = (),
-    ) -> AsyncRootTransaction:
-        """Begin a transaction and make it current in this task until it ends; *timeout* in seconds, 30 by default.
-
-        Sends nothing.  Raises `TransactionExists` inside another one, `UsageError` for a bad argument, `ForkedError`.
-        """
-        if (existing := current()) is not None:
-            raise TransactionExists(
-                f"begin() inside transaction {existing.xid}: end it first, or use propagation REQUIRES_NEW"
-            )
-        transaction = self.new_root(timeout, read_only, RollbackRules.make(rollback_for, no_rollback_for))
-        transaction._make_current()
-        return transaction
-
     def new_root(self, timeout: float | None, read_only: bool, rule: RollbackRules) -> AsyncRootTransaction:
         """A transaction that is not current anywhere."""
         return AsyncRootTransaction(self.state, self.core.begin_part(timeout, read_only), rule)
@@ -129,11 +132,6 @@ class AsyncClient:
     def join(self, context: TransactionContext) -> AsyncJoinedTransaction:
         """A handle for one incoming call.  See `txrpc._grpc.ports.Joiner`."""
         return AsyncJoinedTransaction(self.state, self.core.join_part(context), context.final)
-
-    async def outcome(self, xid: Xid, timeout: float = 10.0) -> Outcome:
-        """Return how *xid* ended, asked for at most *timeout* seconds.  See `AsyncTransactionManager.outcome`."""
-        outcome: Outcome = await arun(completion.outcome(self.state, xid, self.state.now_ms() + int(timeout * 1000)))
-        return outcome
 
     # ------------------------------------------------------------------------------------------ what the flows wait for
 

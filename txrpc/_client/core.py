@@ -275,6 +275,7 @@ class ClientCore:
         with self.state.lock:
             now_ms = self.state.now_ms()
             effects.apply(self.state, self.state.participant.woke(now_ms))
+            effects.ask_again(self.state, now_ms)
             to_start = [name for name, at_ms in self.state.start_at.items() if at_ms <= now_ms]
             for name in to_start:
                 del self.state.start_at[name]
@@ -291,12 +292,11 @@ class ClientCore:
     def next_wakeup_ms(self) -> int | None:
         """Return when `woke` is due."""
         with self.state.lock:
+            due = [*self.state.start_at.values(), *(at_ms for at_ms, _ in self.state.ask_at.values())]
+            if self._connected():
+                due += self.state.sweep_at.values()
             next_ms = self.state.participant.state.next_wakeup_ms()
-            for due in (self.state.start_at, self.state.sweep_at if self._connected() else None):
-                for at_ms in due.values() if due else ():
-                    if next_ms is None or at_ms < next_ms:
-                        next_ms = at_ms
-            return next_ms
+            return min(due if next_ms is None else [*due, next_ms], default=None)
 
     def swept(self, name: str, found: Sequence[tuple[Gid, int]] | BaseException) -> None:
         """What the database of resource *name* holds prepared for this group, or why it could not say."""

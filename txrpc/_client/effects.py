@@ -8,30 +8,54 @@ from __future__ import annotations
 
 import itertools
 import logging
+from dataclasses import replace
 from typing import Any
 
 from txrpc._client.coordinators import Outbox, live, unavailable
+from txrpc._client.reasons import cannot_tell
 from txrpc._client.state import ClientState, OpenBranch
 from txrpc._protocol.messages import Hello, Outcome, ToCoordinator, Trouble
 from txrpc._protocol.participant.branch import BranchInput, Do, Effects, Operation
 from txrpc.errors import AbortCode, Reason, Unavailable
 from txrpc.ids import BranchId
 
-__all__ = ["FINISHING", "apply", "broke", "committing", "greet", "leaves_work", "node_of", "operated", "send", "tell"]
+__all__ = [
+    "FINISHING",
+    "apply",
+    "ask_again",
+    "broke",
+    "committing",
+    "greet",
+    "leaves_work",
+    "node_of",
+    "operated",
+    "send",
+    "tell",
+]
 
 logger = logging.getLogger("txrpc.client")
 
 FINISHING = frozenset(
-    {Operation.ROLLBACK, Operation.COMMIT_PREPARED, Operation.ROLLBACK_PREPARED, Operation.ONE_PHASE_RESULT}
+    {
+        Operation.ROLLBACK,
+        Operation.COMMIT_PREPARED,
+        Operation.ROLLBACK_PREPARED,
+        Operation.ONE_PHASE_RESULT,
+        Operation.HOW_IT_ENDED,
+    }
 )
 """What frees locks or learns the truth: it has workers of its own, of each resource."""
 
+_ASK_AFTER_S = (0.0, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 2.0, 3.0, 4.0, 5.0, 5.0, 5.0)
+"""Before each question about a commit whose connection broke: half a minute together, long enough for a restart."""
+
 _ANSWERS = frozenset({Operation.PREPARE, Operation.COMMIT_ONE_PHASE})
 _NEEDS_WORK = frozenset({Operation.ROLLBACK, Operation.INTERRUPT})
-_ENDS_WORK = frozenset({Operation.PREPARE, Operation.COMMIT_ONE_PHASE, Operation.ROLLBACK})
+_ENDS_WORK = frozenset({Operation.PREPARE, Operation.COMMIT_ONE_PHASE, Operation.HOW_IT_ENDED, Operation.ROLLBACK})
 _BROKE = {
     Operation.PREPARE: BranchInput.PREPARE_FAILED,
     Operation.COMMIT_ONE_PHASE: BranchInput.ONE_PHASE_ENDED,
+    Operation.HOW_IT_ENDED: BranchInput.ONE_PHASE_ENDED,
     Operation.ROLLBACK: BranchInput.ROLLED_BACK,
 }
 
@@ -86,17 +110,40 @@ def _send_all(client: ClientState, messages: list[ToCoordinator]) -> None:
         logger.debug("dropped %d messages: no session", len(messages))
 
 
-def operated(client: ClientState, do: Do, result: tuple[BranchInput, Any]) -> None:
-    """Take the result of an operation."""
+def operated(client: ClientState, do: Do, result: tuple[BranchInput, Any] | None) -> None:
+    """Take the result of an operation; None: how a commit in one phase has ended is to be asked later."""
     with client.lock:
+        if result is None and (result := _later(client, do)) is None:
+            return
         if do.operation in _ENDS_WORK and result[0] is not BranchInput.KEPT_OPEN:
             client.branches.pop(do.gid.branch, None)
         apply(client, client.participant.step(result[0], do.gid.branch, client.now_ms(), result[1]))
 
 
+def _later(client: ClientState, do: Do) -> tuple[BranchInput, Any] | None:
+    """Ask again when the next question is due; if there is none, it will never be known."""
+    asked = client.branches[do.gid.branch].questions
+    if asked == len(_ASK_AFTER_S):
+        return BranchInput.ONE_PHASE_ENDED, (Outcome.UNKNOWN, cannot_tell(do.gid.resource))
+    client.branches[do.gid.branch].questions += 1
+    due_ms = client.now_ms() + int(_ASK_AFTER_S[asked] * 1000)
+    client.ask_at[do.gid.branch] = due_ms, replace(do, operation=Operation.HOW_IT_ENDED)
+    client.runtime.wake()
+    return None
+
+
+def ask_again(client: ClientState, now_ms: int) -> None:
+    """Ask how those commits have ended about which a question is due."""
+    due = [branch for branch, (at_ms, _) in client.ask_at.items() if at_ms <= now_ms]
+    for branch in due:
+        _at_ms, do = client.ask_at.pop(branch)
+        client.runtime.operate(do, client.branches[branch])
+
+
 def leaves_work(do: Do, branch: OpenBranch | None) -> bool:
     """Return whether *do*, which raised what no resource should, may have left work open, with its locks and its connection."""
-    return do.operation in _ENDS_WORK and branch is not None and branch.work is not None
+    ends_work = do.operation in _ENDS_WORK and do.operation is not Operation.HOW_IT_ENDED
+    return ends_work and branch is not None and branch.work is not None
 
 
 def broke(client: ClientState, do: Do, error: BaseException) -> None:

@@ -8,14 +8,18 @@ from collections.abc import Iterable
 from types import TracebackType
 from typing import Any, Self, overload
 
+from txrpc._client import completion
 from txrpc._client.client import Client
-from txrpc._client.rollback_rules import Kind
+from txrpc._client.flow import run
+from txrpc._client.rollback_rules import Kind, RollbackRules
 from txrpc._client.scope import New, Propagating, Propagation
 from txrpc._client.state import ManagerStatus
 from txrpc._client.transaction import RootTransaction
 from txrpc._client.transaction_base import Transaction
 from txrpc._client.transactional import Scope, transaction
+from txrpc._context import current
 from txrpc._protocol.messages import Outcome, Wait
+from txrpc.errors import TransactionExists
 from txrpc.ids import Xid
 
 __all__ = ["TransactionManager"]
@@ -65,9 +69,13 @@ class TransactionManager:
 
         Sends nothing.  Raises `TransactionExists` inside another transaction, `UsageError` for a bad argument, `ForkedError`.
         """
-        return self._client.begin(
-            timeout, read_only=read_only, rollback_for=rollback_for, no_rollback_for=no_rollback_for
-        )
+        if (existing := current()) is not None:
+            raise TransactionExists(
+                f"begin() inside transaction {existing.xid}: end it first, or use propagation REQUIRES_NEW"
+            )
+        root = self._client.new_root(timeout, read_only, RollbackRules.make(rollback_for, no_rollback_for))
+        root._make_current()
+        return root
 
     @overload
     def transaction(
@@ -131,7 +139,9 @@ class TransactionManager:
         UNKNOWN means that there is no record of a commit (any more).
         Raises `CoordinatorUnavailable` if the coordinator did not answer.
         """
-        return self._client.outcome(xid, timeout)
+        state = self._client.state
+        outcome: Outcome = run(completion.outcome(state, xid, state.now_ms() + int(timeout * 1000)))
+        return outcome
 
     def close(self, grace_s: float = 5.0) -> None:
         """End the session and let go of the resources.

@@ -6,14 +6,18 @@ from collections.abc import Iterable
 from types import TracebackType
 from typing import Any, Self, overload
 
+from txrpc._client import completion
 from txrpc._client.client_async import AsyncClient
-from txrpc._client.rollback_rules import Kind
+from txrpc._client.flow import arun
+from txrpc._client.rollback_rules import Kind, RollbackRules
 from txrpc._client.scope import New, Propagating, Propagation
 from txrpc._client.state import ManagerStatus
 from txrpc._client.transaction_async import AsyncRootTransaction
 from txrpc._client.transaction_base import Transaction
 from txrpc._client.transactional_async import AsyncScope, transaction
+from txrpc._context import current
 from txrpc._protocol.messages import Outcome, Wait
+from txrpc.errors import TransactionExists
 from txrpc.ids import Xid
 
 __all__ = ["AsyncTransactionManager"]
@@ -63,9 +67,13 @@ class AsyncTransactionManager:
 
         Sends nothing.  Raises `TransactionExists` inside another transaction, `UsageError` for a bad argument, `ForkedError`.
         """
-        return self._client.begin(
-            timeout, read_only=read_only, rollback_for=rollback_for, no_rollback_for=no_rollback_for
-        )
+        if (existing := current()) is not None:
+            raise TransactionExists(
+                f"begin() inside transaction {existing.xid}: end it first, or use propagation REQUIRES_NEW"
+            )
+        root = self._client.new_root(timeout, read_only, RollbackRules.make(rollback_for, no_rollback_for))
+        root._make_current()
+        return root
 
     @overload
     def transaction(
@@ -129,7 +137,9 @@ class AsyncTransactionManager:
         UNKNOWN means that there is no record of a commit (any more).
         Raises `CoordinatorUnavailable` if the coordinator did not answer.
         """
-        return await self._client.outcome(xid, timeout)
+        state = self._client.state
+        outcome: Outcome = await arun(completion.outcome(state, xid, state.now_ms() + int(timeout * 1000)))
+        return outcome
 
     async def close(self, grace_s: float = 5.0) -> None:
         """End the session and let go of the resources.

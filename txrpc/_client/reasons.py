@@ -12,7 +12,7 @@ from txrpc.errors import (
     TxrpcError,
 )
 
-__all__ = ["reason_of"]
+__all__ = ["cannot_tell", "reason_of"]
 
 _TEXT_MAX = 300
 _CODES: dict[type[TxrpcError], AbortCode] = {
@@ -21,6 +21,12 @@ _CODES: dict[type[TxrpcError], AbortCode] = {
     LimitExceeded: AbortCode.LIMIT_EXCEEDED,
     BadMessage: AbortCode.PROTOCOL_VIOLATION,
 }
+
+
+def cannot_tell(name: str) -> Reason:
+    """Return why the end of a commit in one phase is not known, which resource *name* cannot tell."""
+    text = f"the connection to {name} broke during COMMIT, and the database cannot tell how it ended"
+    return Reason(AbortCode.UNSPECIFIED, text)
 
 
 def reason_of(error: BaseException) -> Reason:

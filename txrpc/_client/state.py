@@ -52,7 +52,7 @@ class ManagerStatus:
 class OpenBranch:
     """What a process holds of one branch beside its row: the work, and the lock that its users take."""
 
-    __slots__ = ("gone", "lock", "resource", "row", "work")
+    __slots__ = ("gone", "lock", "questions", "resource", "row", "work")
 
     def __init__(self, row: ParticipantBranch, resource: Resource | AsyncResource, lock: Any) -> None:
         self.row = row
@@ -62,6 +62,8 @@ class OpenBranch:
         self.work: Work = None
         self.gone = False
         """The resource could not begin: a user that waited for the lock starts again."""
+        self.questions = 0
+        """How often the resource was to be asked how its commit in one phase has ended."""
 
 
 @dataclass(slots=True)
@@ -170,6 +172,8 @@ class ClientState:
     """The coordinator whose message about a branch is being handled."""
     start_at: dict[str, int] = field(default_factory=dict)
     sweep_at: dict[str, int] = field(default_factory=dict)
+    ask_at: dict[BranchId, tuple[int, Do]] = field(default_factory=dict)
+    """When to ask how those commits in one phase have ended whose connection broke."""
 
     branches: dict[BranchId, OpenBranch] = field(default_factory=dict)
     requests: dict[tuple[str, Xid], list[Any]] = field(default_factory=dict)

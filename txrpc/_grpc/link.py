@@ -6,8 +6,7 @@ import asyncio
 import logging
 import os
 import random
-from collections.abc import Callable
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 import grpc
 
@@ -45,6 +44,25 @@ class Backoff:
         return limit * random.random()
 
 
+class SessionUser(Protocol):
+    """What a session is for: a client's core.  Each method is called with the session as its first argument."""
+
+    def hello(self, session: Link) -> Hello:
+        """Return what to say first; asked on every attempt."""
+
+    def on_welcome(self, session: Link, welcome: Welcome) -> None:
+        """A session was established; `send` works from here on.  If it raises, the session is dropped."""
+
+    def on_message(self, session: Link, node: str, message: FromCoordinator) -> None:
+        """A message of coordinator *node* arrived, in order.  What it raises is logged."""
+
+    def on_lost(self, session: Link, text: str) -> None:
+        """The established session has ended, with the reason for people.  What it raises is logged."""
+
+    def on_refused(self, session: Link) -> None:
+        """The coordinator will never have this process; `trouble` says why."""
+
+
 class Link:
     """The half of a session that neither blocks nor awaits: who is told what, and what is known of the coordinator."""
 
@@ -54,32 +72,19 @@ class Link:
     def __init__(
         self,
         address: str,
+        user: SessionUser,
         *,
-        hello: Callable[[Link], Hello],
-        on_welcome: Callable[[Link, Welcome], None],
-        on_message: Callable[[Link, str, FromCoordinator], None],
-        on_lost: Callable[[Link, str], None],
-        on_refused: Callable[[Link], None],
         options: SessionOptions = DEFAULTS,
         channel_credentials: grpc.ChannelCredentials | None = None,
     ) -> None:
         """Make a session; `start` begins to connect.
 
         address: ``host:port`` of the coordinator.
-        hello: what to say first; asked on every attempt.  Like all of these it is called with this session.
-        on_welcome: a session was established; `send` works from here on.  If it raises, the session is dropped.
-        on_message: a message of a coordinator arrived, in order: its node, and the message.  What it raises is logged.
-        on_lost: the established session has ended, with the reason for people.  What it raises is logged.
-        on_refused: the coordinator will never have this process; `trouble` says why.
         channel_credentials: for TLS; None connects in the clear.
         """
         self.address = address
         self.last_error = "it has not been started"
-        self._hello = hello
-        self._on_welcome = on_welcome
-        self._on_message = on_message
-        self._on_lost = on_lost
-        self._on_refused = on_refused
+        self._user = user
         self._options = options
         self._credentials = channel_credentials
         self._pid = os.getpid()
@@ -147,7 +152,7 @@ class Link:
             if node == home:
                 farewell(message)
             try:
-                self._on_message(self, node, message)
+                self._user.on_message(self, node, message)
             except Exception:
                 logger.exception("a message could not be handled", extra={"message_type": type(message).__name__})
 
@@ -185,11 +190,11 @@ class Link:
         self._reported = self.last_error
         if established:
             try:
-                self._on_lost(self, self.last_error)
+                self._user.on_lost(self, self.last_error)
             except Exception:
                 logger.exception("the loss of the session could not be handled")
         if self._refused is not None:
-            self._on_refused(self)
+            self._user.on_refused(self)
 
     def _why(self, error: BaseException) -> str:
         """Return what went wrong, for people.  A mistake of ours is logged with its traceback."""

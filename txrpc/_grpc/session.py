@@ -149,7 +149,7 @@ class Session(Link):
 
     def _connect_and_read(self) -> None:
         self._abandoned = ""
-        hello = self._hello(self)
+        hello = self._user.hello(self)
         with self._channel() as channel:
             outgoing = _Outgoing(self._options, self._abandon)
             outgoing.put(outgoing.waiting.encode("", (hello,)))
@@ -209,7 +209,7 @@ class Session(Link):
         self._log_established(welcome)
         self._welcomed_at = time.monotonic()
         self._outgoing = outgoing
-        self._on_welcome(self, welcome)
+        self._user.on_welcome(self, welcome)
         # Last: code that waits for the session finds that all callbacks have run.
         with self._changed:
             self._welcome, self.last_error = welcome, ""

@@ -138,7 +138,7 @@ class AsyncSession(Link):
 
     async def _connect_and_read(self) -> None:
         self._abandoned = ""
-        hello = self._hello(self)
+        hello = self._user.hello(self)
         async with self._channel() as channel:
             outgoing = _Outgoing(self._options, self._abandon)
             outgoing.put(outgoing.waiting.encode("", (hello,)))
@@ -178,7 +178,7 @@ class AsyncSession(Link):
         self._log_established(welcome)
         self._welcomed_at = asyncio.get_running_loop().time()
         self._outgoing = outgoing
-        self._on_welcome(self, welcome)
+        self._user.on_welcome(self, welcome)
         # Last: code that waits for the session finds that all callbacks have run.
         self._welcome, self.last_error = welcome, ""
         self._signal()

@@ -1,4 +1,4 @@
-"""After a broken connection: learning how its commit ended, and ending the backend that it left behind."""
+"""After a broken connection: asking how its commit ended, and ending the backend that it left behind."""
 
 from __future__ import annotations
 
@@ -8,34 +8,26 @@ from typing import Any
 from txrpc._client.flow import Flow
 from txrpc._protocol.messages import Outcome
 from txrpc.sql.backend import Backend
-from txrpc.sql.common import COMMIT_STATUS_BACKOFF_S, TERMINATE_BACKOFF_S
+from txrpc.sql.common import TERMINATE_BACKOFF_S
 
-__all__ = ["learn", "terminate_backend"]
+__all__ = ["ask_once", "terminate_backend"]
 
 
-def learn(
-    ask: Callable[[str], Any],
-    break_off: Callable[[Backend], Any],
-    sleep: Callable[[float], Any],
-    token: str,
-    backend: Backend | None,
-) -> Flow[Outcome]:
-    """Ask for *token* until there is an answer; UNKNOWN after half a minute without the database.
+def ask_once(
+    ask: Callable[[str], Any], break_off: Callable[[Backend], Any], token: str, backend: Backend | None
+) -> Flow[Outcome | None]:
+    """Ask for *token*; None if it is not known yet.
 
     A transaction that is still in progress may never have heard of its COMMIT, nor that its client is gone: its *backend* is broken
     off, which settles it one way or the other, unless it waits for a synchronous standby (rule 22).
     """
-    for pause_s in COMMIT_STATUS_BACKOFF_S:
-        try:
-            result: Outcome | None = yield ask, (token,)
-            if result is None and backend is not None:
-                yield break_off, (backend,)
-        except Exception:
-            result = None  # the database is not back yet
-        if result is not None:
-            return result
-        yield sleep, (pause_s,)
-    return Outcome.UNKNOWN
+    try:
+        result: Outcome | None = yield ask, (token,)
+        if result is None and backend is not None:
+            yield break_off, (backend,)
+    except Exception:
+        return None  # the database is not back yet
+    return result
 
 
 def terminate_backend(

@@ -23,7 +23,6 @@ from txrpc.sql import postgresql
 from txrpc.sql.backend import Backend
 
 __all__ = [
-    "COMMIT_STATUS_BACKOFF_S",
     "TERMINATE_BACKOFF_S",
     "BranchWork",
     "Guard",
@@ -53,8 +52,6 @@ _DIALECTS: dict[str, ModuleType] = {"postgresql": postgresql}
 CONNECT_TIMEOUT_S = 10
 """For one attempt to connect to finish a branch, or to ask; the drivers' own are a minute and more."""
 TERMINATE_BACKOFF_S = (0.0, 0.05, 0.1, 0.2, 0.5, 1.0)
-COMMIT_STATUS_BACKOFF_S = (0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 2.0, 3.0, 4.0, 5.0, 5.0, 5.0)
-"""Waits between questions about a commit whose connection broke: half a minute together, long enough for a restart."""
 
 _INFO = "txrpc"
 

@@ -22,7 +22,7 @@ from txrpc.errors import Reason, ResourceUnavailable
 from txrpc.ids import Gid
 from txrpc.resource import Prepared, ReadOnly
 from txrpc.sql.backend import Backend
-from txrpc.sql.commit_status import learn, terminate_backend
+from txrpc.sql.commit_status import ask_once, terminate_backend
 from txrpc.sql.common import (
     BranchWork,
     Guard,
@@ -210,13 +210,8 @@ class ResourceManager:
         self._let_go(work)
         return Prepared(token) if token else ReadOnly()
 
-    def commit_one_phase(self, work: BranchWork, committing: Callable[[str], None]) -> Outcome:
+    def commit_one_phase(self, work: BranchWork, committing: Callable[[str], None]) -> Outcome | None:
         """See `txrpc.resource.Resource.commit_one_phase`."""
-        outcome = self.commit_here(work, committing)
-        return self.how_it_ended(work) if outcome is None else outcome
-
-    def commit_here(self, work: BranchWork, committing: Callable[[str], None]) -> Outcome | None:
-        """See `txrpc.resource.CommitsHere.commit_here`."""
         check_whole(work, self.name, self._dialect)
         work.ours = True
         work.token = self._dialect.token_to_end(work.connection, *self._to_end(work))
@@ -240,12 +235,12 @@ class ResourceManager:
         durable: bool = self._dialect.commit(work.transaction, connection)
         return durable
 
-    def how_it_ended(self, work: BranchWork) -> Outcome:
-        """See `txrpc.resource.CommitsHere.how_it_ended`."""
+    def how_it_ended(self, work: BranchWork) -> Outcome | None:
+        """See `txrpc.resource.AsksLater.how_it_ended`."""
         if not work.token:
             self._see_off(work.backend)
             return Outcome.COMMITTED
-        return run(learn(self.one_phase_result, self._break_off, time.sleep, work.token, work.backend))
+        return run(ask_once(self.one_phase_result, self._break_off, work.token, work.backend))
 
     def rollback(self, work: BranchWork) -> None:
         """See `txrpc.resource.Resource.rollback`."""

@@ -21,7 +21,7 @@ from txrpc.errors import Reason, ResourceUnavailable
 from txrpc.ids import Gid
 from txrpc.resource import Prepared, ReadOnly
 from txrpc.sql.backend import Backend
-from txrpc.sql.commit_status import learn, terminate_backend
+from txrpc.sql.commit_status import ask_once, terminate_backend
 from txrpc.sql.common import (
     BranchWork,
     Guard,
@@ -209,13 +209,8 @@ class AsyncResourceManager:
         await self._let_go(work)
         return Prepared(token) if token else ReadOnly()
 
-    async def commit_one_phase(self, work: BranchWork, committing: Callable[[str], Awaitable[None]]) -> Outcome:
+    async def commit_one_phase(self, work: BranchWork, committing: Callable[[str], Awaitable[None]]) -> Outcome | None:
         """See `txrpc.resource.Resource.commit_one_phase`."""
-        outcome = await self.commit_here(work, committing)
-        return await self.how_it_ended(work) if outcome is None else outcome
-
-    async def commit_here(self, work: BranchWork, committing: Callable[[str], Awaitable[None]]) -> Outcome | None:
-        """See `txrpc.resource.CommitsHere.commit_here`."""
         check_whole(work, self.name, self._dialect)
         work.ours = True
         work.token = await work.connection.run_sync(self._dialect.token_to_end, *self._to_end(work))
@@ -239,12 +234,12 @@ class AsyncResourceManager:
         durable: bool = self._dialect.commit(work.transaction.sync_transaction, connection)
         return durable
 
-    async def how_it_ended(self, work: BranchWork) -> Outcome:
-        """See `txrpc.resource.CommitsHere.how_it_ended`."""
+    async def how_it_ended(self, work: BranchWork) -> Outcome | None:
+        """See `txrpc.resource.AsksLater.how_it_ended`."""
         if not work.token:
             await self._see_off(work.backend)
             return Outcome.COMMITTED
-        return await arun(learn(self.one_phase_result, self._break_off, asyncio.sleep, work.token, work.backend))
+        return await arun(ask_once(self.one_phase_result, self._break_off, work.token, work.backend))
 
     async def rollback(self, work: BranchWork) -> None:
         """See `txrpc.resource.Resource.rollback`."""

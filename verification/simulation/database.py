@@ -29,6 +29,8 @@ class Work:
         self.xid: Xid | None = None
         self.branch: BranchId | None = None
         self.calls: list[Any] = []
+        self.patient_until_ms = 0
+        """Until when the database is asked how a commit whose connection broke has ended."""
 
 
 class Database(Node):
@@ -291,29 +293,25 @@ class SimResource:
             )
             return promise
         committing(work.token)
-        self._ask(self._database.commit, work).then(
-            lambda kept: self._committed(kept, promise, work, 2 * self._database.options.patience_s)
-        )
+        self._ask(self._database.commit, work).then(lambda kept: self._committed(kept, promise, work))
         return promise
 
-    def _committed(self, kept: Promise, promise: Promise, work: Work, patience: int) -> None:
+    def _committed(self, kept: Promise, promise: Promise, work: Work) -> None:
         if kept.error is None:
             promise.keep(Outcome.COMMITTED)
         elif isinstance(kept.error, Refused):
             promise.break_(kept.error)
         else:
-            self._learn(promise, work, patience)
+            work.patient_until_ms = self._database.scheduler.now_ms + 1_000 * self._database.options.patience_s
+            promise.keep(None)
 
-    def _learn(self, promise: Promise, work: Work, patience: int) -> None:
-        """The connection broke under COMMIT: ask until the database says how it ended."""
-        database = self._database
-        if not database.up or database.result(work.token) is None:
-            if not patience:
-                promise.keep(Outcome.UNKNOWN)
-            else:
-                database.scheduler.after(500, self._learn, promise, work, patience - 1)
-        else:
-            promise.keep(database.result(work.token))
+    def how_it_ended(self, work: Work) -> Promise:
+        """See `AsksLater.how_it_ended`: the connection broke under COMMIT."""
+        promise, database = Promise(), self._database
+        result = database.result(work.token) if database.up else None
+        late = database.scheduler.now_ms >= work.patient_until_ms
+        promise.keep(Outcome.UNKNOWN if result is None and late else result)
+        return promise
 
     def rollback(self, work: Work) -> Promise:
         """See `Resource.rollback`.  Never fails; that the server's end lives on is seen to, and sometimes in vain."""
