@@ -25,6 +25,7 @@ __all__ = [
     "AsksLater",
     "AsyncResource",
     "AsyncResourceUser",
+    "Bounded",
     "FinishResult",
     "Gid",
     "KeepsReads",
@@ -134,6 +135,14 @@ class KeepsReads(Protocol):
 
         None, and *work* stays as it is, if it wrote nothing and its reads must be kept; `Resource.prepare` is called later.
         """
+
+
+class Bounded(Protocol):
+    """What a `Resource` may have besides, if its branches need something of which there is only so much: connections of a pool."""
+
+    @property
+    def capacity(self) -> int | None:
+        """How many branches can be open at one time; None if there is no bound."""
 
 
 class AsyncResource(Protocol):

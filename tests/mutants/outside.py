@@ -86,6 +86,14 @@ MUTANTS: dict[str, tuple[Change, str]] = {
         Change("txrpc._client.effects", "asked == len(_ASK_AFTER_S)", "asked == 1"),
         "tests/runtime/test_ending.py -k rule_20",
     ),
+    "each transaction waits for connections in an order of its own": (
+        Change("txrpc._client.scope", "for name in sorted(found)", "for name in found"),
+        "tests/sql/test_admission.py -k one_order",
+    ),
+    "a transaction waits for the one around it": (
+        Change("txrpc._client.branches", "for xid in part.around]", "for xid in ()]"),
+        "tests/sql/test_admission.py -k at_once",
+    ),
     "the work of ended branches is kept": (
         Change("txrpc._client.effects", "client.branches.pop(do.gid.branch, None)", "pass"),
         "tests/runtime/test_scopes.py",

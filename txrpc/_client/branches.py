@@ -22,6 +22,7 @@ from txrpc.errors import (
     Reason,
     ResourceUnavailable,
     TxrpcError,
+    UsageError,
 )
 from txrpc.ids import BranchId, Epoch, Gid
 from txrpc.resource import AsyncResource, Resource, Work
@@ -176,6 +177,7 @@ def _begin(client: ClientState, branch: OpenBranch, part: LocalTransaction) -> F
     begun = False
     left_s = max(0.0, (part.deadline_ms - client.now_ms()) / 1000)
     try:
+        _check_pool(client, branch, part)
         work: Work = yield branch.resource.begin, (part.read_only, left_s)
         with client.lock:
             branch.work = work
@@ -193,6 +195,21 @@ def _begin(client: ClientState, branch: OpenBranch, part: LocalTransaction) -> F
     if branch.row.state is not BranchState.ACTIVE:
         leave(client, branch)
         raise part.error(branch.row.doom or Reason(AbortCode.TIMED_OUT))
+
+
+def _check_pool(client: ClientState, branch: OpenBranch, part: LocalTransaction) -> None:
+    """Raise `UsageError` if all connections are held by transactions whose code waits for this one to end."""
+    name, capacity = branch.resource.name, getattr(branch.resource, "capacity", None)
+    if capacity is None or not part.around:
+        return
+    with client.lock:
+        rows = [client.participant.state.find(xid, name) for xid in part.around]
+        open_ = [client.branches.get(row.branch) for row in rows if row is not None]
+    if sum(each is not None and each.work is not None for each in open_) >= capacity:
+        raise UsageError(
+            f"the transaction would wait for itself: every connection of resource {name!r} ({capacity}) is held by the "
+            "transaction around it, which waits for its end (REQUIRES_NEW): give the pool one connection more for each such block"
+        )
 
 
 def _take_back(client: ClientState, branch: OpenBranch) -> None:

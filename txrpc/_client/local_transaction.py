@@ -137,6 +137,8 @@ class LocalTransaction:
         self.call_reads_only = call_reads_only
         """Of a joined call: it may only read, though the transaction may write elsewhere."""
         self.begun_tick = begun_tick
+        self.around: tuple[Xid, ...] = ()
+        """The transactions whose code waits for the end of this one."""
         self.status = Status.ACTIVE
         self.doom: Reason | None = None
         self.pending: tuple[str, ...] = ()

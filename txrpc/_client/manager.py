@@ -21,6 +21,7 @@ from txrpc._context import current
 from txrpc._protocol.messages import Outcome, Wait
 from txrpc.errors import TransactionExists
 from txrpc.ids import Xid
+from txrpc.resource import Resource
 
 __all__ = ["TransactionManager"]
 
@@ -85,6 +86,7 @@ class TransactionManager:
         propagation: Propagating = ...,
         read_only: bool = ...,
         wait: Wait | str = ...,
+        needs: Iterable[Resource | str] = ...,
         rollback_for: Kind | Iterable[Kind] = ...,
         no_rollback_for: Kind | Iterable[Kind] = ...,
     ) -> Scope[Transaction]: ...
@@ -96,6 +98,7 @@ class TransactionManager:
         propagation: New,
         read_only: bool = ...,
         wait: Wait | str = ...,
+        needs: Iterable[Resource | str] = ...,
         rollback_for: Kind | Iterable[Kind] = ...,
         no_rollback_for: Kind | Iterable[Kind] = ...,
     ) -> Scope[RootTransaction]: ...
@@ -107,6 +110,7 @@ class TransactionManager:
         propagation: Propagation | str,
         read_only: bool = ...,
         wait: Wait | str = ...,
+        needs: Iterable[Resource | str] = ...,
         rollback_for: Kind | Iterable[Kind] = ...,
         no_rollback_for: Kind | Iterable[Kind] = ...,
     ) -> Scope[Transaction | None]: ...
@@ -117,6 +121,7 @@ class TransactionManager:
         propagation: Propagation | str = Propagation.REQUIRED,
         read_only: bool = False,
         wait: Wait | str = Wait.ACKNOWLEDGED,
+        needs: Iterable[Resource | str] = (),
         rollback_for: Kind | Iterable[Kind] = (),
         no_rollback_for: Kind | Iterable[Kind] = (),
     ) -> Scope[Any]:
@@ -126,6 +131,7 @@ class TransactionManager:
             propagation=propagation,
             read_only=read_only,
             wait=wait,
+            needs=needs,
             rollback_for=rollback_for,
             no_rollback_for=no_rollback_for,
             manager=self,

@@ -19,6 +19,7 @@ from txrpc._context import current
 from txrpc._protocol.messages import Outcome, Wait
 from txrpc.errors import TransactionExists
 from txrpc.ids import Xid
+from txrpc.resource import AsyncResource
 
 __all__ = ["AsyncTransactionManager"]
 
@@ -83,6 +84,7 @@ class AsyncTransactionManager:
         propagation: Propagating = ...,
         read_only: bool = ...,
         wait: Wait | str = ...,
+        needs: Iterable[AsyncResource | str] = ...,
         rollback_for: Kind | Iterable[Kind] = ...,
         no_rollback_for: Kind | Iterable[Kind] = ...,
     ) -> AsyncScope[Transaction]: ...
@@ -94,6 +96,7 @@ class AsyncTransactionManager:
         propagation: New,
         read_only: bool = ...,
         wait: Wait | str = ...,
+        needs: Iterable[AsyncResource | str] = ...,
         rollback_for: Kind | Iterable[Kind] = ...,
         no_rollback_for: Kind | Iterable[Kind] = ...,
     ) -> AsyncScope[AsyncRootTransaction]: ...
@@ -105,6 +108,7 @@ class AsyncTransactionManager:
         propagation: Propagation | str,
         read_only: bool = ...,
         wait: Wait | str = ...,
+        needs: Iterable[AsyncResource | str] = ...,
         rollback_for: Kind | Iterable[Kind] = ...,
         no_rollback_for: Kind | Iterable[Kind] = ...,
     ) -> AsyncScope[Transaction | None]: ...
@@ -115,6 +119,7 @@ class AsyncTransactionManager:
         propagation: Propagation | str = Propagation.REQUIRED,
         read_only: bool = False,
         wait: Wait | str = Wait.ACKNOWLEDGED,
+        needs: Iterable[AsyncResource | str] = (),
         rollback_for: Kind | Iterable[Kind] = (),
         no_rollback_for: Kind | Iterable[Kind] = (),
     ) -> AsyncScope[Any]:
@@ -124,6 +129,7 @@ class AsyncTransactionManager:
             propagation=propagation,
             read_only=read_only,
             wait=wait,
+            needs=needs,
             rollback_for=rollback_for,
             no_rollback_for=no_rollback_for,
             manager=self,

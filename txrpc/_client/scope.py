@@ -86,6 +86,7 @@ class Settings:
     retry: Retry | None = None
     manager: Any = None
     final: bool = False
+    needs: tuple[Any, ...] = ()
 
     @classmethod
     def make(
@@ -99,6 +100,7 @@ class Settings:
         retry: Retry | int | bool | None,
         manager: Any,
         final: bool = False,
+        needs: Iterable[Any] = (),
     ) -> Settings:
         """Check what a user gave; raises `UsageError`."""
         check_timeout(timeout)
@@ -111,6 +113,7 @@ class Settings:
             Retry.make(retry),
             manager,
             final,
+            _needed(needs),
         )
 
     def plan(self) -> Plan:
@@ -132,6 +135,14 @@ class Settings:
     def rolls_back(self, error: BaseException) -> bool:
         """Return whether *error*, leaving a root's scope, rolls it back.  What is not an `Exception` always does."""
         return not isinstance(error, Exception) or self.rule.rolls_back(kinds_of(error))
+
+
+def _needed(given: Any) -> tuple[Any, ...]:
+    needs = (given,) if isinstance(given, str) or hasattr(given, "commit_one_phase") else tuple(given)
+    for each in needs:
+        if not isinstance(each, str) and not isinstance(getattr(each, "name", None), str):
+            raise UsageError(f"needs takes resources, or their names, not {each!r}")
+    return needs
 
 
 def _member(kind: Any, name: str, given: Any) -> Any:
@@ -170,7 +181,10 @@ class BaseScope:
         self._plan = self.settings.plan()
         if self._plan is Plan.ROOT:
             client = self.settings.client(self.entry_point)
+            outer = current()
             self.handle = client.new_root(self._timeout_s, self.settings.read_only, self.settings.rule)
+            if outer is not None:
+                self.handle.inside(outer)
         elif self._plan is Plan.JOIN:
             outer = current()
             assert outer is not None
@@ -185,6 +199,22 @@ class BaseScope:
         self.open()
         self._previous = set_current(self.handle, self.settings.rule, self.reads_only)
         return self.handle
+
+    def needed(self) -> list[Any]:
+        """Return the resources whose connections come first, in an order that is the same in every transaction.
+
+        Raises `UsageError` for one that this process does not have.
+        """
+        known = self.handle._client.resources if self.handle is not None else {}
+        found = {}
+        for each in self.settings.needs if self.handle is not None else ():
+            name = each if isinstance(each, str) else each.name
+            if name not in known:
+                raise UsageError(
+                    f"needs={name!r}: this process has no such resource; it has {', '.join(known) or 'none'}"
+                )
+            found[name] = known[name] if isinstance(each, str) else each
+        return [found[name] for name in sorted(found)]
 
     def verdict(self, error: BaseException | None) -> tuple[bool, Reason | None]:
         """Whether this scope has a root to end, and the reason if it is to roll back; a joined scope tells the outer one."""

@@ -5,7 +5,9 @@ A nested block has the same object as the block around it; what a block says abo
 
 from __future__ import annotations
 
+import asyncio
 import logging
+import threading
 
 from txrpc._client import branches, effects
 from txrpc._client.completion import cancel_calls
@@ -23,6 +25,14 @@ __all__ = ["JoinedTransactionBase", "RootTransactionBase", "Transaction", "log_h
 logger = logging.getLogger("txrpc.client")
 
 
+def _running() -> object:
+    """Return the task that runs, or the number of the thread."""
+    try:
+        return asyncio.current_task()
+    except RuntimeError:
+        return threading.get_ident()
+
+
 class Transaction:
     """A transaction as the code inside it sees it.  Safe to use from several threads or tasks.
 
@@ -35,6 +45,7 @@ class Transaction:
         self._client = client
         self._part = part
         self._rules = rules
+        self._home = _running()
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self.xid} {self.status.value}>"
@@ -71,6 +82,14 @@ class Transaction:
     def ended(self) -> bool:
         """Return whether it has begun to end here."""
         return self._part.status is not Status.ACTIVE
+
+    def inside(self, outer: Transaction) -> None:
+        """Note that this transaction, one of its own (`REQUIRES_NEW`), began inside *outer*.
+
+        The code of *outer* waits for its end if both are one thread's or task's; otherwise nothing is known of that.
+        """
+        if self._home == outer._home:
+            self._part.around = (outer._part.xid, *outer._part.around)
 
     def set_rollback_only(self, reason: Reason | str | None = None) -> None:
         """Doom the transaction: it can only roll back, everywhere.  The code may run on."""

@@ -26,6 +26,7 @@ from txrpc._client.transaction import RootTransaction
 from txrpc._client.transaction_base import Transaction
 from txrpc._context import bind, restore
 from txrpc._protocol.messages import Wait
+from txrpc.resource import Resource
 
 if TYPE_CHECKING:
     from txrpc._client.manager import TransactionManager
@@ -44,7 +45,20 @@ class Scope(BaseScope, Generic[_T]):
 
     def __enter__(self) -> _T:
         transaction: _T = self.enter()
+        if self.settings.needs:
+            try:
+                self.admit()
+            except BaseException as error:
+                restore(self._previous)
+                self.close(error)
+                raise
         return transaction
+
+    def admit(self) -> None:
+        """Wait for what the transaction needs."""
+        for resource in self.needed():
+            with self.handle.use(resource):
+                pass
 
     def __exit__(
         self, _kind: type[BaseException] | None, error: BaseException | None, _trace: TracebackType | None
@@ -70,6 +84,7 @@ def transaction(
     propagation: Propagating = ...,
     read_only: bool = ...,
     wait: Wait | str = ...,
+    needs: Iterable[Resource | str] = ...,
     rollback_for: Kind | Iterable[Kind] = ...,
     no_rollback_for: Kind | Iterable[Kind] = ...,
     manager: TransactionManager | None = ...,
@@ -81,6 +96,7 @@ def transaction(
     propagation: New,
     read_only: bool = ...,
     wait: Wait | str = ...,
+    needs: Iterable[Resource | str] = ...,
     rollback_for: Kind | Iterable[Kind] = ...,
     no_rollback_for: Kind | Iterable[Kind] = ...,
     manager: TransactionManager | None = ...,
@@ -92,6 +108,7 @@ def transaction(
     propagation: Propagation | str,
     read_only: bool = ...,
     wait: Wait | str = ...,
+    needs: Iterable[Resource | str] = ...,
     rollback_for: Kind | Iterable[Kind] = ...,
     no_rollback_for: Kind | Iterable[Kind] = ...,
     manager: TransactionManager | None = ...,
@@ -102,6 +119,7 @@ def transaction(
     propagation: Propagation | str = Propagation.REQUIRED,
     read_only: bool = False,
     wait: Wait | str = Wait.ACKNOWLEDGED,
+    needs: Iterable[Resource | str] = (),
     rollback_for: Kind | Iterable[Kind] = (),
     no_rollback_for: Kind | Iterable[Kind] = (),
     manager: TransactionManager | None = None,
@@ -115,12 +133,17 @@ def transaction(
     timeout: seconds until everything not yet prepared rolls back; 30 by default.
     read_only: the databases refuse what would write.
     wait: ``ACKNOWLEDGED``: return when every database has committed; ``DECISION``: as soon as the decision is durable.
+    needs: resources of this process, or their names.  Before the block begins, the transaction waits for a connection to each of
+        them, in one order for all transactions: so none waits for a connection while it holds another one that somebody waits
+        for.  Each of them takes part from then on.
     rollback_for, no_rollback_for: exception types and `grpc.StatusCode` members that do, or do not, roll back.
     manager: instead of the one of the last `txrpc.connect`.
 
     Leaving the block raises what `RootTransaction.commit` raises.
     """
-    return Scope(Settings.make(propagation, timeout, read_only, wait, rollback_for, no_rollback_for, None, manager))
+    return Scope(
+        Settings.make(propagation, timeout, read_only, wait, rollback_for, no_rollback_for, None, manager, needs=needs)
+    )
 
 
 @overload
@@ -132,6 +155,7 @@ def transactional(
     timeout: float | None = ...,
     read_only: bool = ...,
     wait: Wait | str = ...,
+    needs: Iterable[Resource | str] = ...,
     rollback_for: Kind | Iterable[Kind] = ...,
     no_rollback_for: Kind | Iterable[Kind] = ...,
     retry: Retry | int | bool | None = ...,
@@ -146,6 +170,7 @@ def transactional(
     timeout: float | None = None,
     read_only: bool = False,
     wait: Wait | str = Wait.ACKNOWLEDGED,
+    needs: Iterable[Resource | str] = (),
     rollback_for: Kind | Iterable[Kind] = (),
     no_rollback_for: Kind | Iterable[Kind] = (),
     retry: Retry | int | bool | None = None,
@@ -164,7 +189,7 @@ def transactional(
     Raises `UsageError` when it decorates a coroutine function: that is `txrpc.aio.transactional`'s.
     """
     settings = Settings.make(
-        propagation, timeout, read_only, wait, rollback_for, no_rollback_for, retry, manager, final
+        propagation, timeout, read_only, wait, rollback_for, no_rollback_for, retry, manager, final, needs
     )
     decorate = functools.partial(_decorate, settings)
     return decorate if fn is None else decorate(fn)
@@ -202,6 +227,7 @@ def _generator(settings: Settings, fn: Callable[..., Any]) -> Any:
         generator = fn(*args, **kwargs)
         send, argument = generator.send, None
         try:
+            scope.admit()
             while True:
                 # Current only while the generator's own code runs: in between its consumer does, in the same context.
                 with bind(scope.handle, settings.rule, scope.reads_only):

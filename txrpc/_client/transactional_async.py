@@ -24,6 +24,7 @@ from txrpc._client.transaction_async import AsyncRootTransaction
 from txrpc._client.transaction_base import Transaction
 from txrpc._context import bind, restore
 from txrpc._protocol.messages import Wait
+from txrpc.resource import AsyncResource
 
 if TYPE_CHECKING:
     from txrpc._client.manager_async import AsyncTransactionManager
@@ -42,7 +43,20 @@ class AsyncScope(BaseScope, Generic[_T]):
 
     async def __aenter__(self) -> _T:
         transaction: _T = self.enter()
+        if self.settings.needs:
+            try:
+                await self.admit()
+            except BaseException as error:
+                restore(self._previous)
+                await self.close(error)
+                raise
         return transaction
+
+    async def admit(self) -> None:
+        """Wait for what the transaction needs."""
+        for resource in self.needed():
+            async with self.handle.use(resource):
+                pass
 
     async def __aexit__(
         self, _kind: type[BaseException] | None, error: BaseException | None, _trace: TracebackType | None
@@ -68,6 +82,7 @@ def transaction(
     propagation: Propagating = ...,
     read_only: bool = ...,
     wait: Wait | str = ...,
+    needs: Iterable[AsyncResource | str] = ...,
     rollback_for: Kind | Iterable[Kind] = ...,
     no_rollback_for: Kind | Iterable[Kind] = ...,
     manager: AsyncTransactionManager | None = ...,
@@ -79,6 +94,7 @@ def transaction(
     propagation: New,
     read_only: bool = ...,
     wait: Wait | str = ...,
+    needs: Iterable[AsyncResource | str] = ...,
     rollback_for: Kind | Iterable[Kind] = ...,
     no_rollback_for: Kind | Iterable[Kind] = ...,
     manager: AsyncTransactionManager | None = ...,
@@ -90,6 +106,7 @@ def transaction(
     propagation: Propagation | str,
     read_only: bool = ...,
     wait: Wait | str = ...,
+    needs: Iterable[AsyncResource | str] = ...,
     rollback_for: Kind | Iterable[Kind] = ...,
     no_rollback_for: Kind | Iterable[Kind] = ...,
     manager: AsyncTransactionManager | None = ...,
@@ -100,6 +117,7 @@ def transaction(
     propagation: Propagation | str = Propagation.REQUIRED,
     read_only: bool = False,
     wait: Wait | str = Wait.ACKNOWLEDGED,
+    needs: Iterable[AsyncResource | str] = (),
     rollback_for: Kind | Iterable[Kind] = (),
     no_rollback_for: Kind | Iterable[Kind] = (),
     manager: AsyncTransactionManager | None = None,
@@ -113,13 +131,16 @@ def transaction(
     timeout: seconds until everything not yet prepared rolls back; 30 by default.
     read_only: the databases refuse what would write.
     wait: ``ACKNOWLEDGED``: return when every database has committed; ``DECISION``: as soon as the decision is durable.
+    needs: resources of this process, or their names.  Before the block begins, the transaction waits for a connection to each of
+        them, in one order for all transactions: so none waits for a connection while it holds another one that somebody waits
+        for.  Each of them takes part from then on.
     rollback_for, no_rollback_for: exception types and `grpc.StatusCode` members that do, or do not, roll back.
     manager: instead of the one of the last `txrpc.aio.connect`.
 
     Leaving the block raises what `RootTransaction.commit` raises.
     """
     return AsyncScope(
-        Settings.make(propagation, timeout, read_only, wait, rollback_for, no_rollback_for, None, manager)
+        Settings.make(propagation, timeout, read_only, wait, rollback_for, no_rollback_for, None, manager, needs=needs)
     )
 
 
@@ -132,6 +153,7 @@ def transactional(
     timeout: float | None = ...,
     read_only: bool = ...,
     wait: Wait | str = ...,
+    needs: Iterable[AsyncResource | str] = ...,
     rollback_for: Kind | Iterable[Kind] = ...,
     no_rollback_for: Kind | Iterable[Kind] = ...,
     retry: Retry | int | bool | None = ...,
@@ -146,6 +168,7 @@ def transactional(
     timeout: float | None = None,
     read_only: bool = False,
     wait: Wait | str = Wait.ACKNOWLEDGED,
+    needs: Iterable[AsyncResource | str] = (),
     rollback_for: Kind | Iterable[Kind] = (),
     no_rollback_for: Kind | Iterable[Kind] = (),
     retry: Retry | int | bool | None = None,
@@ -164,7 +187,7 @@ def transactional(
     Raises `UsageError` when it decorates anything else: that is `txrpc.transactional`'s.
     """
     settings = Settings.make(
-        propagation, timeout, read_only, wait, rollback_for, no_rollback_for, retry, manager, final
+        propagation, timeout, read_only, wait, rollback_for, no_rollback_for, retry, manager, final, needs
     )
     decorate = functools.partial(_decorate, settings)
     return decorate if fn is None else decorate(fn)
@@ -202,6 +225,7 @@ def _generator(settings: Settings, fn: Callable[..., Any]) -> Any:
         generator = fn(*args, **kwargs)
         send, argument = generator.asend, None
         try:
+            await scope.admit()
             while True:
                 # Current only while the generator's own code runs: in between its consumer does, in the same context.
                 with bind(scope.handle, settings.rule, scope.reads_only):

@@ -161,6 +161,11 @@ class ResourceManager:
                 self._markers = self._aside(self._dialect.prepare_table, self.name)
         return info_of(self.name, self.kind, identity, warnings)
 
+    @property
+    def capacity(self) -> int | None:
+        """See `txrpc.resource.Bounded`."""
+        return capacity_of(self.engine)
+
     def close(self) -> None:
         """See `txrpc.resource.Resource.close`."""
         self._guard.remove()

@@ -160,6 +160,11 @@ class AsyncResourceManager:
                 self._markers = await self._aside(self._dialect.prepare_table, self.name)
         return info_of(self.name, self.kind, identity, warnings)
 
+    @property
+    def capacity(self) -> int | None:
+        """See `txrpc.resource.Bounded`."""
+        return capacity_of(self.engine.sync_engine)
+
     async def close(self) -> None:
         """See `txrpc.resource.Resource.close`."""
         self._guard.remove()
