@@ -122,8 +122,10 @@ class Point:
             time.sleep(self._seconds)
         elif self.action == "error":
             raise FailpointError(f"failpoint {self.name}")
-        else:
-            os.kill(os.getpid(), signal.SIGKILL if self.action == "kill" else signal.SIGSTOP)
+        elif self.action == "kill":
+            os.kill(os.getpid(), signal.SIGKILL)
+        else:  # a signal to the process may wait for another thread to wake up, while this one goes on
+            signal.pthread_kill(threading.get_ident(), signal.SIGSTOP)
 
 
 def parse(text: str) -> dict[str, Point]:

@@ -11,12 +11,14 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-from sqlalchemy import create_engine, make_url, text
+from sqlalchemy import create_engine, event, make_url, text
 
 from tests.log.test_contract import decision
+from tests.waiting import until_a_backend_waits_for
 from txrpc._decision_log import database
 from txrpc._decision_log.port import LogError, NotRecorded, RecordUncertain
 from txrpc._decision_log.schema import pack, unpack
@@ -383,3 +385,28 @@ def test_a_damaged_record_is_said_to_be_one() -> None:
             unpack(whole[:length])
     with pytest.raises(ConfigurationError, match="damaged"):
         unpack(whole[:-1] + b"\xff")
+
+
+def test_rule_14_a_takeover_finds_the_decision_that_is_being_committed_at_any_isolation_level(
+    postgres: PostgresServer, sql_log: Make
+) -> None:
+    """F16: under REPEATABLE READ what it read was older than the lock that it had waited for."""
+    url = postgres.create_database("repeatable")
+    postgres.execute("ALTER DATABASE repeatable SET default_transaction_isolation = 'repeatable read'")
+    old = sql_log(url)
+    one = decision(old.open("c1", 1).epoch)
+    there, go = threading.Event(), threading.Event()
+
+    @event.listens_for(old._engine, "commit")
+    def hold(_connection: object) -> None:
+        there.set()
+        assert go.wait(60)
+
+    with ThreadPoolExecutor(2) as pool:
+        writer = pool.submit(old.record, [one])
+        assert there.wait(60)
+        opener = pool.submit(sql_log(url).open, "c1", 2)
+        until_a_backend_waits_for(postgres, "repeatable", "transactionid")
+        go.set()
+        writer.result(60)
+        assert opener.result(60).pending == (one,)

@@ -250,6 +250,7 @@ class Careless(grpc.ServerInterceptor):  # type: ignore[type-arg]
 def test_an_interceptor_that_throws_the_report_away_is_complained_of(
     world: World, first: bool, caplog: pytest.LogCaptureFixture
 ) -> None:
+    """F13: a good reply that had lost its trailing metadata counted as one of a service that takes no part."""
     root = Handle()
     careless = [Careless()]
     address = world.serve(

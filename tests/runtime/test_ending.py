@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -10,10 +11,22 @@ import pytest
 
 from tests.runtime.conftest import NoSession
 from tests.runtime.memory_resource import MemoryResource, Page
+from tests.waiting import eventually
 from txrpc._client.client import Client
 from txrpc._client.manager import TransactionManager
 from txrpc._client.transactional import transaction
-from txrpc._protocol.messages import CommitRequest, Hello, Inquiry, Outcome, Owner, Prepare, Takeover, Welcome
+from txrpc._protocol.messages import (
+    Commit,
+    CommitRequest,
+    FinishResult,
+    Hello,
+    Inquiry,
+    Outcome,
+    Owner,
+    Prepare,
+    Takeover,
+    Welcome,
+)
 from txrpc.errors import (
     AbortCode,
     CoordinatorUnavailable,
@@ -21,7 +34,7 @@ from txrpc.errors import (
     OutcomeUnknown,
     TransactionAborted,
 )
-from txrpc.ids import Epoch
+from txrpc.ids import BranchId, Epoch, Gid, ParticipantId, Xid
 
 WELCOME = Welcome(Owner("c1", Epoch.make(1, 1)), 5, 60_000, 100, 100_000)
 
@@ -185,4 +198,42 @@ def test_a_resource_that_neither_tells_nor_can_be_asked_later_leaves_the_outcome
     manager.start(NoSession())
     with pytest.raises(OutcomeUnknown, match="cannot tell"), transaction(manager=TransactionManager(manager)):
         mute.write("one")
+    manager.close()
+
+
+class Hanging(MemoryResource):
+    """Each COMMIT PREPARED waits until a test says otherwise."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__(name)
+        self.go = threading.Event()
+
+    def commit_prepared(self, gid: Gid, token: str) -> FinishResult:
+        assert self.go.wait(60)
+        return super().commit_prepared(gid, token)
+
+
+def test_what_hangs_in_one_database_keeps_nothing_of_another_one_waiting() -> None:
+    """G5: twenty commits that hung in one kept every branch of the other prepared."""
+    hanging, other = Hanging("hanging"), MemoryResource("other")
+    session, owner = Session(), WELCOME.owner
+    manager = Client("default", [hanging, other])
+    manager.start(session)
+    manager.core.on_welcome(session, WELCOME)
+
+    def order(resource: MemoryResource, number: int) -> Gid:
+        ids = Xid.make(1, number.to_bytes(10, "big")), BranchId(number.to_bytes(8, "big"))
+        gid = Gid("default", owner.node, owner.epoch, *ids, ParticipantId(bytes(8)), resource.name)
+        page = Page(read_only=False)
+        page.write("a line")
+        resource.prepared[gid] = page
+        manager.core.on_message(session, owner.node, Commit(gid, "1"))
+        return gid
+
+    gids = [order(hanging, number) for number in range(20)]
+    order(other, 20)
+    eventually(lambda: other.lines == ["a line"])
+    assert hanging.prepared.keys() == set(gids)
+    hanging.go.set()
+    eventually(lambda: not hanging.prepared)
     manager.close()

@@ -26,6 +26,7 @@ SWITCHED_OFF: dict[str, dict[str, Any]] = {
 
 
 def test_by_statement_is_refused_in_one_sentence(make: Make, driver: str, url: str) -> None:
+    """G8: it was the driver's own error."""
     with PgBouncer(url, "statement") as pooler:
         resource = make(driver, at=pooler.url("psycopg"))
         # psycopg2 does not hand on what the pooler says, only that the connection is gone.
@@ -36,6 +37,7 @@ def test_by_statement_is_refused_in_one_sentence(make: Make, driver: str, url: s
 
 @pytest.mark.parametrize("driver", list(SWITCHED_OFF))
 def test_by_transaction_prepared_statements_are_refused_with_what_to_set(make: Make, driver: str, url: str) -> None:
+    """G8: one transfer in five failed with a gRPC status of UNKNOWN."""
     (option,) = SWITCHED_OFF[driver]
     with PgBouncer(url, "transaction") as pooler:
         resource = make(driver, at=pooler.url("psycopg"))

@@ -88,7 +88,7 @@ def test_a_decorated_method_that_is_called_without_a_transaction_begins_its_own(
 
 
 def test_a_server_that_takes_no_part_is_an_error_and_rolls_back(shop: Shop) -> None:
-    """What it did stays, as the error says; what takes part is undone."""
+    """M1: what it did stays, as the error says; what takes part is undone, where a half was committed without a word."""
     mail = shop.serve(lambda _request, _context: b"sent", joins=False)
     with pytest.raises(txrpc.NotJoined, match=r"/t\.S/Put: the server that answered takes no part") as caught:
         with txrpc.transaction(manager=shop.client) as tx:

@@ -48,6 +48,7 @@ def named(world: World) -> dict[str, str]:
 def test_a_process_starts_with_the_database_that_is_healthy(
     make_world: Make, servers: dict[str, Server], refused: str, caplog: pytest.LogCaptureFixture
 ) -> None:
+    """G7: `connect` raised at the first that was away, and the healthy ones were not finished."""
     world = make_world()
     healthy = txrpc.sql.ResourceManager("healthy", create_engine(servers["bank-a"].url("early", "psycopg")))
     late = txrpc.sql.ResourceManager("late", create_engine(as_latecomer(refused)))

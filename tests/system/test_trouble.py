@@ -12,9 +12,10 @@ import pytest
 
 import txrpc
 from examples.bank import bank_pb2
-from tests.postgres import Server
+from tests.postgres import Server, needs_own_server
 from tests.system.world import World
 from tests.waiting import eventually
+from txrpc.testing.postgres import PostgresServer
 
 Make = Callable[..., World]
 Connect = Callable[[World], txrpc.TransactionManager]
@@ -132,3 +133,31 @@ def test_rule_20_what_keeps_an_aborted_branch_from_ending_is_reported(make_world
         service.kill()
         server.execute("DROP OWNED BY reader", database)
         server.execute("DROP ROLE reader", database)
+
+
+@needs_own_server
+def test_rule_20_a_frozen_database_is_named(make_world: Make, connected: Connect) -> None:
+    """G11: a branch waits prepared in it, and status said 0 in doubt."""
+    world = make_world(bank_a="participant.before_commit_prepared=stop")
+    connected(world)
+    teller = world.teller()
+    with txrpc.transaction(wait="decision"):
+        teller.banks[0].Withdraw(ACCOUNT)
+        teller.banks[1].Deposit(ACCOUNT)
+    teller.close()
+    server, service = world.servers["bank-a"], world.services["bank-a"]
+    assert isinstance(server, PostgresServer)
+    eventually(lambda: service.suspended)
+    server.suspend()
+    try:
+        service.arm("")
+        service.resume()
+        frozen = "cannot commit the branch in bank-a: its database has not answered for"
+        eventually(
+            lambda: any(frozen in doubt["reason"] for doubt in world.status()["doubts"]),
+            60,
+            lambda: str(world.status()) + service.text()[-3000:],
+        )
+    finally:
+        server.resume()
+    world.at_rest()

@@ -12,6 +12,7 @@ from typing import get_args
 
 import pytest
 
+from tests.waiting import eventually
 from txrpc import _failpoints as failpoints
 from txrpc._failpoints import MESSAGES, POINTS, STEPS, FailpointError, Point, parse
 from txrpc._protocol.messages import FromCoordinator, ToCoordinator
@@ -131,6 +132,30 @@ def test_a_running_process_is_armed_frozen_resumed_and_killed(tmp_path: Path) ->
         walker.start()
         time.sleep(0.2)
         assert walker.running, "it is not armed any more"
+
+
+STOPPER = """
+import threading, time
+from txrpc._failpoints import Point
+
+def work():
+    for number in range(20):
+        Point("participant.before_prepare", "stop").hit()
+        print(f"went on {number}.", flush=True)
+
+threading.Thread(target=work, daemon=True).start()
+time.sleep(120)
+"""
+
+
+def test_the_thread_that_comes_to_a_point_is_frozen_at_once_and_with_it_the_process(tmp_path: Path) -> None:
+    """A signal to the process went to its first thread, which had to wake up first: the one at the point went on for some time."""
+    with Child([sys.executable, "-c", STOPPER], name="stopper", output=tmp_path / "stopper.log") as stopper:
+        for number in range(20):
+            eventually(lambda: stopper.suspended)
+            assert stopper.text().count("failpoint") == number + 1
+            assert f"went on {number}." not in stopper.text()
+            stopper.resume()
 
 
 def test_a_point_that_nobody_comes_to_is_waited_for_in_vain(tmp_path: Path) -> None:

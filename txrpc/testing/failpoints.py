@@ -16,8 +16,9 @@ __all__ = ["Armed", "failpoint"]
 class Armed:
     """A point that is armed.  Not thread-safe."""
 
-    def __init__(self, name: str, process: Child | None) -> None:
+    def __init__(self, name: str, action: str, process: Child | None) -> None:
         self.name = name
+        self._action = action.partition("@")[0]
         self.process = process
         self._from = process.output.stat().st_size if process is not None and process.output.exists() else 0
         self._point: failpoints.Point | None = None
@@ -31,10 +32,14 @@ class Armed:
             output.seek(self._from)
             return f"failpoint {self.name}: ".encode() in output.read()
 
+    def _stands_still(self) -> bool:
+        """Whether the process is stopped, if it is to be: what it has written of that comes a moment before."""
+        return self._action != "stop" or self.process is None or self.process.suspended
+
     def wait(self, timeout_s: float = 20.0) -> None:
         """Wait until it has; raises `TimeoutError`."""
         until = time.monotonic() + timeout_s
-        while not self.hit:
+        while not self.hit or not self._stands_still():
             if time.monotonic() > until:
                 raise TimeoutError(f"nothing came to the failpoint {self.name} in {timeout_s} s")
             time.sleep(0.02)
@@ -56,7 +61,7 @@ def failpoint(name: str, action: str = "kill", *, process: Child | None = None) 
 
     Raises `ConfigurationError` for a name or action that there is not.
     """
-    armed = Armed(name, process)
+    armed = Armed(name, action, process)
     if process is not None:
         process.arm(f"{name}={action}")
         try:

@@ -126,6 +126,13 @@ class Child:
         """Return whether it has been started and has not ended."""
         return self._process is not None and self._process.poll() is None
 
+    @property
+    def suspended(self) -> bool:
+        """Return whether it stands still, after `suspend` or a failpoint's "stop"."""
+        if not self.running:
+            return False
+        return os.waitid(os.P_PID, self.pid, os.WSTOPPED | os.WNOHANG | os.WNOWAIT) is not None
+
     def start(self) -> None:
         """Start it, which must not be running, and wait until it is ready, if it says when; raises `RuntimeError`."""
         self.launch()
