@@ -233,12 +233,13 @@ def older_disk(group: RunningGroup, name: str, work: Callable[[], object]) -> No
         return all(each.heartbeats._answered.get(name, 0.0) > back for each in others)
 
     eventually(takes_part, 20)
+    before = group.running[name]._acceptor.saves
     work()
 
     def remembered() -> bool:
         beat_all(group)
         saves = group.running[name]._acceptor.saves
-        return saves > 10 and all(each._acceptor.heard().get(name, (1, 0))[1] == saves for each in others)
+        return saves > before and all(each._acceptor.heard().get(name, (1, 0))[1] == saves for each in others)
 
     eventually(remembered, 20)
     group.stop(name)
