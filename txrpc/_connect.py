@@ -59,7 +59,7 @@ def connect(
         Session(each, client.core, options=options, channel_credentials=credentials)
         for each in coordinator_addresses(address)
     ]
-    client.connect(*sessions, patience_s=options.connect_timeout_s)
+    client.connect(*sessions, patience_s=options.connect_timeout_s, in_background=True)
     return TransactionManager(client)
 
 

@@ -43,7 +43,7 @@ async def connect(
         AsyncSession(each, client.core, options=options, channel_credentials=credentials)
         for each in coordinator_addresses(address)
     ]
-    await client.connect(*sessions, patience_s=options.connect_timeout_s)
+    await client.connect(*sessions, patience_s=options.connect_timeout_s, in_background=True)
     return AsyncTransactionManager(client)
 
 

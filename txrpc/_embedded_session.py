@@ -44,11 +44,10 @@ class _Session:
     """The session of a client with the coordinator in its own process.  Its two subclasses differ in who has the event loop."""
 
     address = _NODE
-    refused = False
 
     def __init__(self, core: ClientCore, log: str, group: str) -> None:
         self.trouble = "it has not been started"
-        self.over = False
+        self.over = self.refused = self._was_open = False
         self._core = core
         self._log = log
         self._group = group
@@ -85,6 +84,7 @@ class _Session:
 
     def close_session(self, farewell: GoAway) -> None:
         """The coordinator ends the session.  What a server would do by itself, start again, is for the program to do."""
+        self.refused, self.over = not self._was_open, True
         why = "it failed" if farewell.code == "internal" else farewell.text
         self._lost(f"{why}; start the program again")
 
@@ -157,7 +157,7 @@ class _Session:
     def _take(self, message: FromCoordinator) -> None:
         try:
             if isinstance(message, Welcome):
-                self.trouble = ""  # first: what is sent in answer to it goes out
+                self._was_open, self.trouble = True, ""  # first: what is sent in answer to it goes out
                 self._core.on_welcome(self, message)
             else:
                 self._core.on_message(self, _NODE, message)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import sys
+import time
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -20,6 +21,7 @@ import txrpc.sql
 from tests.postgres import Server
 from tests.runtime.memory_resource import MemoryResource
 from tests.waiting import eventually
+from txrpc.resource import ResourceInfo
 from txrpc.testing.processes import Child
 
 numbers = itertools.count(1)
@@ -167,8 +169,8 @@ def test_rule_7_a_second_program_on_the_same_file_is_refused_while_the_first_one
 def test_rule_7_on_another_database_the_later_program_ends_the_earlier_one(servers: Mapping[str, Server]) -> None:
     url = next(iter(servers.values())).create_database(f"embedded{next(numbers)}")
     notebooks = [MemoryResource("one"), MemoryResource("two")]
-    with txrpc.embedded(url, resources=notebooks) as first, txrpc.embedded(url) as second:
-        with pytest.raises((txrpc.TransactionAborted, txrpc.OutcomeUnknown)), first.transaction():
+    with txrpc.embedded(url, resources=notebooks, commit_timeout=1) as first, txrpc.embedded(url) as second:
+        with pytest.raises((txrpc.TransactionAborted, txrpc.OutcomeUnknown)), first.transaction(2):
             for notebook in notebooks:
                 notebook.write("x")
         eventually(lambda: first.status().coordinator is None)
@@ -203,6 +205,28 @@ def test_a_mistake_of_its_own_ends_the_coordinator_and_the_log_goes_on_with_the_
 def test_a_log_that_cannot_be_opened_is_refused_with_a_reason(log: str) -> None:
     with pytest.raises(txrpc.ConfigurationError, match="log"):
         txrpc.embedded(log)
+
+
+class Identified(MemoryResource):
+    """A notebook that says which one it is."""
+
+    def __init__(self, identity: str) -> None:
+        super().__init__("bank")
+        self.identity = identity
+
+    def start(self) -> ResourceInfo:
+        return ResourceInfo(self.name, self.kind, self.identity)
+
+
+def test_rule_17_another_database_under_the_name_is_refused_at_once(log: str) -> None:
+    with txrpc.embedded(log, resources=[Identified("a")]), txrpc.transaction() as tx:
+        pass
+    began = time.monotonic()
+    with pytest.raises(txrpc.ConfigurationError, match=r"'bank' is database b in .* one name must mean one database"):
+        txrpc.embedded(log, resources=[Identified("b")], commit_timeout=60)
+    assert time.monotonic() - began < 30
+    with txrpc.embedded(log, resources=[Identified("a")]) as manager:  # the log was closed
+        assert manager.outcome(tx.xid) is not txrpc.Outcome.COMMITTED
 
 
 def test_a_service_cannot_join_what_only_this_process_coordinates(log: str) -> None:

@@ -99,16 +99,20 @@ class Client:
         for session in sessions:
             session.start()
 
-    def connect(self, *sessions: SessionPort, patience_s: float) -> None:
-        """`start`, wait for a session, and be the program's client; if that fails, `close`."""
+    def connect(self, *sessions: SessionPort, patience_s: float, in_background: bool = False) -> None:
+        """`start`, wait for a session, and be the program's client; if that fails, `close`.
+
+        *in_background*: a coordinator that is not there is no failure, connecting goes on.
+        """
         try:
             self.start(*sessions)
             self.wait_connected(patience_s)
-        except CoordinatorUnavailable as error:
-            logger.warning("%s; connecting goes on in the background", error)
-        except BaseException:
-            self.close()
-            raise
+        except BaseException as error:
+            if in_background and isinstance(error, CoordinatorUnavailable):
+                logger.warning("%s; connecting goes on in the background", error)
+            else:
+                self.close()
+                raise
         set_default_client("txrpc", self, on=True)
 
     def close(self, grace_s: float = 5.0) -> None:

@@ -84,16 +84,20 @@ class AsyncClient:
         for session in sessions:
             await session.start()
 
-    async def connect(self, *sessions: AsyncSessionPort, patience_s: float) -> None:
-        """`start`, wait for a session, and be the program's client; if that fails, `close`."""
+    async def connect(self, *sessions: AsyncSessionPort, patience_s: float, in_background: bool = False) -> None:
+        """`start`, wait for a session, and be the program's client; if that fails, `close`.
+
+        *in_background*: a coordinator that is not there is no failure, connecting goes on.
+        """
         try:
             await self.start(*sessions)
             await self.wait_connected(patience_s)
-        except CoordinatorUnavailable as error:
-            logger.warning("%s; connecting goes on in the background", error)
-        except BaseException:
-            await self.close()
-            raise
+        except BaseException as error:
+            if in_background and isinstance(error, CoordinatorUnavailable):
+                logger.warning("%s; connecting goes on in the background", error)
+            else:
+                await self.close()
+                raise
         set_default_client("txrpc.aio", self, on=True)
 
     async def close(self, grace_s: float = 5.0) -> None:

@@ -184,7 +184,7 @@ class BaseScope:
             outer = current()
             self.handle = client.new_root(self._timeout_s, self.settings.read_only, self.settings.rule)
             if outer is not None:
-                self.handle.inside(outer)
+                self.handle._began_inside(outer)
         elif self._plan is Plan.JOIN:
             outer = current()
             assert outer is not None

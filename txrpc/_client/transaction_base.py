@@ -83,7 +83,7 @@ class Transaction:
         """Return whether it has begun to end here."""
         return self._part.status is not Status.ACTIVE
 
-    def inside(self, outer: Transaction) -> None:
+    def _began_inside(self, outer: Transaction) -> None:
         """Note that this transaction, one of its own (`REQUIRES_NEW`), began inside *outer*.
 
         The code of *outer* waits for its end if both are one thread's or task's; otherwise nothing is known of that.
