@@ -8,18 +8,16 @@ from txrpc._protocol import messages as m
 from txrpc._protocol.messages import (
     Commit,
     CommitOnePhase,
-    OnePhaseDone,
     Outcome,
     Prepare,
     Resolve,
-    Resolved,
     Rollback,
-    Voted,
 )
 from txrpc._protocol.participant.branch import BranchInput, BranchState, Do, Effects, Operation, ParticipantBranch
 from txrpc._protocol.participant.machine import Participant
 from txrpc.errors import AbortCode, Reason
 from txrpc.ids import BranchId, Epoch, Gid, ParticipantId, Xid
+from verification.words import words
 
 T0 = 1_000_000
 """When the tests begin, in monotonic milliseconds."""
@@ -110,13 +108,8 @@ def resolve(gid: Gid, token: str = "t1") -> Resolve:
 
 def answers(messages: list[Any]) -> list[str]:
     """Messages to the coordinator in a word or two each: ``Voted PREPARED``, ``Acked DONE``, ``Inquiry``, ..."""
-    return [f"{type(m).__name__} {_word(m)}".strip() for m in messages]
+    said = [next((words(getattr(m, name)) for name in _SAY if hasattr(m, name)), "") for m in messages]
+    return [f"{type(m).__name__} {word}".strip() for m, word in zip(messages, said, strict=True)]
 
 
-def _word(message: Any) -> str:
-    if isinstance(message, Voted):
-        return message.vote.name
-    if isinstance(message, OnePhaseDone | Resolved):
-        return message.result.name
-    finish = getattr(message, "finish", None)
-    return "" if finish is None else str(finish.name)
+_SAY = ("vote", "result", "finish")

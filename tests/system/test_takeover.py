@@ -58,6 +58,7 @@ def test_a_coordinator_dies_for_good_and_another_one_finishes_its_transactions(
     assert (guest["owner"]["node"], guest["in_doubt"], guest["open"]) == ("c1", 0, 0)
 
 
+@pytest.mark.proof
 @pytest.mark.parametrize(("failpoint", "expected"), [DEATHS[1], DEATHS[2]])
 async def test_the_same_for_an_asyncio_client(make_world: Make, failpoint: str, expected: str) -> None:
     world = make_world(nodes=2, c1=failpoint)

@@ -135,6 +135,7 @@ def test_rule_20_what_keeps_an_aborted_branch_from_ending_is_reported(make_world
         server.execute("DROP ROLE reader", database)
 
 
+@pytest.mark.proof
 @needs_own_server
 def test_rule_20_a_frozen_database_is_named(make_world: Make, connected: Connect) -> None:
     """G11: a branch waits prepared in it, and status said 0 in doubt."""

@@ -21,6 +21,7 @@ import logging
 from typing import Any
 
 from txrpc._client import effects, requests
+from txrpc._client.coordinators import all_over
 from txrpc._client.flow import Flow
 from txrpc._client.local_transaction import LocalTransaction, Status
 from txrpc._client.state import ClientState, LocalCommit
@@ -188,7 +189,7 @@ def _send_commit(client: ClientState, part: LocalTransaction, refs: tuple[Branch
             request = CommitRequest(part.xid, owner.epoch, part.begun_tick, refs, max(0, left_ms), wait)
             return requests.post(client, owner.node, request)
         except CoordinatorUnavailable as error:
-            if client.now_ms() >= part.deadline_ms:
+            if client.now_ms() >= part.deadline_ms or all_over(client):
                 return Reason(AbortCode.COORDINATOR_UNAVAILABLE, str(error))
             yield client.runtime.pause, (_PAUSE_S,)
         except (ConfigurationError, LimitExceeded) as error:
@@ -210,6 +211,8 @@ def _ask_outcome(client: ClientState, node: str, request: OutcomeRequest, until_
             reply: OutcomeReply = yield client.runtime.wait, (requests.post(client, live.node, request), left_s)
             return reply
         except CoordinatorUnavailable:
+            if all_over(client):
+                return None
             yield client.runtime.pause, (_PAUSE_S,)
         except (TimeoutError, ConfigurationError, LimitExceeded):
             return None

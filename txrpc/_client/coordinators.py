@@ -20,7 +20,7 @@ from typing import Protocol
 from txrpc._protocol.messages import Owner, ToCoordinator, Welcome
 from txrpc.errors import ConfigurationError, CoordinatorUnavailable
 
-__all__ = ["Known", "KnownCoordinator", "Outbox", "choose", "find", "live", "unavailable"]
+__all__ = ["Known", "KnownCoordinator", "Outbox", "all_over", "choose", "find", "live", "unavailable"]
 
 
 class Outbox(Protocol):
@@ -86,6 +86,11 @@ def live(client: Known, node: str) -> KnownCoordinator | None:
     return known if known is not None and known.session is not None else None
 
 
+def all_over(client: Known) -> bool:
+    """Return whether there are no sessions, or none that will be open again."""
+    return all(session.over for session in client.sessions)
+
+
 def find(client: Known, node: str) -> Owner | None:
     """Return the owner of the live session with *node* ("": any), or None while there may yet be one.
 
@@ -95,7 +100,7 @@ def find(client: Known, node: str) -> Owner | None:
         return known.owner
     if not client.sessions:
         raise CoordinatorUnavailable("this manager has no coordinator")
-    if all(session.over for session in client.sessions):
+    if all_over(client):
         if any(session.refused for session in client.sessions):
             raise ConfigurationError("; ".join(session.trouble for session in client.sessions))
         raise unavailable(client, node)
