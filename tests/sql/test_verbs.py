@@ -371,17 +371,19 @@ def test_rule_13_the_truth_after_a_kill_of_the_server(make: Make) -> None:
         done, undone = resource.begin(False), resource.begin(False)
         insert(done, "done")
         insert(undone, "undone")
+        restart = threading.Timer(0.5, server.restart)
         resource.commit_one_phase(done, tokens.append)
         assert resource.one_phase_result(tokens[0]) is Outcome.COMMITTED
 
         def crash(token: str) -> None:
             tokens.append(token)
             server.kill()
-            threading.Timer(0.5, server.restart).start()
+            restart.start()
 
         assert ended(resource, undone, crash) is Outcome.ABORTED
         assert resource.one_phase_result(tokens[0]) is Outcome.COMMITTED
         assert resource.one_phase_result("999999999") is Outcome.UNKNOWN
+        restart.join()  # it still makes sure that the server serves
         resource.close()
         resource.engine.dispose()
 
