@@ -114,6 +114,7 @@ def test_rule_22_a_commit_that_waits_is_not_broken_off_at_its_deadline(make: Mak
         assert committed.result(30) is Outcome.COMMITTED
 
 
+@pytest.mark.proof
 def test_rule_22_the_client_of_a_commit_that_waits_is_told_that_nobody_knows_yet(make: Make, waiting: Server) -> None:
     resource = make()
     manager = Client("default", [resource])

@@ -124,6 +124,7 @@ def test_the_demonstration_proves_itself(form: list[str]) -> None:
     assert "the proof" in done.stdout
 
 
+@pytest.mark.proof
 def test_the_example_of_testing_your_own_services_passes_as_a_user_would_run_it(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--basetemp", str(tmp_path / "tests")]
     done = subprocess.run(

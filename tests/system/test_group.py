@@ -55,6 +55,7 @@ def test_a_frozen_member_is_taken_over_and_comes_back_when_it_wakes_up(make_worl
     eventually(lambda: transfer(world) == "committed", 20, world.evidence)
 
 
+@pytest.mark.proof
 def test_all_members_are_killed_at_once_and_a_decision_is_carried_out_when_they_are_back(
     make_world: Make, connected: Connect
 ) -> None:

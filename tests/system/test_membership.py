@@ -34,6 +34,7 @@ def newcomer(world: World, node: str) -> str:
     return f"{node}={one.address}"
 
 
+@pytest.mark.proof
 def test_a_dead_member_is_removed_and_another_one_added_and_no_transaction_is_lost(
     make_world: Make, connected: Connect
 ) -> None:

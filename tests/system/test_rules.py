@@ -435,7 +435,7 @@ def test_rule_12_what_is_forgotten_is_unknown_and_never_a_guess(make_world: Make
         assert another.outcome(tx.xid) is txrpc.Outcome.UNKNOWN
 
 
-@pytest.mark.parametrize("branches", [1, 2])
+@pytest.mark.parametrize("branches", [1, pytest.param(2, marks=pytest.mark.proof)])
 def test_rule_11_what_hangs_in_prepare_or_commit_is_broken_off(
     make_world: Make, connected: Connect, branches: int
 ) -> None:
