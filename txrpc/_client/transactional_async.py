@@ -132,8 +132,8 @@ def transaction(
     read_only: the databases refuse what would write.
     wait: ``ACKNOWLEDGED``: return when every database has committed; ``DECISION``: as soon as the decision is durable.
     needs: resources of this process, or their names.  Before the block begins, the transaction waits for a connection to each of
-        them, in one order for all transactions: so none waits for a connection while it holds another one that somebody waits
-        for.  Each of them takes part from then on.
+        them, in one order for all transactions: so no two of them can wait for each other's connections.
+        Each resource named takes part from then on.
     rollback_for, no_rollback_for: exception types and `grpc.StatusCode` members that do, or do not, roll back.
     manager: instead of the one of the last `txrpc.aio.connect`.
 
