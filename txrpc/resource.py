@@ -36,6 +36,7 @@ __all__ = [
     "Resource",
     "ResourceInfo",
     "ResourceUser",
+    "Terminates",
     "Work",
     "Xid",
 ]
@@ -125,6 +126,16 @@ class AsksLater(Protocol):
 
     def how_it_ended(self, work: Work) -> Outcome | None:
         """After `Resource.commit_one_phase` returned None: ask once how it ended; None to be called again in a moment."""
+
+
+class Terminates(Protocol):
+    """What a `Resource` may have besides, if the server may keep its end of a connection that broke, and locks with it."""
+
+    def terminate(self, work: Work) -> bool:
+        """After `Resource.rollback`: end what the server still has of *work*.  True if that is gone, or taken for gone.
+
+        False to be called again in a moment, for half a minute at most; meanwhile the branch is not reported as rolled back.
+        """
 
 
 class KeepsReads(Protocol):

@@ -10,8 +10,9 @@ from typing import Any
 import pytest
 
 from tests.runtime.conftest import NoSession
-from tests.runtime.memory_resource import MemoryResource, Page
+from tests.runtime.memory_resource import MemoryResource, NotebookError, Page
 from tests.waiting import eventually
+from txrpc._client import effects
 from txrpc._client.client import Client
 from txrpc._client.manager import TransactionManager
 from txrpc._client.transactional import transaction
@@ -27,6 +28,7 @@ from txrpc._protocol.messages import (
     Takeover,
     Welcome,
 )
+from txrpc._protocol.participant.branch import BranchState
 from txrpc.errors import (
     AbortCode,
     CoordinatorUnavailable,
@@ -185,6 +187,57 @@ def test_rule_20_commits_whose_database_is_away_keep_nothing_else_waiting() -> N
     assert away.verbs.count("how_it_ended") >= 8
     away.told = Outcome.COMMITTED
     assert [TransactionManager(manager).outcome(xid, timeout=30) for xid in xids] == [Outcome.COMMITTED] * 8
+    manager.close()
+
+
+class Lingering(MemoryResource):
+    """The server keeps its end of every connection, with the branch's locks, until a test says that it has gone."""
+
+    gone = False
+    fails = False
+
+    def terminate(self, work: Page) -> bool:
+        self.verbs.append("terminate")
+        if self.fails:
+            raise NotebookError("terminate")
+        return self.gone
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_rule_20_what_broken_connections_leave_behind_keeps_nothing_else_waiting(fails: bool) -> None:
+    """Each of them had a worker asleep for up to two seconds, so that four kept all that was to be finished waiting."""
+    lingering = Lingering()
+    lingering.fails = fails
+    manager = Client("default", [lingering])
+    manager.state.commit_timeout_ms = 50
+    manager.start(NoSession())
+    xids = []
+    for _ in range(8):
+        with pytest.raises(ZeroDivisionError), transaction(manager=TransactionManager(manager)) as tx:
+            lingering.write("one")
+            xids.append(tx.xid)
+            raise ZeroDivisionError
+    eventually(lambda: lingering.verbs.count("rollback") == 8)
+    rows = manager.state.participant.rows
+    assert {row.xid for row in rows.values() if row.state is BranchState.ROLLING_BACK} == set(xids)
+    before = lingering.verbs.count("terminate")
+    eventually(lambda: lingering.verbs.count("terminate") > before)
+    lingering.gone, lingering.fails = True, False
+    eventually(lambda: not manager.state.branches)
+    manager.close()
+
+
+def test_what_is_never_gone_is_not_waited_for_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(effects, "_ASK_AFTER_S", (0.0, 0.01, 0.01))
+    lingering = Lingering()
+    manager = Client("default", [lingering])
+    manager.state.commit_timeout_ms = 30_000
+    manager.start(NoSession())
+    with pytest.raises(ZeroDivisionError), transaction(manager=TransactionManager(manager)):
+        lingering.write("one")
+        raise ZeroDivisionError
+    assert lingering.verbs.count("terminate") == 4
+    assert not manager.state.branches
     manager.close()
 
 

@@ -32,6 +32,7 @@ _VERBS = (
     "rollback_prepared",
     "in_doubt",
     "one_phase_result",
+    "terminate",
 )
 
 

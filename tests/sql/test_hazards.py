@@ -138,6 +138,7 @@ def test_a_prepare_that_the_network_swallowed_never_happens_later(
         direct.prepare(work, branch)
     cutter.join()
     direct.rollback(work)
+    eventually(lambda: direct.terminate(work))
     assert direct.rollback_prepared(branch, "") is FinishResult.NOT_HERE
     gone = f"SELECT count(*) FROM pg_stat_activity WHERE pid = {work.pid}"
     eventually(lambda: server.execute(gone) == [(0,)])

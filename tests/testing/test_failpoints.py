@@ -42,8 +42,8 @@ def test_every_message_has_its_points() -> None:
 def test_every_point_of_a_step_is_in_the_code_and_the_other_way_round() -> None:
     written = {name for path in SOURCES for name in _points_in(path)}
     steps = {f"{role}.{when}_{step}" for role in STEPS for when in ("before", "after") for step in STEPS[role]}
-    # Breaking off brings no result, and asking how a commit has ended goes on with another operation.
-    others = {Operation.INTERRUPT, Operation.HOW_IT_ENDED}
+    # Breaking off brings no result, and asking how one has ended goes on with another operation.
+    others = {Operation.INTERRUPT, Operation.ASK_AGAIN}
     operations = {operation.value for operation in Operation if operation not in others}
     made = {f"participant.{when}_{name}" for when in ("before", "after") for name in operations}
     assert written | made == steps

@@ -2,20 +2,32 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
+import logging
 from collections.abc import Callable
 from typing import Any
 
 from txrpc._client.flow import Flow
 from txrpc._client.reasons import cannot_tell, reason_of
+from txrpc._client.state import Later, OpenBranch
 from txrpc._failpoints import failpoint
 from txrpc._protocol.messages import Outcome
 from txrpc._protocol.participant.branch import BranchInput, Do, Operation
 from txrpc.errors import AbortCode, Reason, ResourceUnavailable
 from txrpc.resource import AsyncResource, Prepared, Resource, Work
 
-__all__ = ["operate"]
+__all__ = ["broke", "operate"]
+
+logger = logging.getLogger("txrpc.client")
 
 Result = tuple[BranchInput, Any]
+
+_BROKE = {
+    Operation.PREPARE: BranchInput.PREPARE_FAILED,
+    Operation.COMMIT_ONE_PHASE: BranchInput.ONE_PHASE_ENDED,
+    Operation.ROLLBACK: BranchInput.ROLLED_BACK,
+}
 
 
 def _why(resource: Resource | AsyncResource, error: BaseException) -> Reason:
@@ -29,39 +41,78 @@ def _why(resource: Resource | AsyncResource, error: BaseException) -> Reason:
 
 
 def operate(
-    do: Do, resource: Resource | AsyncResource, work: Work, committing: Callable[[str], Any]
-) -> Flow[Result | None]:
-    """Carry out *do*; None if how a commit in one phase has ended must be asked later.  Never raises but for cancellation."""
-    if do.operation is Operation.HOW_IT_ENDED:
-        outcome: Outcome | None = yield resource.how_it_ended, (work,)  # type: ignore[union-attr]
-        return None if outcome is None else _ended(resource, outcome)
+    do: Do, resource: Resource | AsyncResource, branch: OpenBranch | None, committing: Callable[[str], Any]
+) -> Flow[Result | Later | None]:
+    """Carry out *do* on *branch*, if this process holds it.  Never raises but for cancellation.
+
+    Returns the result, or how to ask for it later; None if *do* asks for it, and the resource cannot tell yet, or if *do* is to
+    make another one end sooner.
+    """
+    work = branch.work if branch is not None else None
+    if do.operation is Operation.INTERRUPT:
+        yield resource.interrupt, (work,)
+        return None
+    if do.operation is Operation.ASK_AGAIN and branch is not None and branch.later is not None:
+        return (yield from branch.later.ask())
     failpoint(f"participant.before_{do.operation.value}")
     result = yield from _operate(do, resource, work, committing)
     failpoint(f"participant.after_{do.operation.value}")
     return result
 
 
+def broke(
+    do: Do, resource: Resource | AsyncResource, branch: OpenBranch | None, error: BaseException
+) -> Flow[Result | Later | None]:
+    """Return the result of an operation that raised *error*, which none should: its branch must not wait for ever."""
+    fields = {"operation": do.operation.value, "gid": str(do.gid)}
+    logger.error("operation failed", extra=fields, exc_info=error)
+    if do.operation is Operation.ASK_AGAIN:
+        return None
+    reason = Reason(AbortCode.UNSPECIFIED, f"{do.operation.value} failed: {type(error).__name__}")
+    kind = _BROKE.get(do.operation, BranchInput.FINISH_FAILED)
+    result: Result = kind, ((Outcome.UNKNOWN, reason) if kind is BranchInput.ONE_PHASE_ENDED else reason)
+    if do.operation in _BROKE and branch is not None and branch.work is not None:
+        # It may have left the work open, with its locks and its connection.
+        with contextlib.suppress(Exception):
+            return (yield from _rollback(resource, branch.work, result))
+    return result
+
+
 def _operate(
     do: Do, resource: Resource | AsyncResource, work: Work, committing: Callable[[str], Any]
-) -> Flow[Result | None]:
+) -> Flow[Result | Later]:
     if do.operation is Operation.PREPARE:
         return (yield from _prepare(do, resource, work))
     if do.operation is Operation.COMMIT_ONE_PHASE:
         return (yield from _commit_one_phase(resource, work, committing))
     if do.operation is Operation.ROLLBACK:
-        yield resource.rollback, (work,)
-        return BranchInput.ROLLED_BACK, None
+        return (yield from _rollback(resource, work, (BranchInput.ROLLED_BACK, None)))
     return (yield from _after_the_fact(do, resource))
 
 
-def _prepare(do: Do, resource: Resource | AsyncResource, work: Work) -> Flow[Result]:
+def _rollback(resource: Resource | AsyncResource, work: Work, result: Result) -> Flow[Result | Later]:
+    """Roll back; *result* comes when the server's end has gone as well: until then the branch's locks may be held."""
+    yield resource.rollback, (work,)
+    if not hasattr(resource, "terminate"):
+        return result
+    ended = yield from _terminate(resource, work, result)
+    return ended or Later(functools.partial(_terminate, resource, work, result), result)
+
+
+def _terminate(resource: Any, work: Work, result: Result) -> Flow[Result | None]:
+    try:
+        return result if (yield resource.terminate, (work,)) else None
+    except Exception:
+        return None  # asked again, like one that said no
+
+
+def _prepare(do: Do, resource: Resource | AsyncResource, work: Work) -> Flow[Result | Later]:
     # Not every resource has reads that must be kept while the transaction goes on elsewhere.
     prepare = getattr(resource, "prepare_early", resource.prepare) if do.early else resource.prepare
     try:
         prepared = yield prepare, (work, do.gid)
     except Exception as error:
-        yield resource.rollback, (work,)
-        return BranchInput.PREPARE_FAILED, _why(resource, error)
+        return (yield from _rollback(resource, work, (BranchInput.PREPARE_FAILED, _why(resource, error))))
     if isinstance(prepared, Prepared):
         return BranchInput.PREPARED, prepared.token
     return (BranchInput.KEPT_OPEN if do.early and prepared is None else BranchInput.READ_ONLY), None
@@ -69,15 +120,20 @@ def _prepare(do: Do, resource: Resource | AsyncResource, work: Work) -> Flow[Res
 
 def _commit_one_phase(
     resource: Resource | AsyncResource, work: Work, committing: Callable[[str], Any]
-) -> Flow[Result | None]:
+) -> Flow[Result | Later]:
     try:
         outcome = yield resource.commit_one_phase, (work, committing)
     except Exception as error:
-        yield resource.rollback, (work,)
-        return BranchInput.ONE_PHASE_ENDED, (Outcome.ABORTED, _why(resource, error))
+        aborted = BranchInput.ONE_PHASE_ENDED, (Outcome.ABORTED, _why(resource, error))
+        return (yield from _rollback(resource, work, aborted))
     if outcome is None and hasattr(resource, "how_it_ended"):
-        return None
+        return Later(functools.partial(_how_it_ended, resource, work), _ended(resource, Outcome.UNKNOWN))
     return _ended(resource, outcome or Outcome.UNKNOWN)
+
+
+def _how_it_ended(resource: Any, work: Work) -> Flow[Result | None]:
+    outcome: Outcome | None = yield resource.how_it_ended, (work,)
+    return None if outcome is None else _ended(resource, outcome)
 
 
 def _ended(resource: Resource | AsyncResource, outcome: Outcome) -> Result:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import logging
 import threading
@@ -12,7 +11,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, Protocol, Self
 
 from txrpc._client import effects
-from txrpc._client.branch_operation import operate
+from txrpc._client.branch_operation import broke, operate
 from txrpc._client.coordinators import Outbox, find, unavailable
 from txrpc._client.core import ClientCore, check_timeout
 from txrpc._client.flow import run
@@ -223,18 +222,11 @@ class Client:
 
     def _operate(self, do: Do, branch: OpenBranch | None) -> None:
         resource = self.state.resources[do.gid.resource]
-        work = branch.work if branch is not None else None
         try:
-            if do.operation is Operation.INTERRUPT:
-                resource.interrupt(work)
-            else:
-                committing = functools.partial(effects.committing, self.state, do)
-                effects.operated(self.state, do, run(operate(do, resource, work, committing)))
+            committing = functools.partial(effects.committing, self.state, do)
+            effects.operated(self.state, do, run(operate(do, resource, branch, committing)))
         except BaseException as error:
-            if effects.leaves_work(do, branch):
-                with contextlib.suppress(Exception):
-                    resource.rollback(work)
-            effects.broke(self.state, do, error)
+            effects.operated(self.state, do, run(broke(do, resource, branch, error)))
             if not isinstance(error, Exception):
                 raise  # Ctrl-C in the root's own thread
 

@@ -6,10 +6,11 @@ import asyncio
 import contextlib
 import logging
 from collections.abc import Coroutine, Iterable
+from contextlib import AbstractAsyncContextManager
 from typing import Any, Protocol, Self
 
 from txrpc._client import effects
-from txrpc._client.branch_operation import operate
+from txrpc._client.branch_operation import broke, operate
 from txrpc._client.coordinators import Outbox, find, unavailable
 from txrpc._client.core import ClientCore, check_timeout
 from txrpc._client.flow import arun
@@ -195,24 +196,22 @@ class AsyncClient:
     async def _operate(self, do: Do, branch: OpenBranch | None) -> None:
         set_current(None)  # the task has copied the slot of the code that caused it
         resource = self.state.resources[do.gid.resource]
-        work = branch.work if branch is not None else None
         try:
-            if do.operation is Operation.INTERRUPT:
-                await resource.interrupt(work)
-                return
 
             async def committing(token: str) -> None:
                 effects.committing(self.state, do, token)
 
-            pools = self._finishers if do.operation in effects.FINISHING else self._workers
-            async with pools[do.gid.resource]:
-                result = await arun(operate(do, resource, work, committing))
+            async with self._turn(do):
+                result = await arun(operate(do, resource, branch, committing))
             effects.operated(self.state, do, result)
         except Exception as error:
-            if effects.leaves_work(do, branch):
-                with contextlib.suppress(Exception):
-                    await resource.rollback(work)
-            effects.broke(self.state, do, error)
+            effects.operated(self.state, do, await arun(broke(do, resource, branch, error)))
+
+    def _turn(self, do: Do) -> AbstractAsyncContextManager[Any]:
+        if do.operation is Operation.INTERRUPT:
+            return contextlib.nullcontext()
+        pools = self._finishers if do.operation in effects.FINISHING else self._workers
+        return pools[do.gid.resource]
 
     def future(self) -> asyncio.Future[Any]:
         return asyncio.get_running_loop().create_future()

@@ -1,6 +1,6 @@
 """Apply the effects of the participant's table: send messages, settle futures, start operations; and take their results.
 
-All functions but `broke`, `operated`, `committing` and `tell` are called under the client's lock, so that messages about one
+All functions but `operated`, `committing` and `tell` are called under the client's lock, so that messages about one
 branch leave in the order of the steps that made them.
 """
 
@@ -12,21 +12,18 @@ from dataclasses import replace
 from typing import Any
 
 from txrpc._client.coordinators import Outbox, live, unavailable
-from txrpc._client.reasons import cannot_tell
-from txrpc._client.state import ClientState, OpenBranch
+from txrpc._client.state import ClientState, Later
 from txrpc._protocol.messages import Hello, Outcome, ToCoordinator, Trouble
 from txrpc._protocol.participant.branch import BranchInput, Do, Effects, Operation
-from txrpc.errors import AbortCode, Reason, Unavailable
+from txrpc.errors import Reason, Unavailable
 from txrpc.ids import BranchId
 
 __all__ = [
     "FINISHING",
     "apply",
     "ask_again",
-    "broke",
     "committing",
     "greet",
-    "leaves_work",
     "node_of",
     "operated",
     "send",
@@ -41,23 +38,17 @@ FINISHING = frozenset(
         Operation.COMMIT_PREPARED,
         Operation.ROLLBACK_PREPARED,
         Operation.ONE_PHASE_RESULT,
-        Operation.HOW_IT_ENDED,
+        Operation.ASK_AGAIN,
     }
 )
 """What frees locks or learns the truth: it has workers of its own, of each resource."""
 
 _ASK_AFTER_S = (0.0, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 2.0, 3.0, 4.0, 5.0, 5.0, 5.0)
-"""Before each question about a commit whose connection broke: half a minute together, long enough for a restart."""
+"""Before each question about the end of a branch: half a minute together, long enough for a restart."""
 
 _ANSWERS = frozenset({Operation.PREPARE, Operation.COMMIT_ONE_PHASE})
 _NEEDS_WORK = frozenset({Operation.ROLLBACK, Operation.INTERRUPT})
-_ENDS_WORK = frozenset({Operation.PREPARE, Operation.COMMIT_ONE_PHASE, Operation.HOW_IT_ENDED, Operation.ROLLBACK})
-_BROKE = {
-    Operation.PREPARE: BranchInput.PREPARE_FAILED,
-    Operation.COMMIT_ONE_PHASE: BranchInput.ONE_PHASE_ENDED,
-    Operation.HOW_IT_ENDED: BranchInput.ONE_PHASE_ENDED,
-    Operation.ROLLBACK: BranchInput.ROLLED_BACK,
-}
+_ENDS_WORK = frozenset({Operation.PREPARE, Operation.COMMIT_ONE_PHASE, Operation.ROLLBACK, Operation.ASK_AGAIN})
 
 
 def apply(client: ClientState, effects: Effects, here: list[Do] | None = None) -> None:
@@ -110,51 +101,39 @@ def _send_all(client: ClientState, messages: list[ToCoordinator]) -> None:
         logger.debug("dropped %d messages: no session", len(messages))
 
 
-def operated(client: ClientState, do: Do, result: tuple[BranchInput, Any] | None) -> None:
-    """Take the result of an operation; None: how a commit in one phase has ended is to be asked later."""
+def operated(client: ClientState, do: Do, result: tuple[BranchInput, Any] | Later | None) -> None:
+    """Take the result of an operation; None: the resource that was asked for it cannot tell yet."""
+    if do.operation is Operation.INTERRUPT:
+        return  # what it broke off brings its own result
     with client.lock:
-        if result is None and (result := _later(client, do)) is None:
+        if isinstance(result, Later):
+            client.branches[do.gid.branch].later = result
+            result = None
+        if result is None and (result := _ask_later(client, do)) is None:
             return
         if do.operation in _ENDS_WORK and result[0] is not BranchInput.KEPT_OPEN:
             client.branches.pop(do.gid.branch, None)
         apply(client, client.participant.step(result[0], do.gid.branch, client.now_ms(), result[1]))
 
 
-def _later(client: ClientState, do: Do) -> tuple[BranchInput, Any] | None:
-    """Ask again when the next question is due; if there is none, it will never be known."""
-    asked = client.branches[do.gid.branch].questions
-    if asked == len(_ASK_AFTER_S):
-        return BranchInput.ONE_PHASE_ENDED, (Outcome.UNKNOWN, cannot_tell(do.gid.resource))
-    client.branches[do.gid.branch].questions += 1
-    due_ms = client.now_ms() + int(_ASK_AFTER_S[asked] * 1000)
-    client.ask_at[do.gid.branch] = due_ms, replace(do, operation=Operation.HOW_IT_ENDED)
+def _ask_later(client: ClientState, do: Do) -> tuple[BranchInput, Any] | None:
+    """Ask again when the next question is due; return the result if there is none."""
+    branch = client.branches[do.gid.branch]
+    if branch.later is not None and branch.questions == len(_ASK_AFTER_S):
+        return branch.later.otherwise
+    due_ms = client.now_ms() + int(_ASK_AFTER_S[branch.questions] * 1000)
+    branch.questions += 1
+    client.ask_at[do.gid.branch] = due_ms, replace(do, operation=Operation.ASK_AGAIN)
     client.runtime.wake()
     return None
 
 
 def ask_again(client: ClientState, now_ms: int) -> None:
-    """Ask how those commits have ended about which a question is due."""
+    """Ask for the end of those branches about which a question is due."""
     due = [branch for branch, (at_ms, _) in client.ask_at.items() if at_ms <= now_ms]
     for branch in due:
         _at_ms, do = client.ask_at.pop(branch)
         client.runtime.operate(do, client.branches[branch])
-
-
-def leaves_work(do: Do, branch: OpenBranch | None) -> bool:
-    """Return whether *do*, which raised what no resource should, may have left work open, with its locks and its connection."""
-    ends_work = do.operation in _ENDS_WORK and do.operation is not Operation.HOW_IT_ENDED
-    return ends_work and branch is not None and branch.work is not None
-
-
-def broke(client: ClientState, do: Do, error: BaseException) -> None:
-    """Take the exception of an operation that must not raise: the branch must not wait for ever."""
-    fields = {"operation": do.operation.value, "gid": str(do.gid)}
-    logger.error("operation failed", extra=fields, exc_info=error)
-    reason = Reason(AbortCode.UNSPECIFIED, f"{do.operation.value} failed: {type(error).__name__}")
-    if do.operation is not Operation.INTERRUPT:
-        kind = _BROKE.get(do.operation, BranchInput.FINISH_FAILED)
-        detail = (Outcome.UNKNOWN, reason) if kind is BranchInput.ONE_PHASE_ENDED else reason
-        operated(client, do, (kind, detail))
 
 
 def committing(client: ClientState, do: Do, token: str) -> None:

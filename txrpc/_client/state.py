@@ -19,15 +19,16 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from txrpc._client.coordinators import KnownCoordinator, Outbox
+from txrpc._client.flow import Flow
 from txrpc._client.starting import Starting
 from txrpc._protocol.messages import Outcome, OutcomeRequest
-from txrpc._protocol.participant.branch import Do, ParticipantBranch
+from txrpc._protocol.participant.branch import BranchInput, Do, ParticipantBranch
 from txrpc._protocol.participant.machine import Participant
 from txrpc.errors import ConfigurationError
 from txrpc.ids import GROUP_MAX, RESOURCE_MAX, BranchId, ParticipantId, Xid, check_name
 from txrpc.resource import AsyncResource, Resource, Work
 
-__all__ = ["ClientState", "LocalCommit", "ManagerStatus", "OpenBranch", "Runtime"]
+__all__ = ["ClientState", "Later", "LocalCommit", "ManagerStatus", "OpenBranch", "Runtime"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +53,7 @@ class ManagerStatus:
 class OpenBranch:
     """What a process holds of one branch beside its row: the work, and the lock that its users take."""
 
-    __slots__ = ("gone", "lock", "questions", "resource", "row", "work")
+    __slots__ = ("gone", "later", "lock", "questions", "resource", "row", "work")
 
     def __init__(self, row: ParticipantBranch, resource: Resource | AsyncResource, lock: Any) -> None:
         self.row = row
@@ -62,8 +63,20 @@ class OpenBranch:
         self.work: Work = None
         self.gone = False
         """The resource could not begin: a user that waited for the lock starts again."""
+        self.later: Later | None = None
+        """The end of the work, while the resource cannot tell yet."""
         self.questions = 0
-        """How often the resource was to be asked how its commit in one phase has ended."""
+        """How often the resource was to be asked for it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Later:
+    """An operation whose result is not known yet."""
+
+    ask: Callable[[], Flow[tuple[BranchInput, Any] | None]]
+    """Ask once; None: not yet."""
+    otherwise: tuple[BranchInput, Any]
+    """The result if the last question brings none."""
 
 
 @dataclass(slots=True)
@@ -173,7 +186,7 @@ class ClientState:
     start_at: dict[str, int] = field(default_factory=dict)
     sweep_at: dict[str, int] = field(default_factory=dict)
     ask_at: dict[BranchId, tuple[int, Do]] = field(default_factory=dict)
-    """When to ask how those commits in one phase have ended whose connection broke."""
+    """When to ask for the end of the branches whose connection broke at it (`OpenBranch.later`)."""
 
     branches: dict[BranchId, OpenBranch] = field(default_factory=dict)
     requests: dict[tuple[str, Xid], list[Any]] = field(default_factory=dict)

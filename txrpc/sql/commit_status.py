@@ -8,9 +8,13 @@ from typing import Any
 from txrpc._client.flow import Flow
 from txrpc._protocol.messages import Outcome
 from txrpc.sql.backend import Backend
-from txrpc.sql.common import TERMINATE_BACKOFF_S
+from txrpc.sql.common import BranchWork
 
 __all__ = ["ask_once", "terminate_backend"]
+
+_FAILURES_MAX = 3
+_TRIES_MAX = 7
+"""The client waits two seconds between them, together: a backend that has not gone by then does not listen."""
 
 
 def ask_once(
@@ -31,24 +35,22 @@ def ask_once(
 
 
 def terminate_backend(
-    break_off: Callable[[Backend], Any],
-    gone: Callable[[Backend], Any],
-    sleep: Callable[[float], Any],
-    backend: Backend | None,
-) -> Flow[None]:
-    """End the *backend* of a lost connection: it may still execute what it was told last, or wait and hold its locks.
+    break_off: Callable[[Backend], Any], gone: Callable[[Backend], Any], work: BranchWork
+) -> Flow[bool]:
+    """End the backend that *work* has left behind: it may still execute what it was told last, or wait and hold its locks.
 
-    Whatever broke the connection may break the first tries as well.  After three of them the database itself is taken for lost,
-    and its backends with it; should one have lived and prepared its branch, the sweep for branches in doubt finds that.
+    Returns whether it has gone, or is taken for gone.  Whatever broke the connection may break the first tries as well.  After
+    three of them the database itself is taken for lost, and its backends with it; should one have lived and prepared its branch,
+    the sweep for branches in doubt finds that.
     """
-    failures = 0
-    for pause_s in TERMINATE_BACKOFF_S if backend is not None else ():
-        yield sleep, (pause_s,)
-        try:
-            yield break_off, (backend,)
-            if (yield gone, (backend,)):
-                return
-        except Exception:
-            failures += 1
-            if failures == 3:
-                return
+    if not work.left_behind or work.backend is None:
+        return True
+    tries = work.terminating
+    tries.made += 1
+    try:
+        yield break_off, (work.backend,)
+        if (yield gone, (work.backend,)):
+            return True
+    except Exception:
+        tries.failed += 1
+    return tries.failed == _FAILURES_MAX or tries.made == _TRIES_MAX

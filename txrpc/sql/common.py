@@ -9,6 +9,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager, suppress
+from dataclasses import dataclass
 from types import ModuleType
 from typing import Any
 
@@ -23,7 +24,6 @@ from txrpc.sql import postgresql
 from txrpc.sql.backend import Backend
 
 __all__ = [
-    "TERMINATE_BACKOFF_S",
     "BranchWork",
     "Guard",
     "branch_of",
@@ -51,9 +51,16 @@ _DIALECTS: dict[str, ModuleType] = {"postgresql": postgresql}
 
 CONNECT_TIMEOUT_S = 10
 """For one attempt to connect to finish a branch, or to ask; the drivers' own are a minute and more."""
-TERMINATE_BACKOFF_S = (0.0, 0.05, 0.1, 0.2, 0.5, 1.0)
 
 _INFO = "txrpc"
+
+
+@dataclass(slots=True)
+class Tries:
+    """How often something was tried, and how often that failed."""
+
+    made: int = 0
+    failed: int = 0
 
 
 class BranchWork:
@@ -67,10 +74,12 @@ class BranchWork:
         "given_back",
         "interrupted",
         "leave",
+        "left_behind",
         "lock",
         "notifies",
         "ours",
         "read_only",
+        "terminating",
         "token",
         "transaction",
     )
@@ -92,6 +101,9 @@ class BranchWork:
         self.given_back = False
         self.interrupted = False
         """Whether its backend is being ended, or has been: the connection is good for nothing more."""
+        self.left_behind = False
+        """Whether its connection broke, so that its backend may still be there, with all its locks."""
+        self.terminating = Tries()
         self.notifies = False
         self.token = ""
         """By which the database can tell how its commit in one phase ended; "" if it wrote nothing."""
@@ -134,7 +146,7 @@ def lost(work: BranchWork, resource: str, dialect: ModuleType) -> Reason | None:
 
 
 def broken(work: BranchWork) -> bool:
-    """Return whether the connection of *work* was lost, so that its backend may still be there, with all its locks."""
+    """Return whether the connection of *work* was lost."""
     return work.connection.invalidated or not (work.ours or work.doom or work.transaction.is_active)
 
 

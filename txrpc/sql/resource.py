@@ -227,6 +227,7 @@ class ResourceManager:
         except Exception as error:
             if self._dialect.refused(error):
                 raise
+            work.left_behind = True
             self._let_go(work, spoiled=True)
             return None
         except BaseException:
@@ -243,16 +244,17 @@ class ResourceManager:
     def how_it_ended(self, work: BranchWork) -> Outcome | None:
         """See `txrpc.resource.AsksLater.how_it_ended`."""
         if not work.token:
-            self._see_off(work.backend)
-            return Outcome.COMMITTED
+            return Outcome.COMMITTED if self.terminate(work) else None
         return run(ask_once(self.one_phase_result, self._break_off, work.token, work.backend))
 
     def rollback(self, work: BranchWork) -> None:
         """See `txrpc.resource.Resource.rollback`."""
-        is_broken = broken(work)
+        work.left_behind = work.left_behind or broken(work)
         self._let_go(work)
-        if is_broken:
-            self._see_off(work.backend)
+
+    def terminate(self, work: BranchWork) -> bool:
+        """See `txrpc.resource.Terminates.terminate`."""
+        return run(terminate_backend(self._break_off, self._gone, work))
 
     def interrupt(self, work: BranchWork) -> None:
         """See `txrpc.resource.Resource.interrupt`."""
@@ -318,9 +320,6 @@ class ResourceManager:
     def _gone(self, backend: Backend) -> bool:
         gone: bool = self._aside(self._dialect.is_gone, backend)
         return gone
-
-    def _see_off(self, backend: Backend | None) -> None:
-        run(terminate_backend(self._break_off, self._gone, time.sleep, backend))
 
     def _aside(self, verb: Callable[..., Any], *arguments: Any) -> Any:
         """Run *verb* on a connection of its own, in AUTOCOMMIT."""

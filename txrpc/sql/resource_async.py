@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
@@ -226,6 +225,7 @@ class AsyncResourceManager:
         except Exception as error:
             if self._dialect.refused(error):
                 raise
+            work.left_behind = True
             await self._let_go(work, spoiled=True)
             return None
         except BaseException:
@@ -242,16 +242,17 @@ class AsyncResourceManager:
     async def how_it_ended(self, work: BranchWork) -> Outcome | None:
         """See `txrpc.resource.AsksLater.how_it_ended`."""
         if not work.token:
-            await self._see_off(work.backend)
-            return Outcome.COMMITTED
+            return Outcome.COMMITTED if await self.terminate(work) else None
         return await arun(ask_once(self.one_phase_result, self._break_off, work.token, work.backend))
 
     async def rollback(self, work: BranchWork) -> None:
         """See `txrpc.resource.Resource.rollback`."""
-        is_broken = broken(work)
+        work.left_behind = work.left_behind or broken(work)
         await self._let_go(work)
-        if is_broken:
-            await self._see_off(work.backend)
+
+    async def terminate(self, work: BranchWork) -> bool:
+        """See `txrpc.resource.Terminates.terminate`."""
+        return await arun(terminate_backend(self._break_off, self._gone, work))
 
     async def interrupt(self, work: BranchWork) -> None:
         """See `txrpc.resource.Resource.interrupt`."""
@@ -317,9 +318,6 @@ class AsyncResourceManager:
     async def _gone(self, backend: Backend) -> bool:
         gone: bool = await self._aside(self._dialect.is_gone, backend)
         return gone
-
-    async def _see_off(self, backend: Backend | None) -> None:
-        await arun(terminate_backend(self._break_off, self._gone, asyncio.sleep, backend))
 
     async def _aside(self, verb: Callable[..., Any], *arguments: Any) -> Any:
         """Run *verb* on a connection of its own, in AUTOCOMMIT."""

@@ -314,7 +314,7 @@ class SimResource:
         return promise
 
     def rollback(self, work: Work) -> Promise:
-        """See `Resource.rollback`.  Never fails; that the server's end lives on is seen to, and sometimes in vain."""
+        """See `Resource.rollback`.  Never fails."""
         promise = Promise()
         if work is None or not work.open:
             promise.keep(None)
@@ -324,7 +324,14 @@ class SimResource:
             self._ask(self._database.rollback, work).then(lambda _: promise.keep(None))
             return promise
         self._database.later(dice.randint(0, 5_000), self._database.rollback, work)
+        work.patient_until_ms = self._database.scheduler.now_ms + 2_000
         promise.keep(None)
+        return promise
+
+    def terminate(self, work: Work | None) -> Promise:
+        """See `Terminates.terminate`.  Sometimes the server's end lives on for longer than that is waited for."""
+        promise = Promise()
+        promise.keep(work is None or not work.open or self._database.scheduler.now_ms >= work.patient_until_ms)
         return promise
 
     def interrupt(self, work: Work) -> None:

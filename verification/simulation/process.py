@@ -116,18 +116,17 @@ class SimRuntime:
 
     def operate(self, do: Do, branch: OpenBranch | None) -> None:
         resource = self.state.resources[do.gid.resource]
-        work = branch.work if branch is not None else None
         if do.operation is Operation.INTERRUPT:
-            resource.interrupt(work)
+            resource.interrupt(branch.work if branch is not None else None)
             return
-        self._process.soon(self._operate, do, resource, work)
+        self._process.soon(self._operate, do, resource, branch)
 
     def operate_here(self, do: Do, branch: OpenBranch | None) -> None:
         self.operate(do, branch)
 
-    def _operate(self, do: Do, resource: SimResource, work: Any) -> None:
+    def _operate(self, do: Do, resource: SimResource, branch: OpenBranch | None) -> None:
         committing = functools.partial(effects.committing, self.state, do)
-        task = Task(self._process, operate(do, cast("Any", resource), work, committing))
+        task = Task(self._process, operate(do, cast("Any", resource), branch, committing))
         task.end.then(lambda end: effects.operated(self.state, do, result_of(end)))
 
     def wake(self) -> None:

@@ -60,8 +60,8 @@ class Operation(enum.Enum):
     COMMIT_PREPARED = "commit_prepared"
     ROLLBACK_PREPARED = "rollback_prepared"
     ONE_PHASE_RESULT = "one_phase_result"
-    HOW_IT_ENDED = "how_it_ended"
-    """No step asks for it: COMMIT_ONE_PHASE goes on as this one when its connection broke."""
+    ASK_AGAIN = "ask_again"
+    """No step asks for it: what ends the work of a branch goes on as this one when its connection broke."""
 
 
 @dataclass(frozen=True, slots=True)
