@@ -13,6 +13,8 @@ from txrpc._client import requests as client_requests
 from txrpc._client.core import ClientCore
 from txrpc._client.local_transaction import LocalTransaction, Status
 from txrpc._decision_log.memory import MemoryLog
+from txrpc._decision_log.port import NotRecorded
+from txrpc._group import log as group_log
 from txrpc._protocol.coordinator import knowledge, one_phase, phases, recovery, requests
 from txrpc._protocol.coordinator import machine as coordinator_machine
 from txrpc._protocol.coordinator import table as coordinator_table
@@ -39,6 +41,7 @@ from txrpc._protocol.participant import table as participant_table
 from txrpc._protocol.participant.branch import BranchInput, BranchState, Operation
 from txrpc._protocol.participant.machine import Participant
 from txrpc._protocol.participant.state import ParticipantState
+from txrpc._protocol.quorum import proposer
 from txrpc._protocol.records import overflow_ms
 from txrpc._protocol.takeover import NodeWatch
 from txrpc.errors import AbortCode, CoordinatorUnavailable, Reason
@@ -569,3 +572,25 @@ def _listens_to_an_epoch_that_is_over() -> Patches:
         hear(self, session, node, message)
 
     return [patch.object(ClientCore, "on_message", mistaken)]
+
+
+# ------------------------------------------------------------------------------------------------- the group's log
+
+_GROUP = Options(
+    nodes=3, group=True, member_cuts=0.4, disk_losses=1, view_changes=2, usurpations=3, coordinator_crashes=3
+)
+
+
+@_mutant(3, 1, 5, 6, 12, world=_GROUP)
+def _calls_a_record_aborted_that_a_minority_has() -> Patches:
+    return [patch.object(group_log, "RecordUncertain", NotRecorded)]
+
+
+@_mutant(6, 1, 12, 14, world=_GROUP)
+def _leaves_behind_what_an_earlier_epoch_has_proposed() -> Patches:
+    read = proposer._behind
+
+    def only_what_is_chosen(*arguments: Any) -> Any:
+        return read(*arguments)[0], []
+
+    return [patch.object(proposer, "_behind", only_what_is_chosen)]

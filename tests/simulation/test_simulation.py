@@ -7,6 +7,7 @@ import logging
 import os
 import subprocess
 import sys
+from collections import Counter
 
 import pytest
 
@@ -59,7 +60,7 @@ def test_every_fault_happens_and_every_option_is_drawn() -> None:
         "freeze",
     }
     databases = {"database crash", "log restore", "log brought back", "fail-over", "hand", "misname"}
-    several = {"coordinator death", "usurpation"}
+    several = {"coordinator death", "usurpation", "lost disk", "change of members"}
     others = {"clock jump", "drift", "sleep", "forgery", "late request", "overtaken write"}
     assert counted | databases | several | others == set(tally.faults)
     drawn = {
@@ -69,6 +70,31 @@ def test_every_fault_happens_and_every_option_is_drawn() -> None:
         if getattr(Options.of(seed), name) != getattr(Options(), name)
     }
     assert set(Options.__slots__) - drawn == {"nested", "own_resource", "trouble_ms"}
+
+
+def test_a_group_that_is_whole_is_as_good_as_one_disk() -> None:
+    for seed in range(30):
+        run = simulate(seed, Options(gives_up=0, refuses=0, transactions=2, nodes=3, group=True))
+        assert run.violation is None
+        assert run.outcomes["committed"] >= 3
+        assert run.outcomes["unknown"] == 0
+
+
+def test_a_group_commits_while_its_members_lose_each_other_and_their_disks() -> None:
+    """The real log of a group, over real acceptors and the bytes on their way, under the whole cluster."""
+    broken = Options(
+        nodes=3, group=True, member_cuts=0.3, disk_losses=2, view_changes=4, usurpations=3, coordinator_crashes=3
+    )
+    outcomes: Counter[str] = Counter()
+    faults: Counter[str] = Counter()
+    for seed in range(100):
+        run = simulate(seed, broken)
+        assert run.violation is None, report(run)
+        outcomes.update(run.outcomes)
+        faults.update(run.faults)
+    assert outcomes["committed"] > 300
+    assert faults["lost disk"] > 50
+    assert faults["change of members"] > 50
 
 
 def test_without_faults_everything_commits_that_was_not_given_up() -> None:

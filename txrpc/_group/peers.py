@@ -11,6 +11,7 @@ from typing import Any, Final
 import grpc
 
 from txrpc._group.acceptor import LocalAcceptor
+from txrpc._group.inbox import Inbox
 from txrpc._group.members import tolerance
 from txrpc._protocol.quorum.views import View
 from txrpc._wire.commands import view_to
@@ -126,6 +127,10 @@ class Peers:
             return f"the quorums are {here} here, and {there} there"
         # One that was removed may say the last of its log, until another one has taken it over.
         return "" if self._view.knows(other.sender) else f"{other.sender!r} is none of the other members"
+
+    def inbox(self) -> Inbox:
+        """Return what the answers to a proposer's questions are put into."""
+        return Inbox()
 
     def ask(self, member: str, message: peer_pb2.PeerQuestion, answered: Callable[[Any], None]) -> None:
         """Send *message*; *answered* gets the answer on a thread of gRPC's, or is never called."""

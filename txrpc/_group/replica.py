@@ -10,15 +10,13 @@ How to think of it
 
 from __future__ import annotations
 
-import queue
 import random
-import time
 from collections.abc import Callable, Sequence
 from typing import Any, Final
 
 from txrpc._group.acceptor import DiskTrouble, LocalAcceptor, blank
 from txrpc._group.peers import Peers
-from txrpc._protocol.quorum.acceptor import Answer, Question
+from txrpc._protocol.quorum.acceptor import Question
 from txrpc._protocol.quorum.commands import Admit, Command, LogState
 from txrpc._protocol.quorum.proposer import Proposer, ProposerOutput, Stage
 from txrpc._protocol.quorum.views import Quorums
@@ -47,7 +45,7 @@ class Replica:
         self._log = log
         self._acceptor = acceptor
         self._peers = peers
-        self._inbox: queue.SimpleQueue[Answer] = queue.SimpleQueue()
+        self._inbox = peers.inbox()
         self._proposer: Proposer | None = None
         self._rounds = 0
         self._fenced_by = Epoch(0)
@@ -79,7 +77,7 @@ class Replica:
             known = self._acceptor.state(self._log).result()
         except DiskTrouble:  # the others' disks have it
             known = blank(self._peers.view, self._log)
-        number, until = known.epoch.number + 1, time.monotonic() + _OPEN_S
+        number, until = known.epoch.number + 1, self._inbox.now_s() + _OPEN_S
         self.in_flight = None
         for _ in range(_ATTEMPTS):
             epoch = Epoch.make(number, nonce)
@@ -94,7 +92,7 @@ class Replica:
                 raise Fenced(f"node {self._log!r} is not in epoch {expect} any more")
             assert out.fenced is not None
             number = out.fenced.number + 1
-            time.sleep(random.random() * 0.1)  # another one is opening it at the same time
+            self._inbox.sleep(random.random() * 0.1)  # another one is opening it at the same time
         raise NoQuorum(f"others have opened the log of {self._log!r} again and again")
 
     def propose(self, command: Command, patience_s: float) -> bool:
@@ -112,9 +110,9 @@ class Replica:
         assert self._proposer is not None
         self._check()
         self._keep_up()
-        until = time.monotonic() + patience_s
+        until = self._inbox.now_s() + patience_s
         while not self._proposer.idle:  # behind a command the log may have to move to another view
-            if not self._settle(self._proposer.again(), until - time.monotonic()):
+            if not self._settle(self._proposer.again(), until - self._inbox.now_s()):
                 return False
         return True
 
@@ -125,7 +123,7 @@ class Replica:
         """
         assert self._proposer is not None
         self._check()
-        self._exchange(ProposerOutput(), lambda _: False, time.monotonic())
+        self._exchange(ProposerOutput(), lambda _: False, self._inbox.now_s())
         self._check()
         self._keep_up()
         if not self._proposer.idle:
@@ -143,7 +141,7 @@ class Replica:
         """Return what is chosen in the log for certain, as read from a quorum, without a promise; None if too few answer."""
         known = blank(self._peers.view, self._log)
         self._proposer = Proposer(Epoch.make(1, random.getrandbits(32)), quorums, "", known, expect=Epoch(0))
-        until = time.monotonic() + patience_s
+        until = self._inbox.now_s() + patience_s
         out = self._exchange(self._proposer.start(), lambda _: False, until)
         return self._proposer.state if out is not None and out.unexpected is not None else None
 
@@ -161,7 +159,7 @@ class Replica:
             raise Fenced(f"epoch {self.epoch} of {self._log!r} is over: {self._fenced_by} has opened the log")
 
     def _settle(self, out: ProposerOutput, patience_s: float) -> bool:
-        ended = self._exchange(out, lambda out: out.chosen is not None, time.monotonic() + patience_s)
+        ended = self._exchange(out, lambda out: out.chosen is not None, self._inbox.now_s() + patience_s)
         self._check()
         return ended is not None
 
@@ -170,7 +168,7 @@ class Replica:
     ) -> ProposerOutput | None:
         """Send and receive until an output is *enough*, or ends the epoch, which is returned; None when the time is over."""
         assert self._proposer is not None
-        again = time.monotonic() + _AGAIN_S
+        again = self._inbox.now_s() + _AGAIN_S
         while True:
             self._send(out.send)
             if out.chosen is not None:
@@ -181,14 +179,13 @@ class Replica:
                 self._keep_up()
             if enough(out) or out.fenced is not None or out.unexpected is not None:
                 return out
-            now = time.monotonic()
-            try:
-                left = min(until, again) - now
-                out = self._proposer.received(self._inbox.get(timeout=left) if left > 0 else self._inbox.get_nowait())
-            except queue.Empty:
-                if time.monotonic() >= until:
-                    return None
-                again = time.monotonic() + _AGAIN_S
+            answer = self._inbox.get(min(until, again) - self._inbox.now_s())
+            if answer is not None:
+                out = self._proposer.received(answer)
+            elif self._inbox.now_s() >= until:
+                return None
+            else:
+                again = self._inbox.now_s() + _AGAIN_S
                 out = self._proposer.again()
 
     def _send(self, messages: Sequence[tuple[str, Question]]) -> None:

@@ -20,6 +20,7 @@ from verification.simulation.checkers import all_checkers
 from verification.simulation.coordinator import CoordinatorProcess
 from verification.simulation.database import Database, Refused
 from verification.simulation.engine import RETENTION_MS, Disk
+from verification.simulation.group_disk import GroupDisk
 from verification.simulation.history import History, Violation
 from verification.simulation.network import Network, Stream
 from verification.simulation.options import NODE, Options
@@ -74,7 +75,7 @@ class Cluster:
         self.outcomes: Counter[str] = Counter()
         self.faults: Counter[str] = Counter()
         self.wall_ms = 1_700_000_000_000
-        self.disk = Disk(options)
+        self.disk = GroupDisk(self.scheduler, options, seed) if options.group else Disk(self.scheduler, options)
         self.right_log: dict[str, Any] | None = None
         self._started = 0
         self.nodes = tuple(f"c{number + 1}" for number in range(options.nodes))
@@ -296,6 +297,7 @@ class Cluster:
 
     def _repair(self) -> None:
         self.network.repair()
+        self.disk.repair()
         for database in self.databases:
             database.repair()
             if not database.up:

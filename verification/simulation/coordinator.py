@@ -125,7 +125,7 @@ class CoordinatorProcess(Node):
         rows = self._beats.beat()
         epochs = {row.node: row.epoch for row in rows}
         for engine in self.engines:
-            if not engine.over and epochs[engine.node] > engine.owner.epoch:
+            if not engine.over and epochs[engine.node] > engine.owner.epoch and self._disk.tells_of_epochs():
                 engine.stop()
         if not self.up:
             return

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 from collections import deque
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Protocol
 
 from txrpc._coordinator.in_doubt import in_doubt
 from txrpc._decision_log.memory import MemoryLog, MemoryStore
+from txrpc._decision_log.port import DecisionLog, LogError, NotRecorded, Opened
 from txrpc._protocol.coordinator.events import (
     Bound,
     Close,
@@ -32,7 +34,7 @@ from txrpc.ids import BranchId, Epoch, Xid
 from verification.simulation.history import History
 from verification.simulation.options import NODE, Options
 from verification.simulation.process import GROUP
-from verification.simulation.scheduler import Node
+from verification.simulation.scheduler import Node, Scheduler
 
 __all__ = ["LIMITS", "RETENTION_MS", "Disk", "Engine", "Host"]
 
@@ -48,13 +50,36 @@ _TROUBLE = Reason(AbortCode.LOG_UNAVAILABLE, "the disk failed")
 class Disk(MemoryStore):
     """What the log keeps.  Decisions are forced; marks of "done" are not, until the next forced write takes them along."""
 
-    def __init__(self, options: Options) -> None:
+    def __init__(self, scheduler: Scheduler, options: Options) -> None:
         super().__init__(options.log_keeps)
+        self._scheduler = scheduler
         self.unforced: list[tuple[str, Xid]] = []
+        self.durable: set[Xid] = set()
+        """Decisions that are known to be safe."""
         self.overtaken = 0
         """How often a batch landed whose writer was fenced before it heard of it."""
         self.engines: list[Engine] = []
         """All that believe to be in office."""
+
+    @property
+    def names(self) -> Mapping[str, str]:
+        """What resource names mean."""
+        return self.identities
+
+    def new_log(self, _member: str) -> DecisionLog:
+        """Return the log of one coordinator, in a process of that node."""
+        return MemoryLog(self)
+
+    def open(self, log: DecisionLog, node: str, holder: str, expect: Epoch | None) -> Opened:
+        """See `DecisionLog.open`."""
+        return log.open(node, self._scheduler.dice.getrandbits(32), holder, expect)
+
+    def repair(self) -> None:
+        """From now on nothing goes wrong."""
+
+    def tells_of_epochs(self) -> bool:
+        """Return whether a coordinator sees now that its log was opened anew."""
+        return True
 
     def opening(self, node: str) -> bool:
         """*node*'s log is about to be opened anew.  What is being written reaches it just before, or will be fenced.
@@ -73,6 +98,7 @@ class Disk(MemoryStore):
         """Be as in that backup again; returns the decisions that are lost."""
         lost = set(self.nodes[NODE].decisions) - set(picture["decisions"])
         vars(self.nodes[NODE]).update(copy.deepcopy(picture))
+        self.durable -= lost
         self.unforced.clear()
         return sorted(lost)
 
@@ -81,6 +107,7 @@ class Disk(MemoryStore):
         here = vars(self.nodes[NODE])
         for name in ("decisions", "done_ms", "incidents"):
             here[name] = {**picture[name], **here[name]}
+        self.durable |= here["decisions"].keys()
         ends: dict[Epoch, int] = {}
         for epochs in (picture["epochs"], here["epochs"]):
             ends |= {epoch: max(end, ends.get(epoch, 0)) for epoch, end in epochs.items()}
@@ -136,9 +163,11 @@ class Engine:
         self._disk, self.options, self._history = disk, options, history
         self.node = node
         self.over = False
-        self._log = MemoryLog(disk)
-        opened = self._log.open(node, self.machine.scheduler.dice.getrandbits(32), holder, expect)
+        self._log = disk.new_log(holder or node)
+        opened = disk.open(self._log, node, holder, expect)
         disk.forced()
+        if options.group:  # what an earlier epoch was not sure of when it ended
+            self._note_durable(opened.pending)
         disk.engines = [engine for engine in disk.engines if not engine.over]
         disk.engines.append(self)
         history.note("opened", node, opened.epoch)
@@ -154,6 +183,7 @@ class Engine:
         self._landed = False
         """What is being written has reached the disk, and the answer is still on its way."""
         self._done: list[Xid] = []
+        self._aside: list[Output] = []
         self._position = 0
         self._woken_at: int | None = None
         self._forget_at_ms = now_ms + _FORGET_MS
@@ -170,7 +200,8 @@ class Engine:
         if not self.over:
             dice = self.machine.scheduler.dice
             if self._writing and dice.random() < self.options.torn_writes:
-                self._keep(self._writing[: dice.randint(0, len(self._writing))])
+                with contextlib.suppress(LogError):
+                    self._keep(self._writing[: dice.randint(0, len(self._writing))])
             self.over = True
 
     @property
@@ -184,7 +215,8 @@ class Engine:
         Returns True if it reached it: this one believes in its epoch until it asks the log for something else.
         """
         if self.writing and not self._landed and self.machine.scheduler.dice.random() < 0.5:
-            self._landed = self._keep(self._writing)
+            with contextlib.suppress(LogError):
+                self._landed = self._keep(self._writing)
         return self._landed
 
     def repair(self) -> None:
@@ -226,15 +258,25 @@ class Engine:
 
     def _keep_aside(self, out: Output) -> None:
         """What the engine writes with the marks of done, here at once."""
-        try:
-            if out.bind or out.rebind or out.incidents or out.closed:
-                self.machine.soon(self.step, Bound(self._log.bind(out.bind, out.rebind)))
-                self._log.report(out.incidents)
-                for incident in out.incidents:
-                    self._history.note("incident", incident.xid, incident.branch, incident.finish)
-                self._log.close_incidents(out.closed, self.machine.clock_ms())
-        except Fenced:
-            self.stop()
+        if out.bind or out.rebind or out.incidents or out.closed:
+            self._aside.append(out)
+            try:
+                self._write_aside()
+            except LogError:
+                return  # with the housekeeping
+            except Fenced:
+                self.stop()
+
+    def _write_aside(self) -> None:
+        while self._aside:
+            out = self._aside[0]
+            names = self._log.bind(out.bind, out.rebind)
+            self._log.report(out.incidents)
+            self._log.close_incidents(out.closed, self.machine.clock_ms())
+            del self._aside[0]
+            self.machine.soon(self.step, Bound(names))
+            for incident in out.incidents:
+                self._history.note("incident", incident.xid, incident.branch, incident.finish)
 
     def _observe(self, message: Any) -> None:
         if isinstance(message, Commit | Rollback):
@@ -268,14 +310,25 @@ class Engine:
         dice = self.machine.scheduler.dice
         if dice.random() < self.options.log_errors:
             kept = self._landed or dice.random() < 0.5
-            if kept and not self._keep(self._writing):
-                return
+            with contextlib.suppress(LogError):
+                if kept and not self._keep(self._writing):
+                    return
             self.step(LogHealth(False, _TROUBLE.text))
             if not kept and attempt == 0 and dice.random() < 0.5:
                 self._ended_write(lambda xids: NotLogged(xids, _TROUBLE))
             else:
                 self.machine.later(dice.randint(20, 1_000), self._write, attempt + 1)  # nobody knows: the same again
-        elif self._keep(self._writing):
+            return
+        try:
+            kept = self._keep(self._writing)
+        except LogError as error:
+            self.step(LogHealth(False, str(error)))
+            if isinstance(error, NotRecorded) and attempt == 0:
+                self._ended_write(lambda xids: NotLogged(xids, _TROUBLE))
+            else:
+                self.machine.later(dice.randint(20, 1_000), self._write, attempt + 1)
+            return
+        if kept:
             if self.core.state.log_trouble:
                 self.step(LogHealth(True))
             self.machine.soon(self._ended_write, lambda xids: Logged(xids, self._position))
@@ -293,7 +346,6 @@ class Engine:
         if self._landed:
             self._landed = False
             return True
-        new = [decision for decision in batch if self._log.outcome(decision.xid) is None]
         try:
             self._position = self._log.record(batch)
         except Fenced:
@@ -301,11 +353,16 @@ class Engine:
             self.stop()
             return False
         self._disk.forced()
-        for decision in new:
-            branches = [prepared.branch for prepared in decision.branches]
-            self._history.note("durable", decision.xid, self.owner.epoch, branches)
-            self._line(lambda xid=decision.xid: f"{xid} is durable")  # type: ignore[misc]
+        self._note_durable(batch)
         return True
+
+    def _note_durable(self, decisions: Sequence[Decision]) -> None:
+        for decision in decisions:
+            if decision.xid not in self._disk.durable:
+                self._disk.durable.add(decision.xid)
+                branches = [prepared.branch for prepared in decision.branches]
+                self._history.note("durable", decision.xid, decision.epoch, branches)
+                self._line(lambda xid=decision.xid: f"{xid} is durable")  # type: ignore[misc]
 
     def _look(self, lookup: Lookup) -> None:
         decision = self._log.outcome(lookup.xid)
@@ -323,17 +380,21 @@ class Engine:
             ):
                 self._log.record([])
                 self.step(LogHealth(True))
+            self._write_aside()
             self._mark_done()
             self.step(Bound(self._log.bind({}, {})))
             if self.machine.clock_ms() >= self._forget_at_ms:
                 self._forget_at_ms = self.machine.clock_ms() + _FORGET_MS
                 self._forget()
+        except LogError:
+            return  # the next time
         except Fenced:
             self.stop()
 
     def _mark_done(self) -> None:
-        done, self._done = self._done, []
+        done = self._done
         self._log.done(done, self.machine.clock_ms() + self._offset_ms)
+        self._done = []
         self._disk.unforced += [(self.node, xid) for xid in done]
         for xid in done:
             self._history.note("done", xid)
@@ -342,11 +403,12 @@ class Engine:
         retained_ms = self.machine.clock_ms() + self._offset_ms - RETENTION_MS
         before_ms = max(retained_ms, self._log.overflow_ms())
         self.step(Forgot(before_ms))
-        held = set(self._disk.nodes[self.node].decisions)
+        held = sorted(xid for xid in self._disk.durable if self._log.outcome(xid) is not None)
         if self._log.forget(before_ms, 1_000):
             self._disk.forced()
-            for xid in sorted(held - set(self._disk.nodes[self.node].decisions)):
-                self._history.note("deleted", xid, before_ms > retained_ms)
+            for xid in held:
+                if self._log.outcome(xid) is None:
+                    self._history.note("deleted", xid, before_ms > retained_ms)
 
     def close_incidents(self) -> None:
         """An operator has seen to all of them."""

@@ -108,6 +108,16 @@ class Options:
     forgeries: int = 0
     """Messages of a session that lies about other processes' branches."""
 
+    # The group, if the coordinators' log is on the disks of one.
+    group: bool = False
+    """The log is on the disks of three members, of which the first ones run the coordinators."""
+    member_cuts: float = 0.0
+    """How likely one member cannot reach another one at a moment, or no other."""
+    disk_losses: int = 0
+    """Members whose disk is an empty one from some moment on."""
+    view_changes: int = 0
+    """Members that come or go."""
+
     trouble_ms: int = 12_000
     """For how long things go wrong.  Then everything is repaired, and must come to rest."""
 
@@ -142,6 +152,8 @@ class Options:
                 chosen.pop(name, None)
         else:
             chosen |= cls._several(random.Random(f"nodes {seed}"))
+            if chosen["log_keeps"] == 1_000:
+                chosen |= cls._group(random.Random(f"in a group {seed}"))
         return cls(**chosen)
 
     @staticmethod
@@ -151,6 +163,18 @@ class Options:
             return {}
         deaths = dice.randint(1, nodes - 1) if dice.random() < 0.3 else 0
         return {"nodes": nodes, "coordinator_deaths": deaths, "usurpations": dice.choice((0, 0, 1, 3))}
+
+    @staticmethod
+    def _group(dice: random.Random) -> dict[str, Any]:
+        if dice.random() < 0.75:
+            return {}
+        cuts = dice.choice((0.0, 0.1, 0.3, 0.5))
+        return {
+            "group": True,
+            "member_cuts": cuts,
+            "disk_losses": dice.choice((0, 0, 1, 3)),
+            "view_changes": dice.choice((0, 0, 2, 6)),
+        }
 
     def without(self, *names: str) -> Options:
         """The same world without these faults."""

@@ -22,6 +22,7 @@ from txrpc.ids import BranchId
 from verification.simulation.coordinator import CoordinatorProcess
 from verification.simulation.database import Database
 from verification.simulation.engine import RETENTION_MS, Disk
+from verification.simulation.group_disk import GroupDisk
 from verification.simulation.history import History
 from verification.simulation.network import Network
 from verification.simulation.options import NODE, Options
@@ -85,6 +86,8 @@ def troubles(cluster: Troubled) -> Sequence[Callable[[], None]]:
         *[made.forge] * options.forgeries,
         *[made.misname] * options.misnames,
         *[made.ask_late] * options.late_requests,
+        *[made.lose_disk] * options.disk_losses,
+        *[made.change_members] * options.view_changes,
     ]
 
 
@@ -135,7 +138,7 @@ class _Troubles:
         cluster = self._cluster
         process, wrong = self._dice.choice(cluster.processes), self._dice.choice(cluster.databases)
         name = self._dice.choice(sorted(process.state.resources))
-        known = cluster.disk.identities
+        known = cluster.disk.names
         if not process.up or name == wrong.name or known.get(name) != name:
             return  # whoever is the first to bind a name is right
         cluster.note_fault("misname", process.name, f"takes {wrong.name} for {name}")
@@ -287,6 +290,20 @@ class _Troubles:
         cluster.right_log = cluster.disk.picture()
         cluster.history.note("lost", cluster.disk.restore(backup))
         cluster.start_coordinator()
+
+    def lose_disk(self) -> None:
+        """A member of the group has an empty disk from now on."""
+        disk = self._cluster.disk
+        assert isinstance(disk, GroupDisk)
+        if name := disk.lose_disk():
+            self._cluster.note_fault("lost disk", name, "has lost its disk")
+
+    def change_members(self) -> None:
+        """A member comes or goes, perhaps in the middle of a takeover."""
+        disk = self._cluster.disk
+        assert isinstance(disk, GroupDisk)
+        if names := disk.change():
+            self._cluster.note_fault("change of members", "group", f"is {names} from now on")
 
     def crash_database(self) -> None:
         database = self._dice.choice(self._cluster.databases)
