@@ -13,7 +13,7 @@ import pytest
 from tests.log.group import RunningGroup
 from tests.log.test_contract import decision
 from tests.waiting import eventually
-from txrpc._decision_log.port import DecisionLog
+from txrpc._decision_log.port import DecisionLog, LogError
 from txrpc._group.changes import Change
 from txrpc._group.members import changed, founders
 from txrpc._group.shared import SHARED
@@ -94,6 +94,18 @@ def test_a_member_is_added_while_decisions_are_recorded_and_counts_when_it_has_t
     assert late.outcome(ONE.xid) == ONE
     assert late.outcome(TWO.xid) == TWO
     assert late.record([THREE]) == 3
+
+
+def test_a_change_whose_end_was_not_waited_for_is_finished_by_asking_for_it_again(group: RunningGroup) -> None:
+    """It was refused as made already, though not every log had moved: nobody could wait for its end."""
+    logs = all_open(group)
+    asked = Change({"c4": group.newcomer("c4")})
+    with patch("txrpc._group.changes._MOVE_S", 0.5), pytest.raises(LogError, match="is still under way"):
+        group.running["c1"].changes.make(asked)  # nobody tends the logs
+    assert change(group, logs, "c1", asked).number == 2
+    assert not group.running["c1"].changes.unmoved(group.running["c1"].view)
+    with pytest.raises(ConfigurationError, match="'c4' is a member of the group already"):
+        change(group, logs, "c1", asked)
 
 
 def test_a_member_is_removed_and_its_log_is_run_by_another_one(group: RunningGroup) -> None:

@@ -46,7 +46,7 @@ class Replica:
         self._acceptor = acceptor
         self._peers = peers
         self._inbox = peers.inbox()
-        self._proposer: Proposer | None = None
+        self._proposer = Proposer(Epoch(0), peers.view.quorums)  # none yet: it asks nothing, and no answer is for it
         self._rounds = 0
         self._fenced_by = Epoch(0)
         self.in_flight: Command | None = None
@@ -54,19 +54,17 @@ class Replica:
     @property
     def state(self) -> LogState:
         """What is chosen for certain."""
-        assert self._proposer is not None
         return self._proposer.state
 
     @property
     def epoch(self) -> Epoch:
         """The one that `open` has opened."""
-        assert self._proposer is not None
         return self._proposer.epoch
 
     @property
     def is_open(self) -> bool:
         """Return whether it may propose: `open` has succeeded, and no later epoch is known."""
-        return self._proposer is not None and self._proposer.stage is Stage.OPEN
+        return self._proposer.stage is Stage.OPEN
 
     def open(self, nonce: int, holder: str, expect: Epoch | None = None) -> None:
         """Open an epoch that is higher than all others.
@@ -100,14 +98,12 @@ class Replica:
 
         Nothing may be in flight.  Raises `Fenced`: whether the command is in the log is then not known.
         """
-        assert self._proposer is not None
         self._check()
         self.in_flight = command
         return self._settle(self._proposer.propose(command), patience_s)
 
     def wait(self, patience_s: float) -> bool:
         """Wait until nothing is in flight; whether that is so.  Raises `Fenced` as `propose`."""
-        assert self._proposer is not None
         self._check()
         self._keep_up()
         until = self._inbox.now_s() + patience_s
@@ -121,7 +117,6 @@ class Replica:
 
         Raises `Fenced`.
         """
-        assert self._proposer is not None
         self._check()
         self._exchange(ProposerOutput(), lambda _: False, self._inbox.now_s())
         self._check()
@@ -149,12 +144,10 @@ class Replica:
 
     def _keep_up(self) -> None:
         """Go on in the view that this process has heard of last."""
-        assert self._proposer is not None
         if self._peers.view.number > self._proposer.view:
             self._send(self._proposer.move(self._peers.view.quorums).send)
 
     def _check(self) -> None:
-        assert self._proposer is not None
         if self._proposer.stage is Stage.OVER:
             raise Fenced(f"epoch {self.epoch} of {self._log!r} is over: {self._fenced_by} has opened the log")
 
@@ -167,7 +160,6 @@ class Replica:
         self, out: ProposerOutput, enough: Callable[[ProposerOutput], bool], until: float
     ) -> ProposerOutput | None:
         """Send and receive until an output is *enough*, or ends the epoch, which is returned; None when the time is over."""
-        assert self._proposer is not None
         again = self._inbox.now_s() + _AGAIN_S
         while True:
             self._send(out.send)
