@@ -58,6 +58,60 @@ MUTANTS: dict[str, tuple[Change, str]] = {
         Change(_SQL + "common", 'if outside == "local" or (outside is None and not serves):', "if True:"),
         "tests/system/test_no_silent_half.py -k without_the_transaction",
     ),
+    "a decision is taken below the floor": (
+        Change(
+            _SQL + "register",
+            "Verdict.DECIDED if floor is not None and xid > floor else",
+            "Verdict.DECIDED if floor is not None else",
+        ),
+        "tests/sql/test_register.py -k v1_v2_v3",
+    ),
+    "a claim is taken below the floor": (
+        Change(
+            _SQL + "register",
+            "Found.ABORTED if floor is not None and xid > floor else",
+            "Found.ABORTED if floor is not None else",
+        ),
+        "tests/sql/test_register.py -k v1_v2_v3",
+    ),
+    "a decision reads the floor in an old snapshot": (
+        Change(_SQL + "register", " FOR SHARE", " FOR KEY SHARE"),
+        "tests/sql/test_register.py -k v4",
+    ),
+    "a decision is deleted before it is done": (
+        Change(_SQL + "register", "(done OR NOT committed)", "(done OR true)"),
+        "tests/sql/test_register.py -k v1_what_is_not_done",
+    ),
+    "a refusal is deleted above the floor": (
+        Change(
+            _SQL + "register",
+            "WHERE xid <= (SELECT floor FROM {self.table})",
+            "WHERE xid <= (SELECT id FROM {self.table}) OR NOT committed",
+        ),
+        "tests/sql/test_register.py -k only_rises",
+    ),
+    "any register takes a decision": (
+        Change(_SQL + "register", "if row is None or bytes(row[0]) != self.id or _hash", "if row is None or _hash"),
+        "tests/sql/test_register.py -k v14",
+    ),
+    "any incarnation takes a claim": (
+        Change(_SQL + "register", "return None if _hash(row[1]) == self.incarnation else Found.LOST", "return None"),
+        "tests/sql/test_register.py -k v15",
+    ),
+    "a claim from below the floor waits for no one": (
+        Change(
+            _SQL + "register",
+            "        if inserted is None:\n            return self._row(connection, xid)",
+            "        if inserted is None:\n            return Row(Found.FORGOTTEN)",
+        ),
+        "tests/sql/test_register.py -k v6",
+    ),
+    "a decision may be lost in a crash": (
+        Change(
+            _SQL + "register", "CASE WHEN current_setting('synchronous_commit') = 'off' THEN", "CASE WHEN false THEN"
+        ),
+        "tests/sql/test_register.py -k rule_22",
+    ),
     "the log's fence compares nothing": (
         Change(_LOG + "sql", "if row is None or row.epoch != self._epoch:", "if row is None:"),
         "tests/log/test_contract.py -k rule_7",

@@ -13,6 +13,7 @@ from sqlalchemy.engine import Connection
 from sqlalchemy.exc import DBAPIError
 
 from txrpc.errors import ConfigurationError
+from txrpc.sql.tables import make_tables
 
 __all__ = ["Marker", "clean", "holds", "prepare_table"]
 
@@ -40,13 +41,7 @@ def prepare_table(connection: Connection, resource: str) -> str:
         f"CREATE INDEX IF NOT EXISTS {_TABLE}_at ON {_TABLE} (at)"
     )
     try:
-        if connection.exec_driver_sql(f"SELECT to_regclass('{_TABLE}')").scalar() is None:
-            for statement in made.split("; "):
-                connection.exec_driver_sql(statement)
-        table = connection.exec_driver_sql(
-            "SELECT quote_ident(nspname) || '.' || quote_ident(relname) FROM pg_class c "  # noqa: S608 - constants
-            f"JOIN pg_namespace n ON n.oid = relnamespace WHERE c.oid = to_regclass('{_TABLE}')"
-        ).scalar_one()
+        (table,) = make_tables(connection, [_TABLE], made)
         may = connection.exec_driver_sql(
             f"SELECT has_table_privilege('{table}', 'INSERT') AND has_table_privilege('{table}', 'SELECT, DELETE')"
         ).scalar()
@@ -54,7 +49,7 @@ def prepare_table(connection: Connection, resource: str) -> str:
         raise ConfigurationError(_needs(resource, f"it cannot be made ({type(error.orig).__name__})")) from error
     if not may:
         raise ConfigurationError(_needs(resource, f"{table} cannot be written"))
-    return str(table)
+    return table
 
 
 def _needs(resource: str, trouble: str) -> str:
