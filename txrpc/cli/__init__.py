@@ -1,5 +1,5 @@
 """The command line: ``txrpc coordinator``, ``txrpc status``, ``txrpc close``, ``txrpc rebind``, ``txrpc group``,
-``txrpc version``.
+``txrpc bench``, ``txrpc version``.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from typing import Any
 
 import click
 
+from txrpc.cli.bench import bench
 from txrpc.cli.membership import group
 from txrpc.cli.options import config_options
 from txrpc.cli.reach import Reach, reach_options
@@ -24,6 +25,7 @@ def main() -> None:
 
 
 main.add_command(group)
+main.add_command(bench)
 
 
 @main.command()
