@@ -20,39 +20,71 @@ import logging
 import os
 import threading
 from collections import deque
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
+
+import grpc
 
 from txrpc._client.core import ClientCore
+from txrpc._coordinator.config import CoordinatorConfig
 from txrpc._coordinator.driver import CoordinatorDriver
-from txrpc._protocol.coordinator.events import Limits, Received, SessionOpened
+from txrpc._coordinator.host import Host
+from txrpc._protocol.coordinator.events import Received, SessionOpened
 from txrpc._protocol.messages import FromCoordinator, GoAway, ToCoordinator, Welcome
 from txrpc.errors import ConfigurationError, CoordinatorUnavailable, ForkedError
 
-__all__ = ["LoopSession", "ThreadSession"]
+__all__ = ["Embedding", "LoopSession", "ThreadSession"]
 
 logger = logging.getLogger("txrpc.session")
 
-_NODE = "embedded"
-_RETENTION_S = 86_400.0
 _IN_DOUBT_WARN_S = 60.0
 _DRAIN_S = 5.0
-_LIMITS = Limits(recovery_wait_ms=0)
-"""No other process can know more of this log than the one that opens it, so there is none to wait for."""
+
+
+@dataclass(frozen=True, slots=True)
+class Embedding:
+    """What a coordinator inside a program is to be: see `txrpc.embedded`."""
+
+    log: str
+    group: str
+    node: str
+    listen: str = ""
+    tls: grpc.ServerCredentials | None = None
+
+    def config(self) -> CoordinatorConfig:
+        """The same for a coordinator that is a program of its own; raises `ConfigurationError`, `InvalidName`."""
+        told: dict[str, Any] = {"listen": self.listen} if self.listen else {}
+        if not self.listen:
+            # No other process can know more of this log than the one that opens it, so there is none to wait for.
+            told["recovery_wait_s"] = 0.0
+        return CoordinatorConfig(
+            log=self.log,
+            node=self.node,
+            group=self.group,
+            in_doubt_warn_s=_IN_DOUBT_WARN_S,
+            shutdown_grace_s=_DRAIN_S,
+            takeover_s=0.0,
+            **told,
+        )
 
 
 class _Session:
     """The session of a client with the coordinator in its own process.  Its two subclasses differ in who has the event loop."""
 
-    address = _NODE
-
-    def __init__(self, core: ClientCore, log: str, group: str) -> None:
+    def __init__(self, core: ClientCore, embedding: Embedding) -> None:
+        self.address = embedding.node
+        """Where it listens, or its name."""
         self.trouble = "it has not been started"
         self.over = self.refused = self._was_open = False
         self._core = core
-        self._log = log
-        self._group = group
+        self._embedding = embedding
         self._pid = os.getpid()
         self._loop: asyncio.AbstractEventLoop
+        self._host: Host | None = None
+        self._server: Any = None
+        self._watch: asyncio.Task[None] | None = None
+        self._stopping: asyncio.Task[None] | None = None
         self._driver: CoordinatorDriver | None = None
         self._number = 0
         self._lock_file: int | None = None
@@ -91,38 +123,65 @@ class _Session:
     # ---------------------------------------------------------------------------------------------------- on the loop
 
     async def _open(self) -> None:
-        """Open the log and say Hello; raises `ConfigurationError`."""
+        """Open the log, serve, and say Hello; raises `ConfigurationError`."""
         from txrpc._decision_log.sql import SqlLog
 
-        self._lock_file = _claim(self._log)
-        driver = CoordinatorDriver(SqlLog(self._log), _NODE, self._group, _LIMITS, _RETENTION_S, _IN_DOUBT_WARN_S)
-        try:
-            await driver.start()
-        except BaseException:
-            await driver.abandon()
-            raise
+        log, config = self._embedding.log, self._embedding.config()
+        self._lock_file = _claim(log)
+        host = Host(config, lambda: SqlLog(log), None)
+        if not self._embedding.listen:
+            await host.start()
+        else:
+            await self._serve(host, config)
+        self._host, driver = host, host.home
         self._driver = driver
         driver.over.add_done_callback(self._failed)
         self._number = driver.attach(_Outbox(self))
         driver.step(SessionOpened(self._number, self._core.hello(self)))
 
+    async def _serve(self, host: Host, config: CoordinatorConfig) -> None:
+        from txrpc._coordinator.server import bind, make_server, watch_health
+
+        self._server, health_service = make_server(config, host)
+        try:
+            self.address = bind(self._server, config, self._embedding.tls)
+            await host.start()
+            await self._server.start()
+        except BaseException:
+            await self._server.stop(None)
+            raise
+        self._watch = self._loop.create_task(watch_health(host, health_service))
+        logger.info("listening", extra={"address": self.address, "node": config.node, "group": config.group})
+
+    async def _drain(self) -> None:
+        if self._host is not None and not self.over:
+            await self._host.drain()  # while all goes on: what is being decided is waiting for votes
+
     async def _close(self) -> None:
-        driver, self._driver = self._driver, None
-        has_ended, self._closed, self.over = self.over, True, True
-        if driver is not None:
-            if not has_ended:
-                await driver.drain(_DRAIN_S)
-            await driver.stop()
+        self._closed = True
+        if self._host is not None:
+            self.over = True
+            await self._stop_serving()
+            await self._host.stop()
+        self.over, self._driver = True, None
         self._lost("this process has closed it")
         if self._lock_file is not None:
             os.close(self._lock_file)
             self._lock_file = None
 
     def _failed(self, over: asyncio.Future[BaseException]) -> None:
+        if self._server is not None:
+            self._stopping = self._loop.create_task(self._stop_serving())
         if not self.over:
             self.over, error = True, over.result()
             logger.error("the embedded coordinator has ended", extra={"reason": str(error)})
             self._lost(f"it has ended: {error}")
+
+    async def _stop_serving(self) -> None:
+        if self._watch is not None:
+            self._watch.cancel()
+        if self._server is not None:
+            await self._server.stop(1.0)
 
     def _lost(self, text: str) -> None:
         was_open, self.trouble = not self.trouble, text
@@ -160,7 +219,7 @@ class _Session:
                 self._was_open, self.trouble = True, ""  # first: what is sent in answer to it goes out
                 self._core.on_welcome(self, message)
             else:
-                self._core.on_message(self, _NODE, message)
+                self._core.on_message(self, self._embedding.node, message)
         except Exception:
             logger.exception("a message could not be handled", extra={"message_type": type(message).__name__})
 
@@ -214,8 +273,13 @@ class ThreadSession(_Session):
         self._thread.start()
         asyncio.run_coroutine_threadsafe(self._open(), self._loop).result()
 
+    def drain(self) -> None:
+        """Let what is being decided be decided, and begin nothing new."""
+        if not self._closed and os.getpid() == self._pid and hasattr(self, "_thread"):
+            asyncio.run_coroutine_threadsafe(self._drain(), self._loop).result()
+
     def close(self) -> None:
-        """Let what is being decided be decided, and close the log.  Calling it twice is fine."""
+        """Close the log.  Calling it twice is fine."""
         if self._closed or os.getpid() != self._pid or not hasattr(self, "_thread"):
             return
         asyncio.run_coroutine_threadsafe(self._close(), self._loop).result()
@@ -241,8 +305,13 @@ class LoopSession(_Session):
         self._loop = asyncio.get_running_loop()
         await self._open()
 
+    async def drain(self) -> None:
+        """Let what is being decided be decided, and begin nothing new."""
+        if not self._closed and os.getpid() == self._pid:
+            await self._drain()
+
     async def close(self) -> None:
-        """Let what is being decided be decided, and close the log.  Calling it twice is fine."""
+        """Close the log.  Calling it twice is fine."""
         if not self._closed and os.getpid() == self._pid:
             await self._close()
 

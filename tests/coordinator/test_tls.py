@@ -15,6 +15,7 @@ import grpc
 import pytest
 import trustme
 
+import txrpc
 import txrpc.aio
 from tests.waiting import eventually
 from txrpc._coordinator.config import CoordinatorConfig
@@ -200,3 +201,14 @@ def test_files_that_cannot_work_are_named(
     answer = subprocess.run([*command, *log], capture_output=True, text=True, timeout=60, check=False)
     assert answer.returncode == 2
     assert words in answer.stderr + answer.stdout
+
+
+def test_a_coordinator_inside_a_program_serves_with_tls(tmp_path: Path, files: Files) -> None:
+    keys = grpc.ssl_server_credentials([(files.read("server.key"), files.read("server.pem"))])
+    address = f"127.0.0.1:{free_port()}"
+    with txrpc.embedded(f"sqlite:///{tmp_path / 'log.db'}", listen=address, credentials=keys):
+        with txrpc.connect(address, credentials=files.known) as other:
+            assert other.status().coordinator == "embedded"
+        quick = txrpc.SessionOptions(connect_timeout_s=0.5)
+        with txrpc.connect(address, options=quick) as stranger:
+            assert stranger.status().coordinator is None

@@ -223,6 +223,7 @@ EXPECTED: dict[str, dict[str, str]] = {
         "hello as another": "recording; close 11 protocol; violation",
     },
     "committing": {
+        "draining": "committing; 1 reply COMMITTED pending accounts pending audit",
         "commit request": "noted",
         "commit request, wait decision": "committing; 2 reply COMMITTED pending accounts pending audit",
         "commit request, earlier epoch": "noted",
@@ -258,6 +259,7 @@ EXPECTED: dict[str, dict[str, str]] = {
         "much later": "committing; 1 reply COMMITTED pending accounts pending audit",
     },
     "committing, one acked": {
+        "draining": "committing; 1 reply COMMITTED pending audit",
         "commit request": "noted",
         "commit request, wait decision": "committing; 2 reply COMMITTED pending audit",
         "commit request, earlier epoch": "noted",
@@ -283,6 +285,7 @@ EXPECTED: dict[str, dict[str, str]] = {
         "much later": "committing; 1 reply COMMITTED pending audit",
     },
     "committing, waits": {
+        "draining": "committing; 1 reply COMMITTED pending accounts pending audit",
         "commit request": "noted",
         "commit request, wait decision": "committing; 2 reply COMMITTED pending accounts pending audit",
         "commit request, earlier epoch": "noted",

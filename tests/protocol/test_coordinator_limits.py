@@ -119,8 +119,9 @@ def test_a_draining_coordinator_finishes_what_it_decides_and_begins_nothing() ->
     assert reply.reason.code is AbortCode.SHUTTING_DOWN
     harness.hear(P, voted(1))
     harness.hear(P, voted(2))
-    harness.logged()
+    assert sent(harness.logged())[-1] == "1 reply COMMITTED pending accounts pending audit", "it does not see the rest"
     assert harness.core.deciding == 0
+    assert sent(harness.hear(OTHER_CLIENT, outcome_request()))[-1] == "2 reply COMMITTED pending accounts pending audit"
 
 
 def test_the_clients_commit_waits_for_acknowledgements_but_not_for_ever() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import sys
+import threading
 import time
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -19,9 +20,10 @@ import txrpc
 import txrpc.aio
 import txrpc.sql
 from tests.postgres import Server
-from tests.runtime.memory_resource import MemoryResource
+from tests.runtime.memory_resource import MemoryResource, Page
 from tests.waiting import eventually
-from txrpc.resource import ResourceInfo
+from txrpc.ids import Gid
+from txrpc.resource import Prepared, ReadOnly, ResourceInfo
 from txrpc.testing.processes import Child
 
 numbers = itertools.count(1)
@@ -230,6 +232,41 @@ def test_rule_17_another_database_under_the_name_is_refused_at_once(log: str) ->
     assert time.monotonic() - began < 30
     with txrpc.embedded(log, resources=[Identified("a")]) as manager:  # the log was closed
         assert manager.outcome(tx.xid) is not txrpc.Outcome.COMMITTED
+
+
+class Slow(MemoryResource):
+    """Its vote comes when a test lets it."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__(name)
+        self.preparing, self.may = threading.Event(), threading.Event()
+
+    def prepare(self, work: Page, gid: Gid) -> Prepared | ReadOnly:
+        self.preparing.set()
+        assert self.may.wait(60)
+        return super().prepare(work, gid)
+
+
+def test_what_is_being_decided_when_the_program_closes_it_is_decided(log: str) -> None:
+    """It had let its session go before, so that no vote reached it, and waited for five seconds in vain."""
+    slow, other = Slow("slow"), MemoryResource("other")
+    manager = txrpc.embedded(log, resources=[slow, other])
+
+    def commit() -> None:
+        with manager.transaction():
+            slow.write("x")
+            other.write("x")
+
+    with ThreadPoolExecutor(2) as pool:
+        committing = pool.submit(commit)
+        assert slow.preparing.wait(60)
+        session: Any = manager._client.state.sessions[0]
+        closing = pool.submit(manager.close)
+        eventually(lambda: session._driver.core.state.draining)
+        slow.may.set()
+        committing.result(60)
+        closing.result(60)
+    assert slow.lines == other.lines == ["x"]
 
 
 def test_a_service_cannot_join_what_only_this_process_coordinates(log: str) -> None:

@@ -39,6 +39,9 @@ class SessionPort(Outbox, Protocol):
     def start(self) -> None:
         """Begin to connect."""
 
+    def drain(self) -> None:
+        """Let a coordinator in this process finish what it is deciding; one elsewhere goes on by itself."""
+
     def close(self) -> None:
         """Close it for good."""
 
@@ -125,6 +128,8 @@ class Client:
             self._closed = True
             self._clock.notify_all()
         set_default_client("txrpc", self, on=False)
+        for session in self._sessions:
+            session.drain()
         pools = (*self._workers.values(), *self._finishers.values())
         for pool in pools:
             pool.shutdown(wait=False)

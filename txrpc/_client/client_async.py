@@ -38,6 +38,9 @@ class AsyncSessionPort(Outbox, Protocol):
     async def start(self) -> None:
         """Begin to connect."""
 
+    async def drain(self) -> None:
+        """Let a coordinator in this process finish what it is deciding; one elsewhere goes on by itself."""
+
     async def close(self) -> None:
         """Close it for good."""
 
@@ -110,6 +113,8 @@ class AsyncClient:
             return
         self._closed = True
         set_default_client("txrpc.aio", self, on=False)
+        for session in self._sessions:
+            await session.drain()
         if self._timer is not None:
             self._timer.cancel()
         if self._tasks:

@@ -33,8 +33,11 @@ __all__ = [
     "MISCONFIGURED",
     "NO_ADDRESS",
     "REMOVED",
+    "bind",
+    "make_server",
     "run",
     "serve",
+    "watch_health",
 ]
 
 logger = logging.getLogger("txrpc.coordinator")
@@ -76,11 +79,9 @@ async def serve(
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
     host = Host(config, make_log, heartbeats)
-    server, health_service = _server(config, host, member)
+    server, health_service = make_server(config, host, member)
     try:
-        address = _listen(
-            server, config, tls
-        )  # before the log: opening that would fence a coordinator that has the port
+        address = bind(server, config, tls)  # before the log: opening that would fence a coordinator that has the port
     except ConfigurationError as error:
         logger.error("cannot listen", extra={"reason": str(error)})
         return NO_ADDRESS
@@ -88,9 +89,7 @@ async def serve(
         return 0
     fields = {"address": address, "node": config.node, "group": config.group, "epoch": str(host.home.owner.epoch)}
     logger.info("listening", extra={**fields, "version": library_version()})
-    if tls is None and not config.listen.startswith(_LOOPBACK):
-        logger.warning("no TLS: any process that reaches this address can end transactions", extra={"address": address})
-    watches = [loop.create_task(_watch_health(host, health_service))]
+    watches = [loop.create_task(watch_health(host, health_service))]
     if member is not None:
         watches.append(loop.create_task(_watch_group(member, stop)))
     code = _code_of(await host.until_over(stop))
@@ -147,7 +146,8 @@ def _code_of(error: BaseException | None) -> int:
     return FENCED if isinstance(error, Fenced) else BEHIND if isinstance(error, LogBehind) else FAILED
 
 
-def _server(config: CoordinatorConfig, host: Host, member: GroupMember | None) -> tuple[Any, Any]:
+def make_server(config: CoordinatorConfig, host: Host, member: GroupMember | None = None) -> tuple[Any, Any]:
+    """Return a gRPC server for the coordinators of *host*, which is not started, and its health service."""
     # A member is given whole logs in one message; what a session sends is measured when it is read.
     longest = config.max_message_bytes if member is None else max(config.max_message_bytes, _SNAPSHOT_BYTES)
     server = grpc.aio.server(
@@ -182,7 +182,8 @@ def _server(config: CoordinatorConfig, host: Host, member: GroupMember | None) -
     return server, health_service
 
 
-def _listen(server: grpc.aio.Server, config: CoordinatorConfig, tls: grpc.ServerCredentials | None) -> str:
+def bind(server: grpc.aio.Server, config: CoordinatorConfig, tls: grpc.ServerCredentials | None) -> str:
+    """Give *server* its address, and return that; raises `ConfigurationError` if it cannot be had."""
     host, port = config.address()
     try:
         bound = server.add_insecure_port(config.listen) if tls is None else server.add_secure_port(config.listen, tls)
@@ -192,10 +193,13 @@ def _listen(server: grpc.aio.Server, config: CoordinatorConfig, tls: grpc.Server
         raise ConfigurationError(
             f"cannot listen on {config.listen}: the port is taken, or the address is not this machine's"
         )
-    return f"{host}:{bound or port}"
+    address = f"{host}:{bound or port}"
+    if tls is None and not config.listen.startswith(_LOOPBACK):
+        logger.warning("no TLS: any process that reaches this address can end transactions", extra={"address": address})
+    return address
 
 
-async def _watch_health(host: Host, service: Any) -> None:
+async def watch_health(host: Host, service: Any) -> None:
     """SERVING while the log takes decisions."""
     shown: object = None
     while True:

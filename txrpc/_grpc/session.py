@@ -100,6 +100,9 @@ class Session(Link):
         _open.add(self)
         self._thread.start()
 
+    def drain(self) -> None:
+        """See `SessionPort` of `txrpc._client.client`: the coordinator is elsewhere."""
+
     def close(self, grace_s: float = 2.0) -> None:
         """End the session for good.  What is queued still goes out, within *grace_s* seconds.  Calling it twice is fine.
 

@@ -91,6 +91,9 @@ class AsyncSession(Link):
         self.last_error = f"the coordinator at {self.address} has not answered yet"
         self._task = asyncio.get_running_loop().create_task(self._run(), name="txrpc-session")
 
+    async def drain(self) -> None:
+        """See `AsyncSessionPort` of `txrpc._client.client_async`: the coordinator is elsewhere."""
+
     async def close(self, grace_s: float = 2.0) -> None:
         """End the session for good.  What is queued still goes out, within *grace_s* seconds.  Calling it twice is fine.
 

@@ -192,6 +192,9 @@ def _forgot(state: CoordinatorState, event: Forgot) -> None:
 
 def _drain(state: CoordinatorState, _: Drain) -> None:
     state.draining = True
+    for row in state.transactions.values():
+        if row.state is State.COMMITTING:
+            phases.ack_time_up(state, row, None, None)
 
 
 def _woke(state: CoordinatorState, _: Woke) -> None:

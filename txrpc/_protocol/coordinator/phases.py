@@ -101,7 +101,8 @@ def recorded(state: CoordinatorState, row: TransactionRow, session: None, messag
         if branch.vote is Vote.PREPARED:
             row.missing += 1
             tell_commit(state, row, branch, state.directory.finisher(branch.ref.participant, branch.ref.resource))
-    hasty = [s for s, wait in row.waiters.items() if wait is Wait.DECISION]
+    # A coordinator that is shutting down will not be there for the acknowledgements.
+    hasty = [s for s, wait in row.waiters.items() if wait is Wait.DECISION or state.draining]
     for waiter in hasty:
         del row.waiters[waiter]
         state.send(waiter, committed_reply(state, row))

@@ -73,7 +73,7 @@ def _refuse_commit(state: CoordinatorState, request: CommitRequest) -> Reason | 
 def join_waiters(state: CoordinatorState, row: TransactionRow, session: int, request: ToCoordinator) -> None:
     # Rule 12: a question adds a waiter; the work goes on as it was.
     wait = request.wait if isinstance(request, CommitRequest) else Wait.ACKNOWLEDGED
-    waited = state.now_ms >= row.time_up_ms
+    waited = state.now_ms >= row.time_up_ms or state.draining
     if row.state is State.COMMITTING and (wait is Wait.DECISION or waited):
         state.send(session, phases.committed_reply(state, row))
         return
