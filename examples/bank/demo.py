@@ -1,8 +1,9 @@
 """The main job, on real processes: transfers between two banks while a service, a database and the coordinator are killed.
 
-    python -m examples.bank.demo [--transfers 2000] [--threads 8] [--group]
+    python -m examples.bank.demo [--transfers 2000] [--threads 8] [--group] [--final-calls]
 
 With --group there are three coordinators with a disk each; the one that all begin with is killed and stays dead.
+With --final-calls the banks prepare before they reply, and their votes come with the replies.
 
 Ends with the proof and exit code 0, or with what is wrong and exit code 1.
 """
@@ -279,7 +280,7 @@ def run(world: World, console: Console, arguments: argparse.Namespace) -> bool:
     """The whole demonstration; returns whether the proof holds."""
     world.start()
     with txrpc.connect(world.addresses, process="teller"):
-        teller = Teller([f"127.0.0.1:{world.ports[name]}" for name in BANKS])
+        teller = Teller([f"127.0.0.1:{world.ports[name]}" for name in BANKS], final=arguments.final_calls)
         before = teller.total()
         progress = Progress(arguments.transfers)
         chaos = threading.Thread(target=crashes, args=(world, progress, console), daemon=True)
@@ -312,6 +313,7 @@ def main() -> None:
     parser.add_argument("--transfers", type=int, default=2000)
     parser.add_argument("--threads", type=int, default=8)
     parser.add_argument("--group", action="store_true", help="three coordinators, of which one dies for good")
+    parser.add_argument("--final-calls", action="store_true", help="the banks vote with their replies")
     arguments = parser.parse_args()
     # The events say what happens; the library's own log lines would tear the picture.
     logging.getLogger("txrpc").setLevel(logging.CRITICAL)

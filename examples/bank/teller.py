@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import collections
+import contextlib
 import functools
 import random
 from collections.abc import Sequence
@@ -21,7 +22,9 @@ from examples.bank import bank_pb2, bank_pb2_grpc
 class Teller:
     """Knows the banks, and moves money between them."""
 
-    def __init__(self, banks: Sequence[str]) -> None:
+    def __init__(self, banks: Sequence[str], *, final: bool = False) -> None:
+        """*final*: tell each bank that it is called no more, so that it prepares before it replies, and its vote comes with that."""
+        self._final = final
         self._channels = [
             grpc.intercept_channel(grpc.insecure_channel(bank), *txrpc.client_interceptors()) for bank in banks
         ]
@@ -37,7 +40,8 @@ class Teller:
         withdraw = functools.partial(self.banks[source].Withdraw, bank_pb2.Amount(account=source_account, cents=cents))
         deposit = functools.partial(self.banks[target].Deposit, bank_pb2.Amount(account=target_account, cents=cents))
         for call in (withdraw, deposit) if source < target else (deposit, withdraw):
-            call()
+            with txrpc.final_call() if self._final else contextlib.nullcontext():
+                call()
 
     def total(self) -> int:
         """The money of all banks together, in cents."""

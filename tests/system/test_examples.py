@@ -114,7 +114,9 @@ def test_the_teller_program(servers: dict[str, Server], tmp_path: Path) -> None:
 
 
 @pytest.mark.proof
-@pytest.mark.parametrize("form", [[], ["--group"]], ids=["one coordinator", "a group"])
+@pytest.mark.parametrize(
+    "form", [[], ["--group"], ["--final-calls"]], ids=["one coordinator", "a group", "final calls"]
+)
 def test_the_demonstration_proves_itself(form: list[str]) -> None:
     command = [sys.executable, "-m", "examples.bank.demo", "--transfers", "150", "--threads", "4", *form]
     done = subprocess.run(command, capture_output=True, text=True, timeout=110, check=False)
