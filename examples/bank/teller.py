@@ -23,7 +23,7 @@ class Teller:
     """Knows the banks, and moves money between them."""
 
     def __init__(self, banks: Sequence[str], *, final: bool = False) -> None:
-        """*final*: tell each bank that it is called no more, so that it prepares before it replies, and its vote comes with that."""
+        """*final*: tell each bank that it is called no more, so that its vote comes with its reply."""
         self._final = final
         self._channels = [
             grpc.intercept_channel(grpc.insecure_channel(bank), *txrpc.client_interceptors()) for bank in banks
