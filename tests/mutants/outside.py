@@ -112,6 +112,18 @@ MUTANTS: dict[str, tuple[Change, str]] = {
         ),
         "tests/sql/test_register.py -k rule_22",
     ),
+    "whatever backend is there writes the decision": (
+        Change(_SQL + "register", "WHERE pg_backend_pid() = {int(pid)} AND now() <> statement_timestamp() ", ""),
+        "tests/sql/test_register.py -k v11",
+    ),
+    "a COMMIT without an answer is an abort": (
+        Change(
+            _SQL + "deciding",
+            "        return (yield from settle(hands, register, work, xid))\n    except BaseException",
+            "        return Decided.ABORTED\n    except BaseException",
+        ),
+        "tests/sql/test_deciding.py -k answer_was_lost",
+    ),
     "the log's fence compares nothing": (
         Change(_LOG + "sql", "if row is None or row.epoch != self._epoch:", "if row is None:"),
         "tests/log/test_contract.py -k rule_7",

@@ -22,6 +22,7 @@ from tests.waiting import until_a_backend_waits_for
 from txrpc.errors import ConfigurationError, ResourceUnavailable
 from txrpc.ids import Xid
 from txrpc.sql import register as module
+from txrpc.sql.backend import backend_pid
 from txrpc.sql.markers import prepare_table
 from txrpc.sql.register import Found, Register, Row, Verdict, open_register
 
@@ -58,7 +59,7 @@ def commit(engine: Engine, register: Register, which: Xid) -> Verdict:
     """A branch that works, decides and commits; or is rolled back."""
     with engine.connect() as connection:
         connection.execute(sa.text("INSERT INTO row VALUES (:name, 1)"), {"name": str(which)})
-        verdict = register.decide(connection, which, LIST)
+        verdict = register.decide(connection, which, LIST, backend_pid(connection))
         if verdict is Verdict.DECIDED:
             connection.commit()
         return verdict
@@ -103,7 +104,19 @@ def test_a_decision_that_is_repeated_does_not_work_twice(engine: Engine, registe
     one = xid()
     assert commit(engine, register, one) is Verdict.DECIDED
     with engine.connect() as connection:
-        assert register.decide(connection, one, b"another list") is Verdict.TAKEN
+        assert register.decide(connection, one, b"another list", backend_pid(connection)) is Verdict.TAKEN
+
+
+def test_v11_a_connection_that_was_moved_to_another_backend_does_not_decide(
+    engine: Engine, register: Register, aside: Connection
+) -> None:
+    """There is no transaction there, so that the statement would commit by itself: COMMITTED, without the work."""
+    one = xid()
+    with engine.connect() as connection:
+        assert register.decide(connection, one, LIST, backend_pid(connection) + 1) is Verdict.TAKEN
+        connection.commit()
+    assert register.decide(aside, one, LIST, backend_pid(aside)) is Verdict.TAKEN, "it is in no transaction"
+    assert register.read(aside, one) == Row(Found.OPEN)
 
 
 def claiming(engine: Engine, register: Register, which: Xid, pool: ThreadPoolExecutor) -> Future[Row]:
@@ -120,7 +133,7 @@ def test_a_claim_waits_for_a_branch_that_has_decided_and_not_committed(
 ) -> None:
     one = xid()
     with ThreadPoolExecutor(1) as pool, engine.connect() as connection:
-        assert register.decide(connection, one, LIST) is Verdict.DECIDED
+        assert register.decide(connection, one, LIST, backend_pid(connection)) is Verdict.DECIDED
         claim = claiming(engine, register, one, pool)
         until_a_backend_waits_for(server, sa.make_url(url).database or "", "transactionid")
         assert not claim.done()
@@ -132,7 +145,7 @@ def test_a_claim_does_not_wait_for_ever(engine: Engine, register: Register, monk
     monkeypatch.setattr(module, "_CLAIM_MS", 100)
     one = xid()
     with ThreadPoolExecutor(1) as pool, engine.connect() as connection:
-        assert register.decide(connection, one, LIST) is Verdict.DECIDED
+        assert register.decide(connection, one, LIST, backend_pid(connection)) is Verdict.DECIDED
         with pytest.raises(ResourceUnavailable, match="is being decided at this moment"):
             claiming(engine, register, one, pool).result(30)
         connection.commit()
@@ -204,9 +217,9 @@ def test_v4_a_snapshot_that_is_older_than_the_floor_does_not_decide(
         connection.execute(sa.text("SELECT 1 FROM row"))
         register.forget(aside, LATER_MS)
         with pytest.raises(DBAPIError, match="could not serialize"):
-            register.decide(connection, one, LIST)
+            register.decide(connection, one, LIST, backend_pid(connection))
     with engine.connect().execution_options(isolation_level=level) as connection:
-        assert register.decide(connection, one, LIST) is Verdict.REFUSED
+        assert register.decide(connection, one, LIST, backend_pid(connection)) is Verdict.REFUSED
 
 
 def test_v6_a_question_from_below_the_floor_waits_for_what_is_being_decided(
@@ -215,7 +228,7 @@ def test_v6_a_question_from_below_the_floor_waits_for_what_is_being_decided(
     """Else a branch would be told to roll back whose transaction commits a moment later."""
     one = xid()
     with ThreadPoolExecutor(1) as pool, engine.connect() as connection:
-        assert register.decide(connection, one, LIST) is Verdict.DECIDED
+        assert register.decide(connection, one, LIST, backend_pid(connection)) is Verdict.DECIDED
         register.forget(aside, LATER_MS)
         claim = claiming(engine, register, one, pool)
         until_a_backend_waits_for(server, sa.make_url(url).database or "", "transactionid")
@@ -243,12 +256,12 @@ def test_a_claim_reads_the_floor_after_its_wait(
 def test_rule_22_a_decision_is_durable_where_commits_need_not_be(engine: Engine, register: Register) -> None:
     with engine.connect() as connection:
         connection.exec_driver_sql("SET synchronous_commit = off")
-        assert register.decide(connection, xid(), LIST) is Verdict.DECIDED
+        assert register.decide(connection, xid(), LIST, backend_pid(connection)) is Verdict.DECIDED
         assert connection.exec_driver_sql("SHOW synchronous_commit").scalar() == "on"
         connection.commit()
     with engine.connect() as connection:
         connection.exec_driver_sql("SET synchronous_commit = local")
-        assert register.decide(connection, xid(), LIST) is Verdict.DECIDED
+        assert register.decide(connection, xid(), LIST, backend_pid(connection)) is Verdict.DECIDED
         assert connection.exec_driver_sql("SHOW synchronous_commit").scalar() == "local"
 
 
@@ -343,7 +356,7 @@ async def test_every_asynchronous_driver(url: str, driver: str) -> None:
 def _every_verb(aside: Connection, connection: Connection) -> None:
     register = open_register(aside, "ledger")
     one, two = xid(), xid()
-    assert register.decide(connection, one, LIST) is Verdict.DECIDED
+    assert register.decide(connection, one, LIST, backend_pid(connection)) is Verdict.DECIDED
     connection.commit()
     assert register.claim(aside, one) == register.read(aside, one) == COMMITTED
     assert register.claim(aside, two) == Row(Found.ABORTED)
@@ -351,7 +364,7 @@ def _every_verb(aside: Connection, connection: Connection) -> None:
     register.done(aside, [one])
     assert register.forget(aside, LATER_MS) == 2
     assert register.claim(aside, one) == Row(Found.FORGOTTEN)
-    assert register.decide(connection, one, LIST) is Verdict.REFUSED
+    assert register.decide(connection, one, LIST, backend_pid(connection)) is Verdict.REFUSED
     connection.rollback()
 
 
@@ -374,7 +387,7 @@ def test_deciders_claimers_and_forgetting_at_once_never_contradict_each_other(en
                 connection.execute(sa.text("SELECT count(*) FROM row"))
                 name = f"{which} {os.urandom(4).hex()}"
                 connection.execute(sa.text("INSERT INTO row VALUES (:name, 1)"), {"name": name})
-                if register.decide(connection, which, LIST) is Verdict.DECIDED:
+                if register.decide(connection, which, LIST, backend_pid(connection)) is Verdict.DECIDED:
                     connection.commit()
                     heard.append((which, Found.COMMITTED))
             except DBAPIError:

@@ -68,7 +68,7 @@ class Verdict(enum.Enum):
     """What a decision has met; unless it is DECIDED the transaction must be rolled back."""
 
     DECIDED = "decided"  # COMMIT makes it true
-    TAKEN = "taken"  # there is a row already, from a claim or from the same decision before: it says what is true
+    TAKEN = "taken"  # there is a row already, or this is not the branch that worked: a claim says what is true
     REFUSED = "refused"  # too old, or another register: nothing was said about the transaction
 
 
@@ -107,16 +107,20 @@ class Register:
     table: str
     """Qualified names."""
 
-    def decide(self, connection: Connection, xid: Xid, branches: bytes) -> Verdict:
+    def decide(self, connection: Connection, xid: Xid, branches: bytes, pid: int) -> Verdict:
         """Write COMMITTED, as the last work of the open transaction on *connection*; COMMIT must follow, or ROLLBACK.
 
-        *branches*: what phase two needs to know.  After an exception, and when the end of the COMMIT is not known, only `claim` may
-        say what is true.
+        *branches*: what phase two needs to know.  *pid*: the backend that did the work.  A pooler or a proxy may have moved the
+        connection to another one since, which has no open transaction: there the statement would commit by itself, without the
+        work.  It writes nothing there, which is TAKEN as well, because a claim is needed all the same.
+
+        After an exception, and when the end of the COMMIT is not known, only `claim` may say what is true.
         """
         row = _one(
             connection,
-            f"INSERT INTO {self.decisions} (xid, committed, branches) VALUES "  # noqa: S608
-            f"({_bytes(xid)}, true, {_bytes(branches)}) "
+            f"INSERT INTO {self.decisions} (xid, committed, branches) "
+            f"SELECT {_bytes(xid)}, true, {_bytes(branches)} "
+            f"WHERE pg_backend_pid() = {int(pid)} AND now() <> statement_timestamp() "
             "ON CONFLICT DO NOTHING RETURNING current_setting('transaction_isolation')",
         )
         if row is None:
