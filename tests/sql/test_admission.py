@@ -19,6 +19,7 @@ import txrpc
 import txrpc.aio
 import txrpc.sql
 from tests.postgres import Server
+from tests.waiting import eventually
 from txrpc.errors import UsageError
 
 numbers = itertools.count(1)
@@ -103,7 +104,8 @@ def test_it_waits_before_its_block_begins_and_takes_what_it_needs(banks: tuple[B
         with txrpc.transaction():
             put(banks[1], "x")
             later = pool.submit(work)
-            assert not inside.wait(0.3)
+            eventually(lambda: banks[1]._places._free._cond._waiters)  # type: ignore[attr-defined]
+            assert not inside.is_set()
         later.result(30)
     assert inside.is_set()
     with txrpc.transaction():  # its connections are free

@@ -205,9 +205,10 @@ class BaseScope:
 
         Raises `UsageError` for one that this process does not have.
         """
-        known = self.handle._client.resources if self.handle is not None else {}
-        found = {}
-        for each in self.settings.needs if self.handle is not None else ():
+        if self.handle is None:
+            return []
+        known, found = self.handle._client.resources, {}
+        for each in self.settings.needs:
             name = each if isinstance(each, str) else each.name
             if name not in known:
                 raise UsageError(

@@ -131,7 +131,11 @@ class Child:
         """Return whether it stands still, after `suspend` or a failpoint's "stop"."""
         if not self.running:
             return False
-        return os.waitid(os.P_PID, self.pid, os.WSTOPPED | os.WNOHANG | os.WNOWAIT) is not None
+        if hasattr(os, "waitid"):
+            return os.waitid(os.P_PID, self.pid, os.WSTOPPED | os.WNOHANG | os.WNOWAIT) is not None
+        # macOS, before Python 3.13.
+        state = subprocess.run(["ps", "-o", "state=", "-p", str(self.pid)], capture_output=True, text=True, check=False)
+        return state.stdout.strip().startswith("T")
 
     def start(self) -> None:
         """Start it, which must not be running, and wait until it is ready, if it says when; raises `RuntimeError`."""
