@@ -28,6 +28,7 @@ RULES = [
     (r"^import asyncio$", "import time"),
     (r"\b__a(enter|exit)__\b", r"__\1__"),
     (r"\basynccontextmanager\b", "contextmanager"),
+    (r"\benter_async_context\b", "enter_context"),
     (r"\bAbstractAsyncContextManager\b", "AbstractContextManager"),
     (r"\bAsyncIterator\b", "Iterator"),
     (r"\bAwaitable\[None\]", "None"),
@@ -108,8 +109,8 @@ PAIRS = [
             ),
             ("from sqlalchemy.engine import Connection\n", ""),
             (
-                "import AbstractAsyncContextManager, asynccontextmanager, suppress",
-                "import AbstractContextManager, contextmanager, suppress",
+                "import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, suppress",
+                "import AbstractContextManager, ExitStack, contextmanager, suppress",
             ),
             (
                 "from sqlalchemy.exc import TimeoutError as PoolTimeout\n",
@@ -117,7 +118,7 @@ PAIRS = [
             ),
             ("AsyncEngine(side)\n", "side\n"),
             ("(DBAPIError, OSError)", "DBAPIError"),
-            ("import AsyncIterator, Awaitable, Callable", "import Callable, Iterator"),
+            ("import AsyncIterator, Awaitable, Callable, Mapping", "import Callable, Iterator, Mapping"),
         ),
     ),
 ]

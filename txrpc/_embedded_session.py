@@ -149,6 +149,8 @@ class _Session:
             await self._server.start()
         except BaseException:
             await self._server.stop(None)
+            if host.opened:
+                await host.stop()
             raise
         self._watch = self._loop.create_task(watch_health(host, health_service))
         logger.info("listening", extra={"address": self.address, "node": config.node, "group": config.group})

@@ -55,7 +55,7 @@ MUTANTS: dict[str, tuple[Change, str]] = {
         "tests/sql/test_sessions.py -k whatever_it_had_done",
     ),
     "a resource commits by itself where calls are served": (
-        Change(_SQL + "common", 'if outside == "local" or (outside is None and not serves):', "if True:"),
+        Change(_SQL + "outside", 'if outside == "local" or (outside is None and not serves):', "if True:"),
         "tests/system/test_no_silent_half.py -k without_the_transaction",
     ),
     "a decision is taken below the floor": (

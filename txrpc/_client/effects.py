@@ -107,8 +107,10 @@ def operated(client: ClientState, do: Do, result: tuple[BranchInput, Any] | Late
         return  # what it broke off brings its own result
     with client.lock:
         if isinstance(result, Later):
-            client.branches[do.gid.branch].later = result
-            result = None
+            branch = client.branches.get(do.gid.branch)
+            if branch is not None:
+                branch.later = result
+            result = None if branch is not None else result.otherwise
         if result is None and (result := _ask_later(client, do)) is None:
             return
         if do.operation in _ENDS_WORK and result[0] is not BranchInput.KEPT_OPEN:

@@ -18,7 +18,7 @@ from sqlalchemy.engine import Connection, Engine
 from sqlalchemy.pool import QueuePool
 
 from txrpc._protocol.messages import ResourceInfo
-from txrpc.errors import AbortCode, ConfigurationError, IllegalState, NoTransaction, Reason, ResourceUnavailable
+from txrpc.errors import AbortCode, ConfigurationError, IllegalState, Reason, ResourceUnavailable
 from txrpc.ids import RESOURCE_MAX, check_name
 from txrpc.sql import postgresql
 from txrpc.sql.backend import Backend
@@ -31,7 +31,6 @@ __all__ = [
     "capacity_of",
     "check_engine",
     "check_options",
-    "check_outside",
     "check_whole",
     "cutter",
     "dialect_of",
@@ -40,7 +39,6 @@ __all__ = [
     "interrupt",
     "lost",
     "patience_of",
-    "refuse_outside",
     "side_engine",
     "work_of",
 ]
@@ -205,25 +203,6 @@ def branch_of(handle: Any, resource: Any, wanted: type) -> Any:
     return block
 
 
-def refuse_outside(resource: Any, outside: str | None) -> None:
-    """Raise `NoTransaction` if *resource* is not to be used outside a transaction: there it would commit by itself (rule 19)."""
-    serves = getattr(resource.user, "serves", False)
-    if outside == "local" or (outside is None and not serves):
-        return
-    raise NoTransaction(
-        f"resource {resource.name!r} is used outside a transaction, where what it writes stays even if its caller rolls back: use "
-        "txrpc.transactional, take the transaction along into threads with txrpc.carry, or say that this is meant with "
-        "ResourceManager(..., outside='local')"
-    )
-
-
-def check_outside(name: str, outside: str | None) -> str | None:
-    """*outside*, if it is one of the words that there are."""
-    if outside not in (None, "local", "refuse"):
-        raise ConfigurationError(f"resource {name!r}: outside is 'local' or 'refuse', not {outside!r}")
-    return outside
-
-
 def dialect_of(engine: Engine) -> ModuleType:
     """The verbs of *engine*'s database; raises `ConfigurationError` if there are none."""
     name = engine.dialect.name
@@ -245,6 +224,11 @@ def check_options(name: str, session_options: Mapping[str, Any]) -> dict[str, An
         raise ConfigurationError(
             f"resource {name!r}: leave twophase=True away: outside a transaction such sessions prepare without a log, and "
             "inside one it is txrpc that prepares"
+        )
+    if "binds" in session_options:
+        raise ConfigurationError(
+            f"resource {name!r}: what another database holds is said where the session is made, with the resource that it is: "
+            "session(binds={Class: resource})"
         )
     return dict(session_options)
 

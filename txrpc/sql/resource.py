@@ -6,8 +6,8 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, suppress
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from typing import Any, Literal
 
 from sqlalchemy import Connection, Engine
@@ -31,7 +31,6 @@ from txrpc.sql.common import (
     capacity_of,
     check_engine,
     check_options,
-    check_outside,
     check_whole,
     cutter,
     dialect_of,
@@ -40,10 +39,10 @@ from txrpc.sql.common import (
     interrupt,
     lost,
     patience_of,
-    refuse_outside,
     side_engine,
 )
 from txrpc.sql.markers import Marker
+from txrpc.sql.outside import check_outside, refuse_outside
 from txrpc.sql.places import Places
 from txrpc.sql.sessions import check_session_commit, watch_session
 
@@ -104,21 +103,30 @@ class ResourceManager:
     # ------------------------------------------------------------------------------------------------- for users
 
     @contextmanager
-    def session(self) -> Iterator[Session]:
+    def session(self, binds: Mapping[Any, ResourceManager] | None = None) -> Iterator[Session]:
         """A `Session` in the current transaction's branch: flushed at the end of the block, committed with the transaction.
 
+        binds: other resources of this program, by the mapped classes, tables or declarative bases that are in them: one session
+            over several databases, which only a transaction can hold together.
+
         Outside a transaction, where that is allowed (see *outside*): an ordinary one that commits at the end of the block and
-        rolls back on an exception.
+        rolls back on an exception; with *binds* it raises `NoTransaction`.
         """
         if current() is None:
-            refuse_outside(self, self._outside)
+            refuse_outside(self, self._outside, bool(binds))
             with self._session_class(self.engine, **self._session_options) as session, session.begin():
                 yield session
             return
-        with self.connection() as connection:
+        others = dict(binds or {})
+        with ExitStack() as stack:
+            connections: dict[ResourceManager, Connection] = {}
+            for each in sorted({self, *others.values()}, key=lambda each: each.name):
+                connections[each] = stack.enter_context(each.connection())
             options = {**self._session_options, "join_transaction_mode": "rollback_only"}
-            with self._session_class(connection, **options) as session:
-                watch_session(session, connection.info, self._dialect, self._session_commit)
+            bound: dict[Any, Any] = {key: connections[each] for key, each in others.items()}
+            with self._session_class(connections[self], binds=bound, **options) as session:
+                for each, connection in connections.items():
+                    watch_session(session, connection.info, each._dialect, self._session_commit)
                 yield session
                 session.flush()
 

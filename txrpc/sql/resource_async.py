@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, suppress
 from typing import Any, Literal
 
 from sqlalchemy.engine import Connection
@@ -29,7 +29,6 @@ from txrpc.sql.common import (
     capacity_of,
     check_engine,
     check_options,
-    check_outside,
     check_whole,
     cutter,
     dialect_of,
@@ -38,10 +37,10 @@ from txrpc.sql.common import (
     interrupt,
     lost,
     patience_of,
-    refuse_outside,
     side_engine,
 )
 from txrpc.sql.markers import Marker
+from txrpc.sql.outside import check_outside, refuse_outside
 from txrpc.sql.places import AsyncPlaces
 from txrpc.sql.sessions import check_session_commit, watch_session
 
@@ -102,21 +101,30 @@ class AsyncResourceManager:
     # ------------------------------------------------------------------------------------------------- for users
 
     @asynccontextmanager
-    async def session(self) -> AsyncIterator[AsyncSession]:
+    async def session(self, binds: Mapping[Any, AsyncResourceManager] | None = None) -> AsyncIterator[AsyncSession]:
         """An `AsyncSession` in the current transaction's branch: flushed at the end of the block, committed with the transaction.
 
+        binds: other resources of this program, by the mapped classes, tables or declarative bases that are in them: one session
+            over several databases, which only a transaction can hold together.
+
         Outside a transaction, where that is allowed (see *outside*): an ordinary one that commits at the end of the block and
-        rolls back on an exception.
+        rolls back on an exception; with *binds* it raises `NoTransaction`.
         """
         if current() is None:
-            refuse_outside(self, self._outside)
+            refuse_outside(self, self._outside, bool(binds))
             async with self._session_class(self.engine, **self._session_options) as session, session.begin():
                 yield session
             return
-        async with self.connection() as connection:
+        others = dict(binds or {})
+        async with AsyncExitStack() as stack:
+            connections: dict[AsyncResourceManager, AsyncConnection] = {}
+            for each in sorted({self, *others.values()}, key=lambda each: each.name):
+                connections[each] = await stack.enter_async_context(each.connection())
             options = {**self._session_options, "join_transaction_mode": "rollback_only"}
-            async with self._session_class(connection, **options) as session:
-                watch_session(session.sync_session, connection.info, self._dialect, self._session_commit)
+            bound: dict[Any, Any] = {key: connections[each] for key, each in others.items()}
+            async with self._session_class(connections[self], binds=bound, **options) as session:
+                for each, connection in connections.items():
+                    watch_session(session.sync_session, connection.info, each._dialect, self._session_commit)
                 yield session
                 await session.flush()
 
