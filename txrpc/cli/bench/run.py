@@ -108,7 +108,8 @@ def _run(form: str, transfer: Transfer, customers: int, seconds: float) -> Measu
 
     def customer(mine: list[float]) -> None:
         try:
-            while (began_s := time.monotonic()) < until_s and not failures:
+            # One at least, however slow the databases are.
+            while ((began_s := time.monotonic()) < until_s or not mine) and not failures:
                 transfer(random.randrange(ACCOUNTS))
                 if began_s >= from_s:
                     mine.append(time.monotonic() - began_s)
@@ -122,10 +123,7 @@ def _run(form: str, transfer: Transfer, customers: int, seconds: float) -> Measu
         thread.join()
     if failures:
         raise failures[0]
-    done = sorted(itertools.chain(*took_s))
-    if not done:
-        raise ConfigurationError(f"no transfer has ended in {seconds} s: measure for longer")
-    return Measured(form, customers, seconds, done)
+    return Measured(form, customers, time.monotonic() - from_s, sorted(itertools.chain(*took_s)))
 
 
 # ------------------------------------------------------------------------------------------------------- the processes
