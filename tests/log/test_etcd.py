@@ -528,7 +528,8 @@ def test_an_etcd_that_is_full_and_is_given_space_again(log_at: LogAt) -> None:
         cluster.control("alarm", "disarm")
         with pytest.raises(LogError):  # there is no space still
             log.done([each.xid for each in taken], 1_000)
-        for each in taken[: len(taken) // 2]:
+        # All but a few: how far etcd goes beyond its quota depends on how fast it is.
+        for each in taken[:-5]:
             cluster.control("del", f"txrpc/pending/c1/{each.xid}")
         revision = json.loads(cluster.control("endpoint", "status", "--write-out=json"))[0]["Status"]["header"][
             "revision"
