@@ -97,11 +97,11 @@ def test_a_member_is_added_while_decisions_are_recorded_and_counts_when_it_has_t
 
 
 def test_a_change_whose_end_was_not_waited_for_is_finished_by_asking_for_it_again(group: RunningGroup) -> None:
-    """It was refused as made already, though not every log had moved: nobody could wait for its end."""
+    """It was refused as made already, though not every log had moved, so that its end could not be waited for."""
     logs = all_open(group)
     asked = Change({"c4": group.newcomer("c4")})
     with patch("txrpc._group.changes._MOVE_S", 0.5), pytest.raises(LogError, match="is still under way"):
-        group.running["c1"].changes.make(asked)  # nobody tends the logs
+        group.running["c1"].changes.make(asked)  # no log is tended meanwhile
     assert change(group, logs, "c1", asked).number == 2
     assert not group.running["c1"].changes.unmoved(group.running["c1"].view)
     with pytest.raises(ConfigurationError, match="'c4' is a member of the group already"):

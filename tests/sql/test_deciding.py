@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import threading
-import time
 from collections.abc import Iterator
 
 import pytest
@@ -48,13 +47,16 @@ def found(resource: txrpc.sql.ResourceManager, register: Register, which: Xid) -
 
 def decided(resource: txrpc.sql.ResourceManager, register: Register, work: object, which: Xid) -> Decided:
     """The last word, asked for until it is there."""
-    said = run(decide(hands(resource), register, "bank", work, which, LIST))  # type: ignore[arg-type]
-    until = time.monotonic() + 30
-    while said is None:
-        assert time.monotonic() < until
-        time.sleep(0.05)
-        said = run(settle(hands(resource), register, work, which))  # type: ignore[arg-type]
-    return said
+    said = [run(decide(hands(resource), register, "bank", work, which, LIST))]  # type: ignore[arg-type]
+
+    def is_known() -> bool:
+        if said[-1] is None:
+            said.append(run(settle(hands(resource), register, work, which)))  # type: ignore[arg-type]
+        return said[-1] is not None
+
+    eventually(is_known)
+    assert said[-1] is not None
+    return said[-1]
 
 
 @pytest.fixture
@@ -62,6 +64,12 @@ def proxy(url: str) -> Iterator[Proxy]:
     target = sa.make_url(url)
     with Proxy(target.host or "", target.port or 5432) as proxy:
         yield proxy
+
+
+def cut_when_lost(proxy: Proxy) -> None:
+    """Cut the connections when something was lost on them."""
+    proxy.lost.wait(30)
+    proxy.cut()
 
 
 def test_the_work_and_the_decision_are_there_together(make: Make) -> None:
@@ -144,13 +152,8 @@ def test_a_commit_whose_answer_was_lost_is_committed(make: Make, url: str, proxy
     register = register_of(bank)
     work = far.begin(False)
     insert(work)
-
-    def break_off() -> None:
-        proxy.lost.wait(30)  # the answer to COMMIT
-        proxy.cut()
-
-    sa.event.listen(far.engine, "commit", lambda _connection: proxy.mute())
-    breaker = threading.Thread(target=break_off)
+    sa.event.listen(far.engine, "commit", lambda _connection: proxy.mute())  # the answer to COMMIT is lost
+    breaker = threading.Thread(target=cut_when_lost, args=(proxy,))
     breaker.start()
     assert decided(far, register, work, one) is Decided.COMMITTED
     breaker.join()
@@ -160,18 +163,13 @@ def test_a_commit_whose_answer_was_lost_is_committed(make: Make, url: str, proxy
 def test_a_commit_that_never_arrived_is_claimed_from_the_backend_that_waits_for_it(
     make: Make, url: str, proxy: Proxy
 ) -> None:
-    """The backend holds the key, and would wait for ever: nobody tells it that its client is gone."""
+    """The backend holds the key, and would wait for ever: it does not hear that its client is gone."""
     bank, far, one = make(), make(at=proxy.url(url)), xid()
     register = register_of(bank)
     work = far.begin(False)
     insert(work)
-
-    def break_off() -> None:
-        proxy.lost.wait(30)  # the COMMIT
-        proxy.cut()
-
-    sa.event.listen(far.engine, "commit", lambda _connection: proxy.deafen())
-    breaker = threading.Thread(target=break_off)
+    sa.event.listen(far.engine, "commit", lambda _connection: proxy.deafen())  # the COMMIT is lost
+    breaker = threading.Thread(target=cut_when_lost, args=(proxy,))
     breaker.start()
     assert decided(far, register, work, one) is Decided.ABORTED
     breaker.join()

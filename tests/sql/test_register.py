@@ -1,4 +1,4 @@
-"""The register: one word about each transaction, whoever comes first, whatever is deleted (the rules of a deciding resource)."""
+"""The register: one word about each transaction, which the first to write gives, also after rows were deleted."""
 
 from __future__ import annotations
 

@@ -77,7 +77,7 @@ def decide(
         yield hands.let_go, (work, True)
         raise
     yield hands.let_go, (work, False)
-    # Rule 22: there already, and not yet where its owner wants it to be; a claim finds it only when it is.
+    # Not on the standby that its owner wants it to be on.  To do before this is used (rule 22): a claim finds the row all the same.
     return Decided.COMMITTED if durable else None
 
 

@@ -1,10 +1,10 @@
 """The register: where a PostgreSQL database holds the decisions about transactions that it decides itself.
 
 How to think of it
-    A decision is a row, and its key is the transaction's identifier: it is written once, by whoever comes first.  The branch that
-    decides inserts COMMITTED in its own transaction, with its work (`Register.decide`).  Who can wait no longer inserts ABORTED
-    (`Register.claim`), and if the key is taken reads what the other has said; if that one has not committed yet, the database
-    itself makes the claim wait.  So no two can say different things, and no clock, lease or fence is needed for it.
+    A decision is a row, and its key is the transaction's identifier: it is written once, by the first that inserts it.  The
+    branch that decides inserts COMMITTED in its own transaction, with its work (`Register.decide`).  A process that can wait no
+    longer inserts ABORTED (`Register.claim`), and if the key is taken reads what the other has said; if that one has not
+    committed yet, the database itself makes the claim wait.  So no two can say different things, without a clock, lease or fence.
 
     A row that is not there means *not decided*, and never ABORTED.  Rows are deleted all the same, some day, and a deleted one
     could be written again, differently.  Therefore the *floor*: at and below it nothing new counts.  Who inserts reads the
@@ -77,8 +77,8 @@ class Found(enum.Enum):
 
     COMMITTED = "committed"
     ABORTED = "aborted"
-    OPEN = "open"  # not decided, and whoever only read has not changed that
-    FORGOTTEN = "forgotten"  # at or below the floor: whoever has not heard of a commit was in none
+    OPEN = "open"  # not decided, and the question has not changed that
+    FORGOTTEN = "forgotten"  # at or below the floor: a branch that was not told to commit was in no commit
     LOST = "lost"  # no row, and the database may have lost it: only an operator can say
     ELSEWHERE = "elsewhere"  # another register: it says nothing
 
@@ -148,7 +148,7 @@ class Register:
     def _claim(self, connection: Connection, xid: Xid) -> Row | None:
         """None: what had taken the key has gone meanwhile."""
         if (misfit := self._misfit(connection)) is not None:
-            return self.read(connection, xid) if misfit is Found.LOST else Row(misfit)
+            return (self._row(connection, xid) if misfit is Found.LOST else None) or Row(misfit)
         connection.exec_driver_sql(f"SELECT set_config('lock_timeout', '{_CLAIM_MS}', true)")
         insert = (
             f"INSERT INTO {self.decisions} (xid, committed, branches) VALUES ({_bytes(xid)}, false, '') "  # noqa: S608

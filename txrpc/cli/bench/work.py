@@ -81,7 +81,7 @@ def _look(number: int, engine: Engine) -> str:
 
 @contextlib.contextmanager
 def _schema(engine: Engine) -> Iterator[None]:
-    where = shown_url(engine.url.render_as_string(hide_password=False))
+    where = engine.url.render_as_string()
     try:
         with engine.begin() as connection:
             if sa.inspect(connection).has_schema(SCHEMA):
