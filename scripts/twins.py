@@ -121,6 +121,11 @@ PAIRS = [
             ("import AsyncIterator, Awaitable, Callable, Mapping", "import Callable, Iterator, Mapping"),
         ),
     ),
+    Pair(
+        "txrpc/sql/decider_async.py",
+        "txrpc/sql/decider.py",
+        (("For `AsyncEngine`s.", "For `Engine`s."),),
+    ),
 ]
 
 

@@ -10,7 +10,18 @@ from hypothesis import strategies as st
 
 from tests.wire.values import gids
 from txrpc.errors import InvalidName
-from txrpc.ids import GROUP_MAX, NODE_MAX, RESOURCE_MAX, BranchId, Epoch, Gid, ParticipantId, Xid, check_name
+from txrpc.ids import (
+    GROUP_MAX,
+    NODE_MAX,
+    RESOURCE_MAX,
+    BranchId,
+    Epoch,
+    Gid,
+    ParticipantId,
+    RegisterId,
+    Xid,
+    check_name,
+)
 
 
 @pytest.mark.parametrize(
@@ -55,6 +66,20 @@ def test_the_longest_gid_fits_into_postgresql() -> None:
     assert len(str(gid)) < 199
 
 
+def test_the_longest_gid_under_a_register_fits_as_well() -> None:
+    xid, branch, participant, register = (
+        Xid(bytes(16)),
+        BranchId(bytes(8)),
+        ParticipantId(bytes(8)),
+        RegisterId(bytes(24)),
+    )
+    gid = Gid("g" * GROUP_MAX, "", Epoch(0), xid, branch, participant, "r" * RESOURCE_MAX, register)
+    assert len(str(gid)) == 188
+    assert Gid.parse(str(gid)) == gid
+    assert any(str(gid).startswith(prefix) for prefix in Gid.prefixes("g" * GROUP_MAX))
+    assert (register.table, register.incarnation) == (bytes(16), bytes(8))
+
+
 @given(st.text(max_size=200))
 def test_other_peoples_identifiers_are_not_ours(text: str) -> None:
     found = Gid.parse(text)
@@ -65,6 +90,7 @@ def test_other_peoples_identifiers_are_not_ours(text: str) -> None:
     "change",
     [
         ("txrpc1", "txrpc2"),
+        ("txrpc1", "txrpc3"),
         ("default", "de'fault"),
         ("default", ""),
         ("bank", "BANK:x"),

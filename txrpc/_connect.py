@@ -67,12 +67,19 @@ def begin(
     timeout: float | None = None,
     *,
     read_only: bool = False,
+    decide_in: Resource | str | None = None,
     rollback_for: Kind | Iterable[Kind] = (),
     no_rollback_for: Kind | Iterable[Kind] = (),
 ) -> RootTransaction:
     """Begin a transaction of the manager of the last `connect`: see `TransactionManager.begin`."""
     manager = TransactionManager(default_client("txrpc"))
-    return manager.begin(timeout, read_only=read_only, rollback_for=rollback_for, no_rollback_for=no_rollback_for)
+    return manager.begin(
+        timeout,
+        read_only=read_only,
+        decide_in=decide_in,
+        rollback_for=rollback_for,
+        no_rollback_for=no_rollback_for,
+    )
 
 
 def current_transaction() -> Transaction | None:

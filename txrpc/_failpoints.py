@@ -42,18 +42,20 @@ __all__ = [
     "program",
 ]
 
+_FROM_BRANCHES = ("Voted", "Committing", "OnePhaseDone", "Acked", "Inquiry", "Resolved", "Trouble")
+_TO_ROOTS = ("Welcome", "Takeover", "Tick", "OnePhaseToken", "OutcomeReply", "Votes", "GoAway")
 _TO_BRANCHES = ("Prepare", "CommitOnePhase", "Commit", "Rollback", "Abandon", "Resolve")
 MESSAGES: dict[str, tuple[str, ...]] = {
     "client": ("CommitRequest", "RollbackRequest", "OutcomeRequest"),
-    "participant": ("Hello", "Voted", "Committing", "OnePhaseDone", "Acked", "Inquiry", "Resolved", "Trouble"),
-    "coordinator": (*_TO_BRANCHES, "Welcome", "Takeover", "Tick", "OnePhaseToken", "OutcomeReply", "GoAway"),
+    "participant": ("Hello", *_FROM_BRANCHES, "Decided", "RegisterAnswer"),
+    "coordinator": (*_TO_BRANCHES, *_TO_ROOTS, "RegisterQuestion", "DecisionDone"),
 }
 """What each role sends."""
 
 _OPERATIONS = ("prepare", "commit_one_phase", "rollback", "commit_prepared", "rollback_prepared", "one_phase_result")
 STEPS: dict[str, tuple[str, ...]] = {
     "client": ("call",),
-    "participant": ("reply", *_OPERATIONS),
+    "participant": ("reply", *_OPERATIONS, "decide", "insert_decision"),
     "coordinator": ("open", "record", "done"),
 }
 """What else each role does."""

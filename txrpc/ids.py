@@ -13,7 +13,18 @@ from typing import Final, Self
 
 from txrpc.errors import InvalidName
 
-__all__ = ["GROUP_MAX", "NODE_MAX", "RESOURCE_MAX", "BranchId", "Epoch", "Gid", "ParticipantId", "Xid", "check_name"]
+__all__ = [
+    "GROUP_MAX",
+    "NODE_MAX",
+    "RESOURCE_MAX",
+    "BranchId",
+    "Epoch",
+    "Gid",
+    "ParticipantId",
+    "RegisterId",
+    "Xid",
+    "check_name",
+]
 
 _NAME: Final = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._-]*[A-Za-z0-9])?")
 
@@ -99,6 +110,26 @@ class ParticipantId(_FixedBytes):
     SIZE = 8
 
 
+class RegisterId(_FixedBytes):
+    """Which register holds a decision: the random 128 bits that were made with it, and the incarnation of its database.
+
+    The incarnation, a hash of 64 bits, changes whenever the database may have lost commits.
+    """
+
+    __slots__ = ()
+    SIZE = 24
+
+    @property
+    def table(self) -> bytes:
+        """The part that was made with the register."""
+        return self[:16]
+
+    @property
+    def incarnation(self) -> bytes:
+        """The part that changes."""
+        return self[16:]
+
+
 class Epoch(int):
     """A coordinator's incarnation: its number in the upper 32 bits, a random nonce in the lower 32.
 
@@ -133,7 +164,8 @@ class Gid:
     """The global identifier under which a database holds a prepared branch: all that recovery needs, in one string.
 
     Text form: ``txrpc1:group:node:epoch:xid:branch:participant:resource``, at most 182 ASCII characters, none of which needs
-    quoting in SQL.
+    quoting in SQL.  A branch whose transaction is decided in a register, which any coordinator can ask, has no node (``""``) and
+    no epoch (0): ``txrpc2:group:register:xid:branch:participant:resource``, at most 188 characters.
     """
 
     group: str
@@ -143,27 +175,41 @@ class Gid:
     branch: BranchId
     participant: ParticipantId
     resource: str
+    register: RegisterId | None = None
 
-    PREFIX = "txrpc1:"
+    @classmethod
+    def prefixes(cls, group: str) -> tuple[str, ...]:
+        """What the text form of each branch of *group* begins with, one of them."""
+        return f"txrpc1:{group}:", f"txrpc2:{group}:"
 
     def __str__(self) -> str:
-        return f"txrpc1:{self.group}:{self.node}:{self.epoch:016x}:{self.xid}:{self.branch}:{self.participant}:{self.resource}"
+        if self.register is None:
+            head = f"txrpc1:{self.group}:{self.node}:{self.epoch:016x}"
+        else:
+            head = f"txrpc2:{self.group}:{self.register}"
+        return f"{head}:{self.xid}:{self.branch}:{self.participant}:{self.resource}"
 
     @classmethod
     def parse(cls, text: str) -> Gid | None:
         """Read the text form, or return None when *text* is not one of txrpc's: another program's prepared transaction."""
-        parts = text.split(":")
-        if len(parts) != 8 or parts[0] != "txrpc1":
+        form, *parts = text.split(":")
+        if (form, len(parts)) not in (("txrpc1", 7), ("txrpc2", 6)):
             return None
+        group, *decided, xid, branch, participant, resource = parts
         try:
+            if form == "txrpc1":
+                node, epoch, register = check_name("node", decided[0], NODE_MAX), Epoch(int(decided[1], 16)), None
+            else:
+                node, epoch, register = "", Epoch(0), RegisterId.parse(decided[0])
             gid = cls(
-                check_name("group", parts[1], GROUP_MAX),
-                check_name("node", parts[2], NODE_MAX),
-                Epoch(int(parts[3], 16)),
-                Xid.parse(parts[4]),
-                BranchId.parse(parts[5]),
-                ParticipantId.parse(parts[6]),
-                check_name("resource", parts[7], RESOURCE_MAX),
+                check_name("group", group, GROUP_MAX),
+                node,
+                epoch,
+                Xid.parse(xid),
+                BranchId.parse(branch),
+                ParticipantId.parse(participant),
+                check_name("resource", resource, RESOURCE_MAX),
+                register,
             )
         except (ValueError, InvalidName):
             return None

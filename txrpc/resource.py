@@ -12,27 +12,32 @@ transaction).  It is opaque to everything else.
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Collection, Sequence
 from contextlib import AbstractAsyncContextManager, AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 from txrpc._protocol.messages import FinishResult, Outcome, ResourceInfo
+from txrpc._protocol.outcomes import Found
 from txrpc.errors import Reason
-from txrpc.ids import Gid, Xid
+from txrpc.ids import Gid, RegisterId, Xid
 
 __all__ = [
     "AsksLater",
     "AsyncResource",
     "AsyncResourceUser",
     "Bounded",
+    "Decider",
+    "Decides",
     "FinishResult",
+    "Found",
     "Gid",
     "KeepsReads",
     "Outcome",
     "Prepared",
     "ReadOnly",
     "Reason",
+    "RegisterId",
     "Resource",
     "ResourceInfo",
     "ResourceUser",
@@ -154,6 +159,47 @@ class Bounded(Protocol):
     @property
     def capacity(self) -> int | None:
         """How many branches can be open at one time; None if there is no bound."""
+
+
+class Decides(Protocol):
+    """What a `Resource` may have besides, if transactions may be decided in its own database (``transaction(decide_in=...)``)."""
+
+    @property
+    def decider(self) -> Decider | None:
+        """None if that is switched off.  With one, `Resource.start` says which register it is (`ResourceInfo`)."""
+
+
+class Decider(Protocol):
+    """A register of decisions in a resource's own database: a row for each transaction, written once and in one place.
+
+    All but `decide` may be called for any transaction, in any process that reaches the database.  What goes wrong is raised, and
+    leaves the register as it was, or as it was asked to be.  In an asyncio program each is a coroutine function.
+    """
+
+    def decide(self, work: Work, xid: Xid, branches: bytes) -> Outcome | None:
+        """Commit *work* and the row that *xid* is COMMITTED, with *branches*, in one transaction of the database.
+
+        ABORTED if that is what the register says, or if it refuses: nothing of *work* is left.  None: not known yet.
+        An exception means that nothing was begun.
+        """
+
+    def how_it_was_decided(self, work: Work, xid: Xid) -> Outcome | None:
+        """After `decide` returned None: ask once, and claim ABORTED if there is no row; None to be called again in a moment."""
+
+    def ask(self, register: RegisterId, xid: Xid, claim: bool) -> tuple[Found, bytes]:
+        """Return what *register* says about *xid*, which may be this one as it was before its database came back older.
+
+        *claim*: if that is open, write that it is ABORTED.
+        """
+
+    def undone(self) -> Sequence[tuple[Xid, bytes]]:
+        """Return transactions that are COMMITTED, with their branches, and not marked as done."""
+
+    def mark_done(self, xids: Collection[Xid]) -> None:
+        """All branches of these have committed."""
+
+    def forget(self) -> None:
+        """Let go of rows that no branch can ask about any more."""
 
 
 class AsyncResource(Protocol):

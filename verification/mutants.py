@@ -50,7 +50,7 @@ from verification.simulation import Options
 from verification.simulation.engine import Engine
 from verification.simulation.process import SimRuntime
 
-__all__ = ["MUTANTS", "Mutant"]
+__all__ = ["MUTANTS", "Mutant", "coordinator_does", "mistake", "participant_does"]
 
 _S, _I = BranchState, BranchInput
 Patches = list[Any]
@@ -84,7 +84,7 @@ def _anywhere(table: Any, states: Any) -> Any:
 MUTANTS: list[Mutant] = []
 
 
-def _mutant(
+def mistake(
     breaks: int, *others: int, world: Options | None = None
 ) -> Callable[[Callable[[], Patches]], Callable[[], Patches]]:
     """Register a mistake that *breaks* a rule; the checkers of *others* may see it first."""
@@ -97,18 +97,20 @@ def _mutant(
     return register
 
 
-def _coordinator(state: State, kind: Input, action: Any) -> Any:
+def coordinator_does(state: State, kind: Input, action: Any) -> Any:
+    """Patch: *action* is what the coordinator does about that input in that state."""
     return patch.dict(coordinator_table.TABLE, {(state, kind): coordinator_table.Entry(action, frozenset(State))})
 
 
-def _participant(state: BranchState, kind: BranchInput, action: Any) -> Any:
+def participant_does(state: BranchState, kind: BranchInput, action: Any) -> Any:
+    """Patch: *action* is what the participant does about that input in that state."""
     return patch.dict(participant_table.TABLE, {(state, kind): participant_table.Entry(action, frozenset(BranchState))})
 
 
 # ------------------------------------------------------------------------------------------------- the coordinator
 
 
-@_mutant(3)
+@mistake(3)
 def _tells_before_the_decision_is_durable() -> Patches:
     decide = phases.decide
 
@@ -120,7 +122,7 @@ def _tells_before_the_decision_is_durable() -> Patches:
     return [patch.object(phases, "decide", mistaken)]
 
 
-@_mutant(3)
+@mistake(3)
 def _answers_the_root_while_the_log_is_still_writing() -> Patches:
     decide = phases.decide
 
@@ -134,7 +136,7 @@ def _answers_the_root_while_the_log_is_still_writing() -> Patches:
     return [patch.object(phases, "decide", mistaken)]
 
 
-@_mutant(6)
+@mistake(6)
 def _marks_the_record_done_at_the_decision() -> Patches:
     recorded = phases.recorded
 
@@ -142,10 +144,10 @@ def _marks_the_record_done_at_the_decision() -> Patches:
         recorded(state, row, session, message)
         state.out.done.append(row.xid)
 
-    return [_coordinator(State.RECORDING, Input.LOGGED, mistaken)]
+    return [coordinator_does(State.RECORDING, Input.LOGGED, mistaken)]
 
 
-@_mutant(6, 14, 16)
+@mistake(6, 14, 16)
 def _forgets_at_the_first_acknowledgement() -> Patches:
     acked = phases.acked
 
@@ -153,10 +155,10 @@ def _forgets_at_the_first_acknowledgement() -> Patches:
         row.missing = 1
         acked(state, row, session, message)
 
-    return [_coordinator(State.COMMITTING, Input.ACKED, mistaken)]
+    return [coordinator_does(State.COMMITTING, Input.ACKED, mistaken)]
 
 
-@_mutant(6)
+@mistake(6)
 def _never_marks_a_record_done() -> Patches:
     acked = phases.acked
 
@@ -164,10 +166,10 @@ def _never_marks_a_record_done() -> Patches:
         acked(state, row, session, message)
         state.out.done.clear()
 
-    return [_coordinator(State.COMMITTING, Input.ACKED, mistaken)]
+    return [coordinator_does(State.COMMITTING, Input.ACKED, mistaken)]
 
 
-@_mutant(7, 5, 13)
+@mistake(7, 5, 13)
 def _the_log_has_no_fence() -> Patches:
     @contextmanager
     def unfenced(self: Any) -> Iterator[Any]:
@@ -176,17 +178,17 @@ def _the_log_has_no_fence() -> Patches:
     return [patch.object(MemoryLog, "_writing", unfenced)]
 
 
-@_mutant(5, 12, 13)
+@mistake(5, 12, 13)
 def _remembers_nothing_of_what_has_ended() -> Patches:
     return [patch.object(EndedTransactions, "add", lambda self, xid, ended: None)]
 
 
-@_mutant(5, 1, 2, 12, 13)
+@mistake(5, 1, 2, 12, 13)
 def _takes_commit_requests_of_earlier_epochs() -> Patches:
     return [patch.object(requests, "_of_this_time", lambda self, request: True)]
 
 
-@_mutant(2, 1, 13)
+@mistake(2, 1, 13)
 def _takes_a_vote_against_for_a_vote_for() -> Patches:
     voted = phases.voted
 
@@ -195,10 +197,10 @@ def _takes_a_vote_against_for_a_vote_for() -> Patches:
             object.__setattr__(vote, "vote", Vote.READ_ONLY)
         voted(state, row, session, vote)
 
-    return [_coordinator(State.PREPARING, Input.VOTED, mistaken)]
+    return [coordinator_does(State.PREPARING, Input.VOTED, mistaken)]
 
 
-@_mutant(2, 1, 3, 8, 13)
+@mistake(2, 1, 3, 8, 12, 13)
 def _counts_a_lost_voter_as_read_only() -> Patches:
     def mistaken(state: Any, row: Any, session: int, branch: Any) -> None:
         row.branches[branch].vote = Vote.READ_ONLY
@@ -206,10 +208,10 @@ def _counts_a_lost_voter_as_read_only() -> Patches:
         if not row.missing:
             phases.decide(state, row)
 
-    return [_coordinator(State.PREPARING, Input.SESSION_LOST, mistaken)]
+    return [coordinator_does(State.PREPARING, Input.SESSION_LOST, mistaken)]
 
 
-@_mutant(2, 1, 8, 13, 14)
+@mistake(2, 1, 8, 13, 14)
 def _commits_the_first_of_several_branches_in_one_phase() -> Patches:
     def mistaken(state: Any, row: Any) -> None:
         for branch in list(row.branches)[1:]:
@@ -219,7 +221,7 @@ def _commits_the_first_of_several_branches_in_one_phase() -> Patches:
     return [patch.object(phases, "prepare", mistaken)]
 
 
-@_mutant(5, 1, 4, 6, 14)
+@mistake(5, 1, 4, 6, 14)
 def _rolls_back_branches_of_earlier_epochs_without_asking_the_log() -> Patches:
     without = frozenset(knowledge.UP_TO_THE_LOG - {Knowledge.EARLIER})
     return [
@@ -228,12 +230,12 @@ def _rolls_back_branches_of_earlier_epochs_without_asking_the_log() -> Patches:
     ]
 
 
-@_mutant(14, 6)
+@mistake(14, 6)
 def _does_not_take_up_what_the_log_has_pending() -> Patches:
     return [patch.object(coordinator_machine, "_recover", lambda self, decision: None)]
 
 
-@_mutant(12, 13)
+@mistake(12, 13)
 def _calls_a_slow_commit_aborted() -> Patches:
     def mistaken(state: Any, row: Any, session: None, message: None) -> None:
         reply = OutcomeReply(row.xid, Outcome.ABORTED, Reason(AbortCode.TIMED_OUT))
@@ -241,18 +243,18 @@ def _calls_a_slow_commit_aborted() -> Patches:
             state.send(waiter, reply)
         row.waiters.clear()
 
-    return [_coordinator(State.COMMITTING, Input.TIME_UP, mistaken)]
+    return [coordinator_does(State.COMMITTING, Input.TIME_UP, mistaken)]
 
 
-@_mutant(13)
+@mistake(13)
 def _guesses_how_a_commit_in_one_phase_ended() -> Patches:
     def mistaken(state: Any, row: Any, session: int, branch: Any) -> None:
         phases.finish(state, row, Reason(AbortCode.PARTICIPANT_LOST))
 
-    return [_coordinator(State.ONE_PHASE, Input.SESSION_LOST, mistaken)]
+    return [coordinator_does(State.ONE_PHASE, Input.SESSION_LOST, mistaken)]
 
 
-@_mutant(15, 1, 2, 3, 6, 13, 14)
+@mistake(15, 1, 2, 3, 6, 13, 14)
 def _believes_any_answer() -> Patches:
     inputs = coordinator_machine._INPUTS
 
@@ -265,7 +267,7 @@ def _believes_any_answer() -> Patches:
     return [patch.dict(coordinator_machine._MESSAGES, dict.fromkeys(answers, mistaken))]
 
 
-@_mutant(3, 1, 5, 6, 12, 13, 14)
+@mistake(3, 1, 5, 6, 12, 13, 14)
 def _aborts_a_batch_of_which_it_does_not_know_whether_it_was_written() -> Patches:
     write = Engine._write
 
@@ -284,7 +286,7 @@ def _aborts_a_batch_of_which_it_does_not_know_whether_it_was_written() -> Patche
     return [patch.object(Engine, "_write", stepped)]
 
 
-@_mutant(5, 1, 14, world=Options(slow=0.4, loss=0.1, freezes=6, transactions=5, read_only=0.0))
+@mistake(5, 1, 14, world=Options(slow=0.4, loss=0.1, freezes=6, transactions=5, read_only=0.0))
 def _answers_a_question_about_a_running_transaction_with_presumed_abort() -> Patches:
     return [
         patch.dict(knowledge.ANSWERS, {Knowledge.BEING_DECIDED: Answer.ROLL_BACK, Knowledge.AWAITED: Answer.ROLL_BACK})
@@ -294,7 +296,7 @@ def _answers_a_question_about_a_running_transaction_with_presumed_abort() -> Pat
 # ------------------------------------------------------------------------------------------------- the participant
 
 
-@_mutant(9)
+@mistake(9)
 def _ignores_the_call_count() -> Patches:
     objection = phase_one._objection
 
@@ -307,32 +309,32 @@ def _ignores_the_call_count() -> Patches:
 _FINAL = Options(final_calls=0.6, duplication=0.3, stray=0.1, transactions=6, calls=4, services=2, read_only=0.0)
 
 
-@_mutant(9, world=_FINAL)
+@mistake(9, world=_FINAL)
 def _believes_an_early_vote_whatever_it_has_counted() -> Patches:
     return [patch.object(LocalTransaction, "miscounted", lambda _self: None)]
 
 
-@_mutant(9, 2, 10, world=_FINAL)
+@mistake(9, 2, 10, world=_FINAL)
 def _votes_early_while_a_call_still_runs() -> Patches:
     def mistaken(state: Any, row: Any, _: object) -> None:
         state.close(row)
         row.early, row.state = True, _S.VOTING
         state.do(Operation.PREPARE, row)
 
-    return [_participant(_S.ACTIVE, _I.VOTE_EARLY, mistaken)]
+    return [participant_does(_S.ACTIVE, _I.VOTE_EARLY, mistaken)]
 
 
-@_mutant(10, 9, 2, world=_FINAL)
+@mistake(10, 9, 2, world=_FINAL)
 def _lets_calls_in_after_an_early_vote() -> Patches:
     def mistaken(state: Any, row: Any, _: object) -> None:
         row.early = True
         phase_one._prepare_or_object(state, row, row.calls)
         state.by_use.pop((row.xid, row.gid.resource), None)
 
-    return [_participant(_S.ACTIVE, _I.VOTE_EARLY, mistaken)]
+    return [participant_does(_S.ACTIVE, _I.VOTE_EARLY, mistaken)]
 
 
-@_mutant(8, 2, 13, world=Options(crashes=12, transactions=6, calls=6, delay_ms=200, read_only=0.0))
+@mistake(8, 2, 13, world=Options(crashes=12, transactions=6, calls=6, delay_ms=200, read_only=0.0))
 def _a_restarted_process_votes_for_the_work_of_the_dead_one() -> Patches:
     def keeps_its_name(self: Any, process: Any, resources: Any) -> None:
         made(self, process, resources)
@@ -343,32 +345,32 @@ def _a_restarted_process_votes_for_the_work_of_the_dead_one() -> Patches:
     def unknown(state: Any, row: None, message: Any) -> None:
         state.out.send.append(Voted(message.xid, message.branch, Vote.READ_ONLY))
 
-    return [patch.object(SimRuntime, "__init__", keeps_its_name), _participant(_S.ABSENT, _I.PREPARE, unknown)]
+    return [patch.object(SimRuntime, "__init__", keeps_its_name), participant_does(_S.ABSENT, _I.PREPARE, unknown)]
 
 
-@_mutant(4, 1, 2)
+@mistake(4, 1, 2)
 def _commits_a_prepared_branch_when_no_answer_comes() -> Patches:
     def mistaken(state: Any, row: Any, _: object) -> None:
         row.state = _S.COMMITTING
         state.do(Operation.COMMIT_PREPARED, row)
 
-    return [_participant(_S.PREPARED, _I.TIME_UP, mistaken)]
+    return [participant_does(_S.PREPARED, _I.TIME_UP, mistaken)]
 
 
-@_mutant(1, 4)
+@mistake(1, 4)
 def _rolls_back_a_prepared_branch_at_its_deadline() -> Patches:
     def mistaken(state: Any, row: Any, _: object) -> None:
         phase_two.undo_prepared(state, row)
 
-    return [_participant(_S.PREPARED, _I.TIME_UP, mistaken)]
+    return [participant_does(_S.PREPARED, _I.TIME_UP, mistaken)]
 
 
-@_mutant(11, 14)
+@mistake(11, 14)
 def _lets_unprepared_branches_live_for_ever() -> Patches:
-    return [_participant(_S.ACTIVE, _I.TIME_UP, participant_table._ignore)]
+    return [participant_does(_S.ACTIVE, _I.TIME_UP, participant_table._ignore)]
 
 
-@_mutant(10)
+@mistake(10)
 def _lets_late_calls_in() -> Patches:
     found = ParticipantState.find
 
@@ -382,29 +384,29 @@ def _lets_late_calls_in() -> Patches:
     ]
 
 
-@_mutant(2, 1, 8, 13, 14)
+@mistake(2, 1, 8, 12, 13, 14)
 def _votes_for_what_the_database_refused() -> Patches:
     def mistaken(state: Any, row: Any, reason: Any) -> None:
         phase_one._vote(state, row, Vote.READ_ONLY)
         state.end(row, Outcome.COMMITTED)
 
-    return [_participant(_S.VOTING, _I.PREPARE_FAILED, mistaken)]
+    return [participant_does(_S.VOTING, _I.PREPARE_FAILED, mistaken)]
 
 
-@_mutant(6, 14, 16)
+@mistake(6, 14, 16)
 def _acknowledges_a_commit_that_failed() -> Patches:
     def mistaken(state: Any, row: Any, _: object) -> None:
         phase_two.finished_commit(state, row, FinishResult.DONE)
 
-    return [_participant(_S.COMMITTING, _I.FINISH_FAILED, mistaken)]
+    return [participant_does(_S.COMMITTING, _I.FINISH_FAILED, mistaken)]
 
 
-@_mutant(14, world=Options(crashes=10, cut_prepares=0.5, transactions=5, read_only=0.0))
+@mistake(14, world=Options(crashes=10, cut_prepares=0.5, transactions=5, read_only=0.0))
 def _never_looks_for_branches_that_no_process_knows() -> Patches:
     return [patch.object(ClientCore, "swept", lambda self, name, found: None)]
 
 
-@_mutant(13, world=Options(crashes=12, transactions=6, calls=1, read_only=0.0, databases=1, services=1))
+@mistake(13, world=Options(crashes=12, transactions=6, calls=1, read_only=0.0, databases=1, services=1))
 def _does_not_ask_the_database_how_a_commit_in_one_phase_ended() -> Patches:
     def mistaken(self: Any, gid: Any, token: str, now_ms: int) -> Any:
         self.state.begin(now_ms)
@@ -417,7 +419,7 @@ def _does_not_ask_the_database_how_a_commit_in_one_phase_ended() -> Patches:
 # ---------------------------------------------------------------------------------------------------------- the root
 
 
-@_mutant(
+@mistake(
     21,
     12,
     13,
@@ -438,7 +440,7 @@ def _lets_the_coordinator_presume_how_a_local_commit_ended() -> Patches:
     ]
 
 
-@_mutant(13)
+@mistake(13)
 def _takes_a_lost_answer_for_an_abort() -> Patches:
     def mistaken(client: Any, node: str, request: Any, until_ms: int) -> Any:
         yield client.runtime.pause, (0.0,)
@@ -447,7 +449,7 @@ def _takes_a_lost_answer_for_an_abort() -> Patches:
     return [patch.object(completion, "_ask_outcome", mistaken)]
 
 
-@_mutant(5, 12, 13)
+@mistake(5, 12, 13)
 def _asks_for_the_commit_again_instead_of_the_outcome() -> Patches:
     def mistaken(client: Any, node: str, request: Any, until_ms: int) -> Any:
         while client.now_ms() < until_ms:
@@ -470,17 +472,17 @@ _LOG_LOST = Options(
 """Databases that are away while the decision is made, so that branches ask after the log has lost it."""
 
 
-@_mutant(18, 1, 2, 6, 12, 13, 14, world=_LOG_LOST)
+@mistake(18, 1, 2, 6, 12, 13, 14, world=_LOG_LOST)
 def _takes_a_log_that_has_lost_decisions_for_a_good_one() -> Patches:
     return [patch.object(coordinator_machine, "is_behind", lambda *_: "")]
 
 
-@_mutant(18, 1, 2, 6, 12, 13, 14, world=_LOG_LOST)
+@mistake(18, 1, 2, 6, 12, 13, 14, world=_LOG_LOST)
 def _presumes_aborts_before_those_who_know_better_have_come_back() -> Patches:
     return [patch.object(CoordinatorState, "hold", lambda *_: False)]
 
 
-@_mutant(14, 6, 13, world=Options(crashes=10, database_crashes=12, cut_prepares=0.3, transactions=5, loss=0.05))
+@mistake(14, 6, 13, world=Options(crashes=10, database_crashes=12, cut_prepares=0.3, transactions=5, loss=0.05))
 def _does_not_say_that_a_resource_has_become_ready() -> Patches:
     return [patch.object(greeting, "announce", lambda _: None)]
 
@@ -488,17 +490,17 @@ def _does_not_say_that_a_resource_has_become_ready() -> Patches:
 _LATE = Options(late_requests=20, transactions=3, read_only=0.0, gives_up=0.0)
 
 
-@_mutant(12, 5, 13, world=_LATE)
+@mistake(12, 5, 13, world=_LATE)
 def _takes_the_absence_of_a_memory_for_a_proof_however_old_the_question() -> Patches:
     return [patch.object(requests, "_of_this_time", lambda *_: True)]
 
 
-@_mutant(12, 5, 13, world=_LATE)
+@mistake(12, 5, 13, world=_LATE)
 def _presumes_aborts_where_records_have_been_deleted() -> Patches:
     return [patch.dict(coordinator_machine._EVENTS, {Forgot: lambda *_: None})]
 
 
-@_mutant(12, 5, 13, world=replace(_LATE, log_keeps=0, coordinator_crashes=4, clients=3, transactions=5))
+@mistake(12, 5, 13, world=replace(_LATE, log_keeps=0, coordinator_crashes=4, clients=3, transactions=5))
 def _forgets_more_than_it_was_told_to() -> Patches:
     forgets = MemoryLog.forget
 
@@ -508,7 +510,7 @@ def _forgets_more_than_it_was_told_to() -> Patches:
     return [patch.object(MemoryLog, "overflow_ms", lambda _: 0), patch.object(MemoryLog, "forget", mistaken)]
 
 
-@_mutant(
+@mistake(
     17,
     1,
     2,
@@ -526,7 +528,7 @@ def _takes_any_database_under_a_name() -> Patches:
 _GROUP = Options(nodes=3, usurpations=6, coordinator_crashes=3, freezes=3, transactions=5, clients=3, read_only=0.0)
 
 
-@_mutant(7, 1, 2, 3, 5, 6, 12, 13, 14, world=_GROUP)
+@mistake(7, 1, 2, 3, 5, 6, 12, 13, 14, world=_GROUP)
 def _takes_a_node_over_without_fencing_it() -> Patches:
     opens = MemoryLog.open
 
@@ -541,12 +543,12 @@ def _takes_a_node_over_without_fencing_it() -> Patches:
     return [patch.object(MemoryLog, "open", mistaken)]
 
 
-@_mutant(14, 13, world=replace(_GROUP, usurpations=0, coordinator_deaths=2))
+@mistake(14, 13, world=replace(_GROUP, usurpations=0, coordinator_deaths=2))
 def _leaves_a_dead_node_alone() -> Patches:
     return [patch.object(NodeWatch, "observe", lambda *_: [])]
 
 
-@_mutant(14, 13, world=replace(_GROUP, usurpations=0, coordinator_deaths=1, coordinator_crashes=6))
+@mistake(14, 13, world=replace(_GROUP, usurpations=0, coordinator_deaths=1, coordinator_crashes=6))
 def _forgets_what_it_held_before_it_was_restarted() -> Patches:
     observe = NodeWatch.observe
 
@@ -556,12 +558,12 @@ def _forgets_what_it_held_before_it_was_restarted() -> Patches:
     return [patch.object(NodeWatch, "observe", mistaken)]
 
 
-@_mutant(14, 13, world=replace(_GROUP, coordinator_deaths=2))
+@mistake(14, 13, world=replace(_GROUP, coordinator_deaths=2))
 def _does_not_greet_a_node_that_was_taken_over() -> Patches:
     return [patch.object(greeting, "greet", lambda *_: None)]
 
 
-@_mutant(13, 1, 2, 5, 12, 14, world=_GROUP)
+@mistake(13, 1, 2, 5, 12, 14, world=_GROUP)
 def _listens_to_an_epoch_that_is_over() -> Patches:
     hear = ClientCore.on_message
 
@@ -581,12 +583,12 @@ _GROUP = Options(
 )
 
 
-@_mutant(3, 1, 5, 6, 12, world=_GROUP)
+@mistake(3, 1, 5, 6, 12, world=_GROUP)
 def _calls_a_record_aborted_that_a_minority_has() -> Patches:
     return [patch.object(group_log, "RecordUncertain", NotRecorded)]
 
 
-@_mutant(6, 1, 12, 14, world=_GROUP)
+@mistake(6, 1, 12, 14, world=_GROUP)
 def _leaves_behind_what_an_earlier_epoch_has_proposed() -> Patches:
     read = proposer._behind
 

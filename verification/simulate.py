@@ -7,7 +7,7 @@ import os
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
 import click
@@ -40,7 +40,7 @@ class Tally:
         self.broken += other.broken
 
 
-def run_seeds(seeds: range) -> Tally:
+def run_seeds(seeds: Iterable[int]) -> Tally:
     """Run *seeds* one after another, all of them."""
     tally = Tally()
     for seed in seeds:

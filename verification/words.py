@@ -9,11 +9,11 @@ from typing import Any
 from txrpc._protocol.messages import BranchRef, Owner, ResourceInfo
 from txrpc._protocol.records import PreparedBranch
 from txrpc.errors import Reason
-from txrpc.ids import BranchId, Epoch, Gid, ParticipantId, Xid
+from txrpc.ids import BranchId, Epoch, Gid, ParticipantId, RegisterId, Xid
 
 __all__ = ["message", "words"]
 
-Identifier = Xid | BranchId | ParticipantId | Epoch
+Identifier = Xid | BranchId | ParticipantId | RegisterId | Epoch
 
 _ABOUT = ("xid", "branch", "gid")
 """Whom a message is about: said first, and without the field's name."""
@@ -24,7 +24,7 @@ _ALWAYS = ("vote", "outcome", "result", "finish")
 def words(value: Any, name: Callable[[Identifier], str] = str) -> str:
     """Return what one field says; *name* gives identifiers their names."""
     match value:
-        case Xid() | BranchId() | ParticipantId() | Epoch():
+        case Xid() | BranchId() | ParticipantId() | RegisterId() | Epoch():
             return name(value)
         case Owner():
             return f"{value.node}/{name(value.epoch)}"

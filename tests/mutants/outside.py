@@ -91,11 +91,11 @@ MUTANTS: dict[str, tuple[Change, str]] = {
         "tests/sql/test_register.py -k only_rises",
     ),
     "any register takes a decision": (
-        Change(_SQL + "register", "if row is None or bytes(row[0]) != self.id or _hash", "if row is None or _hash"),
+        Change(_SQL + "register", "if row is None or _id(row[0], row[2]) != self.id:", "if row is None:"),
         "tests/sql/test_register.py -k v14",
     ),
     "any incarnation takes a claim": (
-        Change(_SQL + "register", "return None if _hash(row[1]) == self.incarnation else Found.LOST", "return None"),
+        Change(_SQL + "register", "return None if _id(*row) == self.id else Found.LOST", "return None"),
         "tests/sql/test_register.py -k v15",
     ),
     "a claim from below the floor waits for no one": (

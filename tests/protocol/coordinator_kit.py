@@ -1,11 +1,13 @@
 """Names and short hands for tests of the coordinator: a core, numbered sessions, one transaction, and what was sent.
 
 Sessions 1 and 2 are clients.  Session 11 is process P, which has `accounts` and `audit`; session 12 is Q, which has `accounts`
-too; session 13 is R, which has `stock` alone.  A branch is a small number; unless a test says otherwise it lives in P.
+too; session 13 is R, which has `stock` alone; 14 is L, whose `ledger` has a register.  A branch is a small number; unless a test
+says otherwise it lives in P.
 """
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from txrpc._protocol.coordinator.events import (
@@ -23,6 +25,7 @@ from txrpc._protocol.coordinator.events import (
 )
 from txrpc._protocol.coordinator.machine import Coordinator
 from txrpc._protocol.coordinator.rows import State
+from txrpc._protocol.deciding import Decided, RegisterAnswer
 from txrpc._protocol.messages import (
     PROTOCOL_VERSION,
     Acked,
@@ -44,9 +47,10 @@ from txrpc._protocol.messages import (
     Voted,
     Wait,
 )
+from txrpc._protocol.outcomes import Found
 from txrpc._protocol.records import Decision, Opened, PreparedBranch
 from txrpc.errors import AbortCode, Reason
-from txrpc.ids import BranchId, Epoch, Gid, ParticipantId, Xid
+from txrpc.ids import BranchId, Epoch, Gid, ParticipantId, RegisterId, Xid
 
 T0 = 1_000_000
 """When the tests begin, in monotonic milliseconds; the coordinator's own clock shows `CLOCK` then."""
@@ -59,8 +63,10 @@ LIMITS = Limits(max_timeout_ms=60_000, ack_wait_ms=5_000, recovery_wait_ms=0)
 LEFT_MS = 4_000
 """How much time the root has left when it asks."""
 
-CLIENT, OTHER_CLIENT, P, Q, R = 1, 2, 11, 12, 13
-RESOURCES = {CLIENT: (), OTHER_CLIENT: (), P: ("accounts", "audit"), Q: ("accounts",), R: ("stock",)}
+CLIENT, OTHER_CLIENT, P, Q, R, L = 1, 2, 11, 12, 13, 14
+RESOURCES = {CLIENT: (), OTHER_CLIENT: (), P: ("accounts", "audit"), Q: ("accounts",), R: ("stock",), L: ("ledger",)}
+REGISTER = RegisterId(bytes(23) + b"r")
+"""Where `ledger` decides."""
 ENOUGH = Reason(AbortCode.REQUESTED, "the root gave up")
 REFUSED = Reason(AbortCode.CANNOT_PREPARE, "the database refused")
 FULL = Reason(AbortCode.LOG_UNAVAILABLE, "the disk is full")
@@ -80,7 +86,10 @@ def participant(session: int) -> ParticipantId:
 
 
 def hello(session: int, identity: str = "", **changes: Any) -> Hello:
-    resources = tuple(ResourceInfo(name, "test", identity) for name in RESOURCES[session % 100])
+    resources = tuple(
+        ResourceInfo(name, "test", identity, register=REGISTER if name == "ledger" else None)
+        for name in RESOURCES[session % 100]
+    )
     fields: dict[str, Any] = {"protocol": PROTOCOL_VERSION, "group": "bank", "participant": participant(session)}
     return Hello(**(fields | {"process": f"process {session}", "resources": resources} | changes))
 
@@ -93,6 +102,11 @@ def ref(number: int = 1, resource: str = "accounts", process: int = P, vote: Vot
 
 def gid(number: int = 1, tx: int = 1, resource: str = "accounts", process: int = P, epoch: Epoch = EPOCH) -> Gid:
     return Gid("bank", "c1", epoch, xid(tx), bid(number), participant(process), resource)
+
+
+def registered(*refs: BranchRef) -> tuple[BranchRef, ...]:
+    """The same branches of a transaction that `ledger` decides."""
+    return tuple(replace(each, register=REGISTER) for each in refs)
 
 
 ONE = (ref(1),)
@@ -144,6 +158,28 @@ def acked(number: int, finish: FinishResult = FinishResult.DONE, tx: int = 1) ->
 
 def inquiry(number: int = 1, left_ms: int = 0, **changes: Any) -> Inquiry:
     return Inquiry(gid(number, **changes), 1_000, left_ms)
+
+
+def polled(number: int, vote: Vote = Vote.PREPARED, tx: int = 1) -> Voted:
+    return replace(voted(number, vote, tx), register=REGISTER)
+
+
+def doubt(number: int = 1, left_ms: int = 0, tx: int = 1) -> Inquiry:
+    """A branch under the register asks."""
+    under = replace(gid(number, tx), node="", epoch=Epoch(0), register=REGISTER)
+    return Inquiry(under, 1_000, left_ms)
+
+
+def listed(*numbers: int) -> tuple[PreparedBranch, ...]:
+    return tuple(PreparedBranch(bid(number), participant(P), "accounts", f"t{number}") for number in numbers)
+
+
+def decided(*numbers: int, tx: int = 1) -> Decided:
+    return Decided(REGISTER, xid(tx), listed(*numbers))
+
+
+def answer(found: Found, *numbers: int, tx: int = 1) -> RegisterAnswer:
+    return RegisterAnswer(REGISTER, xid(tx), found, listed(*numbers))
 
 
 def decision(refs: tuple[BranchRef, ...] = EARLY, tx: int = 1, epoch: Epoch = EARLIER) -> Decision:

@@ -23,17 +23,23 @@ from tests.protocol.coordinator_kit import (
     OTHER_CLIENT,
     TWO,
     CoordinatorHarness,
+    L,
     P,
     Q,
     acked,
+    answer,
     commit_request,
     committing,
+    decided,
     decision,
+    doubt,
     effects,
     hello,
     inquiry,
     one_phase_done,
     outcome_request,
+    polled,
+    registered,
     resolved,
     rollback_request,
     voted,
@@ -43,12 +49,13 @@ from txrpc._protocol.coordinator.events import Drain, Forgot, LogHealth, Lookup,
 from txrpc._protocol.coordinator.rows import Input, State
 from txrpc._protocol.coordinator.table import TABLE, enter
 from txrpc._protocol.messages import FinishResult, Outcome, OutcomeReply, Vote, Wait
+from txrpc._protocol.outcomes import Found
 
 # ------------------------------------------------------------------------------------------------ how to get there
 
 
 def _absent() -> CoordinatorHarness:
-    return CoordinatorHarness(CLIENT, OTHER_CLIENT, P, Q)
+    return CoordinatorHarness(CLIENT, OTHER_CLIENT, P, Q, L)
 
 
 def _preparing() -> CoordinatorHarness:
@@ -127,6 +134,20 @@ def _committing_recovered() -> CoordinatorHarness:
     return CoordinatorHarness(CLIENT, OTHER_CLIENT, pending=(decision(EARLY),))
 
 
+def _polled() -> CoordinatorHarness:
+    harness = _absent()
+    harness.hear(CLIENT, commit_request(registered(*TWO)))
+    harness.hear(P, polled(1))
+    harness.hear(P, polled(2))
+    return harness
+
+
+def _committing_elsewhere() -> CoordinatorHarness:
+    harness = _polled()
+    harness.hear(L, decided(1, 2))
+    return harness
+
+
 def _committed() -> CoordinatorHarness:
     harness = _committing_one_acked()
     harness.hear(P, acked(2))
@@ -154,6 +175,8 @@ STORIES: dict[str, Callable[[], CoordinatorHarness]] = {
     "committing, waits": _committing_waits,
     "committing, client told": _committing_client_told,
     "committing, recovered": _committing_recovered,
+    "polled": _polled,
+    "committing, decided elsewhere": _committing_elsewhere,
     "committed": _committed,
     "aborted": _aborted,
 }
@@ -179,6 +202,13 @@ def _later(ms: int) -> Callable[[CoordinatorHarness], Output]:
 
 def _about(number: int) -> Callable[[CoordinatorHarness], Output]:
     return lambda harness: harness.hear(P, voted(number))
+
+
+def _answered(harness: CoordinatorHarness, found: Found, *numbers: int) -> Output:
+    """A branch asks, and the register answers."""
+    asked = harness.hear(P, doubt(1))
+    heard = harness.hear(L, answer(found, *numbers))
+    return Output(send=asked.send + heard.send, done=heard.done, notes=asked.notes + heard.notes)
 
 
 INPUTS: dict[str, Callable[[CoordinatorHarness], Output]] = {
@@ -211,6 +241,15 @@ INPUTS: dict[str, Callable[[CoordinatorHarness], Output]] = {
     "inquiry, not listed": lambda o: o.hear(P, inquiry(9)),
     "inquiry, time left": lambda o: o.hear(P, inquiry(1, left_ms=1_000)),
     "inquiry by another": lambda o: o.hear(Q, inquiry(1)),
+    "decided": lambda o: o.hear(L, decided(1, 2)),
+    "decided, no branches": lambda o: o.hear(L, decided()),
+    "decided, by another": lambda o: o.hear(P, decided(1, 2)),
+    "register was not asked": lambda o: o.hear(L, answer(Found.ABORTED)),
+    "doubt": lambda o: o.hear(P, doubt(1)),
+    "doubt, not listed": lambda o: o.hear(P, doubt(9)),
+    "doubt, time left": lambda o: o.hear(P, doubt(1, left_ms=1_000)),
+    "doubt, and it was committed": lambda o: _answered(o, Found.COMMITTED, 1, 2),
+    "doubt, and it is aborted": lambda o: _answered(o, Found.ABORTED),
     "logged": lambda o: o.logged(),
     "not logged": lambda o: o.not_logged(),
     "session lost": lambda o: o.leave(P),
@@ -240,7 +279,7 @@ def arrived(harness: CoordinatorHarness, arrive: Callable[[CoordinatorHarness], 
 
 
 def _kept(harness: CoordinatorHarness) -> tuple[object, ...]:
-    return harness.core.state.transactions, harness.leftovers()
+    return harness.core.state.transactions, harness.core.state.questions, harness.leftovers()
 
 
 def _input(name: str, harness: CoordinatorHarness) -> Callable[[CoordinatorHarness], Output]:
@@ -262,14 +301,14 @@ def test_what_each_input_does_in_each_state(name: str, word: str) -> None:
 def test_an_end_stays_whatever_comes_after(name: str, word: str) -> None:
     """Each input twice, then every other one: the outcome that anybody has heard never changes.
 
-    What the log says is left out, because here it would not be true, and so is giving up what was forgotten long ago: a root
-    that gives up says itself that it has not asked for the commit.
+    What the log or a register says is left out, because here it would not be true, and so is giving up what was forgotten long
+    ago: a root that gives up says itself that it has not asked for the commit.
     """
     harness = STORIES[name]()
     ended = harness.state()
     for again in (word, word, *INPUTS):
         forgotten = harness.state() is State.ABSENT and ended is not State.ABSENT
-        if again.startswith(("session found", "session replaced", "looked")) or (
+        if again.startswith(("session found", "session replaced", "looked", "decided", "doubt, and")) or (
             forgotten and again == "rollback request"
         ):
             continue
@@ -315,6 +354,8 @@ def _bare(kind: Input) -> tuple[int | None, object]:
         Input.RESOLVED: (P, resolved()),
         Input.ACKED: (P, acked(1)),
         Input.NOT_LOGGED: (None, FULL),
+        Input.DECIDED: (L, decided(1, 2)),
+        Input.CLAIMED: (L, answer(Found.ABORTED)),
         Input.SESSION_LOST: (P, ONE[0].branch),
         Input.SESSION_FOUND: (P, ONE[0].branch),
     }

@@ -43,6 +43,8 @@ class MemoryResource:
         self.verbs: list[str] = []
         self.rolled_back = threading.Event()
         self.fail_begin: Exception | None = None
+        self.refuses = False
+        """Whether it cannot prepare."""
 
     def start(self) -> ResourceInfo:
         return ResourceInfo(self.name, self.kind)
@@ -58,6 +60,8 @@ class MemoryResource:
 
     def prepare(self, work: Page, gid: Gid) -> Prepared | ReadOnly:
         self.verbs.append("prepare")
+        if self.refuses:
+            raise NotebookError("anything more")
         if not work.lines:
             return ReadOnly()
         self.prepared[gid] = work

@@ -259,9 +259,9 @@ def test_a_later_attempt_has_only_the_time_that_is_left(session: LateSession, mo
     core, given = default_client("txrpc").core, list[float]()
     begin_part = core.begin_part
 
-    def noted(timeout_s: float, read_only: bool) -> Any:
+    def noted(timeout_s: float, *arguments: Any) -> Any:
         given.append(timeout_s)
-        return begin_part(timeout_s, read_only)
+        return begin_part(timeout_s, *arguments)
 
     monkeypatch.setattr(core, "begin_part", noted)
 

@@ -15,9 +15,10 @@ from tests.postgres import Server
 from tests.sql.kit import Make, Proxy, insert, rows
 from tests.waiting import eventually, until_a_backend_waits_for
 from txrpc._client.flow import arun, run
+from txrpc._protocol.outcomes import Found
 from txrpc.ids import Xid
 from txrpc.sql.deciding import Decided, Hands, decide, settle
-from txrpc.sql.register import Found, Register, Row, open_register
+from txrpc.sql.register import Register, Row, open_register
 
 LIST = b"two branches"
 

@@ -19,12 +19,13 @@ from sqlalchemy.ext.asyncio import create_async_engine
 
 from tests.postgres import Server
 from tests.waiting import until_a_backend_waits_for
+from txrpc._protocol.outcomes import Found
 from txrpc.errors import ConfigurationError, ResourceUnavailable
-from txrpc.ids import Xid
+from txrpc.ids import RegisterId, Xid
 from txrpc.sql import register as module
 from txrpc.sql.backend import backend_pid
 from txrpc.sql.markers import prepare_table
-from txrpc.sql.register import Found, Register, Row, Verdict, open_register
+from txrpc.sql.register import Register, Row, Verdict, open_register
 
 LATER_MS = -1_000_000
 """A horizon behind which everything is that was made until now."""
@@ -272,7 +273,7 @@ def test_v14_another_register_says_nothing_and_takes_nothing(
     engine: Engine, register: Register, aside: Connection
 ) -> None:
     one = xid()
-    other = replace(register, id=bytes(16))
+    other = replace(register, id=RegisterId(bytes(16) + register.id.incarnation))
     assert other.claim(aside, one) == other.read(aside, one) == Row(Found.ELSEWHERE)
     assert commit(engine, other, one) is Verdict.REFUSED
     assert register.read(aside, one) == Row(Found.OPEN)
@@ -283,7 +284,7 @@ def test_v15_in_another_incarnation_a_row_is_true_and_none_proves_nothing(
 ) -> None:
     one, two = xid(), xid()
     assert commit(engine, register, one) is Verdict.DECIDED
-    before = replace(register, incarnation="0" * 16)
+    before = replace(register, id=RegisterId(register.id.table + bytes(8)))
     assert before.claim(aside, one) == before.read(aside, one) == COMMITTED
     assert before.claim(aside, two) == before.read(aside, two) == Row(Found.LOST)
     assert commit(engine, before, two) is Verdict.REFUSED
@@ -292,7 +293,7 @@ def test_v15_in_another_incarnation_a_row_is_true_and_none_proves_nothing(
 
 def test_a_register_that_is_opened_again_is_the_same(aside: Connection, register: Register) -> None:
     assert open_register(aside, "ledger") == register
-    assert len(register.id) == 16
+    assert len(register.id.table) == 16
     aside.exec_driver_sql(f"DROP TABLE {register.table}")
     assert open_register(aside, "ledger").id != register.id
 

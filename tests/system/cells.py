@@ -2,14 +2,25 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 
 from txrpc._failpoints import POINTS
 
 BANKS = ("bank-a", "bank-b")
 
-HERE = POINTS - {"coordinator.before_takeover", "coordinator.after_takeover"}
-"""The points of this matrix.  The others need a second coordinator: `test_takeover`."""
+_TAKEOVER = {"coordinator.takeover"}
+REGISTER = {
+    "coordinator.votes",
+    "coordinator.register_question",
+    "coordinator.decision_done",
+    "participant.decided",
+    "participant.decide",
+    "participant.insert_decision",
+    "participant.register_answer",
+}
+HERE = frozenset(point for point in POINTS if re.sub(r"\.(before|after)_", ".", point) not in _TAKEOVER | REGISTER)
+"""The points of this matrix.  The others need a second coordinator (`test_takeover`), or a register (`test_last_resource`)."""
 
 
 @dataclass(frozen=True, slots=True)

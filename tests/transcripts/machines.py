@@ -5,7 +5,20 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from tests.transcripts.words import REASON, branch, epoch, gid, message, participant, ref, shown, xid
+from tests.transcripts.words import (
+    REASON,
+    REGISTER,
+    branch,
+    epoch,
+    gid,
+    listed,
+    message,
+    participant,
+    ref,
+    register,
+    shown,
+    xid,
+)
 from txrpc._protocol.coordinator.events import (
     Close,
     Drain,
@@ -22,6 +35,7 @@ from txrpc._protocol.coordinator.events import (
     Woke,
 )
 from txrpc._protocol.coordinator.machine import Coordinator
+from txrpc._protocol.deciding import Decided, RegisterAnswer
 from txrpc._protocol.messages import (
     Abandon,
     Acked,
@@ -47,7 +61,8 @@ from txrpc._protocol.messages import (
     Voted,
     Wait,
 )
-from txrpc._protocol.participant.branch import BranchInput, Do, Effects
+from txrpc._protocol.outcomes import Found
+from txrpc._protocol.participant.branch import BranchInput, Deciding, Do, Effects
 from txrpc._protocol.participant.machine import Participant
 from txrpc._protocol.records import Decision, Incident, Opened
 from txrpc.errors import AbortCode, Reason
@@ -95,6 +110,7 @@ def _is_option(word: str) -> bool:
         "everywhere",
         "begun",
         "deadline",
+        "holds",
     )
 
 
@@ -165,12 +181,13 @@ class CoordinatorMachine(Machine):
     # -------------------------------------------------------------------------------------------------- the commands
 
     def do_hello(self, words: list[str], options: Options) -> None:
-        """hello a [resource=none] [seen=1]: a process connects."""
+        """hello a [resource=none] [seen=1] [holds=register]: a process connects."""
         (name,) = words
         self.sessions[name] = number = len(self.names) + 1
         self.names[number] = name
         resource = options.get("resource", f"db-{name[0]}" if name != "root" else "none")
-        resources = () if resource == "none" else (ResourceInfo(resource, "test"),)
+        held = REGISTER if "holds" in options else None
+        resources = () if resource == "none" else (ResourceInfo(resource, "test", register=held),)
         seen = Owner(NODE, epoch(int(options["seen"]))) if "seen" in options else None
         self._step(SessionOpened(number, Hello(1, "default", participant(name), name, resources, seen)))
 
@@ -205,7 +222,17 @@ class CoordinatorMachine(Machine):
         """vote a1 tx1 PREPARED."""
         name, tx, vote = words
         reason = REASON if vote == "ABORT" else None
-        self._said(words, options, Voted(xid(tx), branch(name), Vote[vote], reason, "77" if vote == "PREPARED" else ""))
+        token, under = "77" if vote == "PREPARED" else "", register(name)
+        self._said(words, options, Voted(xid(tx), branch(name), Vote[vote], reason, token, under))
+
+    def do_decided(self, words: list[str], options: Options) -> None:
+        """decided tx1 a1 b1 from=d: a process that holds the register says so."""
+        self._said(words, options, Decided(REGISTER, xid(words[0]), tuple(map(listed, words[1:]))))
+
+    def do_register(self, words: list[str], options: Options) -> None:
+        """register tx1 COMMITTED a1 b1 from=d: the process that was asked for it answers."""
+        tx, found, *names = words
+        self._said(words, options, RegisterAnswer(REGISTER, xid(tx), Found[found], tuple(map(listed, names))))
 
     def do_committing(self, words: list[str], options: Options) -> None:
         """committing a1 tx1: it is about to give COMMIT to its database."""
@@ -321,7 +348,7 @@ class ParticipantMachine(Machine):
     def do_open(self, words: list[str], options: Options) -> None:
         """open a1 tx1 [deadline=5s] [calls=1]: calls that have ended have used it."""
         name, tx = words
-        row = self.table.open(gid(name, tx, 2), self.now_ms + _ms(options.get("deadline", "5s")))
+        row = self.table.open(gid(name, tx, 2), self.now_ms + _ms(options.get("deadline", "5s")), NODE)
         row.calls = int(options.get("calls", 1))
 
     def _hear(self, made: Any) -> None:
@@ -378,9 +405,12 @@ class ParticipantMachine(Machine):
         self.lines += [f"send {message(sent)}"] if sent is not None else []
 
     def do_local(self, words: list[str], options: Options) -> None:
-        """local commit a1 [calls=1], local rollback a1: the root is in this very process."""
-        what, name = words
-        if what == "commit":
+        """local commit a1 [calls=1], local decide a1 b1 c1, local rollback a1: the root is in this very process."""
+        what, name, *others = words
+        if what == "decide":
+            order = Deciding(int(options.get("calls", 1)), tuple(map(listed, others)))
+            self._apply(self.table.step(BranchInput.LOCAL_COMMIT, branch(name), self.now_ms, order))
+        elif what == "commit":
             detail: Any = int(options.get("calls", 1))
             self._apply(self.table.step(BranchInput.LOCAL_COMMIT, branch(name), self.now_ms, detail))
         else:

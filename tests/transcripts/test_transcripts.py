@@ -67,7 +67,8 @@ def test_every_word_of_the_language_and_every_message_occurs() -> None:
     assert used == {(kind, verb) for kind, machine in MACHINES.items() for verb in machine.verbs()}
     names = {kind.__name__ for kind in (*get_args(ToCoordinator), *get_args(FromCoordinator))}
     said = set(re.findall(r"^(?:to \S+|close \S+|send):? (\w+)", text, re.MULTILINE))
-    heard = {"CommitRequest", "RollbackRequest", "OutcomeRequest"}  # the commands commit, rollback and outcome
+    # The commands commit, rollback, outcome and register.
+    heard = {"CommitRequest", "RollbackRequest", "OutcomeRequest", "RegisterAnswer"}
     assert said | heard == names - OF_THE_SHELL
 
 

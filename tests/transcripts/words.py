@@ -5,13 +5,30 @@ from __future__ import annotations
 from typing import Any
 
 from txrpc._protocol.messages import BranchRef, Vote
+from txrpc._protocol.records import PreparedBranch
 from txrpc.errors import AbortCode, Reason
-from txrpc.ids import BranchId, Epoch, Gid, ParticipantId, Xid
+from txrpc.ids import BranchId, Epoch, Gid, ParticipantId, RegisterId, Xid
 from verification import words
 
-__all__ = ["REASON", "branch", "epoch", "gid", "message", "participant", "ref", "shown", "xid"]
+__all__ = [
+    "REASON",
+    "REGISTER",
+    "branch",
+    "epoch",
+    "gid",
+    "listed",
+    "message",
+    "participant",
+    "ref",
+    "register",
+    "shown",
+    "xid",
+]
 
 REASON = Reason(AbortCode.APPLICATION_ERROR, "no")
+
+
+REGISTER = RegisterId(b"ledger".ljust(24, b"."))
 
 
 def xid(name: str) -> Xid:
@@ -25,8 +42,13 @@ def participant(name: str) -> ParticipantId:
 
 
 def branch(name: str) -> BranchId:
-    """``a1``."""
-    return BranchId(name.encode().ljust(8, b"."))
+    """``a1``; ``a1^`` is the same one, in a transaction that a register decides."""
+    return BranchId(name.removesuffix("^").encode().ljust(8, b"."))
+
+
+def register(name: str) -> RegisterId | None:
+    """The register that decides, if branch *name* says so."""
+    return REGISTER if name.endswith("^") else None
 
 
 def epoch(number: int) -> Epoch:
@@ -39,12 +61,21 @@ def ref(text: str) -> BranchRef:
     text, _, vote = text.partition("=")
     name, _, calls = text.partition("*")
     early = Vote[vote] if vote else None
-    return BranchRef(branch(name), f"db-{name[0]}", participant(name[0]), int(calls or 1), early, "77" if early else "")
+    token, counted = ("77", 1) if early else ("", 0)
+    process, number = participant(name[0]), int(calls or 1)
+    return BranchRef(branch(name), f"db-{name[0]}", process, number, early, token, counted, register(name))
+
+
+def listed(name: str) -> PreparedBranch:
+    """What a register keeps of ``a1``."""
+    return PreparedBranch(branch(name), participant(name[0]), f"db-{name[0]}", "77")
 
 
 def gid(name: str, tx: str, number: int) -> Gid:
     """The branch as it is named in the database."""
-    return Gid("default", "c1", epoch(number), xid(tx), branch(name), participant(name[0]), f"db-{name[0]}")
+    under = register(name)
+    node, of = ("c1", epoch(number)) if under is None else ("", Epoch(0))
+    return Gid("default", node, of, xid(tx), branch(name), participant(name[0]), f"db-{name[0]}", under)
 
 
 def _name(value: Any) -> str:

@@ -128,6 +128,11 @@ def _item(**fields: Any) -> session_pb2.ProcessBatch:
         ({"commit_request": session_pb2.CommitRequest(xid=bytes(16), branches=[_ref(resource="a'b")])}, "resource"),
         ({"commit_request": session_pb2.CommitRequest(xid=bytes(16), epoch=2**64 - 1)}, "epoch"),
         ({"inquiry": session_pb2.Inquiry(gid=session_pb2.Gid(group="g", node="", xid=bytes(16)))}, "node"),
+        ({"inquiry": session_pb2.Inquiry(gid=session_pb2.Gid(group="g", node="c", register=bytes(24)))}, "register"),
+        ({"inquiry": session_pb2.Inquiry(gid=session_pb2.Gid(group="g", register=bytes(16)))}, "register"),
+        ({"decided": session_pb2.Decided(xid=bytes(16))}, "register"),
+        ({"decided": session_pb2.Decided(register=bytes(24), xid=bytes(16), branches=[_ref(), _ref()])}, "twice"),
+        ({"register_answer": session_pb2.RegisterAnswer(register=bytes(24), xid=bytes(16))}, "found"),
     ],
 )
 def test_each_bad_field_is_named(item: dict[str, Any], says: str) -> None:

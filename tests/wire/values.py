@@ -6,9 +6,12 @@ from typing import Any
 
 from hypothesis import strategies as st
 
+from txrpc._protocol import deciding as d
 from txrpc._protocol import messages as m
+from txrpc._protocol.outcomes import Found
+from txrpc._protocol.records import PreparedBranch
 from txrpc.errors import AbortCode, Reason
-from txrpc.ids import BranchId, Epoch, Gid, ParticipantId, Xid
+from txrpc.ids import BranchId, Epoch, Gid, ParticipantId, RegisterId, Xid
 
 names = st.from_regex(r"[A-Za-z0-9]([A-Za-z0-9._-]{0,20}[A-Za-z0-9])?", fullmatch=True)
 xids = st.binary(min_size=16, max_size=16).map(Xid)
@@ -21,13 +24,20 @@ tokens = st.integers(0, 2**63).map(str) | st.just("")
 reasons = st.builds(Reason, st.sampled_from(AbortCode), texts)
 uint32 = st.integers(0, 2**32 - 1)
 positions = st.integers(0, 2**63 - 1)
-gids = st.builds(Gid, names, names, epochs, xids, branch_ids, participants, names)
+registers = st.binary(min_size=24, max_size=24).map(RegisterId)
+some_register = st.none() | registers
+gids = st.builds(Gid, names, names, epochs, xids, branch_ids, participants, names) | st.builds(
+    Gid, names, st.just(""), st.just(Epoch(0)), xids, branch_ids, participants, names, registers
+)
 votes = st.sampled_from(m.Vote)
 results = st.sampled_from(m.Outcome)
-refs = st.builds(m.BranchRef, branch_ids, names, participants, uint32, st.none() | votes, tokens)
+refs = st.builds(m.BranchRef, branch_ids, names, participants, uint32, st.none() | votes, tokens, uint32, some_register)
 ref_lists = st.lists(refs, max_size=4, unique_by=lambda ref: ref.branch).map(tuple)
-resources = st.builds(m.ResourceInfo, names, texts, texts)
-contexts = st.builds(m.TransactionContext, names, xids, owners, uint32, st.booleans())
+prepared = st.builds(PreparedBranch, branch_ids, participants, names, tokens)
+prepared_lists = st.lists(prepared, max_size=4, unique_by=lambda each: each.branch).map(tuple)
+resources = st.builds(m.ResourceInfo, names, texts, texts, texts, some_register)
+some = st.booleans()
+contexts = st.builds(m.TransactionContext, names, xids, owners, uint32, some, some, some, some_register)
 reports = st.builds(m.CallReport, ref_lists, st.none() | reasons)
 
 to_coordinator: st.SearchStrategy[Any] = st.one_of(
@@ -44,13 +54,15 @@ to_coordinator: st.SearchStrategy[Any] = st.one_of(
     st.builds(m.CommitRequest, xids, epochs, uint32, ref_lists, uint32, st.sampled_from(m.Wait)),
     st.builds(m.RollbackRequest, xids, epochs, uint32, ref_lists, reasons, st.booleans()),
     st.builds(m.OutcomeRequest, xids, epochs, uint32, ref_lists),
-    st.builds(m.Voted, xids, branch_ids, votes, st.none() | reasons, tokens),
+    st.builds(m.Voted, xids, branch_ids, votes, st.none() | reasons, tokens, some_register),
     st.builds(m.Committing, xids, branch_ids, tokens),
     st.builds(m.OnePhaseDone, xids, branch_ids, results, st.none() | reasons),
     st.builds(m.Acked, xids, branch_ids, st.sampled_from(m.FinishResult), names),
     st.builds(m.Trouble, gids, st.none() | reasons),
     st.builds(m.Inquiry, gids, st.integers(0, 2**63), uint32),
     st.builds(m.Resolved, xids, branch_ids, results),
+    st.builds(d.Decided, registers, xids, prepared_lists),
+    st.builds(d.RegisterAnswer, registers, xids, st.sampled_from(Found), prepared_lists),
 )
 
 from_coordinator: st.SearchStrategy[Any] = st.one_of(
@@ -72,5 +84,8 @@ from_coordinator: st.SearchStrategy[Any] = st.one_of(
         positions,
     ),
     st.builds(m.OnePhaseToken, xids, tokens),
+    st.builds(d.Votes, xids, prepared_lists),
+    st.builds(d.RegisterQuestion, registers, xids, some),
+    st.builds(d.DecisionDone, registers, st.lists(xids, max_size=3).map(tuple)),
     st.builds(m.GoAway, texts, texts, st.booleans()),
 )

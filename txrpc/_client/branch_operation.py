@@ -14,7 +14,10 @@ from txrpc._client.state import Later, OpenBranch
 from txrpc._failpoints import failpoint
 from txrpc._protocol.messages import Outcome
 from txrpc._protocol.participant.branch import BranchInput, Do, Operation
+from txrpc._protocol.records import PreparedBranch
+from txrpc._wire.deciding import encode_branches
 from txrpc.errors import AbortCode, Reason, ResourceUnavailable
+from txrpc.ids import Xid
 from txrpc.resource import AsyncResource, Prepared, Resource, Work
 
 __all__ = ["broke", "operate"]
@@ -54,9 +57,10 @@ def operate(
         return None
     if do.operation is Operation.ASK_AGAIN and branch is not None and branch.later is not None:
         return (yield from branch.later.ask())
-    failpoint(f"participant.before_{do.operation.value}")
+    step = do.operation.value if do.decides is None else "decide"
+    failpoint(f"participant.before_{step}")
     result = yield from _operate(do, resource, work, committing)
-    failpoint(f"participant.after_{do.operation.value}")
+    failpoint(f"participant.after_{step}")
     return result
 
 
@@ -83,6 +87,8 @@ def _operate(
 ) -> Flow[Result | Later]:
     if do.operation is Operation.PREPARE:
         return (yield from _prepare(do, resource, work))
+    if do.decides is not None:
+        return (yield from _decide(do, resource, work, do.decides))
     if do.operation is Operation.COMMIT_ONE_PHASE:
         return (yield from _commit_one_phase(resource, work, committing))
     if do.operation is Operation.ROLLBACK:
@@ -129,6 +135,31 @@ def _commit_one_phase(
     if outcome is None and hasattr(resource, "how_it_ended"):
         return Later(functools.partial(_how_it_ended, resource, work), _ended(resource, Outcome.UNKNOWN))
     return _ended(resource, outcome or Outcome.UNKNOWN)
+
+
+def _decide(do: Do, resource: Any, work: Work, branches: tuple[PreparedBranch, ...]) -> Flow[Result | Later]:
+    """Commit with the decision.  Whatever goes wrong once that has begun, the register is asked, and nothing else."""
+    xid = do.gid.xid
+    try:
+        outcome = yield resource.decider.decide, (work, xid, encode_branches(branches))
+    except Exception as error:
+        aborted = BranchInput.ONE_PHASE_ENDED, (Outcome.ABORTED, _why(resource, error))
+        return (yield from _rollback(resource, work, aborted))
+    if outcome is None:
+        return Later(functools.partial(_how_it_was_decided, resource, work, xid), _ended(resource, Outcome.UNKNOWN))
+    return _decided(resource, outcome)
+
+
+def _how_it_was_decided(resource: Any, work: Work, xid: Xid) -> Flow[Result | None]:
+    outcome: Outcome | None = yield resource.decider.how_it_was_decided, (work, xid)
+    return None if outcome is None else _decided(resource, outcome)
+
+
+def _decided(resource: Any, outcome: Outcome) -> Result:
+    if outcome is Outcome.ABORTED:
+        text = f"the register of {resource.name} refuses the decision: it came too late, or its database is another one now"
+        return BranchInput.ONE_PHASE_ENDED, (outcome, Reason(AbortCode.CANNOT_PREPARE, text))
+    return _ended(resource, outcome)
 
 
 def _how_it_ended(resource: Any, work: Work) -> Flow[Result | None]:

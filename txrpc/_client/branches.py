@@ -98,13 +98,14 @@ def call_ended(client: ClientState, part: LocalTransaction) -> None:
                 row.doom = row.doom or part.doom
 
 
-def vote_early(client: ClientState, part: LocalTransaction) -> Flow[None]:
+def vote_early(client: ClientState, part: LocalTransaction, besides: str = "") -> Flow[None]:
     """Prepare what this process has of *part*'s transaction: its last call here has ended, and the reply carries the votes.
 
-    What wrote nothing and must be kept, and what another call has voted for, is left as it is.
+    What wrote nothing and must be kept, and what another call has voted for, is left as it is; so is resource *besides*.
     """
     with client.lock:
-        found = (client.participant.state.find(part.xid, name) for name in client.resources)
+        names = (name for name in client.resources if name != besides)
+        found = (client.participant.state.find(part.xid, name) for name in names)
         active = [row for row in found if row is not None and row.state is BranchState.ACTIVE]
         waiting = [_begin_vote(client, row) for row in active]
     for row, _future, operations in waiting:
@@ -134,7 +135,8 @@ def _begin_vote(client: ClientState, row: ParticipantBranch) -> tuple[Participan
 
 
 def _ref(client: ClientState, row: ParticipantBranch, vote: Vote) -> BranchRef:
-    return BranchRef(row.branch, row.gid.resource, client.participant_id, 0, vote, row.token, row.calls)
+    gid = row.gid
+    return BranchRef(row.branch, gid.resource, client.participant_id, 0, vote, row.token, row.calls, gid.register)
 
 
 def _find_or_open(client: ClientState, part: LocalTransaction, resource: Resource | AsyncResource) -> OpenBranch:
@@ -165,9 +167,11 @@ def _open(client: ClientState, part: LocalTransaction, resource: Resource | Asyn
             "the transaction began with no coordinator in reach, so it can use one resource of this process only"
         )
     owner = part.owner or NO_COORDINATOR
-    branch_id = BranchId(client.entropy(8))
-    gid = Gid(client.group, owner.node, owner.epoch, part.xid, branch_id, client.participant_id, resource.name)
-    branch = OpenBranch(client.participant.open(gid, part.deadline_ms), resource, client.runtime.branch_lock())
+    node, epoch = (owner.node, owner.epoch) if part.register is None else ("", Epoch(0))
+    branch_id, me = BranchId(client.entropy(8)), client.participant_id
+    gid = Gid(client.group, node, epoch, part.xid, branch_id, me, resource.name, part.register)
+    row = client.participant.open(gid, part.deadline_ms, owner.node)
+    branch = OpenBranch(row, resource, client.runtime.branch_lock())
     client.branches[branch_id] = branch
     client.runtime.wake()
     return branch
@@ -236,7 +240,8 @@ def _note_use(client: ClientState, branch: OpenBranch, part: LocalTransaction, j
     """The work is there: from now on *part* lists the branch."""
     row = branch.row
     with client.lock:
-        if part.used(BranchRef(row.branch, row.gid.resource, client.participant_id, int(joined))):
+        me, register = client.participant_id, row.gid.register
+        if part.used(BranchRef(row.branch, row.gid.resource, me, int(joined), register=register)):
             row.running += joined
 
 

@@ -152,9 +152,11 @@ class Client:
 
     # ---------------------------------------------------------------------------------------------------- transactions
 
-    def new_root(self, timeout: float | None, read_only: bool, rule: RollbackRules) -> RootTransaction:
+    def new_root(
+        self, timeout: float | None, read_only: bool, rule: RollbackRules, decide_in: Resource | str | None = None
+    ) -> RootTransaction:
         """A transaction that is not current anywhere."""
-        return RootTransaction(self.state, self.core.begin_part(timeout, read_only), rule)
+        return RootTransaction(self.state, self.core.begin_part(timeout, read_only, decide_in), rule)
 
     def join(self, context: TransactionContext) -> JoinedTransaction:
         """A handle for one incoming call.  See `txrpc._grpc.ports.Joiner`."""
@@ -235,6 +237,19 @@ class Client:
             if not isinstance(error, Exception):
                 raise  # Ctrl-C in the root's own thread
 
+    def aside(
+        self, name: str, verb: Callable[..., Any], arguments: tuple[Any, ...], then: Callable[[Any], None]
+    ) -> None:
+        self._submit(self._finishers[name], self._aside, verb, arguments, then)
+
+    def _aside(self, verb: Callable[..., Any], arguments: tuple[Any, ...], then: Callable[[Any], None]) -> None:
+        found: Any
+        try:
+            found = verb(*arguments)
+        except Exception as error:
+            found = error
+        then(found)
+
     def future(self) -> Future[Any]:
         return Future()
 
@@ -273,16 +288,11 @@ class Client:
         if self.state.starting.trouble(name):
             self._start_resource(name)
         else:
-            self._sweep(name)
+            sweep = self.state.resources[name].in_doubt
+            self._aside(sweep, (self.state.group,), functools.partial(self.core.swept, name))
 
     def _start_resource(self, name: str) -> None:
         try:
             self.core.started(name, self.state.resources[name].start())
         except Exception as error:
             self.core.started(name, error)
-
-    def _sweep(self, name: str) -> None:
-        try:
-            self.core.swept(name, self.state.resources[name].in_doubt(self.state.group))
-        except Exception as error:
-            self.core.swept(name, error)

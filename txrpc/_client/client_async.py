@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import logging
-from collections.abc import Coroutine, Iterable
+from collections.abc import Callable, Coroutine, Iterable
 from contextlib import AbstractAsyncContextManager
 from typing import Any, Protocol, Self
 
@@ -135,9 +136,11 @@ class AsyncClient:
 
     # ---------------------------------------------------------------------------------------------------- transactions
 
-    def new_root(self, timeout: float | None, read_only: bool, rule: RollbackRules) -> AsyncRootTransaction:
+    def new_root(
+        self, timeout: float | None, read_only: bool, rule: RollbackRules, decide_in: AsyncResource | str | None = None
+    ) -> AsyncRootTransaction:
         """A transaction that is not current anywhere."""
-        return AsyncRootTransaction(self.state, self.core.begin_part(timeout, read_only), rule)
+        return AsyncRootTransaction(self.state, self.core.begin_part(timeout, read_only, decide_in), rule)
 
     def join(self, context: TransactionContext) -> AsyncJoinedTransaction:
         """A handle for one incoming call.  See `txrpc._grpc.ports.Joiner`."""
@@ -218,6 +221,22 @@ class AsyncClient:
         pools = self._finishers if do.operation in effects.FINISHING else self._workers
         return pools[do.gid.resource]
 
+    def aside(
+        self, name: str, verb: Callable[..., Any], arguments: tuple[Any, ...], then: Callable[[Any], None]
+    ) -> None:
+        self._spawn(self._aside(name, verb, arguments, then))
+
+    async def _aside(
+        self, name: str, verb: Callable[..., Any], arguments: tuple[Any, ...], then: Callable[[Any], None]
+    ) -> None:
+        found: Any
+        try:
+            async with self._finishers[name]:
+                found = await verb(*arguments)
+        except Exception as error:
+            found = error
+        then(found)
+
     def future(self) -> asyncio.Future[Any]:
         return asyncio.get_running_loop().create_future()
 
@@ -253,18 +272,11 @@ class AsyncClient:
         if self.state.starting.trouble(name):
             await self._start_resource(name)
         else:
-            await self._sweep(name)
+            sweep, then = self.state.resources[name].in_doubt, functools.partial(self.core.swept, name)
+            await self._aside(name, sweep, (self.state.group,), then)
 
     async def _start_resource(self, name: str) -> None:
         try:
             self.core.started(name, await self.state.resources[name].start())
         except Exception as error:
             self.core.started(name, error)
-
-    async def _sweep(self, name: str) -> None:
-        try:
-            async with self._finishers[name]:
-                found = await self.state.resources[name].in_doubt(self.state.group)
-            self.core.swept(name, found)
-        except Exception as error:
-            self.core.swept(name, error)

@@ -18,21 +18,21 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from typing import Any
 
-from txrpc._client import effects, requests
+from txrpc._client import deciding, effects, requests
 from txrpc._client.coordinators import all_over
 from txrpc._client.flow import Flow
 from txrpc._client.local_transaction import LocalTransaction, Status
+from txrpc._client.requests import Ended
 from txrpc._client.state import ClientState, LocalCommit
 from txrpc._protocol.messages import (
     BranchRef,
-    CommitRequest,
     Outcome,
     OutcomeReply,
     OutcomeRequest,
     Owner,
     RollbackRequest,
+    Vote,
     Wait,
 )
 from txrpc._protocol.participant.branch import BranchState
@@ -69,9 +69,13 @@ def cancel_calls(part: LocalTransaction) -> None:
         call.cancel()
 
 
-def commit(client: ClientState, part: LocalTransaction, wait: Wait) -> Flow[None]:
+def commit(client: ClientState, part: LocalTransaction, wait: Wait | None = None) -> Flow[None]:
     """Commit, or raise what says that it did not."""
     yield from settle(part)
+    if wait is None:
+        wait = Wait.DECISION if part.decides_in else Wait.ACKNOWLEDGED
+    if part.decides_in:
+        yield from deciding.join(client, part)
     reason = part.close(Status.COMMITTING)
     if reason is None and client.now_ms() >= part.deadline_ms:
         reason = Reason(AbortCode.TIMED_OUT, "the transaction's deadline has passed")
@@ -83,8 +87,10 @@ def commit(client: ClientState, part: LocalTransaction, wait: Wait) -> Flow[None
             outcome = Outcome.ABORTED
         elif not refs:
             outcome = Outcome.COMMITTED
+        elif part.decides_in:
+            outcome, reason = yield from _commit_deciding(client, part, wait)
         elif (ref := _only_here(client, refs)) is not None:
-            outcome, reason = yield from _commit_here(client, part, ref)
+            outcome, reason = yield from requests.commit_here(client, part, ref, ref.calls)
         else:
             outcome, reason = yield from _commit_there(client, part, refs, wait)
     except BaseException:
@@ -113,8 +119,6 @@ _STATUS = {
     Outcome.UNKNOWN: Status.UNKNOWN,
 }
 
-Ended = tuple[Outcome, Reason | None]
-
 
 def rollback(client: ClientState, part: LocalTransaction, reason: Reason) -> Flow[None]:
     """Roll back: the own branches now, those elsewhere as soon as the message arrives, or at their deadline."""
@@ -129,8 +133,9 @@ def _undo(client: ClientState, part: LocalTransaction, refs: tuple[BranchRef, ..
     futures = [requests.rollback_here(client, ref, reason) for ref in own]
     cancel_calls(part)
     everywhere = bool(part.in_flight) or part.lost_vote
-    if part.owner is not None and (len(own) < len(refs) or everywhere):
-        others = tuple(ref for ref in refs if ref.participant != client.participant_id)
+    voted = any(ref.vote is Vote.PREPARED for ref in own)
+    if part.owner is not None and (len(own) < len(refs) or voted or everywhere):
+        others = tuple(ref for ref in refs if ref.participant != client.participant_id or ref.vote is Vote.PREPARED)
         request = RollbackRequest(part.xid, part.owner.epoch, part.begun_tick, others, reason, everywhere)
         effects.tell(client, part.owner.node, request)
     for future in futures:
@@ -139,21 +144,16 @@ def _undo(client: ClientState, part: LocalTransaction, refs: tuple[BranchRef, ..
             yield client.runtime.wait, (future, client.commit_timeout_ms / 1000)
 
 
-def _commit_here(client: ClientState, part: LocalTransaction, ref: BranchRef) -> Flow[Ended]:
-    future, operations = requests.commit_here(client, ref)
-    for do in operations:
-        yield client.runtime.operate_here, (do, client.branches.get(ref.branch))
-    patience_s = max(0, part.deadline_ms - client.now_ms() + client.commit_timeout_ms) / 1000
-    try:
-        result, reason = yield client.runtime.wait, (future, patience_s)
-    except TimeoutError:
-        text = f"{ref.resource} has not answered COMMIT for {patience_s:.0f} s"
-        return Outcome.UNKNOWN, Reason(AbortCode.RESOURCE_UNAVAILABLE, text)
-    return result, reason
+def _commit_deciding(client: ClientState, part: LocalTransaction, wait: Wait) -> Flow[Ended]:
+    ended = yield from deciding.commit(client, part, wait)
+    if isinstance(ended, Reason):
+        yield from _undo(client, part, part.refs, ended)
+        return Outcome.ABORTED, ended
+    return ended
 
 
 def _commit_there(client: ClientState, part: LocalTransaction, refs: tuple[BranchRef, ...], wait: Wait) -> Flow[Ended]:
-    future = yield from _send_commit(client, part, refs, wait)
+    future = yield from requests.send_commit(client, part, refs, wait)
     if isinstance(future, Reason):
         yield from _undo(client, part, refs, future)
         return Outcome.ABORTED, future
@@ -172,29 +172,6 @@ def _commit_there(client: ClientState, part: LocalTransaction, refs: tuple[Branc
         reply = found
     part.pending, part.heuristic = reply.pending, reply.heuristic
     return reply.outcome, reply.reason
-
-
-def _send_commit(client: ClientState, part: LocalTransaction, refs: tuple[BranchRef, ...], wait: Wait) -> Flow[Any]:
-    """Send the commit request to the owner, waiting for its session while there is time; or return why it was never sent."""
-    owner = part.owner
-    if owner is None:
-        return Reason(AbortCode.COORDINATOR_UNAVAILABLE, "it began with no coordinator in reach")
-    while True:
-        left_ms = part.deadline_ms - client.now_ms()
-        try:
-            live: Owner = yield client.runtime.reconnect, (owner.node, max(0, left_ms) / 1000)
-            if live != owner:
-                text = f"it began under epoch {owner.epoch} of {owner.node}, which is in epoch {live.epoch} now"
-                return Reason(AbortCode.COORDINATOR_RESTARTED, text)
-            request = CommitRequest(part.xid, owner.epoch, part.begun_tick, refs, max(0, left_ms), wait)
-            return requests.post(client, owner.node, request)
-        except CoordinatorUnavailable as error:
-            if client.now_ms() >= part.deadline_ms or all_over(client):
-                return Reason(AbortCode.COORDINATOR_UNAVAILABLE, str(error))
-            yield client.runtime.pause, (_PAUSE_S,)
-        except (ConfigurationError, LimitExceeded) as error:
-            code = AbortCode.LIMIT_EXCEEDED if isinstance(error, LimitExceeded) else AbortCode.COORDINATOR_UNAVAILABLE
-            return Reason(code, str(error))
 
 
 def _ask_outcome(client: ClientState, node: str, request: OutcomeRequest, until_ms: int) -> Flow[OutcomeReply | None]:

@@ -21,10 +21,11 @@ import os
 from collections.abc import Sequence
 from typing import Any
 
-from txrpc._client import effects, greeting, requests
+from txrpc._client import effects, greeting, registers, requests
 from txrpc._client.coordinators import KnownCoordinator, Outbox, live
 from txrpc._client.local_transaction import LocalTransaction
 from txrpc._client.state import ClientState, ManagerStatus
+from txrpc._protocol.deciding import DecisionDone, RegisterQuestion, Votes
 from txrpc._protocol.messages import (
     Abandon,
     Commit,
@@ -78,8 +79,8 @@ class ClientCore:
 
     # --------------------------------------------------------------------------------------------------- transactions
 
-    def begin_part(self, timeout_s: float | None, read_only: bool) -> LocalTransaction:
-        """A root's part.  Nothing is sent."""
+    def begin_part(self, timeout_s: float | None, read_only: bool, decide_in: Any = None) -> LocalTransaction:
+        """A root's part.  Nothing is sent.  *decide_in*: a resource that decides, or its name."""
         self.check_fork()
         timeout_s = DEFAULT_TIMEOUT_S if timeout_s is None else timeout_s
         check_timeout(timeout_s)
@@ -90,7 +91,10 @@ class ClientCore:
         xid = Xid.make(self.state.unix_ms(), self.state.entropy(10))
         owner, tick = (chosen.owner, chosen.tick) if chosen is not None else (None, 0)
         deadline_ms = self.state.now_ms() + int(timeout_s * 1000)
-        return LocalTransaction(xid, owner, self.state.group, deadline_ms, read_only, tick, timeout_s)
+        part = LocalTransaction(xid, owner, self.state.group, deadline_ms, read_only, tick, timeout_s)
+        if decide_in is not None:
+            part.decides_in, part.register = registers.register_of(self.state, decide_in)
+        return part
 
     def join_part(self, context: TransactionContext) -> LocalTransaction:
         """The part of an incoming call.  See `txrpc._grpc.ports.Joiner.join` for what is raised."""
@@ -116,6 +120,7 @@ class ClientCore:
             context.read_only,
             0,
             call_reads_only=context.call_reads_only,
+            register=context.register,
         )
 
     def _too_late(self, xid: Xid) -> str:
@@ -129,6 +134,11 @@ class ClientCore:
 
     def _check_owner(self, context: TransactionContext) -> None:
         node, epoch = context.owner.node, context.owner.epoch
+        if context.register is not None:
+            # Any coordinator will do, in any epoch.
+            if live(self.state, "") is None:
+                raise CoordinatorUnavailable("this service has no session with a coordinator")
+            return
         known = self.state.coordinators.get(node)
         if known is not None and known.owner.epoch > epoch:
             text = f"it began under epoch {epoch} of a coordinator that is in {known.owner.epoch} now"
@@ -191,10 +201,14 @@ class ClientCore:
         node = known.owner.node
         if isinstance(message, OutcomeReply | Tick | Commit):
             known.position = max(known.position, message.position)
-        if isinstance(message, OutcomeReply):
+        if isinstance(message, OutcomeReply | Votes):
             requests.replied(self.state, node, message)
         elif isinstance(message, Tick):
             known.tick = message.tick
+        elif isinstance(message, RegisterQuestion):
+            registers.asked(self.state, node, message)
+        elif isinstance(message, DecisionDone):
+            registers.done(self.state, message)
         elif isinstance(message, OnePhaseToken):
             if (node, message.xid) in self.state.requests:
                 requests.keep(self.state.tokens, message.xid, message.token)
@@ -204,7 +218,7 @@ class ClientCore:
 
     def _about_branch(self, known: KnownCoordinator, message: Any) -> None:
         now_ms = self.state.now_ms()
-        if not isinstance(message, Abandon) and effects.node_of(self.state, message) != self.state.asker:
+        if not isinstance(message, Abandon) and effects.node_of(self.state, message) not in ("", self.state.asker):
             logger.error("coordinator %s gives orders about a branch of another one's", self.state.asker)
             return
         if isinstance(message, Abandon):
@@ -222,6 +236,8 @@ class ClientCore:
                 "asked to finish a branch of resource %s, which this process does not have", message.gid.resource
             )
             return
+        if isinstance(message, Commit) and message.gid.register is not None:
+            self.state.ordered_by.setdefault(message.gid.branch, {})[self.state.asker] = None
         effects.apply(self.state, self.state.participant.received(message, now_ms))
 
     def _is_foreign(self, message: Resolve) -> bool:
@@ -309,6 +325,7 @@ class ClientCore:
             for gid, since_ms in found:
                 if live(self.state, gid.node) is not None:
                     effects.apply(self.state, self.state.participant.in_doubt(gid, since_ms, self.state.now_ms()))
+            registers.look_through(self.state, name)
 
     # ------------------------------------------------------------------------------------------------------------ fork
 

@@ -8,12 +8,15 @@ from __future__ import annotations
 
 import itertools
 import logging
+import operator
+from collections.abc import Iterable
 from dataclasses import replace
 from typing import Any
 
 from txrpc._client.coordinators import Outbox, live, unavailable
 from txrpc._client.state import ClientState, Later
-from txrpc._protocol.messages import Hello, Outcome, ToCoordinator, Trouble
+from txrpc._protocol.deciding import Decided
+from txrpc._protocol.messages import Acked, Hello, Outcome, ToCoordinator, Trouble
 from txrpc._protocol.participant.branch import BranchInput, Do, Effects, Operation
 from txrpc.errors import Reason, Unavailable
 from txrpc.ids import BranchId
@@ -94,11 +97,18 @@ def _send_all(client: ClientState, messages: list[ToCoordinator]) -> None:
     for message in messages:
         if isinstance(message, Trouble) and message.reason is not None:
             logger.warning("%s (%s)", message.reason.text, message.gid)
-    try:
-        for node, group in itertools.groupby(messages, lambda message: node_of(client, message)):
-            send(client, node, *group)
-    except Unavailable:  # no session, or more waits for it than it takes
-        logger.debug("dropped %d messages: no session", len(messages))
+    addressed = [(node, message) for message in messages for node in _nodes_of(client, message)]
+    for node, group in itertools.groupby(addressed, operator.itemgetter(0)):
+        try:
+            send(client, node, *(message for _, message in group))
+        except Unavailable:  # no session, or more waits for it than it takes
+            logger.debug("dropped what was for coordinator %s: no session", node)
+
+
+def _nodes_of(client: ClientState, message: ToCoordinator) -> Iterable[str]:
+    """`node_of`; an acknowledgement goes to each coordinator that has given the order."""
+    ordered_by = client.ordered_by.pop(message.branch, None) if isinstance(message, Acked) else None
+    return ordered_by or (node_of(client, message),)
 
 
 def operated(client: ClientState, do: Do, result: tuple[BranchInput, Any] | Later | None) -> None:
@@ -153,7 +163,7 @@ def send(client: ClientState, node: str, *messages: ToCoordinator) -> None:
     known = live(client, node)
     if known is None or known.session is None:
         raise unavailable(client, node)
-    known.session.send(node, *messages)
+    known.session.send(known.owner.node, *messages)
 
 
 def greet(session: Outbox, node: str, hello: Hello) -> None:
@@ -173,9 +183,14 @@ def tell(client: ClientState, node: str, message: ToCoordinator) -> None:
 
 
 def node_of(client: ClientState, message: Any) -> str:
-    """Return the coordinator of a message's branch; of a branch that is not known here, the one that asked."""
+    """Return the coordinator of a message's branch; of a branch that is not known here, the one that asked.
+
+    "": any, because the decision is in a register.
+    """
     if hasattr(message, "gid"):
         node: str = message.gid.node
         return node
+    if isinstance(message, Decided):
+        return ""
     row = client.participant.rows.get(message.branch)
-    return row.gid.node if row is not None and row.xid == message.xid else client.asker
+    return row.home if row is not None and row.xid == message.xid else client.asker

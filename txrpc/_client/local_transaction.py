@@ -21,7 +21,7 @@ from typing import Any
 from txrpc._client.rollback_rules import RollbackRules
 from txrpc._protocol.messages import BranchRef, CallReport, Outcome, Owner, TransactionContext
 from txrpc.errors import AbortCode, CallsInFlight, IllegalState, Reason, TransactionTimedOut, TxrpcError, aborted
-from txrpc.ids import BranchId, Xid
+from txrpc.ids import BranchId, RegisterId, Xid
 
 __all__ = ["Hook", "LocalTransaction", "OutgoingCall", "Status", "TransactionEvent"]
 
@@ -125,6 +125,7 @@ class LocalTransaction:
         begun_tick: int,
         timeout_s: float | None = None,
         call_reads_only: bool = False,
+        register: RegisterId | None = None,
     ) -> None:
         self.xid = xid
         self.owner = owner
@@ -136,6 +137,10 @@ class LocalTransaction:
         self.read_only = read_only
         self.call_reads_only = call_reads_only
         """Of a joined call: it may only read, though the transaction may write elsewhere."""
+        self.register = register
+        """Where the transaction is decided, if a resource decides it."""
+        self.decides_in = ""
+        """The root's: which resource that is."""
         self.begun_tick = begun_tick
         self.around: tuple[Xid, ...] = ()
         """The transactions whose code waits for the end of this one."""
@@ -177,7 +182,9 @@ class LocalTransaction:
     ) -> OutgoingCall:
         """Register a call; the caller has made sure that the part is usable."""
         left_ms = max(1, self.deadline_ms - now_ms)
-        context = TransactionContext(self.group, self.xid, owner, left_ms, self.read_only, reads_only, final)
+        context = TransactionContext(
+            self.group, self.xid, owner, left_ms, self.read_only, reads_only, final, self.register
+        )
         call = OutgoingCall(self, rule, context)
         with self._lock:
             self._out.add(call)
@@ -211,8 +218,11 @@ class LocalTransaction:
             self._merge(ref)
 
     def miscounted(self) -> Reason | None:
-        """Return why the early votes do not hold, if one of them counted other calls than this part saw (rule 9)."""
+        """Return why the votes do not hold: one counted other calls than this part saw (rule 9), or knows no register."""
         for ref in self.refs:
+            if ref.register != self.register:
+                text = f"{ref.resource} does not know that {self.decides_in} decides: upgrade txrpc in its process"
+                return Reason(AbortCode.PROTOCOL_VIOLATION, text)
             if ref.vote is not None and ref.calls != ref.counted:
                 text = (
                     f"{ref.resource} had completed {ref.counted} calls when it voted, the root saw {ref.calls}: one ran twice, or "

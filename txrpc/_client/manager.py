@@ -59,6 +59,7 @@ class TransactionManager:
         timeout: float | None = None,
         *,
         read_only: bool = False,
+        decide_in: Resource | str | None = None,
         rollback_for: Kind | Iterable[Kind] = (),
         no_rollback_for: Kind | Iterable[Kind] = (),
     ) -> RootTransaction:
@@ -66,7 +67,7 @@ class TransactionManager:
 
         timeout: seconds until everything that is not prepared yet rolls back; 30 by default.
         read_only: the databases refuse what would write.
-        rollback_for, no_rollback_for: see `txrpc.transaction`.
+        decide_in, rollback_for, no_rollback_for: see `txrpc.transaction`.
 
         Sends nothing.  Raises `TransactionExists` inside another transaction, `UsageError` for a bad argument, `ForkedError`.
         """
@@ -74,7 +75,8 @@ class TransactionManager:
             raise TransactionExists(
                 f"begin() inside transaction {existing.xid}: end it first, or use propagation REQUIRES_NEW"
             )
-        root = self._client.new_root(timeout, read_only, RollbackRules.make(rollback_for, no_rollback_for))
+        rules = RollbackRules.make(rollback_for, no_rollback_for)
+        root = self._client.new_root(timeout, read_only, rules, decide_in)
         root._make_current()
         return root
 
@@ -85,8 +87,9 @@ class TransactionManager:
         *,
         propagation: Propagating = ...,
         read_only: bool = ...,
-        wait: Wait | str = ...,
+        wait: Wait | str | None = ...,
         needs: Iterable[Resource | str] = ...,
+        decide_in: Resource | str | None = ...,
         rollback_for: Kind | Iterable[Kind] = ...,
         no_rollback_for: Kind | Iterable[Kind] = ...,
     ) -> Scope[Transaction]: ...
@@ -97,8 +100,9 @@ class TransactionManager:
         *,
         propagation: New,
         read_only: bool = ...,
-        wait: Wait | str = ...,
+        wait: Wait | str | None = ...,
         needs: Iterable[Resource | str] = ...,
+        decide_in: Resource | str | None = ...,
         rollback_for: Kind | Iterable[Kind] = ...,
         no_rollback_for: Kind | Iterable[Kind] = ...,
     ) -> Scope[RootTransaction]: ...
@@ -109,8 +113,9 @@ class TransactionManager:
         *,
         propagation: Propagation | str,
         read_only: bool = ...,
-        wait: Wait | str = ...,
+        wait: Wait | str | None = ...,
         needs: Iterable[Resource | str] = ...,
+        decide_in: Resource | str | None = ...,
         rollback_for: Kind | Iterable[Kind] = ...,
         no_rollback_for: Kind | Iterable[Kind] = ...,
     ) -> Scope[Transaction | None]: ...
@@ -120,8 +125,9 @@ class TransactionManager:
         *,
         propagation: Propagation | str = Propagation.REQUIRED,
         read_only: bool = False,
-        wait: Wait | str = Wait.ACKNOWLEDGED,
+        wait: Wait | str | None = None,
         needs: Iterable[Resource | str] = (),
+        decide_in: Resource | str | None = None,
         rollback_for: Kind | Iterable[Kind] = (),
         no_rollback_for: Kind | Iterable[Kind] = (),
     ) -> Scope[Any]:
@@ -132,6 +138,7 @@ class TransactionManager:
             read_only=read_only,
             wait=wait,
             needs=needs,
+            decide_in=decide_in,
             rollback_for=rollback_for,
             no_rollback_for=no_rollback_for,
             manager=self,

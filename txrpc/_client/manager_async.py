@@ -57,6 +57,7 @@ class AsyncTransactionManager:
         timeout: float | None = None,
         *,
         read_only: bool = False,
+        decide_in: AsyncResource | str | None = None,
         rollback_for: Kind | Iterable[Kind] = (),
         no_rollback_for: Kind | Iterable[Kind] = (),
     ) -> AsyncRootTransaction:
@@ -64,7 +65,7 @@ class AsyncTransactionManager:
 
         timeout: seconds until everything that is not prepared yet rolls back; 30 by default.
         read_only: the databases refuse what would write.
-        rollback_for, no_rollback_for: see `txrpc.aio.transaction`.
+        decide_in, rollback_for, no_rollback_for: see `txrpc.aio.transaction`.
 
         Sends nothing.  Raises `TransactionExists` inside another transaction, `UsageError` for a bad argument, `ForkedError`.
         """
@@ -72,7 +73,8 @@ class AsyncTransactionManager:
             raise TransactionExists(
                 f"begin() inside transaction {existing.xid}: end it first, or use propagation REQUIRES_NEW"
             )
-        root = self._client.new_root(timeout, read_only, RollbackRules.make(rollback_for, no_rollback_for))
+        rules = RollbackRules.make(rollback_for, no_rollback_for)
+        root = self._client.new_root(timeout, read_only, rules, decide_in)
         root._make_current()
         return root
 
@@ -83,8 +85,9 @@ class AsyncTransactionManager:
         *,
         propagation: Propagating = ...,
         read_only: bool = ...,
-        wait: Wait | str = ...,
+        wait: Wait | str | None = ...,
         needs: Iterable[AsyncResource | str] = ...,
+        decide_in: AsyncResource | str | None = ...,
         rollback_for: Kind | Iterable[Kind] = ...,
         no_rollback_for: Kind | Iterable[Kind] = ...,
     ) -> AsyncScope[Transaction]: ...
@@ -95,8 +98,9 @@ class AsyncTransactionManager:
         *,
         propagation: New,
         read_only: bool = ...,
-        wait: Wait | str = ...,
+        wait: Wait | str | None = ...,
         needs: Iterable[AsyncResource | str] = ...,
+        decide_in: AsyncResource | str | None = ...,
         rollback_for: Kind | Iterable[Kind] = ...,
         no_rollback_for: Kind | Iterable[Kind] = ...,
     ) -> AsyncScope[AsyncRootTransaction]: ...
@@ -107,8 +111,9 @@ class AsyncTransactionManager:
         *,
         propagation: Propagation | str,
         read_only: bool = ...,
-        wait: Wait | str = ...,
+        wait: Wait | str | None = ...,
         needs: Iterable[AsyncResource | str] = ...,
+        decide_in: AsyncResource | str | None = ...,
         rollback_for: Kind | Iterable[Kind] = ...,
         no_rollback_for: Kind | Iterable[Kind] = ...,
     ) -> AsyncScope[Transaction | None]: ...
@@ -118,8 +123,9 @@ class AsyncTransactionManager:
         *,
         propagation: Propagation | str = Propagation.REQUIRED,
         read_only: bool = False,
-        wait: Wait | str = Wait.ACKNOWLEDGED,
+        wait: Wait | str | None = None,
         needs: Iterable[AsyncResource | str] = (),
+        decide_in: AsyncResource | str | None = None,
         rollback_for: Kind | Iterable[Kind] = (),
         no_rollback_for: Kind | Iterable[Kind] = (),
     ) -> AsyncScope[Any]:
@@ -130,6 +136,7 @@ class AsyncTransactionManager:
             read_only=read_only,
             wait=wait,
             needs=needs,
+            decide_in=decide_in,
             rollback_for=rollback_for,
             no_rollback_for=no_rollback_for,
             manager=self,

@@ -7,13 +7,21 @@ from dataclasses import replace
 from typing import Any, TypeVar
 
 from txrpc._client import effects
+from txrpc._client.coordinators import all_over
+from txrpc._client.flow import Flow
+from txrpc._client.local_transaction import LocalTransaction
 from txrpc._client.state import ClientState
-from txrpc._protocol.messages import BranchRef, CommitRequest, Outcome, OutcomeReply, OutcomeRequest
-from txrpc._protocol.participant.branch import BranchInput, BranchState, Do
-from txrpc.errors import AbortCode, CoordinatorUnavailable, Reason
+from txrpc._protocol.deciding import Votes
+from txrpc._protocol.messages import BranchRef, CommitRequest, Outcome, OutcomeReply, OutcomeRequest, Owner, Wait
+from txrpc._protocol.participant.branch import BranchInput, BranchState, Deciding, Do
+from txrpc.errors import AbortCode, ConfigurationError, CoordinatorUnavailable, LimitExceeded, Reason
 from txrpc.ids import BranchId
 
-__all__ = ["commit_here", "fail_all", "keep", "post", "replied", "rollback_here", "runs"]
+__all__ = ["Ended", "commit_here", "fail_all", "keep", "post", "replied", "rollback_here", "runs", "send_commit"]
+
+Ended = tuple[Outcome, Reason | None]
+
+_PAUSE_S = 0.05
 
 _K = TypeVar("_K")
 _V = TypeVar("_V")
@@ -21,7 +29,7 @@ _MAX_KEPT = 10_000
 
 
 def post(client: ClientState, node: str, request: CommitRequest | OutcomeRequest) -> Any:
-    """Send coordinator *node* a request, and return a future of its `OutcomeReply`.
+    """Send coordinator *node* a request, and return a future of its `OutcomeReply`, or of `Votes`.
 
     The future fails with `CoordinatorUnavailable` if the session ends.  Raises the same when there is none: nothing was sent.
     """
@@ -35,10 +43,12 @@ def post(client: ClientState, node: str, request: CommitRequest | OutcomeRequest
     return future
 
 
-def replied(client: ClientState, node: str, reply: OutcomeReply) -> None:
+def replied(client: ClientState, node: str, reply: OutcomeReply | Votes) -> None:
     """Settle the futures that wait for *reply* of coordinator *node*.  Called under the lock."""
-    if reply.outcome is not Outcome.UNKNOWN:
+    if isinstance(reply, OutcomeReply) and reply.outcome is not Outcome.UNKNOWN:
         client.tokens.pop(reply.xid, None)
+    if isinstance(reply, Votes) and reply.xid not in client.polling:
+        return  # to a request of long ago
     for future in client.requests.pop((node, reply.xid), ()):
         client.runtime.settle(future, reply)
 
@@ -53,13 +63,42 @@ def fail_all(client: ClientState, node: str, text: str) -> None:
             client.runtime.settle(future, error)
 
 
-def commit_here(client: ClientState, ref: BranchRef) -> tuple[Any, list[Do]]:
-    """Begin to commit a branch of this process in one phase.
+def commit_here(client: ClientState, part: LocalTransaction, ref: BranchRef, order: int | Deciding) -> Flow[Ended]:
+    """Commit a branch of this process in one phase; *order*: the calls that its root saw, or how it decides the transaction."""
+    operations: list[Do] = []
+    future = _end_here(client, ref.branch, BranchInput.LOCAL_COMMIT, order, operations)
+    for do in operations:
+        yield client.runtime.operate_here, (do, client.branches.get(ref.branch))
+    patience_s = max(0, part.deadline_ms - client.now_ms() + client.commit_timeout_ms) / 1000
+    try:
+        result, reason = yield client.runtime.wait, (future, patience_s)
+    except TimeoutError:
+        text = f"{ref.resource} has not answered COMMIT for {patience_s:.0f} s"
+        return Outcome.UNKNOWN, Reason(AbortCode.RESOURCE_UNAVAILABLE, text)
+    return result, reason
 
-    Returns a future of (outcome, reason), and the operation that the caller must carry out for that, if there is one.
-    """
-    here: list[Do] = []
-    return _end_here(client, ref.branch, BranchInput.LOCAL_COMMIT, ref.calls, here), here
+
+def send_commit(client: ClientState, part: LocalTransaction, refs: tuple[BranchRef, ...], wait: Wait) -> Flow[Any]:
+    """Send the commit request to the owner, waiting for its session while there is time; or return why it was never sent."""
+    owner = part.owner
+    if owner is None:
+        return Reason(AbortCode.COORDINATOR_UNAVAILABLE, "it began with no coordinator in reach")
+    while True:
+        left_ms = part.deadline_ms - client.now_ms()
+        try:
+            live: Owner = yield client.runtime.reconnect, (owner.node, max(0, left_ms) / 1000)
+            if live != owner and part.register is None:
+                text = f"it began under epoch {owner.epoch} of {owner.node}, which is in epoch {live.epoch} now"
+                return Reason(AbortCode.COORDINATOR_RESTARTED, text)
+            request = CommitRequest(part.xid, owner.epoch, part.begun_tick, refs, max(0, left_ms), wait)
+            return post(client, owner.node, request)
+        except CoordinatorUnavailable as error:
+            if client.now_ms() >= part.deadline_ms or all_over(client):
+                return Reason(AbortCode.COORDINATOR_UNAVAILABLE, str(error))
+            yield client.runtime.pause, (_PAUSE_S,)
+        except (ConfigurationError, LimitExceeded) as error:
+            code = AbortCode.LIMIT_EXCEEDED if isinstance(error, LimitExceeded) else AbortCode.COORDINATOR_UNAVAILABLE
+            return Reason(code, str(error))
 
 
 def rollback_here(client: ClientState, ref: BranchRef, reason: Reason) -> Any:

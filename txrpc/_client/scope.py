@@ -81,12 +81,13 @@ class Settings:
     propagation: Propagation = Propagation.REQUIRED
     timeout_s: float | None = None
     read_only: bool = False
-    wait: Wait = Wait.ACKNOWLEDGED
+    wait: Wait | None = None
     rule: RollbackRules = ALWAYS
     retry: Retry | None = None
     manager: Any = None
     final: bool = False
     needs: tuple[Any, ...] = ()
+    decide_in: Any = None
 
     @classmethod
     def make(
@@ -94,13 +95,14 @@ class Settings:
         propagation: Propagation | str,
         timeout: float | None,
         read_only: bool,
-        wait: Wait | str,
+        wait: Wait | str | None,
         rollback_for: Kind | Iterable[Kind],
         no_rollback_for: Kind | Iterable[Kind],
         retry: Retry | int | bool | None,
         manager: Any,
         final: bool = False,
         needs: Iterable[Any] = (),
+        decide_in: Any = None,
     ) -> Settings:
         """Check what a user gave; raises `UsageError`."""
         check_timeout(timeout)
@@ -108,12 +110,13 @@ class Settings:
             _member(Propagation, "propagation", propagation),
             timeout,
             read_only,
-            _member(Wait, "wait", wait),
+            None if wait is None else _member(Wait, "wait", wait),
             RollbackRules.make(rollback_for, no_rollback_for),
             Retry.make(retry),
             manager,
             final,
             _needed(needs),
+            decide_in,
         )
 
     def plan(self) -> Plan:
@@ -182,7 +185,8 @@ class BaseScope:
         if self._plan is Plan.ROOT:
             client = self.settings.client(self.entry_point)
             outer = current()
-            self.handle = client.new_root(self._timeout_s, self.settings.read_only, self.settings.rule)
+            settings = self.settings
+            self.handle = client.new_root(self._timeout_s, settings.read_only, settings.rule, settings.decide_in)
             if outer is not None:
                 self.handle._began_inside(outer)
         elif self._plan is Plan.JOIN:

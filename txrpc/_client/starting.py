@@ -9,6 +9,7 @@ from typing import Any
 
 from txrpc._protocol.messages import ResourceInfo
 from txrpc.errors import ConfigurationError, ResourceUnavailable
+from txrpc.ids import RegisterId
 
 __all__ = ["Starting"]
 
@@ -35,6 +36,10 @@ class Starting:
         """Return what keeps resource *name* from being used; "" if it is ready."""
         return self._infos[name].trouble
 
+    def register(self, name: str) -> RegisterId | None:
+        """Return where resource *name* decides, if it does and is ready."""
+        return self._infos[name].register
+
     def took(self, name: str, found: object) -> bool:
         """Take what `Resource.start` of *name* returned or raised; return whether that is news."""
         if isinstance(found, ResourceInfo):
@@ -47,7 +52,8 @@ class Starting:
             info = found
         else:
             self._errors[name] = found
-            info = dataclasses.replace(before, identity="", trouble=str(found) or type(found).__name__)
+            trouble = str(found) or type(found).__name__
+            info = dataclasses.replace(before, identity="", trouble=trouble, register=None)
         self._infos[name] = info
         self.version += info != before
         return info != before

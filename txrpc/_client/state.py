@@ -103,6 +103,11 @@ class Runtime(Protocol):
     def operate_here(self, do: Do, branch: OpenBranch | None) -> Any:
         """Carry out a commit in one phase or a PREPARE, in the caller's own thread if that is possible."""
 
+    def aside(
+        self, name: str, verb: Callable[..., Any], arguments: tuple[Any, ...], then: Callable[[Any], None]
+    ) -> None:
+        """Call a verb of resource *name* in the background, and then *then* with what it returned or raised."""
+
     def wake(self) -> None:
         """Notice that `ClientCore.next_wakeup_ms` may have moved forward."""
 
@@ -191,6 +196,8 @@ class ClientState:
     branches: dict[BranchId, OpenBranch] = field(default_factory=dict)
     requests: dict[tuple[str, Xid], list[Any]] = field(default_factory=dict)
     """Futures of the roots that have asked a coordinator, by its node, about a transaction."""
+    polling: set[Xid] = field(default_factory=set)
+    """The transactions whose root waits for its branches' votes, which it has asked a coordinator for."""
     local_ends: dict[BranchId, Any] = field(default_factory=dict)
     """Futures of the roots that end a branch of this process themselves."""
     early_votes: dict[BranchId, Any] = field(default_factory=dict)
@@ -200,6 +207,10 @@ class ClientState:
     tokens: dict[Xid, str] = field(default_factory=dict)
     """How the ends can be learnt of those commits in one phase whose process was lost."""
     local_commits: dict[Xid, LocalCommit] = field(default_factory=dict)
+    ordered_by: dict[BranchId, dict[str, None]] = field(default_factory=dict)
+    """The coordinators that have told a branch to commit whose decision is in a register: each may, and all wait for the answer."""
+    to_mark: dict[str, list[Xid]] = field(default_factory=dict)
+    """Decisions to be marked as done in the register of each resource that is marking others."""
 
     @classmethod
     def make(

@@ -63,13 +63,15 @@ class RootTransaction(RootTransactionBase):
         """Use this transaction's branch in *resource* for one block.  See `txrpc.resource.ResourceUser`."""
         return _use(self._client, self._part, resource, joined=False)
 
-    def commit(self, wait: Wait = Wait.ACKNOWLEDGED) -> None:
+    def commit(self, wait: Wait | None = None) -> None:
         """Commit every branch, or none.
 
-        Returns when all have committed; or with ``wait=Wait.DECISION`` as soon as the decision is durable; `pending` then names
-        what is still under way.  Raises `TransactionAborted` (nothing was committed), `CallsInFlight` (likewise, and your
-        mistake), `OutcomeUnknown` (ask `TransactionManager.outcome` later), `HeuristicOutcome`, `IllegalState`, or what a
-        `before_commit` hook raised (rolled back).
+        Returns when all have committed; or with ``wait=Wait.DECISION``, and by default where a resource decides, as soon as the
+        decision is durable; `pending` then names what is still under way.
+
+        Raises `TransactionAborted` (nothing was committed), `CallsInFlight` (likewise, and your mistake), `OutcomeUnknown` (ask
+        `TransactionManager.outcome` later), `HeuristicOutcome`, `IllegalState`, or what a `before_commit` hook raised (it is rolled
+        back).
         """
         try:
             if self._part.hooks.before_commit:

@@ -83,8 +83,9 @@ def transaction(
     *,
     propagation: Propagating = ...,
     read_only: bool = ...,
-    wait: Wait | str = ...,
+    wait: Wait | str | None = ...,
     needs: Iterable[Resource | str] = ...,
+    decide_in: Resource | str | None = ...,
     rollback_for: Kind | Iterable[Kind] = ...,
     no_rollback_for: Kind | Iterable[Kind] = ...,
     manager: TransactionManager | None = ...,
@@ -95,8 +96,9 @@ def transaction(
     *,
     propagation: New,
     read_only: bool = ...,
-    wait: Wait | str = ...,
+    wait: Wait | str | None = ...,
     needs: Iterable[Resource | str] = ...,
+    decide_in: Resource | str | None = ...,
     rollback_for: Kind | Iterable[Kind] = ...,
     no_rollback_for: Kind | Iterable[Kind] = ...,
     manager: TransactionManager | None = ...,
@@ -107,8 +109,9 @@ def transaction(
     *,
     propagation: Propagation | str,
     read_only: bool = ...,
-    wait: Wait | str = ...,
+    wait: Wait | str | None = ...,
     needs: Iterable[Resource | str] = ...,
+    decide_in: Resource | str | None = ...,
     rollback_for: Kind | Iterable[Kind] = ...,
     no_rollback_for: Kind | Iterable[Kind] = ...,
     manager: TransactionManager | None = ...,
@@ -118,8 +121,9 @@ def transaction(
     *,
     propagation: Propagation | str = Propagation.REQUIRED,
     read_only: bool = False,
-    wait: Wait | str = Wait.ACKNOWLEDGED,
+    wait: Wait | str | None = None,
     needs: Iterable[Resource | str] = (),
+    decide_in: Resource | str | None = None,
     rollback_for: Kind | Iterable[Kind] = (),
     no_rollback_for: Kind | Iterable[Kind] = (),
     manager: TransactionManager | None = None,
@@ -132,17 +136,31 @@ def transaction(
 
     timeout: seconds until everything not yet prepared rolls back; 30 by default.
     read_only: the databases refuse what would write.
-    wait: ``ACKNOWLEDGED``: return when every database has committed; ``DECISION``: as soon as the decision is durable.
+    wait: ``ACKNOWLEDGED``: return when every database has committed; ``DECISION``: as soon as the decision is durable.  The first
+        is the default, and the second with *decide_in*.
     needs: resources of this process, or their names.  Before the block begins, the transaction waits for a connection to each of
         them, in one order for all transactions: so no two of them can wait for each other's connections.
         Each resource named takes part from then on.
+    decide_in: a resource of this process, or its name, made with ``decides=True``: its database commits the decision together with
+        its own work.  The other branches should have voted before: see `txrpc.final_call`.
     rollback_for, no_rollback_for: exception types and `grpc.StatusCode` members that do, or do not, roll back.
     manager: instead of the one of the last `txrpc.connect`.
 
     Leaving the block raises what `RootTransaction.commit` raises.
     """
     return Scope(
-        Settings.make(propagation, timeout, read_only, wait, rollback_for, no_rollback_for, None, manager, needs=needs)
+        Settings.make(
+            propagation,
+            timeout,
+            read_only,
+            wait,
+            rollback_for,
+            no_rollback_for,
+            None,
+            manager,
+            needs=needs,
+            decide_in=decide_in,
+        )
     )
 
 
@@ -154,8 +172,9 @@ def transactional(
     propagation: Propagation | str = ...,
     timeout: float | None = ...,
     read_only: bool = ...,
-    wait: Wait | str = ...,
+    wait: Wait | str | None = ...,
     needs: Iterable[Resource | str] = ...,
+    decide_in: Resource | str | None = ...,
     rollback_for: Kind | Iterable[Kind] = ...,
     no_rollback_for: Kind | Iterable[Kind] = ...,
     retry: Retry | int | bool | None = ...,
@@ -169,8 +188,9 @@ def transactional(
     propagation: Propagation | str = Propagation.REQUIRED,
     timeout: float | None = None,
     read_only: bool = False,
-    wait: Wait | str = Wait.ACKNOWLEDGED,
+    wait: Wait | str | None = None,
     needs: Iterable[Resource | str] = (),
+    decide_in: Resource | str | None = None,
     rollback_for: Kind | Iterable[Kind] = (),
     no_rollback_for: Kind | Iterable[Kind] = (),
     retry: Retry | int | bool | None = None,
@@ -189,7 +209,7 @@ def transactional(
     Raises `UsageError` when it decorates a coroutine function: that is `txrpc.aio.transactional`'s.
     """
     settings = Settings.make(
-        propagation, timeout, read_only, wait, rollback_for, no_rollback_for, retry, manager, final, needs
+        propagation, timeout, read_only, wait, rollback_for, no_rollback_for, retry, manager, final, needs, decide_in
     )
     decorate = functools.partial(_decorate, settings)
     return decorate if fn is None else decorate(fn)

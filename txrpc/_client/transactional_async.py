@@ -81,8 +81,9 @@ def transaction(
     *,
     propagation: Propagating = ...,
     read_only: bool = ...,
-    wait: Wait | str = ...,
+    wait: Wait | str | None = ...,
     needs: Iterable[AsyncResource | str] = ...,
+    decide_in: AsyncResource | str | None = ...,
     rollback_for: Kind | Iterable[Kind] = ...,
     no_rollback_for: Kind | Iterable[Kind] = ...,
     manager: AsyncTransactionManager | None = ...,
@@ -93,8 +94,9 @@ def transaction(
     *,
     propagation: New,
     read_only: bool = ...,
-    wait: Wait | str = ...,
+    wait: Wait | str | None = ...,
     needs: Iterable[AsyncResource | str] = ...,
+    decide_in: AsyncResource | str | None = ...,
     rollback_for: Kind | Iterable[Kind] = ...,
     no_rollback_for: Kind | Iterable[Kind] = ...,
     manager: AsyncTransactionManager | None = ...,
@@ -105,8 +107,9 @@ def transaction(
     *,
     propagation: Propagation | str,
     read_only: bool = ...,
-    wait: Wait | str = ...,
+    wait: Wait | str | None = ...,
     needs: Iterable[AsyncResource | str] = ...,
+    decide_in: AsyncResource | str | None = ...,
     rollback_for: Kind | Iterable[Kind] = ...,
     no_rollback_for: Kind | Iterable[Kind] = ...,
     manager: AsyncTransactionManager | None = ...,
@@ -116,8 +119,9 @@ def transaction(
     *,
     propagation: Propagation | str = Propagation.REQUIRED,
     read_only: bool = False,
-    wait: Wait | str = Wait.ACKNOWLEDGED,
+    wait: Wait | str | None = None,
     needs: Iterable[AsyncResource | str] = (),
+    decide_in: AsyncResource | str | None = None,
     rollback_for: Kind | Iterable[Kind] = (),
     no_rollback_for: Kind | Iterable[Kind] = (),
     manager: AsyncTransactionManager | None = None,
@@ -130,17 +134,31 @@ def transaction(
 
     timeout: seconds until everything not yet prepared rolls back; 30 by default.
     read_only: the databases refuse what would write.
-    wait: ``ACKNOWLEDGED``: return when every database has committed; ``DECISION``: as soon as the decision is durable.
+    wait: ``ACKNOWLEDGED``: return when every database has committed; ``DECISION``: as soon as the decision is durable.  The first
+        is the default, and the second with *decide_in*.
     needs: resources of this process, or their names.  Before the block begins, the transaction waits for a connection to each of
         them, in one order for all transactions: so no two of them can wait for each other's connections.
         Each resource named takes part from then on.
+    decide_in: a resource of this process, or its name, made with ``decides=True``: its database commits the decision together with
+        its own work.  The other branches should have voted before: see `txrpc.final_call`.
     rollback_for, no_rollback_for: exception types and `grpc.StatusCode` members that do, or do not, roll back.
     manager: instead of the one of the last `txrpc.aio.connect`.
 
     Leaving the block raises what `RootTransaction.commit` raises.
     """
     return AsyncScope(
-        Settings.make(propagation, timeout, read_only, wait, rollback_for, no_rollback_for, None, manager, needs=needs)
+        Settings.make(
+            propagation,
+            timeout,
+            read_only,
+            wait,
+            rollback_for,
+            no_rollback_for,
+            None,
+            manager,
+            needs=needs,
+            decide_in=decide_in,
+        )
     )
 
 
@@ -152,8 +170,9 @@ def transactional(
     propagation: Propagation | str = ...,
     timeout: float | None = ...,
     read_only: bool = ...,
-    wait: Wait | str = ...,
+    wait: Wait | str | None = ...,
     needs: Iterable[AsyncResource | str] = ...,
+    decide_in: AsyncResource | str | None = ...,
     rollback_for: Kind | Iterable[Kind] = ...,
     no_rollback_for: Kind | Iterable[Kind] = ...,
     retry: Retry | int | bool | None = ...,
@@ -167,8 +186,9 @@ def transactional(
     propagation: Propagation | str = Propagation.REQUIRED,
     timeout: float | None = None,
     read_only: bool = False,
-    wait: Wait | str = Wait.ACKNOWLEDGED,
+    wait: Wait | str | None = None,
     needs: Iterable[AsyncResource | str] = (),
+    decide_in: AsyncResource | str | None = None,
     rollback_for: Kind | Iterable[Kind] = (),
     no_rollback_for: Kind | Iterable[Kind] = (),
     retry: Retry | int | bool | None = None,
@@ -187,7 +207,7 @@ def transactional(
     Raises `UsageError` when it decorates anything else: that is `txrpc.transactional`'s.
     """
     settings = Settings.make(
-        propagation, timeout, read_only, wait, rollback_for, no_rollback_for, retry, manager, final, needs
+        propagation, timeout, read_only, wait, rollback_for, no_rollback_for, retry, manager, final, needs, decide_in
     )
     decorate = functools.partial(_decorate, settings)
     return decorate if fn is None else decorate(fn)

@@ -8,15 +8,17 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from txrpc._protocol.deciding import AboutRegister, FromRegister, Votes
 from txrpc._protocol.outcomes import FinishResult, Outcome, Vote, Wait
 from txrpc.errors import Reason
-from txrpc.ids import BranchId, Epoch, Gid, ParticipantId, Xid
+from txrpc.ids import BranchId, Epoch, Gid, ParticipantId, RegisterId, Xid
 
 __all__ = [
     "PROTOCOL_VERSION",
     "Abandon",
     "AboutEnd",
     "Acked",
+    "BranchAnswer",
     "BranchRef",
     "CallReport",
     "Commit",
@@ -75,6 +77,8 @@ class TransactionContext:
     """The call may only read, though the transaction may write elsewhere."""
     final: bool = False
     """Its caller says that the transaction calls this process no more: its branches vote before the reply (an early vote)."""
+    register: RegisterId | None = None
+    """Where the decision will be, if a resource decides and not the owner."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,7 +87,8 @@ class BranchRef:
 
     `calls` is the number of completed calls that used the branch *and whose reply reached the root* (rule 9); a reply
     carries the calls of its own subtree and the root adds them up.  `vote`, `token` and `counted` are set for an early vote:
-    `counted` is how many calls the branch had completed, of which no Prepare can tell it what the root saw.
+    `counted` is how many calls the branch had completed, of which no Prepare can tell it what the root saw.  `register`: under
+    which one it is, or will be, prepared; None: under a coordinator.
     """
 
     branch: BranchId
@@ -93,6 +98,7 @@ class BranchRef:
     vote: Vote | None = None
     token: str = ""
     counted: int = 0
+    register: RegisterId | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,13 +114,14 @@ class ResourceInfo:
     """A resource as a session announces it.
 
     `identity` names the database behind it, however it is reached.  `trouble`: why the process cannot use it yet; it is given
-    nothing about that resource until it says Hello again without.
+    nothing about that resource until it says Hello again without.  `register`: the one that it decides in, if it does.
     """
 
     name: str
     kind: str
     identity: str = ""
     trouble: str = ""
+    register: RegisterId | None = None
 
 
 # ------------------------------------------------------------------------------------------ process -> coordinator
@@ -139,7 +146,10 @@ class Hello:
 
 @dataclass(frozen=True, slots=True)
 class CommitRequest:
-    """The root asks for the commit.  `begun_tick` is the coordinator's own clock as the client knew it at begin."""
+    """The root asks for the commit.  `begun_tick` is the coordinator's own clock as the client knew it at begin.
+
+    If its branches are under a register, it asks for their votes only (`Votes`), and decides itself.
+    """
 
     xid: Xid
     epoch: Epoch
@@ -182,13 +192,17 @@ class OutcomeRequest:
 
 @dataclass(frozen=True, slots=True)
 class Voted:
-    """Answer to Prepare.  `token` is the database's own transaction id, by which it can be asked for the truth later."""
+    """Answer to Prepare.  `token` is the database's own transaction id, by which it can be asked for the truth later.
+
+    `register`: under which one it was given; None: under a coordinator.
+    """
 
     xid: Xid
     branch: BranchId
     vote: Vote
     reason: Reason | None = None
     token: str = ""
+    register: RegisterId | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -373,5 +387,10 @@ AboutEnd = CommitRequest | RollbackRequest | OutcomeRequest
 AboutBranch = Prepare | CommitOnePhase | Commit | Rollback | Abandon | Resolve
 """What a coordinator says about a branch to a process that has it, or can finish it."""
 
-ToCoordinator = Hello | AboutEnd | Voted | Committing | OnePhaseDone | Acked | Inquiry | Resolved | Trouble
-FromCoordinator = Welcome | Takeover | Tick | AboutBranch | OnePhaseToken | OutcomeReply | GoAway
+BranchAnswer = Voted | Committing | OnePhaseDone | Resolved | Acked
+"""What a process answers about a branch that it was asked about."""
+
+ToCoordinator = Hello | AboutEnd | BranchAnswer | Inquiry | Trouble | FromRegister
+FromCoordinator = (
+    Welcome | Takeover | Tick | AboutBranch | AboutRegister | OnePhaseToken | OutcomeReply | Votes | GoAway
+)

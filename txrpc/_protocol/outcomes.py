@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from txrpc._enums import NamedIntEnum
 
-__all__ = ["FinishResult", "Outcome", "Vote", "Wait"]
+__all__ = ["FinishResult", "Found", "Outcome", "Vote", "Wait"]
 
 
 class Vote(NamedIntEnum):
@@ -36,6 +36,18 @@ class FinishResult(NamedIntEnum):
     def is_proof(self) -> bool:
         """Whether this ends a branch that was told to commit.  What is not here, or lost, is kept until an operator closes it."""
         return self not in (FinishResult.NOT_HERE, FinishResult.LOST)
+
+
+class Found(NamedIntEnum):
+    """What a register says about a transaction."""
+
+    COMMITTED = 1
+    ABORTED = 2
+    OPEN = 3  # not decided, and the question has not changed that
+    FORGOTTEN = 4  # at or below the floor, where nothing is decided any more; it may have been
+    LOST = 5  # no row, and the database may have lost it: only an operator can say
+    ELSEWHERE = 6  # another register: it says nothing
+    UNREACHABLE = 7  # it could not be asked now
 
 
 class Wait(NamedIntEnum):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
-from txrpc._protocol.messages import FinishResult
+from txrpc._protocol.outcomes import FinishResult
 from txrpc.ids import BranchId, Epoch, ParticipantId, Xid
 
 __all__ = ["Decision", "Incident", "Opened", "PreparedBranch", "lineage", "overflow_ms"]

@@ -11,7 +11,18 @@ from google.protobuf.message import DecodeError, Message
 from txrpc._protocol.messages import BranchRef, Owner, Vote
 from txrpc._wire.v1 import context_pb2, session_pb2
 from txrpc.errors import AbortCode, BadMessage, InvalidName, Reason
-from txrpc.ids import GROUP_MAX, NODE_MAX, RESOURCE_MAX, BranchId, Epoch, Gid, ParticipantId, Xid, check_name
+from txrpc.ids import (
+    GROUP_MAX,
+    NODE_MAX,
+    RESOURCE_MAX,
+    BranchId,
+    Epoch,
+    Gid,
+    ParticipantId,
+    RegisterId,
+    Xid,
+    check_name,
+)
 
 __all__ = [
     "TEXT_MAX",
@@ -32,6 +43,8 @@ __all__ = [
     "position_from",
     "reason_from",
     "reason_to",
+    "register_from",
+    "register_to",
     "text_from",
     "text_to",
     "token_from",
@@ -78,6 +91,19 @@ def participant_id(value: bytes) -> ParticipantId:
         return ParticipantId(value)
     except ValueError as error:
         raise BadMessage(f"participant: {error}") from None
+
+
+def register_from(value: bytes) -> RegisterId | None:
+    """24 bytes, or none."""
+    try:
+        return RegisterId(value) if value else None
+    except ValueError as error:
+        raise BadMessage(f"register: {error}") from None
+
+
+def register_to(value: RegisterId | None) -> bytes:
+    """The reverse of `register_from`."""
+    return value or b""
 
 
 def epoch_from(value: int) -> Epoch:
@@ -168,6 +194,7 @@ def branch_from(value: context_pb2.BranchRef) -> BranchRef:
         member(Vote, "vote", value.vote) if value.vote else None,
         token_from(value.token),
         value.counted,
+        register_from(value.register),
     )
 
 
@@ -192,19 +219,24 @@ def branch_to(value: BranchRef) -> context_pb2.BranchRef:
         vote=vote,
         token=value.token,
         counted=value.counted,
+        register=register_to(value.register),
     )
 
 
 def gid_from(value: session_pb2.Gid) -> Gid:
     """A branch's whole identity."""
+    register = register_from(value.register)
+    if register is not None and (value.node or value.epoch):
+        raise BadMessage("gid: it names a register and a coordinator")
     return Gid(
         name_from("group", value.group, GROUP_MAX),
-        name_from("node", value.node, NODE_MAX),
+        name_from("node", value.node, NODE_MAX) if register is None else "",
         epoch_from(value.epoch),
         xid_from(value.xid),
         branch_id(value.branch),
         participant_id(value.participant),
         name_from("resource", value.resource, RESOURCE_MAX),
+        register,
     )
 
 
@@ -218,4 +250,5 @@ def gid_to(value: Gid) -> session_pb2.Gid:
         branch=value.branch,
         participant=value.participant,
         resource=value.resource,
+        register=register_to(value.register),
     )

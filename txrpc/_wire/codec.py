@@ -11,8 +11,10 @@ import logging
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Final, NamedTuple
 
+from txrpc._protocol import deciding
 from txrpc._protocol import messages as m
 from txrpc._wire import checks as c
+from txrpc._wire import deciding as d
 from txrpc._wire.v1 import session_pb2 as pb
 from txrpc.errors import BadMessage, Reason
 from txrpc.ids import GROUP_MAX, NODE_MAX, RESOURCE_MAX
@@ -83,7 +85,11 @@ def _decode(items: Any, kinds: Mapping[str, _Kind]) -> list[Any]:
 def _hello_to(x: m.Hello) -> pb.Hello:
     resources = [
         pb.ResourceInfo(
-            name=r.name, kind=c.text_to(r.kind), identity=c.text_to(r.identity), trouble=c.text_to(r.trouble)
+            name=r.name,
+            kind=c.text_to(r.kind),
+            identity=c.text_to(r.identity),
+            trouble=c.text_to(r.trouble),
+            register=c.register_to(r.register),
         )
         for r in x.resources
     ]
@@ -108,6 +114,7 @@ def _hello_from(x: pb.Hello) -> m.Hello:
             c.text_from(r.kind),
             c.text_from(r.identity),
             c.text_from(r.trouble),
+            c.register_from(r.register),
         )
         for r in x.resources
     )
@@ -168,12 +175,14 @@ def _outcome_request_from(x: pb.OutcomeRequest) -> m.OutcomeRequest:
 
 
 def _voted_to(x: m.Voted) -> pb.Voted:
-    return pb.Voted(xid=x.xid, branch=x.branch, vote=_any(x.vote), reason=c.reason_to(x.reason), token=x.token)
+    reason, register = c.reason_to(x.reason), c.register_to(x.register)
+    return pb.Voted(xid=x.xid, branch=x.branch, vote=_any(x.vote), reason=reason, token=x.token, register=register)
 
 
 def _voted_from(x: pb.Voted) -> m.Voted:
     vote = c.member(m.Vote, "vote", x.vote)
-    return m.Voted(c.xid_from(x.xid), c.branch_id(x.branch), vote, c.optional_reason(x), c.token_from(x.token))
+    reason, token, register = c.optional_reason(x), c.token_from(x.token), c.register_from(x.register)
+    return m.Voted(c.xid_from(x.xid), c.branch_id(x.branch), vote, reason, token, register)
 
 
 def _committing_to(x: m.Committing) -> pb.Committing:
@@ -361,6 +370,8 @@ TO_COORDINATOR: Final = (
     _Kind(m.Inquiry, "inquiry", _inquiry_to, _inquiry_from),
     _Kind(m.Resolved, "resolved", _resolved_to, _resolved_from),
     _Kind(m.Trouble, "trouble", _trouble_to, _trouble_from),
+    _Kind(deciding.Decided, "decided", d.decided_to, d.decided_from),
+    _Kind(deciding.RegisterAnswer, "register_answer", d.answer_to, d.answer_from),
 )
 
 FROM_COORDINATOR: Final = (
@@ -376,6 +387,9 @@ FROM_COORDINATOR: Final = (
     _Kind(m.OutcomeReply, "outcome_reply", _outcome_reply_to, _outcome_reply_from),
     _Kind(m.GoAway, "go_away", _go_away_to, _go_away_from),
     _Kind(m.OnePhaseToken, "one_phase_token", _one_phase_token_to, _one_phase_token_from),
+    _Kind(deciding.Votes, "votes", d.votes_to, d.votes_from),
+    _Kind(deciding.RegisterQuestion, "register_question", d.question_to, d.question_from),
+    _Kind(deciding.DecisionDone, "decision_done", d.done_to, d.done_from),
 )
 
 _ENCODE_TO: Final = {kind.message: kind for kind in TO_COORDINATOR}

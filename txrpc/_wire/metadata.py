@@ -46,6 +46,7 @@ def encode_context(context: TransactionContext) -> bytes:
         read_only=context.read_only,
         call_reads_only=context.call_reads_only,
         final=context.final,
+        register=c.register_to(context.register),
     )
     return message.SerializeToString()
 
@@ -61,6 +62,7 @@ def decode_context(data: bytes) -> TransactionContext:
         message.read_only,
         message.call_reads_only,
         message.final,
+        c.register_from(message.register),
     )
 
 

@@ -19,7 +19,7 @@ from sqlalchemy.pool import QueuePool
 
 from txrpc._protocol.messages import ResourceInfo
 from txrpc.errors import AbortCode, ConfigurationError, IllegalState, Reason, ResourceUnavailable
-from txrpc.ids import RESOURCE_MAX, check_name
+from txrpc.ids import RESOURCE_MAX, RegisterId, check_name
 from txrpc.sql import postgresql
 from txrpc.sql.backend import Backend
 
@@ -270,11 +270,13 @@ def exhausted(name: str, engine: Engine, within_s: float | None = None) -> str:
     )
 
 
-def info_of(name: str, kind: str, identity: str, warnings: Iterable[str]) -> ResourceInfo:
+def info_of(
+    name: str, kind: str, identity: str, warnings: Iterable[str], register: RegisterId | None = None
+) -> ResourceInfo:
     """The outcome of a preflight, with its warnings logged."""
     for warning in warnings:
         logger.warning("resource %s: %s", name, warning)
-    return ResourceInfo(name, kind, identity)
+    return ResourceInfo(name, kind, identity, register=register)
 
 
 def work_of(info: Mapping[Any, Any]) -> BranchWork | None:

@@ -1,6 +1,6 @@
 """The last resource: committing a branch together with the decision about its transaction, and learning what was decided.
 
-These are flows, for both halves of `txrpc.sql`.  Nothing uses them yet.
+These are flows, for both halves of `txrpc.sql`.
 """
 
 from __future__ import annotations
@@ -13,11 +13,13 @@ from typing import Any
 from sqlalchemy.engine import Connection
 
 from txrpc._client.flow import Flow
+from txrpc._failpoints import failpoint
+from txrpc._protocol.outcomes import Found
 from txrpc.ids import Xid
 from txrpc.sql import postgresql
 from txrpc.sql.backend import Backend
 from txrpc.sql.common import BranchWork, check_whole
-from txrpc.sql.register import Found, Register, Row, Verdict
+from txrpc.sql.register import Register, Row, Verdict
 
 __all__ = ["Decided", "Hands", "decide", "settle"]
 
@@ -57,6 +59,7 @@ def decide(
     """
     check_whole(work, resource, postgresql)
     work.ours = True
+    failpoint("participant.before_insert_decision")
     try:
         verdict: Verdict = yield hands.on_branch, (work, register.decide, xid, branches, work.pid)
     except Exception:
@@ -66,6 +69,7 @@ def decide(
     if verdict is not Verdict.DECIDED:
         yield hands.let_go, (work, False)
         return Decided.REFUSED if verdict is Verdict.REFUSED else (yield from settle(hands, register, work, xid))
+    failpoint("participant.after_insert_decision")
     try:
         durable: bool = yield hands.on_branch, (work, _commit, work)
     except Exception as error:
@@ -77,7 +81,7 @@ def decide(
         yield hands.let_go, (work, True)
         raise
     yield hands.let_go, (work, False)
-    # Not on the standby that its owner wants it to be on.  To do before this is used (rule 22): a claim finds the row all the same.
+    # None: not on the standby that its owner wants it to be on (rule 22).  The register says so when it is.
     return Decided.COMMITTED if durable else None
 
 
@@ -94,7 +98,7 @@ def settle(hands: Hands, register: Register, work: BranchWork, xid: Xid) -> Flow
     try:
         if work.left_behind and work.backend is not None:
             yield hands.break_off, (work.backend,)
-        row: Row = yield hands.aside, (register.claim, xid)
+        row: Row = yield hands.aside, (register.ask, register.id, xid, True)
     except Exception:
         return None  # the database is not back yet, or it still decides
     return _SAID.get(row.found, Decided.REFUSED)

@@ -267,7 +267,8 @@ _RESULTS: Final[dict[str, Outcome | None]] = {
 
 def in_doubt(connection: Connection, group: str, resource: str) -> list[tuple[Gid, int]]:
     """The prepared transactions of *group* and *resource* in this database, and how many milliseconds old each is."""
-    mine = f"database = current_database() AND starts_with(gid, '{Gid.PREFIX}{group}:')"
+    ours = " OR ".join(f"starts_with(gid, '{prefix}')" for prefix in Gid.prefixes(group))
+    mine = f"database = current_database() AND ({ours})"
     age_ms = "(extract(epoch FROM clock_timestamp() - prepared) * 1000)::bigint"
     rows = connection.exec_driver_sql(f"SELECT gid, {age_ms} FROM pg_prepared_xacts WHERE {mine}")  # noqa: S608 - a checked name
     found = [(Gid.parse(text), age) for text, age in rows]

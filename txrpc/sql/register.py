@@ -27,18 +27,20 @@ import enum
 import hashlib
 import os
 from collections.abc import Collection, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
 from sqlalchemy.engine import Connection
 from sqlalchemy.exc import DBAPIError
 
+from txrpc._protocol.outcomes import Found
+from txrpc._replication import watch_replication
 from txrpc.errors import ConfigurationError, ResourceUnavailable
-from txrpc.ids import Xid
+from txrpc.ids import RegisterId, Xid
 from txrpc.sql.postgresql_errors import sqlstate
 from txrpc.sql.tables import make_tables
 
-__all__ = ["Found", "Register", "Row", "Verdict", "open_register"]
+__all__ = ["Register", "Row", "Verdict", "open_register"]
 
 _DECISIONS: Final = "txrpc_decision"
 _REGISTER: Final = "txrpc_register"
@@ -50,6 +52,7 @@ _BATCH: Final = 1_000
 _MADE: Final = (
     f"CREATE TABLE IF NOT EXISTS {_DECISIONS} "
     "(xid bytea PRIMARY KEY, committed boolean NOT NULL, branches bytea NOT NULL, done boolean NOT NULL DEFAULT false); "
+    f"CREATE INDEX IF NOT EXISTS {_DECISIONS}_undone ON {_DECISIONS} (xid) WHERE committed AND NOT done; "
     f"CREATE TABLE IF NOT EXISTS {_REGISTER} "
     "(one boolean PRIMARY KEY DEFAULT true CHECK (one), id bytea NOT NULL, floor bytea NOT NULL)"
 )
@@ -72,17 +75,6 @@ class Verdict(enum.Enum):
     REFUSED = "refused"  # too old, or another register: nothing was said about the transaction
 
 
-class Found(enum.Enum):
-    """What a register says about a transaction."""
-
-    COMMITTED = "committed"
-    ABORTED = "aborted"
-    OPEN = "open"  # not decided, and the question has not changed that
-    FORGOTTEN = "forgotten"  # at or below the floor: a branch that was not told to commit was in no commit
-    LOST = "lost"  # no row, and the database may have lost it: only an operator can say
-    ELSEWHERE = "elsewhere"  # another register: it says nothing
-
-
 @dataclass(frozen=True, slots=True)
 class Row:
     """An answer of the register."""
@@ -100,9 +92,7 @@ class Register:
     their own; what they raise is SQLAlchemy's, and `ResourceUnavailable` where trying again later may help.
     """
 
-    id: bytes
-    incarnation: str
-    """16 hexadecimal digits."""
+    id: RegisterId
     decisions: str
     table: str
     """Qualified names."""
@@ -110,16 +100,16 @@ class Register:
     def decide(self, connection: Connection, xid: Xid, branches: bytes, pid: int) -> Verdict:
         """Write COMMITTED, as the last work of the open transaction on *connection*; COMMIT must follow, or ROLLBACK.
 
-        *branches*: what phase two needs to know.  *pid*: the backend that did the work.  A pooler or a proxy may have moved the
-        connection to another one since, which has no open transaction: there the statement would commit by itself, without the
-        work.  It writes nothing there, which is TAKEN as well, because a claim is needed all the same.
+        *branches*: what phase two needs to know; nothing if there is none to come.  *pid*: the backend that did the work.  A pooler
+        or a proxy may have moved the connection to another one since, which has no open transaction: there the statement would
+        commit by itself, without the work.  It writes nothing there, which is TAKEN as well: a claim is needed all the same.
 
         After an exception, and when the end of the COMMIT is not known, only `claim` may say what is true.
         """
         row = _one(
             connection,
-            f"INSERT INTO {self.decisions} (xid, committed, branches) "
-            f"SELECT {_bytes(xid)}, true, {_bytes(branches)} "
+            f"INSERT INTO {self.decisions} (xid, committed, branches, done) "
+            f"SELECT {_bytes(xid)}, true, {_bytes(branches)}, {'false' if branches else 'true'} "
             f"WHERE pg_backend_pid() = {int(pid)} AND now() <> statement_timestamp() "
             "ON CONFLICT DO NOTHING RETURNING current_setting('transaction_isolation')",
         )
@@ -166,6 +156,30 @@ class Register:
         floor = self._floor(connection)
         return Row(Found.ABORTED if floor is not None and xid > floor else Found.FORGOTTEN)
 
+    def ask(self, connection: Connection, register: RegisterId, xid: Xid, claim: bool) -> Row:
+        """`claim` or `read` on behalf of a transaction that is decided in *register*: this one, as it is or was, or another.
+
+        Raises `ResourceUnavailable` if COMMITTED may not be as durable yet as the database's owner wants it (rule 22).
+        """
+        as_it_was = replace(self, id=register)
+        row = as_it_was.claim(connection, xid) if claim else as_it_was.read(connection, xid)
+        if row.found is Found.COMMITTED:
+            self._wait_for_standbys(connection)
+        return row
+
+    def _wait_for_standbys(self, connection: Connection) -> None:
+        """Return when all that can be seen here is where it must be.
+
+        A commit whose wait for its standby was cancelled, or cut short by a crash, can be seen and may yet be lost.  A later one
+        that is there proves that it is as well.
+        """
+        if not connection.exec_driver_sql("SHOW synchronous_standby_names").scalar():
+            return
+        with watch_replication(connection.connection.driver_connection) as cancelled, _transaction(connection):
+            connection.exec_driver_sql(f"UPDATE {self.table} SET floor = floor")  # noqa: S608
+        if cancelled:
+            raise ResourceUnavailable(cancelled[0])
+
     def read(self, connection: Connection, xid: Xid) -> Row:
         """Return what is known of *xid*, and change nothing."""
         misfit = self._misfit(connection)
@@ -182,7 +196,10 @@ class Register:
             f"SELECT xid, branches FROM {self.decisions} "  # noqa: S608
             f"WHERE committed AND NOT done {behind}ORDER BY xid LIMIT {int(limit)}"
         )
-        return [(Xid(bytes(xid)), bytes(branches)) for xid, branches in rows]
+        found = [(Xid(bytes(xid)), bytes(branches)) for xid, branches in rows]
+        if found:
+            self._wait_for_standbys(connection)
+        return found
 
     def done(self, connection: Connection, xids: Collection[Xid]) -> None:
         """Every branch of these has proven that it has committed: `forget` may delete them, some day."""
@@ -218,15 +235,15 @@ class Register:
     def _floor(self, connection: Connection, current: str = "") -> bytes | None:
         """Return the floor, or None if this is not the register that was opened; what commits now does so durably."""
         row = _one(connection, f"SELECT id, floor, {_INCARNATION}, {_DURABLY} FROM {self.table}{current}")  # noqa: S608
-        if row is None or bytes(row[0]) != self.id or _hash(row[2]) != self.incarnation:
+        if row is None or _id(row[0], row[2]) != self.id:
             return None
         return bytes(row[1])
 
     def _misfit(self, connection: Connection) -> Found | None:
         row = _one(connection, f"SELECT id, {_INCARNATION} FROM {self.table}")  # noqa: S608
-        if row is None or bytes(row[0]) != self.id:
+        if row is None or bytes(row[0]) != self.id.table:
             return Found.ELSEWHERE
-        return None if _hash(row[1]) == self.incarnation else Found.LOST
+        return None if _id(*row) == self.id else Found.LOST
 
 
 def open_register(connection: Connection, resource: str) -> Register:
@@ -249,7 +266,7 @@ def open_register(connection: Connection, resource: str) -> Register:
         raise ConfigurationError(_needs(resource, f"that cannot be had (SQLSTATE {sqlstate(error)})")) from error
     if not may:
         raise ConfigurationError(_needs(resource, "this role may not write them"))
-    return Register(bytes(id_), _hash(incarnation), decisions, table)
+    return Register(_id(id_, incarnation), decisions, table)
 
 
 def _needs(resource: str, trouble: str) -> str:
@@ -288,5 +305,5 @@ def _bytes(value: bytes) -> str:
     return f"'\\x{value.hex()}'::bytea"
 
 
-def _hash(incarnation: str) -> str:
-    return hashlib.sha256(incarnation.encode()).hexdigest()[:16]
+def _id(table: bytes, incarnation: str) -> RegisterId:
+    return RegisterId(bytes(table) + hashlib.sha256(incarnation.encode()).digest()[:8])

@@ -41,6 +41,8 @@ from txrpc.sql.common import (
     patience_of,
     side_engine,
 )
+from txrpc.sql.decider import Decider
+from txrpc.sql.deciding import Hands
 from txrpc.sql.markers import Marker
 from txrpc.sql.outside import check_outside, refuse_outside
 from txrpc.sql.places import Places
@@ -62,6 +64,8 @@ class ResourceManager:
         ("local"), or raise `NoTransaction` ("refuse").  By default they refuse in a process with server interceptors.
     markers: each branch that wrote adds a row to the table ``txrpc_branch``, which proves after a fail-over or a restore whether it
         has committed.  One INSERT a branch.
+    decides: whether transactions may be decided in this database (``transaction(decide_in=...)``), in its tables ``txrpc_decision``
+        and ``txrpc_register``.
     session_commit: what ``commit()`` of such a session does in a transaction: raise `IllegalState` ("refuse"), or flush and log a
         warning ("flush"), for code that cannot be changed yet.
 
@@ -77,6 +81,7 @@ class ResourceManager:
         always_prepare: bool = False,
         outside: Literal["local", "refuse"] | None = None,
         markers: bool = False,
+        decides: bool = False,
         session_commit: Literal["refuse", "flush"] = "refuse",
         **session_options: Any,
     ) -> None:
@@ -99,6 +104,9 @@ class ResourceManager:
         self._places = Places(capacity_of(engine))
         self._guard = Guard(engine, side, self._dialect)
         self._asks_for_pid = False
+        hands = Hands(self._on_branch, self._let_go, self._aside, self._break_off)
+        self.decider = Decider(self.name, hands) if decides else None
+        """See `txrpc.resource.Decides`."""
 
     # ------------------------------------------------------------------------------------------------- for users
 
@@ -167,7 +175,8 @@ class ResourceManager:
             identity, warnings = self._on(self.engine, self._dialect.preflight, self.name, capacity)
             if self._wants_markers:
                 self._markers = self._aside(self._dialect.prepare_table, self.name)
-        return info_of(self.name, self.kind, identity, warnings)
+            register = self.decider.start() if self.decider is not None else None
+        return info_of(self.name, self.kind, identity, warnings, register)
 
     @property
     def capacity(self) -> int | None:
@@ -321,6 +330,9 @@ class ResourceManager:
             self._guard.release(work.connection)
         with suppress(Exception):
             work.connection.close()
+
+    def _on_branch(self, work: BranchWork, verb: Callable[..., Any], *arguments: Any) -> Any:
+        return verb(work.connection, *arguments)
 
     def _break_off(self, backend: Backend) -> None:
         self._aside(self._dialect.interrupt, backend)

@@ -39,6 +39,8 @@ from txrpc.sql.common import (
     patience_of,
     side_engine,
 )
+from txrpc.sql.decider_async import AsyncDecider
+from txrpc.sql.deciding import Hands
 from txrpc.sql.markers import Marker
 from txrpc.sql.outside import check_outside, refuse_outside
 from txrpc.sql.places import AsyncPlaces
@@ -60,6 +62,8 @@ class AsyncResourceManager:
         ("local"), or raise `NoTransaction` ("refuse").  By default they refuse in a process with server interceptors.
     markers: each branch that wrote adds a row to the table ``txrpc_branch``, which proves after a fail-over or a restore whether it
         has committed.  One INSERT a branch.
+    decides: whether transactions may be decided in this database (``transaction(decide_in=...)``), in its tables ``txrpc_decision``
+        and ``txrpc_register``.
     session_commit: what ``commit()`` of such a session does in a transaction: raise `IllegalState` ("refuse"), or flush and log a
         warning ("flush"), for code that cannot be changed yet.
 
@@ -75,6 +79,7 @@ class AsyncResourceManager:
         always_prepare: bool = False,
         outside: Literal["local", "refuse"] | None = None,
         markers: bool = False,
+        decides: bool = False,
         session_commit: Literal["refuse", "flush"] = "refuse",
         **session_options: Any,
     ) -> None:
@@ -97,6 +102,9 @@ class AsyncResourceManager:
         self._places = AsyncPlaces(capacity_of(engine.sync_engine))
         self._guard = Guard(engine.sync_engine, side, self._dialect)
         self._asks_for_pid = False
+        hands = Hands(self._on_branch, self._let_go, self._aside, self._break_off)
+        self.decider = AsyncDecider(self.name, hands) if decides else None
+        """See `txrpc.resource.Decides`."""
 
     # ------------------------------------------------------------------------------------------------- for users
 
@@ -165,7 +173,8 @@ class AsyncResourceManager:
             identity, warnings = await self._on(self.engine, self._dialect.preflight, self.name, capacity)
             if self._wants_markers:
                 self._markers = await self._aside(self._dialect.prepare_table, self.name)
-        return info_of(self.name, self.kind, identity, warnings)
+            register = await self.decider.start() if self.decider is not None else None
+        return info_of(self.name, self.kind, identity, warnings, register)
 
     @property
     def capacity(self) -> int | None:
@@ -319,6 +328,9 @@ class AsyncResourceManager:
             await work.connection.run_sync(self._guard.release)
         with suppress(Exception):
             await work.connection.close()
+
+    async def _on_branch(self, work: BranchWork, verb: Callable[..., Any], *arguments: Any) -> Any:
+        return await work.connection.run_sync(verb, *arguments)
 
     async def _break_off(self, backend: Backend) -> None:
         await self._aside(self._dialect.interrupt, backend)

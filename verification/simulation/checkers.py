@@ -53,6 +53,7 @@ class Validity:
     def __init__(self) -> None:
         self._listed: dict[Any, tuple[Any, ...]] = {}
         self._could: set[Any] = set()
+        self._deciders: set[Any] = set()
 
     def listed(self, _now_ms: int, xid: Any, branches: Iterable[Any]) -> None:
         self._listed[xid] = tuple(branches)
@@ -68,8 +69,13 @@ class Validity:
             raise Violation(2, f"{xid} was decided, and nobody had asked for it")
         self._all_could(xid)
 
+    def registered(self, now_ms: int, xid: Any, branch: Any, branches: Any) -> None:
+        self._could.add(branch)
+        self._deciders.add(branch)
+        self.durable(now_ms, xid, None, branches)
+
     def committed(self, _now_ms: int, xid: Any, branch: Any, _calls: Any, was_prepared: bool) -> None:
-        if was_prepared:
+        if was_prepared or branch in self._deciders:
             self._all_could(xid)
         elif len(self._listed.get(xid, ())) > 1:
             raise Violation(2, f"{xid} has other branches, and {branch} committed in one phase")
@@ -92,6 +98,9 @@ class DurableBeforeTold:
 
     def durable(self, _now_ms: int, xid: Any, _epoch: Any, _branches: Any) -> None:
         self._durable.add(xid)
+
+    def registered(self, now_ms: int, xid: Any, _branch: Any, branches: Any) -> None:
+        self.durable(now_ms, xid, None, branches)
 
     def ordered(self, _now_ms: int, xid: Any, branch: Any, commit: bool) -> None:
         if commit and xid not in self._durable:
@@ -149,6 +158,12 @@ class PresumedAbort:
         if xid in self._aborted:
             raise Violation(5, f"{xid} is decided after somebody was told that it is aborted")
 
+    def registered(self, now_ms: int, xid: Any, _branch: Any, branches: Any) -> None:
+        self.durable(now_ms, xid, None, branches)
+
+    def refused(self, _now_ms: int, xid: Any) -> None:
+        self._aborted.add(xid)
+
 
 class NoEarlyForgetting:
     """6: a record goes only after every prepared branch has committed; and in the end every one goes."""
@@ -157,6 +172,11 @@ class NoEarlyForgetting:
         self._open: dict[Any, set[Any]] = {}
         self._committed: set[Any] = set()
         self._records: set[Any] = set()
+        self._registered: set[Any] = set()
+
+    def registered(self, _now_ms: int, xid: Any, _branch: Any, branches: Iterable[Any]) -> None:
+        self._open[xid] = set(branches) - self._committed
+        self._registered.add(xid)
 
     def durable(self, _now_ms: int, xid: Any, _epoch: Any, branches: Iterable[Any]) -> None:
         self._open[xid] = set(branches) - self._committed
@@ -173,6 +193,7 @@ class NoEarlyForgetting:
     def done(self, _now_ms: int, xid: Any) -> None:
         if self._open.get(xid):
             raise Violation(6, f"{xid} is marked done, and {self._open[xid]} has not committed")
+        self._registered.discard(xid)
 
     def deleted(self, now_ms: int, xid: Any, _early: bool) -> None:
         self.done(now_ms, xid)
@@ -184,6 +205,8 @@ class NoEarlyForgetting:
     def rest(self, _now_ms: int) -> None:
         if self._records:
             raise Violation(6, f"records that nobody ever deletes: {self._records}")
+        if self._registered:
+            raise Violation(6, f"decisions that nobody ever marks as done: {self._registered}")
 
 
 class Fencing:

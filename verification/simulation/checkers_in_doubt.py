@@ -66,6 +66,9 @@ class Incidents:
     def durable(self, _now_ms: int, xid: Any, _epoch: Any, branches: Iterable[Any]) -> None:
         self._decided[xid] = set(branches)
 
+    def registered(self, now_ms: int, xid: Any, _branch: Any, branches: Iterable[Any]) -> None:
+        self.durable(now_ms, xid, None, branches)
+
     def lost(self, _now_ms: int, xids: Iterable[Any]) -> None:
         for xid in xids:
             self._decided.pop(xid, None)

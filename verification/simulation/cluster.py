@@ -15,7 +15,15 @@ from txrpc._protocol.messages import (
     Outcome,
     Wait,
 )
-from txrpc.errors import AbortCode, HeuristicOutcome, OutcomeUnknown, Reason, TransactionAborted, TxrpcError
+from txrpc.errors import (
+    AbortCode,
+    HeuristicOutcome,
+    OutcomeUnknown,
+    Reason,
+    ResourceUnavailable,
+    TransactionAborted,
+    TxrpcError,
+)
 from verification.simulation.checkers import all_checkers
 from verification.simulation.coordinator import CoordinatorProcess
 from verification.simulation.database import Database, Refused
@@ -68,6 +76,7 @@ class Cluster:
         self.scheduler = Scheduler(seed)
         self._dice = self.scheduler.dice
         self._final_dice = random.Random(f"final {seed}")
+        self._deciding_dice = random.Random(f"deciding {seed}")
         self.history = History(all_checkers(), lambda: self.scheduler.now_ms)
         if trace:
             self.history.lines = []
@@ -157,7 +166,11 @@ class Cluster:
             except TxrpcError:
                 self.outcomes["no coordinator"] += 1
                 return
-        part = client.core.begin_part(timeout_s, False)
+        try:
+            part = client.core.begin_part(timeout_s, False, self._decider(client))
+        except ResourceUnavailable:
+            self.outcomes["no register"] += 1
+            return
         try:
             yield from self._work(client, part, name)
         except (TxrpcError, Refused) as error:
@@ -167,6 +180,12 @@ class Cluster:
             yield from self._give_up(client, part, Reason(AbortCode.REQUESTED, "changed its mind"))
         else:
             yield from self._commit(client, part)
+
+    def _decider(self, client: Process) -> str | None:
+        """The resource of *client* that is to decide the next transaction, if one is."""
+        if self._deciding_dice.random() >= self.options.decides:
+            return None
+        return self._deciding_dice.choice(sorted(client.state.resources))
 
     def _work(self, client: Process, part: LocalTransaction, name: str) -> Flow[None]:
         for number in range(self._dice.randint(1, self.options.calls)):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import Any
 
 from txrpc._protocol.messages import FinishResult, Outcome, ResourceInfo
@@ -11,6 +12,7 @@ from txrpc.ids import BranchId, Gid, Xid
 from txrpc.resource import Prepared, ReadOnly
 from verification.simulation.history import History
 from verification.simulation.options import Options
+from verification.simulation.register import Register, SimDecider
 from verification.simulation.scheduler import Node, Promise, Scheduler
 
 __all__ = ["Database", "Refused", "SimResource", "Work"]
@@ -28,6 +30,8 @@ class Work:
         self.open = True
         self.xid: Xid | None = None
         self.branch: BranchId | None = None
+        self.gid: Gid | None = None
+        """Of the branch, also of one that has not written."""
         self.calls: list[Any] = []
         self.patient_until_ms = 0
         """Until when the database is asked how a commit whose connection broke has ended."""
@@ -48,6 +52,7 @@ class Database(Node):
         """Which history it is in: a fail-over begins another one."""
         self.ended: dict[str, bool] = {}
         """Whether the work of each token was committed."""
+        self.register = Register(name, history)
 
     def crash(self) -> None:
         """Lose what is not prepared."""
@@ -99,7 +104,7 @@ class Database(Node):
         """Do some of the transaction's work."""
         if not work.open:
             raise Refused("the connection was lost")
-        work.xid, work.branch = gid.xid, gid.branch
+        work.xid, work.branch, work.gid = gid.xid, gid.branch, gid
         work.calls.append(call)
         self._history.note("wrote", gid.xid, gid.branch, call, gid.participant)
         self._history.line(self.name, self.name, lambda: f"{_short(gid)} {call} writes")
@@ -172,9 +177,46 @@ class Database(Node):
         """Whether *token* is of another history than this one."""
         return token.partition("-")[2] != f"{self.timeline:08X}"
 
+    def insert_decision(self, work: Work, xid: Xid, branches: bytes) -> bool:
+        """The first half of a decision: its row, which others wait for; whether it could be written."""
+        if not work.open:
+            raise Refused("the connection was lost")
+        if not self.register.insert(xid, work, branches):
+            self._undo(work)
+            return False
+        return True
+
+    def cuts(self) -> bool:
+        """Whether a connection breaks at this moment, and what was sent on it arrives late."""
+        return self.scheduler.dice.random() < self.options.cut_prepares
+
+    def commits_later(self, work: Work, xid: Xid) -> None:
+        """COMMIT is on its way, and its connection has broken: perhaps the work is rolled back before that comes."""
+
+        def arrive() -> None:
+            with suppress(Refused):
+                self.commit_decision(work, xid)
+
+        dice = self.scheduler.dice
+        self.later(dice.randint(0, 5_000), arrive)
+        self.later(dice.randint(0, 10_000), self.rollback, work)
+
+    def commit_decision(self, work: Work, xid: Xid) -> None:
+        """The second half: COMMIT."""
+        if not work.open:
+            raise Refused("the connection was lost")
+        if self.scheduler.dice.random() < self.options.refuses:
+            self._undo(work)
+            raise Refused("a deferred constraint does not hold")
+        self.register.commit(xid, work.gid.branch if work.gid is not None else None)
+        self._history.line(self.name, self.name, lambda: f"{xid} is decided: committed")
+        self._close(work)
+        self._commit(work, False)
+
     def _close(self, work: Work) -> None:
         work.open = False
         self.works.discard(work)
+        self.register.let_go(work)
 
     def _undo(self, work: Work) -> None:
         self._close(work)
@@ -216,6 +258,7 @@ class SimResource:
         self._process = process
         self._works: list[Work] = []
         self._abandoned = False
+        self.decider = SimDecider(self._ask, database)
 
     def _ask(self, effect: Callable[..., Any], *arguments: Any) -> Promise:
         promise = Promise()
@@ -241,7 +284,8 @@ class SimResource:
 
     def start(self) -> Promise:
         """See `Resource.start`."""
-        return self._ask(lambda: ResourceInfo(self.name, self.kind, self._database.name))
+        database = self._database
+        return self._ask(lambda: ResourceInfo(self.name, self.kind, database.name, register=database.register.id))
 
     def begin(self, _read_only: bool, _within_s: float | None = None) -> Promise:
         """See `Resource.begin`."""

@@ -168,6 +168,8 @@ class Engine:
         disk.forced()
         if options.group:  # what an earlier epoch was not sure of when it ended
             self._note_durable(opened.pending)
+            for incident in opened.incidents:
+                history.note("incident", incident.xid, incident.branch, incident.finish)
         disk.engines = [engine for engine in disk.engines if not engine.over]
         disk.engines.append(self)
         history.note("opened", node, opened.epoch)

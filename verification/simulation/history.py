@@ -23,6 +23,8 @@ FACTS: Final = {
     "replied": "the coordinator tells a root how its transaction ended: xid, outcome",
     "told": "the application is told how its transaction ended: xid, outcome",
     "opened": "a coordinator opens the log: node, epoch",
+    "registered": "a database has committed a decision with the branch that decided: xid, branch, prepared branches",
+    "refused": "a database has it that a transaction is aborted: xid",
     "durable": "a decision is durable: xid, epoch, branches",
     "done": "a decision is marked done: xid",
     "deleted": "a decision's record is deleted: xid, and whether before the retention time",

@@ -38,6 +38,8 @@ class Options:
     """How likely a root works in a database of its own process as well."""
     final_calls: float = 0.0
     """How likely a caller says, truly or not, that the transaction calls a service no more."""
+    decides: float = 0.0
+    """How likely a root lets a database of its own process decide."""
 
     # The network.
     delay_ms: int = 20
@@ -146,6 +148,7 @@ class Options:
         # Of a branch that voted before all that its log remembers, no one can say that it was not decided: an operator must look.
         keeps = (1_000,) if chosen["final_calls"] else (1_000, 1_000, 1_000, 5, 0)
         chosen["log_keeps"] = random.Random(f"log {seed}").choice(keeps)
+        chosen["decides"] = random.Random(f"decides {seed}").choice((0.0, 0.0, 0.0, 0.5, 1.0))
         if "log_restores" in chosen:
             # What nobody alive has heard of cannot be missed.
             for name in ("crashes", "client_deaths"):

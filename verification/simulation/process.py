@@ -151,6 +151,11 @@ class SimRuntime:
         told = self.core.started if starts else self.core.swept
         promise.then(lambda kept: self._process.soon(told, name, kept.error or kept.value))
 
+    def aside(
+        self, _name: str, verb: Callable[..., Promise], arguments: tuple[Any, ...], then: Callable[[Any], None]
+    ) -> None:
+        verb(*arguments).then(lambda kept: self._process.soon(then, kept.error or kept.value))
+
     def future(self) -> Promise:
         return Promise()
 
@@ -436,6 +441,7 @@ class Process(Node):
         state = self.state
         resource = state.resources[call.resource]
         branch = yield from branches.enter(state, part, resource, joined)
+        branch.work.gid = branch.row.gid
         try:
             if call.writes:
                 yield resource.write, (branch.work, branch.row.gid, call.name)

@@ -88,4 +88,6 @@ def check_branches(branches: Sequence[BranchRef], limits: Limits) -> Reason | No
         return Reason(AbortCode.LIMIT_EXCEEDED, text)
     if len({ref.branch for ref in branches}) < len(branches):
         return Reason(AbortCode.PROTOCOL_VIOLATION, "the commit request lists a branch twice")
+    if len({ref.register for ref in branches}) > 1:
+        return Reason(AbortCode.PROTOCOL_VIOLATION, "the branches are not all under one register")
     return None

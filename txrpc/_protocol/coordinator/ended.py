@@ -48,6 +48,11 @@ class EndedTransactions:
         if xid not in self:
             self._young[xid] = ended
 
+    def discard(self, xid: Xid) -> None:
+        """Remember it no more."""
+        for entries in (self._young, *(old for _, old in self._old)):
+            entries.pop(xid, None)
+
     def advance(self, tick: int) -> None:
         """Let go of what no request above the floor can ask for."""
         if tick - self._opened < self._span and len(self._young) < self._limit:

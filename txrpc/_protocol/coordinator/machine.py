@@ -21,7 +21,7 @@ import heapq
 from collections.abc import Callable
 from typing import Any, Final
 
-from txrpc._protocol.coordinator import phases, recovery, requests
+from txrpc._protocol.coordinator import phases, recovery, registers, requests
 from txrpc._protocol.coordinator.admission import is_behind, refuse_hello, refuse_number, refuse_resources
 from txrpc._protocol.coordinator.events import (
     Bound,
@@ -45,8 +45,10 @@ from txrpc._protocol.coordinator.rows import Input, State, TransactionRow
 from txrpc._protocol.coordinator.sessions import SessionEntry
 from txrpc._protocol.coordinator.state import CoordinatorState
 from txrpc._protocol.coordinator.table import enter
+from txrpc._protocol.deciding import Decided, RegisterAnswer
 from txrpc._protocol.messages import (
     Acked,
+    BranchAnswer,
     CommitRequest,
     Committing,
     GoAway,
@@ -64,6 +66,7 @@ from txrpc._protocol.messages import (
     Voted,
     Welcome,
 )
+from txrpc._protocol.outcomes import Found
 from txrpc._protocol.records import Decision, Opened
 from txrpc.errors import AbortCode, Reason
 
@@ -237,6 +240,7 @@ def _drop(state: CoordinatorState, session: int) -> None:
         return
     for xid, branch in sorted(entry.awaiting_reply):
         enter(state, xid, Input.SESSION_LOST, session, branch)
+    registers.session_lost(state, session)
     state.reports.left(session, state.now_ms)
 
 
@@ -297,9 +301,26 @@ def _client_request(
     enter(state, message.xid, _INPUTS[type(message)], session, message)
 
 
-def _branch_answer(
-    state: CoordinatorState, session: int, message: Voted | Committing | OnePhaseDone | Resolved | Acked
-) -> None:
+def _decided(state: CoordinatorState, session: int, message: Decided) -> None:
+    # Rule 15: only a process that has the register speaks for it.
+    if state.directory.sessions[session].holds(message.register):
+        enter(state, message.xid, Input.DECIDED, session, message)
+    else:
+        state.violation(session, message, "speaks for a register that it does not have")
+
+
+def _register_answer(state: CoordinatorState, session: int, message: RegisterAnswer) -> None:
+    question = registers.answered(state, session, message)
+    if question is None:
+        return
+    if message.found is Found.COMMITTED:
+        enter(state, message.xid, Input.DECIDED, session, Decided(message.register, message.xid, message.branches))
+    elif message.found is Found.ABORTED:
+        enter(state, message.xid, Input.CLAIMED, session, message)
+    registers.tell(state, question, message)
+
+
+def _branch_answer(state: CoordinatorState, session: int, message: BranchAnswer) -> None:
     # Rule 15: an answer counts only from the process that was asked, about a branch that the transaction has.
     row = state.transactions.get(message.xid)
     if row is not None:
@@ -355,6 +376,8 @@ _MESSAGES: Final[dict[type, Callable[[CoordinatorState, int, Any], None]]] = {
     Acked: _branch_answer,
     Inquiry: recovery.inquiry,
     Trouble: recovery.trouble,
+    Decided: _decided,
+    RegisterAnswer: _register_answer,
     Hello: _hello_again,
 }
 

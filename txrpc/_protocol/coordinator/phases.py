@@ -16,6 +16,7 @@ from txrpc._protocol.coordinator.events import Close
 from txrpc._protocol.coordinator.rows import BranchRow, State, TransactionRow, aborted_vote
 from txrpc._protocol.coordinator.sessions import SessionEntry
 from txrpc._protocol.coordinator.state import CoordinatorState, sentence
+from txrpc._protocol.deciding import DecisionDone, Votes
 from txrpc._protocol.messages import (
     Acked,
     BranchRef,
@@ -50,14 +51,14 @@ def prepare(state: CoordinatorState, row: TransactionRow) -> None:
     # All branches at once; the slowest one counts, not their sum.  An early vote is not asked for again.
     doomed = aborted_vote(row.branches)
     if doomed is not None:
-        abort(state, row, doomed)
+        not_all(state, row, doomed)
         return
     voting = [b for b in row.branches.values() if b.vote is None]
     row.missing = len(voting)
     entries = [(b, state.directory.owner(b.ref.participant)) for b in voting]
     for branch, entry in entries:
         if entry is None:
-            abort(state, row, lost(branch))
+            not_all(state, row, lost(branch))
             return
     for branch, entry in entries:
         if entry is not None:
@@ -71,9 +72,10 @@ def voted(state: CoordinatorState, row: TransactionRow, session: int, vote: Vote
     branch = row.branches[vote.branch]
     branch.vote, branch.token = vote.vote, vote.token
     state.cancel_wait(row, branch)
-    if vote.vote is Vote.ABORT:
-        reason = vote.reason or Reason(AbortCode.UNSPECIFIED)
-        abort(state, row, Reason(reason.code, f"{branch.ref.resource}: {reason.text}".removesuffix(": ")))
+    if vote.vote is Vote.ABORT or vote.register != row.register:
+        elsewhere = Reason(AbortCode.PROTOCOL_VIOLATION, "it voted under another register, or under none")
+        reason = elsewhere if vote.vote is not Vote.ABORT else vote.reason or Reason(AbortCode.UNSPECIFIED)
+        not_all(state, row, Reason(reason.code, f"{branch.ref.resource}: {reason.text}".removesuffix(": ")))
         return
     row.missing -= 1
     if not row.missing:
@@ -83,7 +85,9 @@ def voted(state: CoordinatorState, row: TransactionRow, session: int, vote: Vote
 def decide(state: CoordinatorState, row: TransactionRow) -> None:
     # Rule 3: from here to LOGGED neither outcome may be told, because the log may have it, or not.
     prepared = row.prepared()
-    if not prepared:
+    if row.register is not None:
+        tell_votes(state, row)
+    elif not prepared:
         finish(state, row, None)  # no branch wrote: there is nothing to make durable
     elif state.log_trouble:
         abort(state, row, Reason(AbortCode.LOG_UNAVAILABLE, state.log_trouble))
@@ -93,8 +97,21 @@ def decide(state: CoordinatorState, row: TransactionRow) -> None:
         state.out.append.append(Decision(row.xid, row.epoch, clock_ms, prepared))
 
 
+def tell_votes(state: CoordinatorState, row: TransactionRow) -> None:
+    # The right to decide is the root's, and stays there: this coordinator does nothing about the transaction until it is told.
+    row.state = State.POLLED
+    votes = Votes(row.xid, row.prepared())
+    for waiter in row.waiters:
+        state.send(waiter, votes)
+    row.waiters.clear()
+
+
 def recorded(state: CoordinatorState, row: TransactionRow, session: None, message: None) -> None:
     # The decision is durable: the first moment at which COMMITTED may be told (rule 3).
+    begin_phase_two(state, row)
+
+
+def begin_phase_two(state: CoordinatorState, row: TransactionRow) -> None:
     row.state = State.COMMITTING
     row.missing = 0
     for branch in row.branches.values():
@@ -181,8 +198,15 @@ def _acknowledged(state: CoordinatorState, row: TransactionRow, branch: BranchRo
     branch.acked = True
     row.missing -= 1
     if not row.missing:
+        mark_done(state, row)
+
+
+def mark_done(state: CoordinatorState, row: TransactionRow) -> None:
+    if row.register is None:
         state.out.done.append(row.xid)
-        finish(state, row, None)
+    elif (holder := state.directory.holder(row.register)) is not None:
+        state.send(holder.session, DecisionDone(row.register, (row.xid,)))
+    finish(state, row, None)
 
 
 def ack_time_up(state: CoordinatorState, row: TransactionRow, session: None, message: None) -> None:
@@ -194,6 +218,19 @@ def ack_time_up(state: CoordinatorState, row: TransactionRow, session: None, mes
 
 
 # ---------------------------------------------------------------------------------------------------- the end
+
+
+def not_all(state: CoordinatorState, row: TransactionRow, reason: Reason) -> None:
+    """A branch votes against, or not in time."""
+    if row.register is None:
+        abort(state, row, reason)
+        return
+    # Only the root may abort: this may be a request of long ago, and the transaction be committed.  It is told why, and will.
+    del state.transactions[row.xid]
+    for branch in row.branches.values():
+        state.cancel_wait(row, branch)
+    for waiter in row.waiters:
+        state.send(waiter, OutcomeReply(row.xid, Outcome.UNKNOWN, reason))
 
 
 def abort(state: CoordinatorState, row: TransactionRow, reason: Reason) -> None:
@@ -223,7 +260,7 @@ def _tell_rollback(state: CoordinatorState, row: TransactionRow, branch: BranchR
 def time_up(state: CoordinatorState, row: TransactionRow, session: None, message: None) -> None:
     # Rule 11: what has not voted by the deadline holds others' locks; aborting needs no agreement.
     slow = sorted({b.ref.resource for b in row.branches.values() if b.vote is None})
-    abort(state, row, Reason(AbortCode.TIMED_OUT, f"no vote in time from {', '.join(slow)}"))
+    not_all(state, row, Reason(AbortCode.TIMED_OUT, f"no vote in time from {', '.join(slow)}"))
 
 
 def finish(state: CoordinatorState, row: TransactionRow, reason: Reason | None) -> None:
@@ -270,7 +307,7 @@ def committed_reply(state: CoordinatorState, row: TransactionRow) -> OutcomeRepl
 
 def voter_lost(state: CoordinatorState, row: TransactionRow, session: int, branch: BranchId) -> None:
     # It may have prepared or not: nothing is decided yet, so the answer is the same, and its session asks when it is back.
-    abort(state, row, lost(row.branches[branch]))
+    not_all(state, row, lost(row.branches[branch]))
 
 
 def finisher_lost(state: CoordinatorState, row: TransactionRow, session: int, branch: BranchId) -> None:

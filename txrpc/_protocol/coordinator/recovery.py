@@ -6,7 +6,7 @@ begun or ended meanwhile goes before it.
 
 from __future__ import annotations
 
-from txrpc._protocol.coordinator import phases
+from txrpc._protocol.coordinator import phases, registers
 from txrpc._protocol.coordinator.events import Lookup
 from txrpc._protocol.coordinator.knowledge import ANSWERS, UP_TO_THE_LOG, Answer, Knowledge, age_of
 from txrpc._protocol.coordinator.phases import PRESUMED
@@ -40,12 +40,15 @@ _PREPARED = {
 
 def inquiry(state: CoordinatorState, session: int, message: Inquiry) -> None:
     gid = message.gid
-    if gid.group != state.group or gid.node != state.owner.node:
+    if gid.group != state.group or (gid.register is None and gid.node != state.owner.node):
         state.violation(session, message, "asks about a branch of another coordinator")
         return
     if not state.directory.sessions[session].has(gid.resource):
         # It would be told to commit, and could not, and no other acknowledgement would count.
         state.violation(session, message, "asks about a branch in a resource that it does not have")
+        return
+    if gid.register is not None:
+        registers.inquiry(state, session, message, gid.register)
         return
     knowledge = _knowledge(state, session, message)
     if gid.xid in state.transactions or knowledge not in UP_TO_THE_LOG:

@@ -6,7 +6,7 @@ another epoch, is refused (rule 5); what the log says about it is still told.
 
 from __future__ import annotations
 
-from txrpc._protocol.coordinator import one_phase, phases
+from txrpc._protocol.coordinator import one_phase, phases, registers
 from txrpc._protocol.coordinator.admission import check_branches
 from txrpc._protocol.coordinator.events import Lookup
 from txrpc._protocol.coordinator.phases import PRESUMED
@@ -30,10 +30,14 @@ __all__ = ["begin_commit", "give_up", "give_up_early", "join_waiters", "presume"
 
 def begin_commit(state: CoordinatorState, row: None, session: int, request: CommitRequest) -> None:
     # Rules 5 and 10: absence of a memory proves something only of transactions that would still be remembered.
-    if not _of_this_time(state, request):
+    register = registers.register_of(request)
+    if register is None and not _of_this_time(state, request):
         _ask_log(state, session, request)
         return
     reason = _refuse_commit(state, request)
+    if reason is not None and register is not None:
+        state.send(session, OutcomeReply(request.xid, Outcome.UNKNOWN, reason))
+        return
     if reason is not None:
         phases.abort_unknown(state, session, request.xid, request.epoch, request.branches, reason)
         return
@@ -46,10 +50,11 @@ def begin_commit(state: CoordinatorState, row: None, session: int, request: Comm
         state.now_ms,
         state.now_ms + left_ms,
         waiters={session: request.wait},
+        register=register,
     )
     state.transactions[request.xid] = begun
     state.wake_at(begun, begun.time_up_ms)
-    if len(begun.branches) == 1 and request.branches[0].vote is None:
+    if len(begun.branches) == 1 and request.branches[0].vote is None and register is None:
         one_phase.delegate(state, begun)
     else:
         phases.prepare(state, begun)
@@ -59,7 +64,7 @@ def _refuse_commit(state: CoordinatorState, request: CommitRequest) -> Reason | 
     # Refusals are aborts, remembered like any other: the root may run the transaction again.
     if state.draining:
         return Reason(AbortCode.SHUTTING_DOWN, "the coordinator is shutting down")
-    if state.log_trouble:
+    if state.log_trouble and registers.register_of(request) is None:
         return Reason(AbortCode.LOG_UNAVAILABLE, state.log_trouble)
     if len(state.transactions) >= state.limits.max_transactions:
         return Reason(
@@ -96,7 +101,7 @@ def reply_ended(state: CoordinatorState, row: None, session: int, request: About
 
 def give_up(state: CoordinatorState, row: None, session: int, request: RollbackRequest) -> None:
     """Roll back what is not known; what may have been committed and forgotten here is looked up first (rule 12)."""
-    if not _of_this_time(state, request):
+    if registers.register_of(request) is None and not _of_this_time(state, request):
         _ask_log(state, session, request)
         return
     phases.abort_unknown(state, session, request.xid, request.epoch, request.branches, request.reason)
@@ -120,7 +125,9 @@ def _abandon(state: CoordinatorState, request: AboutEnd) -> None:
 
 def presume(state: CoordinatorState, row: None, session: int, request: OutcomeRequest) -> None:
     # Rule 5: no record, and not being decided in this epoch: aborted, and remembered as such before it is said.
-    if not _of_this_time(state, request):
+    if (register := registers.register_of(request)) is not None:
+        registers.ask(state, register, session, request, claim=True)
+    elif not _of_this_time(state, request):
         _ask_log(state, session, request)
     elif _commits_by_itself(state, session, request):
         one_phase.ask_only_branch(state, session, request)

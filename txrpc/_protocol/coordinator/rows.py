@@ -5,12 +5,13 @@ from __future__ import annotations
 import enum
 from dataclasses import dataclass, field
 
-from txrpc._protocol.messages import BranchRef, Owner, Vote, Wait
+from txrpc._protocol.deciding import Decided
+from txrpc._protocol.messages import BranchRef, Inquiry, OutcomeRequest, Owner, Vote, Wait
 from txrpc._protocol.records import Decision, PreparedBranch
 from txrpc.errors import AbortCode, Reason
-from txrpc.ids import BranchId, Epoch, Gid, Xid
+from txrpc.ids import BranchId, Epoch, Gid, RegisterId, Xid
 
-__all__ = ["BranchRow", "Input", "State", "TransactionRow", "aborted_vote"]
+__all__ = ["BranchRow", "Input", "Question", "State", "TransactionRow", "aborted_vote"]
 
 
 class State(enum.Enum):
@@ -19,6 +20,7 @@ class State(enum.Enum):
     ABSENT = "absent"
     PREPARING = "preparing"  # votes are missing
     ONE_PHASE = "one phase"  # its only branch was told to commit at once
+    POLLED = "polled"  # all have voted, and the root, which decides in a register, has been told
     RECORDING = "recording"  # the decision is on its way into the log: neither outcome may be told
     COMMITTING = "committing"  # the decision is durable; a branch has not acknowledged
     COMMITTED = "committed"
@@ -36,6 +38,8 @@ class Input(enum.Enum):
     ONE_PHASE_DONE = "one phase done"
     RESOLVED = "resolved"
     ACKED = "acked"
+    DECIDED = "decided"  # a register has it COMMITTED
+    CLAIMED = "claimed"  # a register has it ABORTED
     LOGGED = "logged"
     NOT_LOGGED = "not logged"
     SESSION_LOST = "session lost"
@@ -74,10 +78,14 @@ class TransactionRow:
     """Sessions to tell the outcome."""
     heuristic: str = ""
     """A sentence if a branch was found ended against the decision (rule 1)."""
+    register: RegisterId | None = None
+    """Where it is decided, if not here."""
 
     def gid(self, group: str, owner: Owner, branch: BranchRow) -> Gid:
         """The identifier under which the database of *branch* holds it."""
         ref = branch.ref
+        if ref.register is not None:
+            return Gid(group, "", Epoch(0), self.xid, ref.branch, ref.participant, ref.resource, ref.register)
         return Gid(group, owner.node, self.epoch, self.xid, ref.branch, ref.participant, ref.resource)
 
     def prepared(self) -> tuple[PreparedBranch, ...]:
@@ -97,11 +105,36 @@ class TransactionRow:
     @classmethod
     def recovered(cls, decision: Decision, now_ms: int) -> TransactionRow:
         """A decision that an earlier epoch made durable and did not finish."""
+        return cls._committing(decision.xid, decision.epoch, decision.branches, None, now_ms)
+
+    @classmethod
+    def decided(cls, decided: Decided, now_ms: int) -> TransactionRow:
+        """A decision that is in a register."""
+        return cls._committing(decided.xid, Epoch(0), decided.branches, decided.register, now_ms)
+
+    @classmethod
+    def _committing(
+        cls, xid: Xid, epoch: Epoch, listed: tuple[PreparedBranch, ...], register: RegisterId | None, now_ms: int
+    ) -> TransactionRow:
         branches = {
-            p.branch: BranchRow(BranchRef(p.branch, p.resource, p.participant, 0), Vote.PREPARED, p.token)
-            for p in decision.branches
+            p.branch: BranchRow(
+                BranchRef(p.branch, p.resource, p.participant, 0, register=register), Vote.PREPARED, p.token
+            )
+            for p in listed
         }
-        return cls(decision.xid, decision.epoch, State.COMMITTING, branches, now_ms, now_ms, missing=len(branches))
+        missing = len(branches)
+        return cls(xid, epoch, State.COMMITTING, branches, now_ms, now_ms, missing, register=register)
+
+
+@dataclass(slots=True)
+class Question:
+    """What a register is being asked about a transaction: once at a time, for all that wait for the answer."""
+
+    register: RegisterId
+    session: int
+    claim: bool
+    waiting: dict[tuple[int, BranchId | None], Inquiry | OutcomeRequest] = field(default_factory=dict)
+    """By session, and branch if one has asked."""
 
 
 def aborted_vote(branches: dict[BranchId, BranchRow]) -> Reason | None:

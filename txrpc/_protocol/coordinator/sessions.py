@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from txrpc._protocol.messages import Hello, ResourceInfo
-from txrpc.ids import BranchId, ParticipantId, Xid
+from txrpc.ids import BranchId, ParticipantId, RegisterId, Xid
 
 __all__ = ["SessionEntry", "SessionRegistry"]
 
@@ -28,6 +28,10 @@ class SessionEntry:
         """Return whether the process behind it can use *resource*."""
         return any(info.name == resource and not info.trouble for info in self.hello.resources)
 
+    def holds(self, register: RegisterId) -> bool:
+        """Return whether the process behind it can ask *register*."""
+        return any(info.register == register and not info.trouble for info in self.hello.resources)
+
 
 class SessionRegistry:
     """The live sessions by number, by participant and by resource."""
@@ -36,6 +40,7 @@ class SessionRegistry:
         self.sessions: dict[int, SessionEntry] = {}
         self._by_participant: dict[ParticipantId, int] = {}
         self._by_resource: dict[str, dict[int, ResourceInfo]] = {}
+        self._by_register: dict[RegisterId, dict[int, None]] = {}
 
     def __len__(self) -> int:
         return len(self.sessions)
@@ -71,6 +76,8 @@ class SessionRegistry:
         for resource in entry.hello.resources:
             if not resource.trouble:
                 self._by_resource.setdefault(resource.name, {})[entry.session] = resource
+                if resource.register is not None:
+                    self._by_register.setdefault(resource.register, {})[entry.session] = None
 
     def _unindex(self, entry: SessionEntry) -> None:
         for resource in entry.hello.resources:
@@ -78,6 +85,10 @@ class SessionRegistry:
             of_name.pop(entry.session, None)
             if not of_name:
                 self._by_resource.pop(resource.name, None)
+            if resource.register is not None and (holders := self._by_register.get(resource.register)) is not None:
+                holders.pop(entry.session, None)
+                if not holders:
+                    del self._by_register[resource.register]
 
     def owner(self, participant: ParticipantId) -> SessionEntry | None:
         """The session of that process incarnation."""
@@ -92,6 +103,11 @@ class SessionRegistry:
             return own
         others = self._by_resource.get(resource)
         return self.sessions[next(iter(others))] if others else None
+
+    def holder(self, register: RegisterId) -> SessionEntry | None:
+        """A session that can ask *register*."""
+        holders = self._by_register.get(register)
+        return self.sessions[next(iter(holders))] if holders else None
 
     def has(self, resource: str) -> bool:
         """Return whether a process with *resource* is connected."""

@@ -10,11 +10,11 @@ import heapq
 from txrpc._protocol.coordinator.ended import EndedTransactions
 from txrpc._protocol.coordinator.events import Limits, Note, Output
 from txrpc._protocol.coordinator.reports import Report, Reports
-from txrpc._protocol.coordinator.rows import BranchRow, State, TransactionRow
+from txrpc._protocol.coordinator.rows import BranchRow, Question, State, TransactionRow
 from txrpc._protocol.coordinator.sessions import SessionEntry, SessionRegistry
 from txrpc._protocol.messages import AboutEnd, FinishResult, FromCoordinator, Hello, Inquiry, Owner
 from txrpc._protocol.records import Incident, Opened
-from txrpc.ids import BranchId, Gid, Xid
+from txrpc.ids import BranchId, Gid, RegisterId, Xid
 
 __all__ = ["MARGIN_MS", "CoordinatorState", "sentence"]
 
@@ -50,6 +50,8 @@ class CoordinatorState:
         self.offset_ms = clock_ms - now_ms
         self.now_ms = self.ticked_ms = now_ms
         self.timers: list[tuple[int, Xid]] = []
+        self.questions: dict[tuple[RegisterId, Xid], Question] = {}
+        """What registers are being asked."""
         self.waiting_for_resource: dict[str, set[tuple[Xid, BranchId]]] = {}
         self.out = Output()
         self.remembered = EndedTransactions(

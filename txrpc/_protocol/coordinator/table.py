@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, Final, NamedTuple
 
-from txrpc._protocol.coordinator import one_phase, phases, requests
+from txrpc._protocol.coordinator import one_phase, phases, registers, requests
 from txrpc._protocol.coordinator.rows import Input, State
 from txrpc._protocol.coordinator.state import CoordinatorState
 from txrpc.ids import Xid
@@ -53,7 +53,14 @@ _S, _I = State, Input
 
 TABLE: Final[dict[tuple[State, Input], Entry]] = {
     (_S.ABSENT, _I.COMMIT_REQUEST): _to(
-        requests.begin_commit, _S.ABORTED, _S.ABSENT, _S.COMMITTED, _S.ONE_PHASE, _S.PREPARING, _S.RECORDING
+        requests.begin_commit,
+        _S.ABORTED,
+        _S.ABSENT,
+        _S.COMMITTED,
+        _S.ONE_PHASE,
+        _S.POLLED,
+        _S.PREPARING,
+        _S.RECORDING,
     ),
     (_S.ABSENT, _I.ROLLBACK_REQUEST): _to(requests.give_up, _S.ABORTED, _S.ABSENT),
     (_S.ABSENT, _I.OUTCOME_REQUEST): _to(requests.presume, _S.ABORTED, _S.ABSENT, _S.ONE_PHASE),
@@ -63,12 +70,24 @@ TABLE: Final[dict[tuple[State, Input], Entry]] = {
     (_S.ABSENT, _I.COMMITTING): _to(_ignore, _S.ABSENT),
     (_S.ABSENT, _I.ACKED): _to(phases.late_ack, _S.ABSENT),
     (_S.ABSENT, _I.SESSION_FOUND): _to(_ignore, _S.ABSENT),
+    (_S.ABSENT, _I.DECIDED): _to(registers.decided, _S.COMMITTED, _S.COMMITTING),
+    (_S.ABSENT, _I.CLAIMED): _to(registers.claimed, _S.ABORTED),
     (_S.PREPARING, _I.COMMIT_REQUEST): _to(requests.join_waiters, _S.PREPARING),
     (_S.PREPARING, _I.ROLLBACK_REQUEST): _to(requests.give_up_early, _S.ABORTED),
     (_S.PREPARING, _I.OUTCOME_REQUEST): _to(requests.join_waiters, _S.PREPARING),
-    (_S.PREPARING, _I.VOTED): _to(phases.voted, _S.ABORTED, _S.COMMITTED, _S.PREPARING, _S.RECORDING),
-    (_S.PREPARING, _I.SESSION_LOST): _to(phases.voter_lost, _S.ABORTED),
-    (_S.PREPARING, _I.TIME_UP): _to(phases.time_up, _S.ABORTED),
+    (_S.PREPARING, _I.VOTED): _to(
+        phases.voted, _S.ABSENT, _S.ABORTED, _S.COMMITTED, _S.POLLED, _S.PREPARING, _S.RECORDING
+    ),
+    (_S.PREPARING, _I.SESSION_LOST): _to(phases.voter_lost, _S.ABORTED, _S.ABSENT),
+    (_S.PREPARING, _I.TIME_UP): _to(phases.time_up, _S.ABORTED, _S.ABSENT),
+    (_S.PREPARING, _I.DECIDED): _to(registers.decided, _S.COMMITTED, _S.COMMITTING),
+    (_S.PREPARING, _I.CLAIMED): _to(registers.claimed, _S.ABORTED),
+    (_S.POLLED, _I.COMMIT_REQUEST): _to(registers.votes, _S.POLLED),
+    (_S.POLLED, _I.ROLLBACK_REQUEST): _to(requests.give_up_early, _S.ABORTED),
+    (_S.POLLED, _I.OUTCOME_REQUEST): _to(registers.outcome, _S.POLLED),
+    (_S.POLLED, _I.DECIDED): _to(registers.decided, _S.COMMITTED, _S.COMMITTING),
+    (_S.POLLED, _I.CLAIMED): _to(registers.claimed, _S.ABORTED),
+    (_S.POLLED, _I.TIME_UP): _to(registers.leave, _S.ABSENT),
     (_S.ONE_PHASE, _I.COMMIT_REQUEST): _to(requests.join_waiters, _S.ONE_PHASE),
     (_S.ONE_PHASE, _I.ROLLBACK_REQUEST): _to(requests.join_waiters, _S.ONE_PHASE),
     (_S.ONE_PHASE, _I.OUTCOME_REQUEST): _to(requests.join_waiters, _S.ONE_PHASE),
@@ -91,6 +110,7 @@ TABLE: Final[dict[tuple[State, Input], Entry]] = {
     (_S.COMMITTING, _I.SESSION_LOST): _to(phases.finisher_lost, _S.COMMITTING),
     (_S.COMMITTING, _I.SESSION_FOUND): _to(phases.resume_commit, _S.COMMITTING),
     (_S.COMMITTING, _I.TIME_UP): _to(phases.ack_time_up, _S.COMMITTING),
+    (_S.COMMITTING, _I.DECIDED): _to(_ignore, _S.COMMITTING),
     (_S.COMMITTED, _I.COMMIT_REQUEST): _to(requests.reply_ended, _S.COMMITTED),
     (_S.COMMITTED, _I.ROLLBACK_REQUEST): _to(requests.reply_ended, _S.COMMITTED),
     (_S.COMMITTED, _I.OUTCOME_REQUEST): _to(requests.reply_ended, _S.COMMITTED),
@@ -100,6 +120,7 @@ TABLE: Final[dict[tuple[State, Input], Entry]] = {
     (_S.COMMITTED, _I.COMMITTING): _to(_ignore, _S.COMMITTED),
     (_S.COMMITTED, _I.ACKED): _to(phases.late_ack, _S.COMMITTED),
     (_S.COMMITTED, _I.SESSION_FOUND): _to(_ignore, _S.COMMITTED),
+    (_S.COMMITTED, _I.DECIDED): _to(registers.say_done, _S.COMMITTED),
     (_S.ABORTED, _I.COMMIT_REQUEST): _to(requests.reply_ended, _S.ABORTED),
     (_S.ABORTED, _I.ROLLBACK_REQUEST): _to(requests.reply_ended, _S.ABORTED),
     (_S.ABORTED, _I.OUTCOME_REQUEST): _to(requests.reply_ended, _S.ABORTED),
@@ -109,5 +130,8 @@ TABLE: Final[dict[tuple[State, Input], Entry]] = {
     (_S.ABORTED, _I.COMMITTING): _to(_ignore, _S.ABORTED),
     (_S.ABORTED, _I.ACKED): _to(phases.late_ack, _S.ABORTED),
     (_S.ABORTED, _I.SESSION_LOST): _to(_ignore, _S.ABORTED),  # by the loss of another branch of the same session
+    (_S.ABSENT, _I.SESSION_LOST): _to(_ignore, _S.ABSENT),  # likewise, where only votes were collected
     (_S.ABORTED, _I.SESSION_FOUND): _to(_ignore, _S.ABORTED),
+    (_S.ABORTED, _I.DECIDED): _to(registers.decided, _S.COMMITTED, _S.COMMITTING),
+    (_S.ABORTED, _I.CLAIMED): _to(_ignore, _S.ABORTED),
 }

@@ -6,10 +6,11 @@ import enum
 from dataclasses import dataclass, field
 
 from txrpc._protocol.messages import FinishResult, Outcome, ToCoordinator, Vote
+from txrpc._protocol.records import PreparedBranch
 from txrpc.errors import Reason
 from txrpc.ids import BranchId, Gid, Xid
 
-__all__ = ["BranchInput", "BranchState", "Do", "Effects", "Operation", "ParticipantBranch"]
+__all__ = ["BranchInput", "BranchState", "Deciding", "Do", "Effects", "Operation", "ParticipantBranch"]
 
 
 class BranchState(enum.Enum):
@@ -65,6 +66,14 @@ class Operation(enum.Enum):
 
 
 @dataclass(frozen=True, slots=True)
+class Deciding:
+    """A local commit that decides its transaction: all others have voted, and these are prepared."""
+
+    calls: int | None
+    branches: tuple[PreparedBranch, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Do:
     """Ask a resource for *operation* on the branch *gid*, then step its result (none for INTERRUPT)."""
 
@@ -73,6 +82,8 @@ class Do:
     token: str = ""
     early: bool = False
     """Of PREPARE: the transaction goes on elsewhere, so that what has been read may have to stay as it is."""
+    decides: tuple[PreparedBranch, ...] | None = None
+    """Of COMMIT_ONE_PHASE: the decision is to be written into the resource's register, with these branches."""
 
 
 @dataclass(slots=True)
@@ -125,6 +136,10 @@ class ParticipantBranch:
     """Why a rollback was asked for while an operation was at work; its result is waited for."""
     attempts: int = 0
     """How often finishing it has failed; paces the repetitions and the reports (rule 20)."""
+    home: str = ""
+    """The coordinator that its vote and its reports are for."""
+    decides: tuple[PreparedBranch, ...] | None = None
+    """The other branches, if the commit of this one is the decision about its transaction."""
     local: bool = False
     """Whether a local waiter, not the coordinator, is to be told how a commit in one phase or a rollback ended."""
     ask_resolved: bool = False

@@ -64,9 +64,13 @@ class Participant:
 
     # ------------------------------------------------------------------------------------------------------ what the process says
 
-    def open(self, gid: Gid, deadline_ms: int) -> ParticipantBranch:
-        """Enter a new branch, ACTIVE.  The caller has made sure that there is none, and that *xid* is not closed."""
+    def open(self, gid: Gid, deadline_ms: int, home: str = "") -> ParticipantBranch:
+        """Enter a new branch, ACTIVE.  The caller has made sure that there is none, and that *xid* is not closed.
+
+        *home*: the coordinator of a branch whose *gid* does not name it.
+        """
         row = self.state.enter_row(gid, BranchState.ACTIVE, deadline_ms)
+        row.home = row.home or home
         self.state.by_use[gid.xid, gid.resource] = gid.branch
         return row
 
@@ -106,7 +110,10 @@ class Participant:
         kind = _MESSAGES[type(message)]
         named = message.gid if isinstance(message, Commit | Rollback) else message
         row = self.state.rows.get(named.branch)
-        if row is None or row.xid == named.xid:
+        if isinstance(message, Commit | Rollback) and row is not None and row.gid.register != message.gid.register:
+            # Its word is about a decision that is made elsewhere: who may give orders is what the two differ in.
+            self.state.out.mistakes.append(f"{kind.value} of branch {named.branch} under another register, or none")
+        elif row is None or row.xid == named.xid:
             enter(self.state, kind, named.branch, message)
         elif named is message:
             # A root listed another transaction's branch as its own (rule 15): of that pair nothing is known here.
@@ -120,13 +127,13 @@ class Participant:
         """
         self.state.begin(now_ms)
         for row in self.state.rows.values():
-            if row.gid.node != node:
+            if row.gid.node not in (node, ""):  # "": its decision is in a register, and any coordinator will do
                 continue
             if row.trouble is not None:
                 self.state.out.send.append(Trouble(row.gid, row.trouble))
             if row.state is BranchState.PREPARED:
                 phase_two.inquire(self.state, row)
-            elif row.state is BranchState.VOTING and not row.early:
+            elif row.state is BranchState.VOTING and not row.early and row.home == node:
                 row.deadline_ms = min(row.deadline_ms, self.state.now_ms)
         return self.state.out
 

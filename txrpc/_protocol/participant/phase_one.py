@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from typing import Final
 
+from txrpc._protocol.deciding import Decided
 from txrpc._protocol.messages import (
     CommitOnePhase,
     Committing,
@@ -17,7 +18,7 @@ from txrpc._protocol.messages import (
     Voted,
 )
 from txrpc._protocol.participant import phase_two
-from txrpc._protocol.participant.branch import BranchState, Operation, ParticipantBranch
+from txrpc._protocol.participant.branch import BranchState, Deciding, Operation, ParticipantBranch
 from txrpc._protocol.participant.state import ParticipantState
 from txrpc.errors import AbortCode, Reason
 from txrpc.ids import BranchId
@@ -99,7 +100,7 @@ def _vote(state: ParticipantState, row: ParticipantBranch, vote: Vote, reason: R
     if row.early and first:
         state.out.votes.append((row.branch, vote, reason))
     else:
-        state.out.send.append(Voted(row.xid, row.branch, vote, reason, row.token))
+        state.out.send.append(Voted(row.xid, row.branch, vote, reason, row.token, row.gid.register))
 
 
 def _withdraw(state: ParticipantState, row: ParticipantBranch) -> None:
@@ -194,10 +195,12 @@ def one_phase_again(state: ParticipantState, row: ParticipantBranch, message: Co
     state.out.send.append(OnePhaseDone(row.xid, row.branch, row.outcome, row.why))
 
 
-def local_commit(state: ParticipantState, row: ParticipantBranch, calls: int | None) -> None:
+def local_commit(state: ParticipantState, row: ParticipantBranch, order: int | Deciding | None) -> None:
     # Rule 21: no coordinator is asked; the outcome is learnt from this process and its database.
     state.close(row)
     row.local = True
+    calls = order.calls if isinstance(order, Deciding) else order
+    row.decides = order.branches if isinstance(order, Deciding) else None
     # The root's own use counts nothing; calls that came in through a service are counted like everywhere.
     reason = _objection(state, row, row.calls if calls is None else calls)
     if reason is None:
@@ -223,6 +226,9 @@ def one_phase_ended(state: ParticipantState, row: ParticipantBranch, detail: tup
     # UNKNOWN is told as such: the asker has the token, and asks again when the database is back (rule 13).
     result, reason = detail
     row.vote_reason = reason
+    if row.decides and result is Outcome.COMMITTED and row.gid.register is not None:
+        # Rule 3: the decision is durable.  Should this get lost, its row is found when the register is looked through.
+        state.out.send.append(Decided(row.gid.register, row.xid, row.decides))
     if row.local:
         state.out.settle.append((row.branch, result, reason))
     else:

@@ -62,7 +62,7 @@ class ParticipantState:
         self.out = Effects()
 
     def enter_row(self, gid: Gid, state: BranchState, deadline_ms: int) -> ParticipantBranch:
-        row = ParticipantBranch(gid, state, deadline_ms, in_doubt_ms=self.now_ms)
+        row = ParticipantBranch(gid, state, deadline_ms, in_doubt_ms=self.now_ms, home=gid.node)
         self.rows[gid.branch] = row
         if state is BranchState.ACTIVE:
             heapq.heappush(self.timers, (deadline_ms, gid.branch))
@@ -86,4 +86,6 @@ class ParticipantState:
         if operation in _AFTER_THE_VOTE:
             row.working_ms = self.now_ms
             self.wake_in(row, SLOW_MS)
-        self.out.do.append(Do(operation, row.gid, row.token, operation is Operation.PREPARE and row.early))
+        early = operation is Operation.PREPARE and row.early
+        decides = row.decides if operation is Operation.COMMIT_ONE_PHASE else None
+        self.out.do.append(Do(operation, row.gid, row.token, early, decides))

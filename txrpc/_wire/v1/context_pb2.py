@@ -13,23 +13,23 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x16txrpc/v1/context.proto\x12\x08txrpc.v1\"$\n\x05Owner\x12\x0c\n\x04node\x18\x01 \x01(\t\x12\r\n\x05\x65poch\x18\x02 \x01(\x06\"\xa1\x01\n\x12TransactionContext\x12\r\n\x05group\x18\x01 \x01(\t\x12\x0b\n\x03xid\x18\x02 \x01(\x0c\x12\x1e\n\x05owner\x18\x03 \x01(\x0b\x32\x0f.txrpc.v1.Owner\x12\x14\n\x0ctime_left_ms\x18\x04 \x01(\r\x12\x11\n\tread_only\x18\x05 \x01(\x08\x12\x17\n\x0f\x63\x61ll_reads_only\x18\x06 \x01(\x08\x12\r\n\x05\x66inal\x18\x07 \x01(\x08\"$\n\x06Reason\x12\x0c\n\x04\x63ode\x18\x01 \x01(\r\x12\x0c\n\x04text\x18\x02 \x01(\t\"\x8f\x01\n\tBranchRef\x12\x0e\n\x06\x62ranch\x18\x01 \x01(\x0c\x12\x13\n\x0bparticipant\x18\x02 \x01(\x0c\x12\x10\n\x08resource\x18\x03 \x01(\t\x12\r\n\x05\x63\x61lls\x18\x04 \x01(\r\x12\x1c\n\x04vote\x18\x05 \x01(\x0e\x32\x0e.txrpc.v1.Vote\x12\r\n\x05token\x18\x06 \x01(\t\x12\x0f\n\x07\x63ounted\x18\x07 \x01(\r\"U\n\nCallReport\x12%\n\x08\x62ranches\x18\x01 \x03(\x0b\x32\x13.txrpc.v1.BranchRef\x12 \n\x06\x64oomed\x18\x02 \x01(\x0b\x32\x10.txrpc.v1.Reason*S\n\x04Vote\x12\x14\n\x10VOTE_UNSPECIFIED\x10\x00\x12\x11\n\rVOTE_PREPARED\x10\x01\x12\x12\n\x0eVOTE_READ_ONLY\x10\x02\x12\x0e\n\nVOTE_ABORT\x10\x03\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x16txrpc/v1/context.proto\x12\x08txrpc.v1\"$\n\x05Owner\x12\x0c\n\x04node\x18\x01 \x01(\t\x12\r\n\x05\x65poch\x18\x02 \x01(\x06\"\xb3\x01\n\x12TransactionContext\x12\r\n\x05group\x18\x01 \x01(\t\x12\x0b\n\x03xid\x18\x02 \x01(\x0c\x12\x1e\n\x05owner\x18\x03 \x01(\x0b\x32\x0f.txrpc.v1.Owner\x12\x14\n\x0ctime_left_ms\x18\x04 \x01(\r\x12\x11\n\tread_only\x18\x05 \x01(\x08\x12\x17\n\x0f\x63\x61ll_reads_only\x18\x06 \x01(\x08\x12\r\n\x05\x66inal\x18\x07 \x01(\x08\x12\x10\n\x08register\x18\x08 \x01(\x0c\"$\n\x06Reason\x12\x0c\n\x04\x63ode\x18\x01 \x01(\r\x12\x0c\n\x04text\x18\x02 \x01(\t\"\xa1\x01\n\tBranchRef\x12\x0e\n\x06\x62ranch\x18\x01 \x01(\x0c\x12\x13\n\x0bparticipant\x18\x02 \x01(\x0c\x12\x10\n\x08resource\x18\x03 \x01(\t\x12\r\n\x05\x63\x61lls\x18\x04 \x01(\r\x12\x1c\n\x04vote\x18\x05 \x01(\x0e\x32\x0e.txrpc.v1.Vote\x12\r\n\x05token\x18\x06 \x01(\t\x12\x0f\n\x07\x63ounted\x18\x07 \x01(\r\x12\x10\n\x08register\x18\x08 \x01(\x0c\"U\n\nCallReport\x12%\n\x08\x62ranches\x18\x01 \x03(\x0b\x32\x13.txrpc.v1.BranchRef\x12 \n\x06\x64oomed\x18\x02 \x01(\x0b\x32\x10.txrpc.v1.Reason*S\n\x04Vote\x12\x14\n\x10VOTE_UNSPECIFIED\x10\x00\x12\x11\n\rVOTE_PREPARED\x10\x01\x12\x12\n\x0eVOTE_READ_ONLY\x10\x02\x12\x0e\n\nVOTE_ABORT\x10\x03\x62\x06proto3')
 
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, globals())
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'txrpc.v1.context_pb2', globals())
 if _descriptor._USE_C_DESCRIPTORS == False:
 
   DESCRIPTOR._options = None
-  _VOTE._serialized_start=509
-  _VOTE._serialized_end=592
+  _VOTE._serialized_start=545
+  _VOTE._serialized_end=628
   _OWNER._serialized_start=36
   _OWNER._serialized_end=72
   _TRANSACTIONCONTEXT._serialized_start=75
-  _TRANSACTIONCONTEXT._serialized_end=236
-  _REASON._serialized_start=238
-  _REASON._serialized_end=274
-  _BRANCHREF._serialized_start=277
-  _BRANCHREF._serialized_end=420
-  _CALLREPORT._serialized_start=422
-  _CALLREPORT._serialized_end=507
+  _TRANSACTIONCONTEXT._serialized_end=254
+  _REASON._serialized_start=256
+  _REASON._serialized_end=292
+  _BRANCHREF._serialized_start=295
+  _BRANCHREF._serialized_end=456
+  _CALLREPORT._serialized_start=458
+  _CALLREPORT._serialized_end=543
 # @@protoc_insertion_point(module_scope)

@@ -76,6 +76,7 @@ class TransactionContext(_message.Message):
     READ_ONLY_FIELD_NUMBER: _builtins.int
     CALL_READS_ONLY_FIELD_NUMBER: _builtins.int
     FINAL_FIELD_NUMBER: _builtins.int
+    REGISTER_FIELD_NUMBER: _builtins.int
     group: _builtins.str
     xid: _builtins.bytes
     """16 bytes, a UUIDv7."""
@@ -86,6 +87,8 @@ class TransactionContext(_message.Message):
     """The call may only read, though the transaction may write elsewhere."""
     final: _builtins.bool
     """The transaction calls this process no more: its branches vote before the reply."""
+    register: _builtins.bytes
+    """The register in which the transaction is decided, if it is not decided by its owner."""
     @_builtins.property
     def owner(self) -> Global___Owner: ...
     def __init__(
@@ -98,10 +101,11 @@ class TransactionContext(_message.Message):
         read_only: _builtins.bool = ...,
         call_reads_only: _builtins.bool = ...,
         final: _builtins.bool = ...,
+        register: _builtins.bytes = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["owner", b"owner"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["call_reads_only", b"call_reads_only", "final", b"final", "group", b"group", "owner", b"owner", "read_only", b"read_only", "time_left_ms", b"time_left_ms", "xid", b"xid"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["call_reads_only", b"call_reads_only", "final", b"final", "group", b"group", "owner", b"owner", "read_only", b"read_only", "register", b"register", "time_left_ms", b"time_left_ms", "xid", b"xid"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -144,6 +148,7 @@ class BranchRef(_message.Message):
     VOTE_FIELD_NUMBER: _builtins.int
     TOKEN_FIELD_NUMBER: _builtins.int
     COUNTED_FIELD_NUMBER: _builtins.int
+    REGISTER_FIELD_NUMBER: _builtins.int
     branch: _builtins.bytes
     """8 bytes each."""
     participant: _builtins.bytes
@@ -155,6 +160,8 @@ class BranchRef(_message.Message):
     token: _builtins.str
     counted: _builtins.int
     """Of an early vote: how many calls the branch had completed, in all."""
+    register: _builtins.bytes
+    """Under which it is, or will be, prepared, if not under a coordinator."""
     def __init__(
         self,
         *,
@@ -165,10 +172,11 @@ class BranchRef(_message.Message):
         vote: Global___Vote.ValueType = ...,
         token: _builtins.str = ...,
         counted: _builtins.int = ...,
+        register: _builtins.bytes = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["branch", b"branch", "calls", b"calls", "counted", b"counted", "participant", b"participant", "resource", b"resource", "token", b"token", "vote", b"vote"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["branch", b"branch", "calls", b"calls", "counted", b"counted", "participant", b"participant", "register", b"register", "resource", b"resource", "token", b"token", "vote", b"vote"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -77,6 +77,33 @@ WAIT_ACKNOWLEDGED: Wait.ValueType  # 0
 WAIT_DECISION: Wait.ValueType  # 1
 Global___Wait: _TypeAlias = Wait  # noqa: Y015
 
+class _Found:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _FoundEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Found.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    FOUND_UNSPECIFIED: _Found.ValueType  # 0
+    FOUND_COMMITTED: _Found.ValueType  # 1
+    FOUND_ABORTED: _Found.ValueType  # 2
+    FOUND_OPEN: _Found.ValueType  # 3
+    FOUND_FORGOTTEN: _Found.ValueType  # 4
+    FOUND_LOST: _Found.ValueType  # 5
+    FOUND_ELSEWHERE: _Found.ValueType  # 6
+    FOUND_UNREACHABLE: _Found.ValueType  # 7
+
+class Found(_Found, metaclass=_FoundEnumTypeWrapper): ...
+
+FOUND_UNSPECIFIED: Found.ValueType  # 0
+FOUND_COMMITTED: Found.ValueType  # 1
+FOUND_ABORTED: Found.ValueType  # 2
+FOUND_OPEN: Found.ValueType  # 3
+FOUND_FORGOTTEN: Found.ValueType  # 4
+FOUND_LOST: Found.ValueType  # 5
+FOUND_ELSEWHERE: Found.ValueType  # 6
+FOUND_UNREACHABLE: Found.ValueType  # 7
+Global___Found: _TypeAlias = Found  # noqa: Y015
+
 @_typing.final
 class ProcessBatch(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
@@ -133,6 +160,8 @@ class ProcessItem(_message.Message):
     INQUIRY_FIELD_NUMBER: _builtins.int
     RESOLVED_FIELD_NUMBER: _builtins.int
     TROUBLE_FIELD_NUMBER: _builtins.int
+    DECIDED_FIELD_NUMBER: _builtins.int
+    REGISTER_ANSWER_FIELD_NUMBER: _builtins.int
     node: _builtins.str
     """The coordinator that it is for; empty in the first Hello only, which asks who is there."""
     @_builtins.property
@@ -157,6 +186,10 @@ class ProcessItem(_message.Message):
     def resolved(self) -> Global___Resolved: ...
     @_builtins.property
     def trouble(self) -> Global___Trouble: ...
+    @_builtins.property
+    def decided(self) -> Global___Decided: ...
+    @_builtins.property
+    def register_answer(self) -> Global___RegisterAnswer: ...
     def __init__(
         self,
         *,
@@ -172,12 +205,14 @@ class ProcessItem(_message.Message):
         inquiry: Global___Inquiry | None = ...,
         resolved: Global___Resolved | None = ...,
         trouble: Global___Trouble | None = ...,
+        decided: Global___Decided | None = ...,
+        register_answer: Global___RegisterAnswer | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["acked", b"acked", "commit_request", b"commit_request", "committing", b"committing", "hello", b"hello", "inquiry", b"inquiry", "item", b"item", "one_phase_done", b"one_phase_done", "outcome_request", b"outcome_request", "resolved", b"resolved", "rollback_request", b"rollback_request", "trouble", b"trouble", "voted", b"voted"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["acked", b"acked", "commit_request", b"commit_request", "committing", b"committing", "decided", b"decided", "hello", b"hello", "inquiry", b"inquiry", "item", b"item", "one_phase_done", b"one_phase_done", "outcome_request", b"outcome_request", "register_answer", b"register_answer", "resolved", b"resolved", "rollback_request", b"rollback_request", "trouble", b"trouble", "voted", b"voted"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["acked", b"acked", "commit_request", b"commit_request", "committing", b"committing", "hello", b"hello", "inquiry", b"inquiry", "item", b"item", "node", b"node", "one_phase_done", b"one_phase_done", "outcome_request", b"outcome_request", "resolved", b"resolved", "rollback_request", b"rollback_request", "trouble", b"trouble", "voted", b"voted"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["acked", b"acked", "commit_request", b"commit_request", "committing", b"committing", "decided", b"decided", "hello", b"hello", "inquiry", b"inquiry", "item", b"item", "node", b"node", "one_phase_done", b"one_phase_done", "outcome_request", b"outcome_request", "register_answer", b"register_answer", "resolved", b"resolved", "rollback_request", b"rollback_request", "trouble", b"trouble", "voted", b"voted"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_item: _TypeAlias = _typing.Literal["hello", "commit_request", "rollback_request", "outcome_request", "voted", "committing", "one_phase_done", "acked", "inquiry", "resolved", "trouble"]  # noqa: Y015
+    _WhichOneofReturnType_item: _TypeAlias = _typing.Literal["hello", "commit_request", "rollback_request", "outcome_request", "voted", "committing", "one_phase_done", "acked", "inquiry", "resolved", "trouble", "decided", "register_answer"]  # noqa: Y015
     _WhichOneofArgType_item: _TypeAlias = _typing.Literal["item", b"item"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_item) -> _WhichOneofReturnType_item | None: ...
 
@@ -200,6 +235,9 @@ class CoordinatorItem(_message.Message):
     ABANDON_FIELD_NUMBER: _builtins.int
     ONE_PHASE_TOKEN_FIELD_NUMBER: _builtins.int
     TAKEOVER_FIELD_NUMBER: _builtins.int
+    VOTES_FIELD_NUMBER: _builtins.int
+    REGISTER_QUESTION_FIELD_NUMBER: _builtins.int
+    DECISION_DONE_FIELD_NUMBER: _builtins.int
     node: _builtins.str
     """The coordinator that says it."""
     @_builtins.property
@@ -226,6 +264,12 @@ class CoordinatorItem(_message.Message):
     def one_phase_token(self) -> Global___OnePhaseToken: ...
     @_builtins.property
     def takeover(self) -> Global___Takeover: ...
+    @_builtins.property
+    def votes(self) -> Global___Votes: ...
+    @_builtins.property
+    def register_question(self) -> Global___RegisterQuestion: ...
+    @_builtins.property
+    def decision_done(self) -> Global___DecisionDone: ...
     def __init__(
         self,
         *,
@@ -242,12 +286,15 @@ class CoordinatorItem(_message.Message):
         abandon: Global___Abandon | None = ...,
         one_phase_token: Global___OnePhaseToken | None = ...,
         takeover: Global___Takeover | None = ...,
+        votes: Global___Votes | None = ...,
+        register_question: Global___RegisterQuestion | None = ...,
+        decision_done: Global___DecisionDone | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["abandon", b"abandon", "commit", b"commit", "commit_one_phase", b"commit_one_phase", "go_away", b"go_away", "item", b"item", "one_phase_token", b"one_phase_token", "outcome_reply", b"outcome_reply", "prepare", b"prepare", "resolve", b"resolve", "rollback", b"rollback", "takeover", b"takeover", "tick", b"tick", "welcome", b"welcome"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["abandon", b"abandon", "commit", b"commit", "commit_one_phase", b"commit_one_phase", "decision_done", b"decision_done", "go_away", b"go_away", "item", b"item", "one_phase_token", b"one_phase_token", "outcome_reply", b"outcome_reply", "prepare", b"prepare", "register_question", b"register_question", "resolve", b"resolve", "rollback", b"rollback", "takeover", b"takeover", "tick", b"tick", "votes", b"votes", "welcome", b"welcome"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["abandon", b"abandon", "commit", b"commit", "commit_one_phase", b"commit_one_phase", "go_away", b"go_away", "item", b"item", "node", b"node", "one_phase_token", b"one_phase_token", "outcome_reply", b"outcome_reply", "prepare", b"prepare", "resolve", b"resolve", "rollback", b"rollback", "takeover", b"takeover", "tick", b"tick", "welcome", b"welcome"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["abandon", b"abandon", "commit", b"commit", "commit_one_phase", b"commit_one_phase", "decision_done", b"decision_done", "go_away", b"go_away", "item", b"item", "node", b"node", "one_phase_token", b"one_phase_token", "outcome_reply", b"outcome_reply", "prepare", b"prepare", "register_question", b"register_question", "resolve", b"resolve", "rollback", b"rollback", "takeover", b"takeover", "tick", b"tick", "votes", b"votes", "welcome", b"welcome"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_item: _TypeAlias = _typing.Literal["welcome", "tick", "prepare", "commit_one_phase", "commit", "rollback", "resolve", "outcome_reply", "go_away", "abandon", "one_phase_token", "takeover"]  # noqa: Y015
+    _WhichOneofReturnType_item: _TypeAlias = _typing.Literal["welcome", "tick", "prepare", "commit_one_phase", "commit", "rollback", "resolve", "outcome_reply", "go_away", "abandon", "one_phase_token", "takeover", "votes", "register_question", "decision_done"]  # noqa: Y015
     _WhichOneofArgType_item: _TypeAlias = _typing.Literal["item", b"item"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_item) -> _WhichOneofReturnType_item | None: ...
 
@@ -261,11 +308,14 @@ class ResourceInfo(_message.Message):
     KIND_FIELD_NUMBER: _builtins.int
     IDENTITY_FIELD_NUMBER: _builtins.int
     TROUBLE_FIELD_NUMBER: _builtins.int
+    REGISTER_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     kind: _builtins.str
     identity: _builtins.str
     trouble: _builtins.str
     """Why the process cannot use it yet; empty if it can."""
+    register: _builtins.bytes
+    """The register in which it decides: 16 bytes of its own, and 8 of its database's incarnation."""
     def __init__(
         self,
         *,
@@ -273,10 +323,11 @@ class ResourceInfo(_message.Message):
         kind: _builtins.str = ...,
         identity: _builtins.str = ...,
         trouble: _builtins.str = ...,
+        register: _builtins.bytes = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["identity", b"identity", "kind", b"kind", "name", b"name", "trouble", b"trouble"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["identity", b"identity", "kind", b"kind", "name", b"name", "register", b"register", "trouble", b"trouble"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -295,6 +346,7 @@ class Gid(_message.Message):
     BRANCH_FIELD_NUMBER: _builtins.int
     PARTICIPANT_FIELD_NUMBER: _builtins.int
     RESOURCE_FIELD_NUMBER: _builtins.int
+    REGISTER_FIELD_NUMBER: _builtins.int
     group: _builtins.str
     node: _builtins.str
     epoch: _builtins.int
@@ -302,6 +354,8 @@ class Gid(_message.Message):
     branch: _builtins.bytes
     participant: _builtins.bytes
     resource: _builtins.str
+    register: _builtins.bytes
+    """In place of node and epoch."""
     def __init__(
         self,
         *,
@@ -312,10 +366,11 @@ class Gid(_message.Message):
         branch: _builtins.bytes = ...,
         participant: _builtins.bytes = ...,
         resource: _builtins.str = ...,
+        register: _builtins.bytes = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["branch", b"branch", "epoch", b"epoch", "group", b"group", "node", b"node", "participant", b"participant", "resource", b"resource", "xid", b"xid"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["branch", b"branch", "epoch", b"epoch", "group", b"group", "node", b"node", "participant", b"participant", "register", b"register", "resource", b"resource", "xid", b"xid"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -471,10 +526,13 @@ class Voted(_message.Message):
     VOTE_FIELD_NUMBER: _builtins.int
     REASON_FIELD_NUMBER: _builtins.int
     TOKEN_FIELD_NUMBER: _builtins.int
+    REGISTER_FIELD_NUMBER: _builtins.int
     xid: _builtins.bytes
     branch: _builtins.bytes
     vote: _context_pb2.Vote.ValueType
     token: _builtins.str
+    register: _builtins.bytes
+    """Under which it was given, if not under a coordinator."""
     @_builtins.property
     def reason(self) -> _context_pb2.Reason: ...
     def __init__(
@@ -485,10 +543,11 @@ class Voted(_message.Message):
         vote: _context_pb2.Vote.ValueType = ...,
         reason: _context_pb2.Reason | None = ...,
         token: _builtins.str = ...,
+        register: _builtins.bytes = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["reason", b"reason"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["branch", b"branch", "reason", b"reason", "token", b"token", "vote", b"vote", "xid", b"xid"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["branch", b"branch", "reason", b"reason", "register", b"register", "token", b"token", "vote", b"vote", "xid", b"xid"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -965,3 +1024,158 @@ class GoAway(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___GoAway: _TypeAlias = GoAway  # noqa: Y015
+
+@_typing.final
+class Votes(_message.Message):
+    """To a root that decides in a register: its branches have voted to commit, and these are prepared."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    XID_FIELD_NUMBER: _builtins.int
+    BRANCHES_FIELD_NUMBER: _builtins.int
+    xid: _builtins.bytes
+    @_builtins.property
+    def branches(self) -> _containers.RepeatedCompositeFieldContainer[_context_pb2.BranchRef]: ...
+    def __init__(
+        self,
+        *,
+        xid: _builtins.bytes = ...,
+        branches: _abc.Iterable[_context_pb2.BranchRef] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["branches", b"branches", "xid", b"xid"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Votes: _TypeAlias = Votes  # noqa: Y015
+
+@_typing.final
+class Decided(_message.Message):
+    """A register has the transaction COMMITTED, with these prepared branches."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REGISTER_FIELD_NUMBER: _builtins.int
+    XID_FIELD_NUMBER: _builtins.int
+    BRANCHES_FIELD_NUMBER: _builtins.int
+    register: _builtins.bytes
+    xid: _builtins.bytes
+    @_builtins.property
+    def branches(self) -> _containers.RepeatedCompositeFieldContainer[_context_pb2.BranchRef]: ...
+    def __init__(
+        self,
+        *,
+        register: _builtins.bytes = ...,
+        xid: _builtins.bytes = ...,
+        branches: _abc.Iterable[_context_pb2.BranchRef] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["branches", b"branches", "register", b"register", "xid", b"xid"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Decided: _TypeAlias = Decided  # noqa: Y015
+
+@_typing.final
+class DecisionDone(_message.Message):
+    """All of their branches have committed."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REGISTER_FIELD_NUMBER: _builtins.int
+    XIDS_FIELD_NUMBER: _builtins.int
+    register: _builtins.bytes
+    @_builtins.property
+    def xids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.bytes]: ...
+    def __init__(
+        self,
+        *,
+        register: _builtins.bytes = ...,
+        xids: _abc.Iterable[_builtins.bytes] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["register", b"register", "xids", b"xids"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DecisionDone: _TypeAlias = DecisionDone  # noqa: Y015
+
+@_typing.final
+class RegisterQuestion(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REGISTER_FIELD_NUMBER: _builtins.int
+    XID_FIELD_NUMBER: _builtins.int
+    CLAIM_FIELD_NUMBER: _builtins.int
+    register: _builtins.bytes
+    xid: _builtins.bytes
+    claim: _builtins.bool
+    """It is ABORTED from now on, if that was open."""
+    def __init__(
+        self,
+        *,
+        register: _builtins.bytes = ...,
+        xid: _builtins.bytes = ...,
+        claim: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["claim", b"claim", "register", b"register", "xid", b"xid"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RegisterQuestion: _TypeAlias = RegisterQuestion  # noqa: Y015
+
+@_typing.final
+class RegisterAnswer(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REGISTER_FIELD_NUMBER: _builtins.int
+    XID_FIELD_NUMBER: _builtins.int
+    FOUND_FIELD_NUMBER: _builtins.int
+    BRANCHES_FIELD_NUMBER: _builtins.int
+    register: _builtins.bytes
+    xid: _builtins.bytes
+    found: Global___Found.ValueType
+    @_builtins.property
+    def branches(self) -> _containers.RepeatedCompositeFieldContainer[_context_pb2.BranchRef]: ...
+    def __init__(
+        self,
+        *,
+        register: _builtins.bytes = ...,
+        xid: _builtins.bytes = ...,
+        found: Global___Found.ValueType = ...,
+        branches: _abc.Iterable[_context_pb2.BranchRef] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["branches", b"branches", "found", b"found", "register", b"register", "xid", b"xid"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RegisterAnswer: _TypeAlias = RegisterAnswer  # noqa: Y015
+
+@_typing.final
+class DecidedBranches(_message.Message):
+    """What a register keeps beside a transaction that it has COMMITTED."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    BRANCHES_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def branches(self) -> _containers.RepeatedCompositeFieldContainer[_context_pb2.BranchRef]: ...
+    def __init__(
+        self,
+        *,
+        branches: _abc.Iterable[_context_pb2.BranchRef] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["branches", b"branches"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DecidedBranches: _TypeAlias = DecidedBranches  # noqa: Y015

@@ -108,7 +108,8 @@ def _schema(engine: Engine) -> Iterator[None]:
 def _drop(engine: Engine) -> None:
     """Drop the tables, and what a run that was cut off may have left prepared, which would keep them locked."""
     with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
-        mine = f"database = current_database() AND starts_with(gid, '{Gid.PREFIX}{GROUP}:')"
+        ours = " OR ".join(f"starts_with(gid, '{prefix}')" for prefix in Gid.prefixes(GROUP))
+        mine = f"database = current_database() AND ({ours})"
         for gid in list(connection.exec_driver_sql(f"SELECT gid FROM pg_prepared_xacts WHERE {mine}").scalars()):  # noqa: S608
             connection.exec_driver_sql(f"ROLLBACK PREPARED '{gid}'")
         connection.exec_driver_sql("SET lock_timeout = '10s'")

@@ -1,0 +1,280 @@
+"""What a coordinator does for transactions that a resource decides in a register (V numbers: the design's own list of holes)."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from tests.protocol.coordinator_kit import (
+    CLIENT,
+    EARLIER,
+    EARLY,
+    LEFT_MS,
+    REGISTER,
+    TWO,
+    CoordinatorHarness,
+    L,
+    P,
+    Q,
+    acked,
+    answer,
+    commit_request,
+    decided,
+    doubt,
+    effects,
+    hello,
+    outcome_request,
+    polled,
+    registered,
+    rollback_request,
+    sent,
+    voted,
+    xid,
+)
+from txrpc._protocol.coordinator.events import LogHealth
+from txrpc._protocol.coordinator.rows import State
+from txrpc._protocol.deciding import DecisionDone, RegisterQuestion, Votes
+from txrpc._protocol.messages import Commit, Outcome, Rollback, Vote
+from txrpc._protocol.outcomes import Found
+from txrpc.ids import RegisterId
+
+UNDER = registered(*TWO)
+
+
+def harness() -> CoordinatorHarness:
+    return CoordinatorHarness(CLIENT, P, L)
+
+
+def poll(o: CoordinatorHarness) -> None:
+    o.hear(CLIENT, commit_request(UNDER))
+    o.hear(P, polled(1))
+    o.hear(P, polled(2))
+
+
+# ---------------------------------------------------------------------------------------------------------- collecting votes
+
+
+def test_the_root_is_told_the_votes_and_nothing_is_decided_here() -> None:
+    o = harness()
+    poll(o)
+    told = [message for session, message in o.all.send if session == CLIENT and isinstance(message, Votes)]
+    assert [[p.branch for p in votes.branches] for votes in told] == [[ref.branch for ref in TWO]]
+    assert o.state() is State.POLLED
+    assert not o.all.append
+    assert not o.replies()
+
+
+def test_votes_are_collected_without_a_log_and_from_any_epoch() -> None:
+    o = harness()
+    o.step(LogHealth(False, "the disk is full"))
+    assert sent(o.hear(CLIENT, commit_request(UNDER, epoch=EARLIER))) == ["11 Prepare 1", "11 Prepare 2"]
+
+
+def test_early_votes_need_no_round() -> None:
+    o = harness()
+    assert sent(o.hear(CLIENT, commit_request(registered(*EARLY)))) == ["1 Votes"]
+
+
+@pytest.mark.parametrize("against", [Vote.ABORT, None])
+def test_v18_without_all_votes_the_root_is_told_and_only_it_aborts(against: Vote | None) -> None:
+    """The request may be one of long ago, and the transaction be committed: a branch that has voted is told nothing."""
+    o = harness()
+    o.hear(CLIENT, commit_request(UNDER))
+    o.hear(P, polled(1))
+    told = sent(o.hear(P, polled(2, against))) if against else sent(o.sleep(LEFT_MS))
+    assert told == [f"1 reply UNKNOWN {'CANNOT_PREPARE' if against else 'TIMED_OUT'}"]
+    assert o.state() is State.ABSENT
+    assert sent(o.hear(P, doubt(1))) == ["14 RegisterQuestion"], "nothing is remembered"
+
+
+def test_a_voter_that_is_lost_or_missing_is_told_to_the_root() -> None:
+    o = harness()
+    o.hear(CLIENT, commit_request(UNDER))
+    assert sent(o.leave(P)) == ["1 reply UNKNOWN PARTICIPANT_LOST"]
+    assert sent(o.hear(CLIENT, commit_request(UNDER))) == ["1 reply UNKNOWN PARTICIPANT_LOST"]
+
+
+@pytest.mark.parametrize("register", [None, RegisterId(bytes(24))])
+def test_v17_a_vote_under_another_register_or_none_is_none(register: RegisterId | None) -> None:
+    o = harness()
+    o.hear(CLIENT, commit_request(UNDER))
+    o.hear(P, replace(voted(1), register=register))
+    (reply,) = o.replies()
+    assert reply.reason is not None
+    assert "register" in reply.reason.text
+
+
+def test_v17_branches_that_are_not_all_under_one_register_are_refused() -> None:
+    o = harness()
+    out = o.hear(CLIENT, commit_request((UNDER[0], TWO[1])))
+    assert sent(out) == ["1 reply UNKNOWN PROTOCOL_VIOLATION"]
+
+
+def test_v18_a_coordinator_that_has_told_the_votes_never_aborts_by_itself() -> None:
+    o = harness()
+    poll(o)
+    assert o.sleep(20 * LEFT_MS) == []
+    assert o.state() is State.ABSENT
+    o.leave(P)
+    o.leave(CLIENT)
+    assert not [message for _, message in o.all.send if isinstance(message, Rollback)]
+
+
+def test_the_root_gives_up_before_it_has_decided() -> None:
+    for before in (poll, lambda o: None):
+        o = harness()
+        before(o)
+        out = sent(o.hear(CLIENT, rollback_request(UNDER, epoch=EARLIER)))
+        assert out == ["11 Rollback 1", "11 Rollback 2", "1 reply ABORTED REQUESTED"]
+        rollbacks = [message for _, message in o.all.send if isinstance(message, Rollback)]
+        assert {(each.gid.register, each.gid.node) for each in rollbacks} == {(REGISTER, "")}
+
+
+# ------------------------------------------------------------------------------------------------------- the second phase
+
+
+def test_a_decision_is_carried_out_and_then_its_register_may_forget_it() -> None:
+    o = harness()
+    poll(o)
+    assert sent(o.hear(L, decided(1, 2))) == ["11 Commit 1", "11 Commit 2"]
+    o.hear(P, acked(1))
+    out = o.hear(P, acked(2))
+    assert out.send == [(L, DecisionDone(REGISTER, (xid(),)))]
+    assert not o.all.done, "there is no record of its own"
+    assert o.state() is State.COMMITTED
+    assert sent(o.hear(L, decided(1, 2))) == ["14 DecisionDone"], "the mark was lost"
+
+
+def test_any_coordinator_carries_it_out_also_one_that_knows_nothing_of_it() -> None:
+    o = harness()
+    order, _ = (message for _, message in o.hear(L, decided(1, 2)).send)
+    assert isinstance(order, Commit)
+    assert (order.gid.register, order.gid.node, order.gid.epoch) == (REGISTER, "", 0)
+    assert order.token == "t1"
+
+
+def test_rule_15_only_a_process_with_the_register_speaks_for_it() -> None:
+    o = harness()
+    assert effects(o.hear(P, decided(1, 2))) == ["violation"]
+    o.hear(P, doubt(1))
+    assert effects(o.hear(P, answer(Found.ABORTED))) == []
+    assert o.state() is State.ABSENT
+
+
+# ---------------------------------------------------------------------------------------------------------------- questions
+
+
+def questions(o: CoordinatorHarness) -> list[tuple[int, bool]]:
+    return [(session, each.claim) for session, each in o.all.send if isinstance(each, RegisterQuestion)]
+
+
+def test_v9_before_its_deadline_a_branch_only_has_the_register_read() -> None:
+    o = harness()
+    o.hear(P, doubt(1, left_ms=10))
+    assert questions(o) == [(L, False)]
+    assert sent(o.hear(L, answer(Found.OPEN))) == []
+    o.hear(P, doubt(1))
+    assert questions(o)[1:] == [(L, True)]
+
+
+def test_a_branch_that_another_process_has_found_is_not_given_up_while_its_own_is_there() -> None:
+    o = CoordinatorHarness(CLIENT, P, Q, L)
+    o.hear(Q, doubt(1))
+    assert questions(o) == [(L, False)]
+    o.leave(P)
+    o.hear(Q, doubt(1))
+    assert questions(o)[1:] == [(L, True)]
+
+
+def test_those_who_ask_the_same_wait_for_one_answer() -> None:
+    o = harness()
+    o.hear(P, doubt(1, left_ms=10))
+    o.hear(P, doubt(2, left_ms=10))
+    o.hear(P, doubt(1))
+    assert questions(o) == [(L, False), (L, True)], "what may claim is asked once more"
+    assert sent(o.hear(L, answer(Found.OPEN))) == [], "to the question that only read"
+    assert sent(o.hear(L, answer(Found.ABORTED))) == ["11 Rollback 1", "11 Rollback 2"]
+    assert sent(o.hear(P, doubt(1))) == ["11 Rollback 1"], "remembered"
+    assert not o.core.state.questions
+
+
+def test_v8_a_branch_that_is_not_listed_rolls_back() -> None:
+    for ended in (False, True):
+        o = harness()
+        if ended:
+            o.hear(L, decided(1))
+            o.hear(P, acked(1))
+        o.hear(P, doubt(9))
+        assert sent(o.hear(L, answer(Found.COMMITTED, 1)))[-1] == "11 Rollback 9"
+
+
+def test_a_branch_that_shows_up_again_after_all_was_done_is_told_again() -> None:
+    o = harness()
+    o.hear(L, decided(1))
+    o.hear(P, acked(1))
+    o.hear(P, doubt(1))
+    assert sent(o.hear(L, answer(Found.COMMITTED, 1))) == ["14 DecisionDone", "11 Commit 1"]
+
+
+@pytest.mark.parametrize("found", [Found.FORGOTTEN, Found.LOST, Found.ELSEWHERE])
+def test_what_no_register_can_say_is_left_to_an_operator(found: Found) -> None:
+    o = harness()
+    o.hear(P, doubt(1))
+    assert effects(o.hear(L, answer(found))) == ["note branch of a lost decision"]
+    assert o.state() is State.ABSENT
+    ((report),) = o.core.state.reports.shown(o.now_ms)
+    assert "an operator must end it" in report.text
+    o.hear(CLIENT, outcome_request(UNDER))
+    o.hear(L, answer(found))
+    assert o.outcomes() == [Outcome.UNKNOWN]
+
+
+def test_a_question_outlives_the_process_that_was_asked() -> None:
+    o = harness()
+    o.hear(P, doubt(1))
+    o.join(L + 200, participant=hello(Q).participant, resources=hello(L).resources)
+    o.leave(L)
+    assert questions(o) == [(L, True), (L + 200, True)]
+    o.hear(CLIENT, outcome_request(UNDER))
+    out = o.leave(L + 200)
+    assert sent(out) == ["1 reply UNKNOWN RESOURCE_UNAVAILABLE"]
+    assert not o.core.state.questions
+    o.hear(P, doubt(1))
+    assert "no process with the register" in o.core.state.reports.shown(o.now_ms)[0].text
+
+
+def test_a_root_that_has_given_up_has_the_decision_claimed() -> None:
+    o = harness()
+    poll(o)
+    o.hear(CLIENT, outcome_request(UNDER))
+    assert questions(o) == [(L, True)]
+    out = o.hear(L, answer(Found.ABORTED))
+    assert sent(out) == ["11 Rollback 1", "11 Rollback 2", "1 reply ABORTED PRESUMED"]
+
+
+def test_a_root_whose_decision_had_been_made_waits_for_the_second_phase() -> None:
+    o = harness()
+    o.hear(CLIENT, outcome_request(UNDER))
+    assert sent(o.hear(L, answer(Found.COMMITTED, 1))) == ["11 Commit 1"]
+    assert sent(o.hear(P, acked(1))) == ["14 DecisionDone", "1 reply COMMITTED"]
+    o.hear(CLIENT, outcome_request(UNDER))
+    assert o.outcomes() == [Outcome.COMMITTED, Outcome.COMMITTED]
+
+
+def test_what_the_register_says_counts_against_what_a_root_had_said() -> None:
+    o = harness()
+    o.hear(CLIENT, rollback_request(UNDER))
+    out = o.hear(L, decided(1))
+    assert effects(out) == ["11 Commit 1", "note decided although aborted"]
+    o.hear(P, acked(1))
+    assert o.state() is State.COMMITTED
+
+
+def test_questions_are_bounded() -> None:
+    o = harness()
+    most = o.core.state.limits.max_transactions
+    for number in range(most + 1):
+        o.hear(P, doubt(1, tx=number))
+    assert len(o.core.state.questions) == most
+    assert len(questions(o)) == most

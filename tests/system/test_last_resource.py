@@ -1,0 +1,253 @@
+"""Transactions that a resource of their root's process decides: real PostgreSQL, a real coordinator, services over real gRPC."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import grpc
+import pytest
+import sqlalchemy as sa
+from sqlalchemy.ext.asyncio import create_async_engine
+
+import txrpc
+import txrpc.aio
+import txrpc.sql
+from tests.postgres import Server
+from tests.runtime.memory_resource import MemoryResource
+from tests.waiting import eventually
+from txrpc.testing.processes import CoordinatorProcess
+
+numbers = itertools.count(1)
+LONG_S = 300
+"""Longer than any test is patient."""
+PATIENCE_S = 60
+
+
+class Database:
+    """A fresh database on one of the servers, with a table of rows."""
+
+    def __init__(self, server: Server) -> None:
+        self.server, self.name = server, f"last{next(numbers)}"
+        self.url = server.create_database(self.name)
+        self.ask("CREATE TABLE row (number int PRIMARY KEY)")
+
+    def ask(self, query: str) -> Any:
+        return self.server.execute(query, self.name)
+
+    @property
+    def rows(self) -> list[int]:
+        return [row[0] for row in self.ask("SELECT number FROM row ORDER BY 1")]
+
+    @property
+    def prepared(self) -> int:
+        count: int = self.ask("SELECT count(*) FROM pg_prepared_xacts WHERE database = current_database()")[0][0]
+        return count
+
+    @property
+    def decisions(self) -> list[tuple[bool, bool]]:
+        """COMMITTED, and done."""
+        return [tuple(row) for row in self.ask("SELECT committed, done FROM txrpc_decision")]
+
+
+@pytest.fixture
+def ledger(servers: Mapping[str, Server]) -> Database:
+    return Database(next(iter(servers.values())))
+
+
+@pytest.fixture
+def other(servers: Mapping[str, Server]) -> Database:
+    return Database(list(servers.values())[1])
+
+
+def insert(resource: txrpc.sql.ResourceManager, number: int = 1) -> None:
+    with resource.connection() as connection:
+        connection.execute(sa.text(f"INSERT INTO row VALUES ({number})"))
+
+
+# ------------------------------------------------------------------------------------------------------------- one program
+
+
+@pytest.fixture
+def resources(ledger: Database, other: Database) -> Iterator[tuple[txrpc.sql.ResourceManager, ...]]:
+    engines = [sa.create_engine(each.url) for each in (ledger, other)]
+    yield (
+        txrpc.sql.ResourceManager("ledger", engines[0], decides=True),
+        txrpc.sql.ResourceManager("other", engines[1]),
+    )
+    for engine in engines:
+        engine.dispose()
+
+
+def test_both_databases_of_a_program_commit_and_the_row_is_marked_done(
+    tmp_path: Path, ledger: Database, other: Database, resources: tuple[txrpc.sql.ResourceManager, ...]
+) -> None:
+    with txrpc.embedded(f"sqlite:///{tmp_path}/log.db", resources=resources) as manager:
+        with txrpc.transaction(decide_in="ledger") as tx:
+            for resource in resources:
+                insert(resource)
+        assert ledger.rows == [1]
+        eventually(lambda: ledger.decisions == [(True, True)])
+        assert other.rows == [1]
+        assert manager.outcome(tx.xid) is txrpc.Outcome.COMMITTED
+        with pytest.raises(ValueError, match="no"), txrpc.transaction(decide_in=resources[0]):
+            for resource in resources:
+                insert(resource, 2)
+            raise ValueError("no")
+        assert (ledger.rows, other.rows) == ([1], [1])
+        assert len(ledger.decisions) == 1, "to abort costs no write"
+    assert (ledger.prepared, other.prepared) == (0, 0)
+
+
+@pytest.mark.parametrize("wait", [None, "acknowledged"])
+def test_the_caller_may_wait_for_the_second_phase(
+    tmp_path: Path, ledger: Database, other: Database, resources: tuple[txrpc.sql.ResourceManager, ...], wait: Any
+) -> None:
+    with txrpc.embedded(f"sqlite:///{tmp_path}/log.db", resources=resources):
+        with txrpc.transaction(decide_in="ledger", wait=wait, propagation="requires_new") as tx:
+            for resource in resources:
+                insert(resource)
+        if wait is None:
+            assert tx.pending == ("other",)
+        else:
+            assert tx.pending == ()
+            assert other.rows == [1]
+        eventually(lambda: other.rows == [1])
+
+
+def test_a_ledger_that_is_not_used_decides_all_the_same(
+    tmp_path: Path, ledger: Database, other: Database, resources: tuple[txrpc.sql.ResourceManager, ...]
+) -> None:
+    with txrpc.embedded(f"sqlite:///{tmp_path}/log.db", resources=resources):
+        with txrpc.transaction(decide_in="ledger"):
+            insert(resources[1])
+        eventually(lambda: other.rows == [1])
+        eventually(lambda: ledger.decisions == [(True, True)])
+        with txrpc.transaction(decide_in="ledger"):
+            insert(resources[0], 5)
+        with txrpc.transaction(decide_in="ledger"):
+            pass
+        assert ledger.rows == [5]
+        assert len(ledger.decisions) == 1, "alone it needs no row"
+
+
+async def test_the_same_in_asyncio(tmp_path: Path, ledger: Database, other: Database) -> None:
+    engines = [create_async_engine(each.url) for each in (ledger, other)]
+    resources = [
+        txrpc.sql.AsyncResourceManager("ledger", engines[0], decides=True),
+        txrpc.sql.AsyncResourceManager("other", engines[1]),
+    ]
+    async with await txrpc.aio.embedded(f"sqlite:///{tmp_path}/log.db", resources=resources):
+        async with txrpc.aio.transaction(decide_in="ledger", wait="acknowledged"):
+            for resource in resources:
+                async with resource.connection() as connection:
+                    await connection.execute(sa.text("INSERT INTO row VALUES (1)"))
+        assert (ledger.rows, other.rows) == ([1], [1])
+        eventually(lambda: ledger.decisions == [(True, True)])
+    for engine in engines:
+        await engine.dispose()
+
+
+@pytest.mark.parametrize(
+    ("given", "error", "says"),
+    [
+        ("nothing", txrpc.UsageError, "it has ledger, other"),
+        ("other", txrpc.ConfigurationError, "decides=True"),
+        (7, txrpc.UsageError, "a resource, or its name"),
+    ],
+)
+def test_a_resource_that_cannot_decide_is_refused_at_once(
+    tmp_path: Path, resources: tuple[txrpc.sql.ResourceManager, ...], given: Any, error: type[Exception], says: str
+) -> None:
+    with txrpc.embedded(f"sqlite:///{tmp_path}/log.db", resources=resources), pytest.raises(error, match=says):
+        txrpc.begin(decide_in=given)
+
+
+# ------------------------------------------------------------------------------------------------------------- services
+
+
+class Service:
+    """Writes numbers into its notebook."""
+
+    def __init__(self, coordinator: CoordinatorProcess, name: str, ends: ExitStack) -> None:
+        self.notebook = MemoryResource(name)
+        self.manager = ends.enter_context(txrpc.connect(coordinator.address, resources=[self.notebook], process=name))
+        server = grpc.server(ThreadPoolExecutor(8), interceptors=txrpc.server_interceptors(self.manager))
+        handler = grpc.unary_unary_rpc_method_handler(self._write)
+        server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler("t.S", {"write": handler}),))
+        port = server.add_insecure_port("127.0.0.1:0")
+        server.start()
+        ends.callback(lambda: server.stop(0).wait(PATIENCE_S))
+        plain: Any = ends.enter_context(grpc.insecure_channel(f"127.0.0.1:{port}"))
+        channel: Any = grpc.intercept_channel(plain, *txrpc.client_interceptors())
+        self.write: Any = channel.unary_unary("/t.S/write")
+
+    def _write(self, request: bytes, _context: Any) -> bytes:
+        handle: Any = txrpc.current_transaction()
+        with handle.use(self.notebook) as page:
+            page.write(request.decode())
+        return b"written"
+
+
+class Shop:
+    """Two services, and a client whose ledger decides."""
+
+    def __init__(self, coordinator: CoordinatorProcess, ledger: Database) -> None:
+        self.ends = ExitStack()
+        self.coordinator = coordinator
+        self.a, self.b = (Service(coordinator, name, self.ends) for name in ("a", "b"))
+        engine = sa.create_engine(ledger.url)
+        self.ends.callback(engine.dispose)
+        self.ledger = txrpc.sql.ResourceManager("ledger", engine, decides=True)
+        self.client = self.ends.enter_context(
+            txrpc.connect(coordinator.address, resources=[self.ledger], process="client")
+        )
+
+    @property
+    def lines(self) -> tuple[list[str], list[str]]:
+        return self.a.notebook.lines, self.b.notebook.lines
+
+
+@pytest.fixture
+def shop(coordinator: CoordinatorProcess, ledger: Database) -> Iterator[Shop]:
+    shop = Shop(coordinator, ledger)
+    with shop.ends:
+        yield shop
+
+
+def test_after_final_calls_nothing_is_said_before_the_commit_returns(shop: Shop, ledger: Database) -> None:
+    with txrpc.transaction(timeout=LONG_S, decide_in="ledger", manager=shop.client):
+        insert(shop.ledger)
+        with txrpc.final_call():
+            shop.a.write(b"one")
+            shop.b.write(b"two")
+    assert ledger.rows == [1]
+    eventually(lambda: shop.lines == (["one"], ["two"]))
+    eventually(lambda: ledger.decisions == [(True, True)])
+
+
+def test_the_coordinator_collects_the_votes_that_are_missing(shop: Shop, ledger: Database) -> None:
+    with txrpc.transaction(timeout=LONG_S, decide_in="ledger", manager=shop.client):
+        insert(shop.ledger)
+        shop.a.write(b"one")
+        with txrpc.final_call():
+            shop.b.write(b"two")
+    assert ledger.rows == [1]
+    eventually(lambda: shop.lines == (["one"], ["two"]))
+    eventually(lambda: ledger.decisions == [(True, True)])
+
+
+def test_one_vote_against_rolls_everything_back(shop: Shop, ledger: Database) -> None:
+    shop.b.notebook.refuses = True
+    with pytest.raises(txrpc.TransactionAborted), txrpc.transaction(decide_in="ledger", manager=shop.client):
+        insert(shop.ledger)
+        shop.a.write(b"one")
+        shop.b.write(b"two")
+    assert ledger.rows == []
+    eventually(lambda: shop.a.notebook.verbs[-1] in ("rollback_prepared", "rollback"))
+    assert shop.lines == ([], [])
+    assert ledger.decisions == []

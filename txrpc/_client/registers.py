@@ -1,0 +1,138 @@
+"""What a process does for the transactions that one of its resources decides, once they are decided, and for those who ask.
+
+How to think of it
+    The register is a table of the resource's own database, and says the same to all processes that reach that.  So this process
+    need not know the transaction: it answers questions about any (`asked`), looks the register through now and then for decisions
+    that no coordinator has heard of (`look_through`), and marks those whose branches have all committed (`done`).
+
+What is called from the session is called under the client's lock; `txrpc._client.deciding` is the root's side.
+"""
+
+from __future__ import annotations
+
+import functools
+import logging
+from collections.abc import Sequence
+from typing import Any
+
+from txrpc._client import effects
+from txrpc._client.state import ClientState
+from txrpc._protocol.deciding import Decided, DecisionDone, RegisterAnswer, RegisterQuestion
+from txrpc._protocol.outcomes import Found
+from txrpc._wire.deciding import decode_branches
+from txrpc.errors import BadMessage, ConfigurationError, ResourceUnavailable, UsageError
+from txrpc.ids import RegisterId, Xid
+
+__all__ = ["asked", "done", "look_through", "register_of"]
+
+logger = logging.getLogger("txrpc.client")
+
+
+def register_of(client: ClientState, given: Any) -> tuple[str, RegisterId]:
+    """Return the name of the resource that is to decide, and its register.
+
+    Raises `UsageError` if this process has none of that name, `ConfigurationError` if it does not decide, `ResourceUnavailable`.
+    """
+    name = given if isinstance(given, str) else getattr(given, "name", None)
+    if not isinstance(name, str):
+        raise UsageError(f"decide_in takes a resource, or its name, not {given!r}")
+    if name not in client.resources:
+        raise UsageError(
+            f"decide_in={name!r}: this process has no such resource; it has {', '.join(client.resources) or 'none'}"
+        )
+    if trouble := client.starting.trouble(name):
+        raise ResourceUnavailable(f"resource {name!r} of this process is not ready: {trouble}")
+    register = client.starting.register(name)
+    if register is None:
+        raise ConfigurationError(f"resource {name!r} keeps no decisions: make it with decides=True")
+    return name, register
+
+
+def _holder(client: ClientState, register: RegisterId) -> str | None:
+    """Return the resource that may be asked, also for what an earlier incarnation of its database has decided."""
+    for name in client.resources:
+        known = client.starting.register(name)
+        if known is not None and known.table == register.table:
+            return name
+    return None
+
+
+def asked(client: ClientState, node: str, question: RegisterQuestion) -> None:
+    """Coordinator *node* has asked: ask the register, and answer."""
+    name = _holder(client, question.register)
+    answer = functools.partial(_answer, client, node, question)
+    if name is None:
+        answer(ResourceUnavailable("this process does not have it"))
+    else:
+        ask = client.resources[name].decider.ask
+        client.runtime.aside(name, ask, (question.register, question.xid, question.claim), answer)
+
+
+def _answer(client: ClientState, node: str, question: RegisterQuestion, said: Any) -> None:
+    register, xid = question.register, question.xid
+    try:
+        if isinstance(said, BaseException):
+            raise said
+        answer = RegisterAnswer(register, xid, said[0], decode_branches(said[1]))
+    except Exception as error:
+        logger.warning("cannot ask how transaction %s was decided: %s", xid, error)
+        answer = RegisterAnswer(register, xid, Found.UNREACHABLE)
+    with client.lock:
+        effects.tell(client, node, answer)
+
+
+def look_through(client: ClientState, name: str) -> None:
+    """Say again what resource *name* has decided and no coordinator has called done; and let it forget what is over."""
+    register = client.starting.register(name)
+    if register is None:
+        return
+    decider = client.resources[name].decider
+    client.runtime.aside(name, decider.undone, (), functools.partial(_announce, client, name, register))
+    client.runtime.aside(name, decider.forget, (), functools.partial(_note, name))
+
+
+def _announce(client: ClientState, name: str, register: RegisterId, found: Any) -> None:
+    if isinstance(found, BaseException):
+        _note(name, found)
+        return
+    rows: Sequence[tuple[Xid, bytes]] = found
+    with client.lock:
+        for xid, data in rows:
+            try:
+                effects.tell(client, "", Decided(register, xid, decode_branches(data)))
+            except BadMessage as error:
+                logger.error("the decision about %s in resource %s cannot be read: %s", xid, name, error)
+
+
+def done(client: ClientState, message: DecisionDone) -> None:
+    """All branches of these have committed: mark their rows, with those that come in while that is done."""
+    name = _holder(client, message.register)
+    if name is None:
+        return
+    waiting = client.to_mark.get(name)
+    if waiting is not None:
+        waiting.extend(message.xids)
+    else:
+        client.to_mark[name] = list(message.xids)
+        _mark(client, name)
+
+
+def _mark(client: ClientState, name: str) -> None:
+    xids, client.to_mark[name] = client.to_mark[name], []
+    client.runtime.aside(
+        name, client.resources[name].decider.mark_done, (xids,), functools.partial(_marked, client, name)
+    )
+
+
+def _marked(client: ClientState, name: str, found: Any) -> None:
+    _note(name, found)  # what is not marked is said again, and marked then
+    with client.lock:
+        if client.to_mark[name]:
+            _mark(client, name)
+        else:
+            del client.to_mark[name]
+
+
+def _note(name: str, found: object) -> None:
+    if isinstance(found, BaseException):
+        logger.warning("the register of resource %s cannot be reached: %s", name, found)

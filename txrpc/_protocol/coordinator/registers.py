@@ -1,0 +1,245 @@
+"""Transactions that a resource decides: what this coordinator does for them, and what it asks their register.
+
+How to think of it
+    The decision is a row in a register, a table of the deciding resource's own database (`txrpc.sql.register`), and the row alone
+    says how the transaction ends.  So nothing of this coordinator's own matters here: not its log, its memory or its epoch.  It
+    helps in three things, and any coordinator would do: it collects votes for the root, which decides; it drives the second
+    phase of what a process with the register says is COMMITTED, until all have acknowledged; and it asks for branches in doubt.
+
+    A row that is not there means *not decided*.  A question that may *claim* makes it ABORTED then, so it is asked only for those
+    whose patience is over: a branch in doubt whose root has no time left, or a root that has given up.
+
+Each function is one entry, or a shared part, of the table.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from txrpc._protocol.coordinator import phases
+from txrpc._protocol.coordinator.rows import Question, State, TransactionRow
+from txrpc._protocol.coordinator.state import CoordinatorState
+from txrpc._protocol.deciding import Decided, DecisionDone, RegisterAnswer, RegisterQuestion, Votes
+from txrpc._protocol.messages import (
+    AboutEnd,
+    Commit,
+    CommitRequest,
+    Inquiry,
+    Outcome,
+    OutcomeReply,
+    OutcomeRequest,
+    Rollback,
+    Vote,
+    Wait,
+)
+from txrpc._protocol.outcomes import Found
+from txrpc.errors import AbortCode, Reason
+from txrpc.ids import RegisterId
+
+__all__ = [
+    "answered",
+    "ask",
+    "claimed",
+    "decided",
+    "inquiry",
+    "leave",
+    "outcome",
+    "register_of",
+    "say_done",
+    "session_lost",
+    "tell",
+    "votes",
+]
+
+_CLAIMED: Final = Reason(AbortCode.PRESUMED, "its root had not decided in time")
+
+_ENDS: Final = {
+    Found.COMMITTED: frozenset({State.COMMITTING, State.COMMITTED}),
+    Found.ABORTED: frozenset({State.ABORTED}),
+}
+_NOT_LISTED: Final = Reason(AbortCode.PRESUMED, "its root has decided without it")
+_UNKNOWN: Final = {
+    Found.OPEN: "its register has not decided yet",
+    Found.UNREACHABLE: "its register cannot be asked now",
+    Found.FORGOTTEN: "its register remembers nothing as old as this",
+    Found.LOST: "its register may have lost the decision: its database was restored, or a standby has taken over",
+    Found.ELSEWHERE: "its register is not there any more: the resource is another database",
+}
+_REFUSED: Final = frozenset({Found.FORGOTTEN, Found.LOST, Found.ELSEWHERE})
+"""No process will ever say more by itself: an operator must look."""
+
+
+def register_of(request: AboutEnd) -> RegisterId | None:
+    """Return the register under which the branches of *request* are, or None if they are under a coordinator."""
+    return next((ref.register for ref in request.branches if ref.register is not None), None)
+
+
+# -------------------------------------------------------------------------------------------- the root, which decides
+
+
+def votes(state: CoordinatorState, row: TransactionRow, session: int, request: CommitRequest) -> None:
+    # Rule 12: the same answer as before.
+    state.send(session, Votes(row.xid, row.prepared()))
+
+
+def leave(state: CoordinatorState, row: TransactionRow, session: None, message: None) -> None:
+    # Not aborted: the root may have decided.  What is in doubt asks, and has the register asked.
+    del state.transactions[row.xid]
+
+
+def outcome(state: CoordinatorState, row: TransactionRow, session: int, request: OutcomeRequest) -> None:
+    assert row.register is not None
+    ask(state, row.register, session, request, claim=register_of(request) is not None)
+
+
+# ------------------------------------------------------------------------------------------------ what a register says
+
+
+def decided(state: CoordinatorState, before: TransactionRow | None, session: int | None, message: Decided) -> None:
+    # Rule 3 holds: the row is durable, or its process would not speak of it.
+    if message.xid in state.remembered:
+        state.note(
+            "error", "decided although aborted", xid=message.xid, reason="its root had asked for a rollback here"
+        )
+        state.remembered.discard(message.xid)
+    row = TransactionRow.decided(message, state.now_ms)
+    if before is not None:
+        for branch in before.branches.values():
+            state.cancel_wait(before, branch)
+        row.waiters = before.waiters
+    state.transactions[row.xid] = row
+    if row.branches:
+        phases.begin_phase_two(state, row)
+    else:
+        phases.mark_done(state, row)
+
+
+def claimed(state: CoordinatorState, row: TransactionRow | None, session: int | None, message: RegisterAnswer) -> None:
+    # Rule 5: from now on it can never be committed, by any coordinator or none.
+    if row is not None:
+        phases.abort(state, row, _CLAIMED)
+    else:
+        state.remembered.add(message.xid, _CLAIMED)
+
+
+def say_done(state: CoordinatorState, row: None, session: int | None, message: Decided) -> None:
+    # The mark was lost on its way, or with its process.
+    holder = state.directory.holder(message.register)
+    if holder is not None:
+        state.send(holder.session, DecisionDone(message.register, (message.xid,)))
+
+
+# ------------------------------------------------------------------------------------------------------- questions
+
+
+def inquiry(state: CoordinatorState, session: int, message: Inquiry, register: RegisterId) -> None:
+    """A branch that is prepared under *register* asks."""
+    gid, row = message.gid, state.transactions.get(message.gid.xid)
+    if row is not None and row.state is State.COMMITTING:
+        listed = row.branches.get(gid.branch)
+        if listed is not None and listed.vote is Vote.PREPARED:
+            phases.tell_commit(state, row, listed, state.directory.sessions[session])
+        else:
+            _roll_back(state, session, message)
+        return
+    if gid.xid in state.remembered and state.remembered[gid.xid] is not None:
+        _roll_back(state, session, message)
+        return
+    # Its own process knows for how long its root may still decide; another one that finds the branch does not.
+    owner = state.directory.owner(gid.participant)
+    awaited = message.time_left_ms > 0 or (owner is not None and owner.session != session)
+    ask(state, register, session, message, claim=not awaited)
+
+
+def _roll_back(state: CoordinatorState, session: int, message: Inquiry) -> None:
+    ended = message.gid.xid in state.remembered and state.remembered[message.gid.xid]
+    state.report(message.gid, message.since_ms, "prepared, told to roll back, and asks again", told=True)
+    state.send(session, Rollback(message.gid, ended or _NOT_LISTED))
+
+
+def ask(
+    state: CoordinatorState, register: RegisterId, session: int, message: Inquiry | OutcomeRequest, claim: bool
+) -> None:
+    """Ask *register* on behalf of *message*, together with all that wait for the same answer."""
+    xid, branch = (message.gid.xid, message.gid.branch) if isinstance(message, Inquiry) else (message.xid, None)
+    question, holder = state.questions.get((register, xid)), state.directory.holder(register)
+    if question is not None:
+        question.waiting[session, branch] = message
+        if not claim or question.claim:
+            return
+        question.claim = True
+    elif holder is None:
+        _cannot_tell(state, session, message, "no process with the register of its decision is connected")
+        return
+    elif len(state.questions) >= state.limits.max_transactions:
+        _cannot_tell(state, session, message, f"the coordinator's max_transactions is {len(state.questions)}")
+        return
+    else:
+        question = Question(register, holder.session, claim, {(session, branch): message})
+        state.questions[register, xid] = question
+    state.send(question.session, RegisterQuestion(register, xid, claim))
+
+
+def answered(state: CoordinatorState, session: int, answer: RegisterAnswer) -> Question | None:
+    """Return the question, which is answered by now; None if that is not the answer to what was asked last."""
+    question = state.questions.get((answer.register, answer.xid))
+    if question is None or question.session != session or (question.claim and answer.found is Found.OPEN):
+        return None
+    return state.questions.pop((answer.register, answer.xid))
+
+
+def tell(state: CoordinatorState, question: Question, answer: RegisterAnswer) -> None:
+    """The register has answered, and the table has taken that: now to those who have waited."""
+    ends = _ENDS.get(answer.found)
+    if ends is not None and state.state_of(answer.xid) not in ends:
+        return  # the contrary is known here, of which a violation was noted
+    for (session, _branch), message in question.waiting.items():
+        if session in state.directory.sessions:
+            _tell(state, session, message, answer)
+
+
+def _tell(state: CoordinatorState, session: int, message: Inquiry | OutcomeRequest, answer: RegisterAnswer) -> None:
+    if answer.found not in _ENDS:
+        _cannot_tell(state, session, message, _UNKNOWN[answer.found], answer.found in _REFUSED)
+    elif isinstance(message, Inquiry):
+        _tell_branch(state, session, message, answer)
+    elif answer.found is Found.ABORTED:
+        state.send(session, OutcomeReply(message.xid, Outcome.ABORTED, _CLAIMED))
+    elif (row := state.transactions.get(message.xid)) is not None:
+        row.waiters[session] = Wait.ACKNOWLEDGED
+    else:
+        state.send(session, OutcomeReply(message.xid, Outcome.COMMITTED))
+
+
+def _tell_branch(state: CoordinatorState, session: int, message: Inquiry, answer: RegisterAnswer) -> None:
+    # Rule 8: a branch that is not listed is one that the root never saw, and was not committed.
+    tokens = {listed.branch: listed.token for listed in answer.branches}
+    if message.gid.branch not in tokens:
+        _roll_back(state, session, message)
+    elif message.gid.xid not in state.transactions:
+        state.report(message.gid, message.since_ms, "prepared, told to commit, and asks again", told=True)
+        state.send(session, Commit(message.gid, tokens[message.gid.branch], state.position))
+
+
+def _cannot_tell(
+    state: CoordinatorState, session: int, message: Inquiry | OutcomeRequest, text: str, refused: bool = False
+) -> None:
+    if isinstance(message, OutcomeRequest):
+        state.send(session, OutcomeReply(message.xid, Outcome.UNKNOWN, Reason(AbortCode.RESOURCE_UNAVAILABLE, text)))
+        return
+    gid = message.gid
+    state.report(gid, message.since_ms, f"prepared; {text}" + refused * ", so that an operator must end it")
+    if refused:
+        state.note(
+            "error", "branch of a lost decision", xid=gid.xid, branch=gid.branch, resource=gid.resource, reason=text
+        )
+
+
+def session_lost(state: CoordinatorState, session: int) -> None:
+    """What was asked there is asked elsewhere, if that is possible."""
+    for key, question in list(state.questions.items()):
+        question.waiting = {waiter: asked for waiter, asked in question.waiting.items() if waiter[0] != session}
+        if question.session == session:
+            del state.questions[key]
+            for (waiting, _branch), message in question.waiting.items():
+                ask(state, question.register, waiting, message, question.claim)

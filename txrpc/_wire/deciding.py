@@ -1,0 +1,115 @@
+"""Messages about a transaction that a resource decides, to protobuf and back, and what a register keeps beside its decision."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from txrpc._protocol import deciding as m
+from txrpc._protocol.outcomes import Found
+from txrpc._protocol.records import PreparedBranch
+from txrpc._wire import checks as c
+from txrpc._wire.v1 import context_pb2
+from txrpc._wire.v1 import session_pb2 as pb
+from txrpc.errors import BadMessage
+from txrpc.ids import RESOURCE_MAX, RegisterId
+
+__all__ = [
+    "answer_from",
+    "answer_to",
+    "decided_from",
+    "decided_to",
+    "decode_branches",
+    "done_from",
+    "done_to",
+    "encode_branches",
+    "question_from",
+    "question_to",
+    "votes_from",
+    "votes_to",
+]
+
+_BRANCHES_MAX = 10_000
+
+
+def encode_branches(branches: Sequence[PreparedBranch]) -> bytes:
+    """What a register keeps of the prepared branches of a transaction that it commits."""
+    return pb.DecidedBranches(branches=_branches_to(branches)).SerializeToString()
+
+
+def decode_branches(data: bytes) -> tuple[PreparedBranch, ...]:
+    """The reverse; raises `BadMessage`."""
+    return _branches_from(c.parse(pb.DecidedBranches, data).branches)
+
+
+def _branches_to(branches: Sequence[PreparedBranch]) -> list[context_pb2.BranchRef]:
+    return [
+        context_pb2.BranchRef(branch=p.branch, participant=p.participant, resource=p.resource, token=p.token)
+        for p in branches
+    ]
+
+
+def _branches_from(values: Sequence[context_pb2.BranchRef]) -> tuple[PreparedBranch, ...]:
+    if len(values) > _BRANCHES_MAX:
+        raise BadMessage(f"branches: {len(values)} are more than {_BRANCHES_MAX}")
+    branches = tuple(
+        PreparedBranch(
+            c.branch_id(value.branch),
+            c.participant_id(value.participant),
+            c.name_from("resource", value.resource, RESOURCE_MAX),
+            c.token_from(value.token),
+        )
+        for value in values
+    )
+    if len({each.branch for each in branches}) != len(branches):
+        raise BadMessage("branches: one is listed twice")
+    return branches
+
+
+def _register(value: bytes) -> RegisterId:
+    register = c.register_from(value)
+    if register is None:
+        raise BadMessage("register: it is missing")
+    return register
+
+
+def votes_to(x: m.Votes) -> pb.Votes:
+    return pb.Votes(xid=x.xid, branches=_branches_to(x.branches))
+
+
+def votes_from(x: pb.Votes) -> m.Votes:
+    return m.Votes(c.xid_from(x.xid), _branches_from(x.branches))
+
+
+def decided_to(x: m.Decided) -> pb.Decided:
+    return pb.Decided(register=x.register, xid=x.xid, branches=_branches_to(x.branches))
+
+
+def decided_from(x: pb.Decided) -> m.Decided:
+    return m.Decided(_register(x.register), c.xid_from(x.xid), _branches_from(x.branches))
+
+
+def done_to(x: m.DecisionDone) -> pb.DecisionDone:
+    return pb.DecisionDone(register=x.register, xids=x.xids)
+
+
+def done_from(x: pb.DecisionDone) -> m.DecisionDone:
+    return m.DecisionDone(_register(x.register), tuple(map(c.xid_from, x.xids)))
+
+
+def question_to(x: m.RegisterQuestion) -> pb.RegisterQuestion:
+    return pb.RegisterQuestion(register=x.register, xid=x.xid, claim=x.claim)
+
+
+def question_from(x: pb.RegisterQuestion) -> m.RegisterQuestion:
+    return m.RegisterQuestion(_register(x.register), c.xid_from(x.xid), x.claim)
+
+
+def answer_to(x: m.RegisterAnswer) -> pb.RegisterAnswer:
+    found: Any = x.found
+    return pb.RegisterAnswer(register=x.register, xid=x.xid, found=found, branches=_branches_to(x.branches))
+
+
+def answer_from(x: pb.RegisterAnswer) -> m.RegisterAnswer:
+    found = c.member(Found, "found", x.found)
+    return m.RegisterAnswer(_register(x.register), c.xid_from(x.xid), found, _branches_from(x.branches))

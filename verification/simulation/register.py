@@ -1,0 +1,154 @@
+"""The register of a simulated database, and what reaches it over the network."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection
+from typing import Any, Protocol
+
+from txrpc._protocol.messages import Outcome
+from txrpc._protocol.outcomes import Found
+from txrpc._wire.deciding import decode_branches
+from txrpc.errors import ResourceUnavailable
+from txrpc.ids import BranchId, RegisterId, Xid
+from verification.simulation.history import History
+from verification.simulation.scheduler import Promise
+
+__all__ = ["Deciding", "Register", "SimDecider"]
+
+Work = Any
+"""An open transaction of the database."""
+
+
+class Deciding(Protocol):
+    """A database, as far as its register is concerned."""
+
+    register: Register
+
+    def insert_decision(self, work: Work, xid: Xid, branches: bytes) -> bool:
+        """The first half of a decision."""
+
+    def commit_decision(self, work: Work, xid: Xid) -> None:
+        """The second half."""
+
+    def cuts(self) -> bool:
+        """Return whether a connection breaks at this moment."""
+
+    def commits_later(self, work: Work, xid: Xid) -> None:
+        """The second half is on its way."""
+
+
+class Register:
+    """The decisions that a database holds, as `txrpc.sql.register` keeps them; a row is there when it is committed."""
+
+    def __init__(self, name: str, history: History) -> None:
+        self.id = RegisterId(name.encode().ljust(24, b"."))
+        self.rows: dict[Xid, tuple[bool, bytes]] = {}
+        """Whether it is committed, and its branches."""
+        self.done: set[Xid] = set()
+        self._inserted: dict[Xid, tuple[Work, bytes]] = {}
+        """Of transactions that are open."""
+        self._history = history
+
+    def insert(self, xid: Xid, work: Work, branches: bytes) -> bool:
+        """Write the row that *xid* is committed, in the open transaction of *work*."""
+        if xid in self.rows or xid in self._inserted:
+            return False
+        self._inserted[xid] = work, branches
+        return True
+
+    def commit(self, xid: Xid, branch: BranchId | None) -> None:
+        """The transaction that has inserted it commits."""
+        _work, branches = self._inserted.pop(xid)
+        self.rows[xid] = True, branches
+        listed = [prepared.branch for prepared in decode_branches(branches)]
+        self._history.note("registered", xid, branch, listed)
+        if not listed:
+            self.mark_done([xid])
+
+    def let_go(self, work: Work) -> None:
+        """Its transaction has ended."""
+        for xid in [xid for xid, (owner, _) in self._inserted.items() if owner is work]:
+            del self._inserted[xid]
+
+    def ask(self, register: RegisterId, xid: Xid, claim: bool) -> tuple[Found, bytes]:
+        """See `Decider.ask`."""
+        if register != self.id:
+            return Found.ELSEWHERE, b""
+        if xid in self._inserted:
+            if claim:
+                raise ResourceUnavailable(f"{xid} is being decided at this moment")
+            return Found.OPEN, b""
+        if xid not in self.rows and claim:
+            self.rows[xid] = False, b""
+            self._history.note("refused", xid)
+            self._history.line("register", "register", lambda: f"{xid} is claimed: aborted")
+        committed, branches = self.rows.get(xid, (None, b""))
+        return _FOUND[committed], branches
+
+    def undone(self) -> list[tuple[Xid, bytes]]:
+        """See `Decider.undone`."""
+        return [(xid, row[1]) for xid, row in self.rows.items() if row[0] and xid not in self.done]
+
+    def mark_done(self, xids: Collection[Xid]) -> None:
+        """See `Decider.mark_done`."""
+        for xid in xids:
+            self.done.add(xid)
+            self._history.note("done", xid)
+
+
+_FOUND = {True: Found.COMMITTED, False: Found.ABORTED, None: Found.OPEN}
+
+
+class SimDecider:
+    """`txrpc.resource.Decider` over a database's register."""
+
+    def __init__(self, ask: Callable[..., Promise], database: Deciding) -> None:
+        """*ask* has the database do something."""
+        self._ask = ask
+        self._database = database
+
+    def decide(self, work: Work, xid: Xid, branches: bytes) -> Promise:
+        """See `Decider.decide`: two statements, and between them anything may happen."""
+        promise, ask, database = Promise(), self._ask, self._database
+
+        def inserted(kept: Promise) -> None:
+            if kept.value and database.cuts():
+                # The connection breaks under COMMIT, which arrives all the same, some day, or never.
+                database.commits_later(work, xid)
+                promise.keep(None)
+            elif kept.value:
+                ask(database.commit_decision, work, xid).then(committed)
+            else:
+                promise.keep(None)  # whatever it was, the register knows
+
+        def committed(kept: Promise) -> None:
+            promise.keep(None if kept.error else Outcome.COMMITTED)
+
+        ask(database.insert_decision, work, xid, branches).then(inserted)
+        return promise
+
+    def how_it_was_decided(self, _work: Work, xid: Xid) -> Promise:
+        """See `Decider.how_it_was_decided`."""
+        promise, register = Promise(), self._database.register
+        asked = self._ask(register.ask, register.id, xid, True)
+        asked.then(lambda kept: promise.keep(None if kept.error else _OUTCOMES.get(kept.value[0], Outcome.ABORTED)))
+        return promise
+
+    def ask(self, register: RegisterId, xid: Xid, claim: bool) -> Promise:
+        """See `Decider.ask`."""
+        return self._ask(self._database.register.ask, register, xid, claim)
+
+    def undone(self) -> Promise:
+        """See `Decider.undone`."""
+        return self._ask(self._database.register.undone)
+
+    def mark_done(self, xids: Collection[Xid]) -> Promise:
+        """See `Decider.mark_done`."""
+        return self._ask(self._database.register.mark_done, xids)
+
+    def forget(self) -> Promise:
+        """See `Decider.forget`.  The horizon is longer than any run: `tests/sql` has what happens at it."""
+        return self._ask(lambda: None)
+
+
+_OUTCOMES = {Found.COMMITTED: Outcome.COMMITTED, Found.ABORTED: Outcome.ABORTED}
