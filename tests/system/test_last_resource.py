@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Mapping
+import sys
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
@@ -18,9 +19,12 @@ import txrpc
 import txrpc.aio
 import txrpc.sql
 from tests.postgres import Server
+from tests.proof import note_proof
 from tests.runtime.memory_resource import MemoryResource
+from tests.system.ledger_program import CENTS
+from tests.system.world import World
 from tests.waiting import eventually
-from txrpc.testing.processes import CoordinatorProcess
+from txrpc.testing.processes import Child, CoordinatorProcess
 
 numbers = itertools.count(1)
 LONG_S = 300
@@ -251,3 +255,115 @@ def test_one_vote_against_rolls_everything_back(shop: Shop, ledger: Database) ->
     eventually(lambda: shop.a.notebook.verbs[-1] in ("rollback_prepared", "rollback"))
     assert shop.lines == ([], [])
     assert ledger.decisions == []
+
+
+# -------------------------------------------------------------------------------------------------------------- crashes
+
+ROOT, C1, A = "root", "c1", "bank-a"
+CRASHES = [
+    # The root, which has the deciding database: before, between and after the row and its COMMIT.
+    (ROOT, "participant.before_decide", True, False),
+    (ROOT, "participant.before_insert_decision", True, False),
+    (ROOT, "participant.after_insert_decision", True, False),
+    (ROOT, "participant.after_decide", True, True),
+    (ROOT, "participant.before_decided", True, True),
+    (ROOT, "participant.after_decided", True, True),
+    (ROOT, "client.after_commit_request", False, None),
+    (ROOT, "participant.after_insert_decision", False, False),
+    (ROOT, "participant.before_decided", False, True),
+    # The coordinator.
+    (C1, "coordinator.before_votes", False, False),
+    (C1, "coordinator.after_votes", False, None),
+    (C1, "coordinator.before_commit", True, True),
+    (C1, "coordinator.before_decision_done", True, True),
+    (C1, "coordinator.after_decision_done", True, True),
+    # A bank.
+    (A, "participant.after_prepare", True, False),
+    (A, "participant.after_prepare", False, False),
+    (A, "participant.after_reply", True, None),
+    (A, "participant.before_commit_prepared", True, True),
+    (A, "participant.after_commit_prepared", True, True),
+]
+"""Which process is killed where, whether the calls are final, and how the transaction then ends (None: either way)."""
+ALWAYS = {"participant.after_insert_decision", "participant.before_decided", "coordinator.before_commit"}
+"""The points of `make test`."""
+
+
+class Ledger:
+    """A world of two banks, the database of a ledger, and a process that can ask its register."""
+
+    def __init__(self, world: World, database: Database) -> None:
+        self.world, self.database = world, database
+        database.ask("DROP TABLE row; CREATE TABLE row (xid text)")
+        self.engine = sa.create_engine(database.url)
+
+    def root(self, final: bool) -> Child:
+        addresses = [service.address for service in self.world.services.values()]
+        program = [sys.executable, "-m", "tests.system.ledger_program", self.world.addresses, self.database.url]
+        output = self.world.folder / f"root{next(numbers)}.log"
+        return Child([*program, *addresses, *(["--final"] if final else [])], name="root", output=output, ready="ready")
+
+    def keeper(self) -> txrpc.TransactionManager:
+        """Another process with the register: one that knows nothing of the transaction."""
+        ledger = txrpc.sql.ResourceManager("ledger", self.engine, decides=True)
+        return txrpc.connect(self.world.addresses, resources=[ledger], process="keeper")
+
+    def check(self, before: list[int], told: str) -> bool:
+        """Return whether it committed: in the ledger and in both banks, or nowhere, and as its root was told."""
+        rows = self.database.ask("SELECT xid FROM row")
+        moved = [now - was for now, was in zip(self.world.money(), before, strict=True)]
+        committed = bool(rows)
+        assert moved == ([-CENTS, CENTS] if committed else [0, 0])
+        assert not told.startswith("committed") or committed
+        assert not told.startswith("aborted") or not committed
+        decisions = self.database.decisions
+        assert (True, True) in decisions if committed else (True, False) not in decisions
+        return committed
+
+
+@pytest.fixture
+def ledger_world(make_world: Callable[..., World], ledger: Database) -> Iterator[Ledger]:
+    made = Ledger(make_world(), ledger)
+    yield made
+    made.engine.dispose()
+
+
+@pytest.mark.parametrize(
+    ("process", "point", "final", "commits"),
+    [
+        pytest.param(
+            *cell,
+            id=f"{cell[0]}-{cell[1]}-{'final' if cell[2] else 'polled'}",
+            marks=[] if cell[2] and cell[1] in ALWAYS else pytest.mark.proof,
+        )
+        for cell in CRASHES
+    ],
+)
+def test_rule_1_all_ends_alike_whoever_dies_where(
+    ledger_world: Ledger, process: str, point: str, final: bool, commits: bool | None
+) -> None:
+    world, before = ledger_world.world, ledger_world.world.money()
+    root = ledger_world.root(final)
+    children = {"root": root, "c1": world.coordinator, **world.services}
+    victim = children[process]
+    root.arm(f"{point}=kill" if victim is root else "")
+    if victim is not root:
+        victim.arm(f"{point}=kill")
+    with ExitStack() as stack:
+        if victim is not root:
+            stack.enter_context(ledger_world.keeper())
+        root.start()
+        victim.wait(60)
+        assert f"failpoint {point}: kill" in victim.text()
+        if victim is root:
+            stack.enter_context(ledger_world.keeper())
+        else:
+            victim.arm("")
+            victim.start()
+            root.wait(60)
+        told = root.text().partition("told ")[2].strip()
+        world.at_rest(60)
+        eventually(lambda: (True, False) not in ledger_world.database.decisions, 60, world.evidence)
+        committed = ledger_world.check(before, told)
+    assert commits in (None, committed)
+    note_proof("last resource", process=process, point=point, final=final, committed=committed)
