@@ -176,6 +176,9 @@ class Decider(Protocol):
     leaves the register as it was, or as it was asked to be.  In an asyncio program each is a coroutine function.
     """
 
+    def open(self) -> RegisterId:
+        """Return which register it is now, and make it if it is not there.  Called again and again: a database may fail over."""
+
     def decide(self, work: Work, xid: Xid, branches: bytes) -> Outcome | None:
         """Commit *work* and the row that *xid* is COMMITTED, with *branches*, in one transaction of the database.
 

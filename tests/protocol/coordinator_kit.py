@@ -43,6 +43,7 @@ from txrpc._protocol.messages import (
     Resolved,
     ResourceInfo,
     RollbackRequest,
+    Tick,
     Vote,
     Voted,
     Wait,
@@ -271,9 +272,9 @@ class CoordinatorHarness:
 
 
 def sent(out: Output | list[tuple[int, Any]]) -> list[str]:
-    """What was sent, a word or three each: ``11 Prepare 1``, ``1 reply ABORTED REQUESTED``, ..."""
+    """What was sent, clocks aside, a word or three each: ``11 Prepare 1``, ``1 reply ABORTED REQUESTED``, ..."""
     messages = out.send if isinstance(out, Output) else out
-    return [_words(session, message) for session, message in messages]
+    return [_words(session, message) for session, message in messages if not isinstance(message, Tick)]
 
 
 def _words(session: int, message: Any) -> str:

@@ -32,10 +32,10 @@ from tests.protocol.coordinator_kit import (
     voted,
     xid,
 )
-from txrpc._protocol.coordinator.events import LogHealth
+from txrpc._protocol.coordinator.events import LogHealth, SessionOpened
 from txrpc._protocol.coordinator.rows import State
 from txrpc._protocol.deciding import DecisionDone, RegisterQuestion, Votes
-from txrpc._protocol.messages import Commit, Outcome, Rollback, Vote
+from txrpc._protocol.messages import Commit, Outcome, Rollback, Tick, Vote, Welcome
 from txrpc._protocol.outcomes import Found
 from txrpc.ids import RegisterId
 
@@ -278,3 +278,14 @@ def test_questions_are_bounded() -> None:
         o.hear(P, doubt(1, tx=number))
     assert len(o.core.state.questions) == most
     assert len(questions(o)) == most
+
+
+def test_a_process_that_says_hello_again_hears_which_of_its_databases_are_known() -> None:
+    """Rule 17: a vote that travels with a reply counts only after that."""
+    o = harness()
+    (tick,) = [message for _, message in o.hear(P, replace(hello(P), version=7)).send]
+    assert isinstance(tick, Tick)
+    assert tick.heard == 7
+    ((_, welcome),) = o.step(SessionOpened(Q, replace(hello(Q), version=3))).send
+    assert isinstance(welcome, Welcome)
+    assert welcome.heard == 3

@@ -20,8 +20,9 @@ from txrpc._client.manager_async import AsyncTransactionManager
 from txrpc._client.starting import Starting
 from txrpc._client.transactional import transaction
 from txrpc._client.transactional_async import transaction as atransaction
-from txrpc._protocol.messages import Hello, ResourceInfo
+from txrpc._protocol.messages import Hello, ResourceInfo, Tick, TransactionContext
 from txrpc.errors import ConfigurationError, ResourceUnavailable
+from txrpc.ids import Xid
 
 GONE = ResourceUnavailable("the database of resource 'second' is out of reach: connection refused")
 UNFIT = ConfigurationError("resource 'second' cannot prepare transactions")
@@ -33,13 +34,14 @@ class Late(MemoryResource):
     def __init__(self, name: str, *errors: Exception | None) -> None:
         super().__init__(name)
         self.errors = list(errors)
+        self.identity = ""
 
     def start(self) -> ResourceInfo:
         if self.errors:
             if (error := self.errors.pop(0)) is None:
                 return None  # type: ignore[return-value]
             raise error
-        return ResourceInfo(self.name, self.kind)
+        return ResourceInfo(self.name, self.kind, self.identity)
 
 
 class AsyncLate(AsyncMemoryResource):
@@ -110,6 +112,27 @@ def test_a_database_that_is_away_does_not_keep_the_others_and_is_taken_in_when_i
         with transaction(manager=TransactionManager(manager)):
             second.write("two")
     assert (first.lines, second.lines) == (["one"], ["two"])
+
+
+def test_rule_17_no_call_uses_a_database_that_no_coordinator_has_accepted_yet() -> None:
+    """Its vote would travel with the reply, and count, before the coordinator could refuse the database."""
+    second, session = Late("second", GONE), Recorded()
+    context = TransactionContext("default", Xid(bytes(16)), WELCOME.owner, 60_000)
+    second.identity = "db-2"
+    with Client("default", [second]) as manager:
+        manager.start(session)
+        manager.core.on_welcome(session, WELCOME)
+        eventually(lambda: not manager.state.starting.trouble("second"))
+        call = manager.join(context)
+        with pytest.raises(ResourceUnavailable, match="has not accepted it yet"), call.use(second):
+            pass
+        hello = [each for each in session.sent if isinstance(each, Hello)][-1]
+        manager.core.on_message(session, WELCOME.owner.node, Tick(1, 0, hello.version - 1))
+        with pytest.raises(ResourceUnavailable, match="has not accepted it yet"), call.use(second):
+            pass
+        manager.core.on_message(session, WELCOME.owner.node, Tick(1, 0, hello.version))
+        with call.use(second):
+            pass
 
 
 async def test_the_same_in_asyncio() -> None:

@@ -1,4 +1,4 @@
-"""A root with a ledger that decides: python -m tests.system.ledger_program COORDINATOR LEDGER BANK BANK [--final] moves some money."""
+"""A root whose ledger decides: python -m tests.system.ledger_program COORDINATOR LEDGER BANK BANK [--final] moves money."""
 
 from __future__ import annotations
 

@@ -24,6 +24,7 @@ from tests.runtime.memory_resource import MemoryResource
 from tests.system.ledger_program import CENTS
 from tests.system.world import World
 from tests.waiting import eventually
+from txrpc.testing.postgres import PostgresServer
 from txrpc.testing.processes import Child, CoordinatorProcess
 
 numbers = itertools.count(1)
@@ -137,6 +138,41 @@ def test_a_ledger_that_is_not_used_decides_all_the_same(
             pass
         assert ledger.rows == [5]
         assert len(ledger.decisions) == 1, "alone it needs no row"
+
+
+def test_a_database_that_cannot_prepare_can_decide(tmp_path: Path, other: Database) -> None:
+    with PostgresServer.start_new(max_prepared_transactions=0) as server:
+        bare = sa.create_engine(server.url())
+        engine = sa.create_engine(other.url)
+        with bare.begin() as connection:
+            connection.exec_driver_sql("CREATE TABLE row (number int PRIMARY KEY)")
+        ledger = txrpc.sql.ResourceManager("ledger", bare, decides=True)
+        resources = ledger, txrpc.sql.ResourceManager("other", engine)
+        with txrpc.embedded(f"sqlite:///{tmp_path}/log.db", resources=resources):
+            with txrpc.transaction(decide_in="ledger", wait="acknowledged"):
+                for resource in resources:
+                    insert(resource)
+            with txrpc.transaction():
+                insert(ledger, 2)  # alone
+            with pytest.raises(txrpc.TransactionAborted, match="ledger"), txrpc.transaction():
+                for resource in resources:
+                    insert(resource, 3)
+            with ledger.connection() as connection:
+                assert connection.scalars(sa.text("SELECT number FROM row ORDER BY 1")).all() == [1, 2]
+        assert other.rows == [1]
+        bare.dispose()
+        engine.dispose()
+
+
+def test_a_transaction_that_only_reads_has_nothing_to_decide(
+    tmp_path: Path, ledger: Database, resources: tuple[txrpc.sql.ResourceManager, ...]
+) -> None:
+    with txrpc.embedded(f"sqlite:///{tmp_path}/log.db", resources=resources):
+        with txrpc.transaction(decide_in="ledger", read_only=True):
+            for resource in resources:
+                with resource.connection() as connection:
+                    connection.execute(sa.text("SELECT * FROM row"))
+        assert ledger.decisions == []
 
 
 async def test_the_same_in_asyncio(tmp_path: Path, ledger: Database, other: Database) -> None:

@@ -50,6 +50,7 @@ to_coordinator: st.SearchStrategy[Any] = st.one_of(
         st.lists(resources, max_size=3, unique_by=lambda r: r.name).map(tuple),
         st.none() | owners,
         positions,
+        uint32,
     ),
     st.builds(m.CommitRequest, xids, epochs, uint32, ref_lists, uint32, st.sampled_from(m.Wait)),
     st.builds(m.RollbackRequest, xids, epochs, uint32, ref_lists, reasons, st.booleans()),
@@ -66,8 +67,8 @@ to_coordinator: st.SearchStrategy[Any] = st.one_of(
 )
 
 from_coordinator: st.SearchStrategy[Any] = st.one_of(
-    st.builds(m.Welcome, owners, uint32, uint32, uint32, uint32, positions),
-    st.builds(m.Tick, uint32, positions),
+    st.builds(m.Welcome, owners, uint32, uint32, uint32, uint32, positions, uint32),
+    st.builds(m.Tick, uint32, positions, uint32),
     st.builds(m.Prepare, xids, branch_ids, uint32),
     st.builds(m.CommitOnePhase, xids, branch_ids, uint32),
     st.builds(m.Commit, gids, tokens, positions),

@@ -15,7 +15,7 @@ from txrpc._failpoints import failpoint
 from txrpc._protocol.messages import Outcome
 from txrpc._protocol.participant.branch import BranchInput, Do, Operation
 from txrpc._protocol.records import PreparedBranch
-from txrpc._wire.deciding import encode_branches
+from txrpc._wire.deciding import encode_decision
 from txrpc.errors import AbortCode, Reason, ResourceUnavailable
 from txrpc.ids import Xid
 from txrpc.resource import AsyncResource, Prepared, Resource, Work
@@ -141,7 +141,8 @@ def _decide(do: Do, resource: Any, work: Work, branches: tuple[PreparedBranch, .
     """Commit with the decision.  Whatever goes wrong once that has begun, the register is asked, and nothing else."""
     xid = do.gid.xid
     try:
-        outcome = yield resource.decider.decide, (work, xid, encode_branches(branches))
+        assert do.gid.register is not None
+        outcome = yield resource.decider.decide, (work, xid, encode_decision(do.gid.register, branches))
     except Exception as error:
         aborted = BranchInput.ONE_PHASE_ENDED, (Outcome.ABORTED, _why(resource, error))
         return (yield from _rollback(resource, work, aborted))
@@ -157,8 +158,10 @@ def _how_it_was_decided(resource: Any, work: Work, xid: Xid) -> Flow[Result | No
 
 def _decided(resource: Any, outcome: Outcome) -> Result:
     if outcome is Outcome.ABORTED:
-        text = f"the register of {resource.name} refuses the decision: it came too late, or its database is another one now"
-        return BranchInput.ONE_PHASE_ENDED, (outcome, Reason(AbortCode.CANNOT_PREPARE, text))
+        text = (
+            f"the register of {resource.name} refuses the decision: it came too late, or its database has failed over"
+        )
+        return BranchInput.ONE_PHASE_ENDED, (outcome, Reason(AbortCode.RESOURCE_UNAVAILABLE, text))
     return _ended(resource, outcome)
 
 

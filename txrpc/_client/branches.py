@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 from txrpc._client import effects
+from txrpc._client.coordinators import live
 from txrpc._client.flow import Flow
 from txrpc._client.local_transaction import LocalTransaction
 from txrpc._client.state import ClientState, OpenBranch
@@ -41,6 +42,8 @@ def enter(
     """Take the lock of *part*'s branch in *resource*, and open the branch if this is its first use; `leave` gives the lock back."""
     while True:
         part.check_usable(client.now_ms())
+        if joined:
+            _check_accepted(client, part, resource.name)
         branch = _find_or_open(client, part, resource)
         left_s = (part.deadline_ms - client.now_ms()) / 1000
         if not (yield branch.lock.acquire, (left_s,)):
@@ -137,6 +140,18 @@ def _begin_vote(client: ClientState, row: ParticipantBranch) -> tuple[Participan
 def _ref(client: ClientState, row: ParticipantBranch, vote: Vote) -> BranchRef:
     gid = row.gid
     return BranchRef(row.branch, gid.resource, client.participant_id, 0, vote, row.token, row.calls, gid.register)
+
+
+def _check_accepted(client: ClientState, part: LocalTransaction, name: str) -> None:
+    """Raise `ResourceUnavailable` until a coordinator has seen which database *name* is (rule 17).
+
+    A vote may travel with the reply, and would count before the coordinator could refuse the database.
+    """
+    known = live(client, "" if part.register is not None or part.owner is None else part.owner.node)
+    if known is not None and known.heard < client.starting.ready_since(name):
+        raise ResourceUnavailable(
+            f"resource {name!r} of this process is ready, and its coordinator has not accepted it yet"
+        )
 
 
 def _find_or_open(client: ClientState, part: LocalTransaction, resource: Resource | AsyncResource) -> OpenBranch:

@@ -53,6 +53,8 @@ class KnownCoordinator:
     position: int
     """The greatest position of its log that was heard of (rule 18)."""
     tick: int
+    heard: int
+    """Of which Hello it has accepted the resources (rule 17)."""
     session: Outbox | None
     """Over which it can be reached; None while there is none.  Another coordinator has taken it over if it is not at home there."""
 

@@ -92,7 +92,7 @@ class ClientCore:
         owner, tick = (chosen.owner, chosen.tick) if chosen is not None else (None, 0)
         deadline_ms = self.state.now_ms() + int(timeout_s * 1000)
         part = LocalTransaction(xid, owner, self.state.group, deadline_ms, read_only, tick, timeout_s)
-        if decide_in is not None:
+        if decide_in is not None and not read_only:
             part.decides_in, part.register = registers.register_of(self.state, decide_in)
         return part
 
@@ -204,7 +204,7 @@ class ClientCore:
         if isinstance(message, OutcomeReply | Votes):
             requests.replied(self.state, node, message)
         elif isinstance(message, Tick):
-            known.tick = message.tick
+            known.tick, known.heard = message.tick, max(known.heard, message.heard)
         elif isinstance(message, RegisterQuestion):
             registers.asked(self.state, node, message)
         elif isinstance(message, DecisionDone):

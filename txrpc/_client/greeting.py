@@ -44,7 +44,8 @@ def announce(client: ClientState) -> None:
 def _hello(client: ClientState, node: str) -> Hello:
     me, infos, known = client.participant_id, client.starting.infos, client.coordinators.get(node)
     seen, position = (known.owner, known.position) if known is not None else (None, 0)
-    return Hello(PROTOCOL_VERSION, client.group, me, client.process, infos, seen, position)
+    version = client.starting.version
+    return Hello(PROTOCOL_VERSION, client.group, me, client.process, infos, seen, position, version)
 
 
 def welcomed(client: ClientState, session: Outbox, welcome: Welcome, home: bool) -> None:
@@ -68,7 +69,7 @@ def welcomed(client: ClientState, session: Outbox, welcome: Welcome, home: bool)
     if known is not None and known.session not in (None, session):
         requests.fail_all(client, owner.node, "it is elsewhere now")
     position = max(welcome.position, known.position if known is not None else 0)
-    client.coordinators[owner.node] = KnownCoordinator(welcome, position, welcome.tick, session)
+    client.coordinators[owner.node] = KnownCoordinator(welcome, position, welcome.tick, welcome.heard, session)
     client.chosen = choose(client)
     announce(client)
     effects.apply(client, client.participant.connected(owner.node, now_ms))

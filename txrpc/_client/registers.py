@@ -15,11 +15,11 @@ import logging
 from collections.abc import Sequence
 from typing import Any
 
-from txrpc._client import effects
+from txrpc._client import effects, greeting
 from txrpc._client.state import ClientState
-from txrpc._protocol.deciding import Decided, DecisionDone, RegisterAnswer, RegisterQuestion
+from txrpc._protocol.deciding import DecisionDone, RegisterAnswer, RegisterQuestion
 from txrpc._protocol.outcomes import Found
-from txrpc._wire.deciding import decode_branches
+from txrpc._wire.deciding import decode_decision
 from txrpc.errors import BadMessage, ConfigurationError, ResourceUnavailable, UsageError
 from txrpc.ids import RegisterId, Xid
 
@@ -73,7 +73,8 @@ def _answer(client: ClientState, node: str, question: RegisterQuestion, said: An
     try:
         if isinstance(said, BaseException):
             raise said
-        answer = RegisterAnswer(register, xid, said[0], decode_branches(said[1]))
+        decided = decode_decision(xid, said[1])
+        answer = RegisterAnswer(register, xid, said[0], decided.branches if decided is not None else ())
     except Exception as error:
         logger.warning("cannot ask how transaction %s was decided: %s", xid, error)
         answer = RegisterAnswer(register, xid, Found.UNREACHABLE)
@@ -83,15 +84,26 @@ def _answer(client: ClientState, node: str, question: RegisterQuestion, said: An
 
 def look_through(client: ClientState, name: str) -> None:
     """Say again what resource *name* has decided and no coordinator has called done; and let it forget what is over."""
-    register = client.starting.register(name)
-    if register is None:
+    if client.starting.register(name) is None:
         return
     decider = client.resources[name].decider
-    client.runtime.aside(name, decider.undone, (), functools.partial(_announce, client, name, register))
+    client.runtime.aside(name, decider.undone, (), functools.partial(_announce, client, name))
     client.runtime.aside(name, decider.forget, (), functools.partial(_note, name))
+    client.runtime.aside(name, decider.open, (), functools.partial(_opened, client, name))
 
 
-def _announce(client: ClientState, name: str, register: RegisterId, found: Any) -> None:
+def _opened(client: ClientState, name: str, found: Any) -> None:
+    """The database may have failed over since the register was opened: then transactions are decided in its next incarnation."""
+    if isinstance(found, BaseException):
+        _note(name, found)
+        return
+    with client.lock:
+        if client.starting.reopened(name, found):
+            logger.warning("the database of resource %s has failed over, or was restored", name)
+            greeting.announce(client)
+
+
+def _announce(client: ClientState, name: str, found: Any) -> None:
     if isinstance(found, BaseException):
         _note(name, found)
         return
@@ -99,7 +111,8 @@ def _announce(client: ClientState, name: str, register: RegisterId, found: Any) 
     with client.lock:
         for xid, data in rows:
             try:
-                effects.tell(client, "", Decided(register, xid, decode_branches(data)))
+                if (decided := decode_decision(xid, data)) is not None:
+                    effects.tell(client, "", decided)
             except BadMessage as error:
                 logger.error("the decision about %s in resource %s cannot be read: %s", xid, name, error)
 

@@ -24,6 +24,7 @@ class Starting:
     def __init__(self, resources: Mapping[str, Any]) -> None:
         self._infos = {name: ResourceInfo(name, resource.kind, "", _NOT_YET) for name, resource in resources.items()}
         self._errors: dict[str, BaseException] = {}
+        self._ready_since: dict[str, int] = {}
         self.version = 0
         """Goes up whenever the coordinator has something new to hear."""
 
@@ -36,9 +37,22 @@ class Starting:
         """Return what keeps resource *name* from being used; "" if it is ready."""
         return self._infos[name].trouble
 
+    def ready_since(self, name: str) -> int:
+        """Return the version in which resource *name* has become the database that it is."""
+        return self._ready_since.get(name, 0)
+
     def register(self, name: str) -> RegisterId | None:
         """Return where resource *name* decides, if it does and is ready."""
         return self._infos[name].register
+
+    def reopened(self, name: str, register: RegisterId) -> bool:
+        """Take where resource *name* decides from now on; return whether that is news."""
+        before = self._infos[name]
+        if before.trouble or before.register == register:
+            return False
+        self._infos[name] = dataclasses.replace(before, register=register)
+        self.version += 1
+        return True
 
     def took(self, name: str, found: object) -> bool:
         """Take what `Resource.start` of *name* returned or raised; return whether that is news."""
@@ -56,6 +70,8 @@ class Starting:
             info = dataclasses.replace(before, identity="", trouble=trouble, register=None)
         self._infos[name] = info
         self.version += info != before
+        if info.identity != before.identity:
+            self._ready_since[name] = self.version
         return info != before
 
     def check(self) -> None:

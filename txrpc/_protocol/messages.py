@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from txrpc._protocol.calls import BranchRef, CallReport, Owner, TransactionContext
 from txrpc._protocol.deciding import AboutRegister, FromRegister, Votes
 from txrpc._protocol.outcomes import FinishResult, Outcome, Vote, Wait
 from txrpc.errors import Reason
@@ -57,59 +58,6 @@ PROTOCOL_VERSION = 1
 
 
 @dataclass(frozen=True, slots=True)
-class Owner:
-    """The coordinator that a transaction belongs to: a node in one epoch."""
-
-    node: str
-    epoch: Epoch
-
-
-@dataclass(frozen=True, slots=True)
-class TransactionContext:
-    """What travels with every call of a transaction, in the request metadata ``txrpc-context-bin``."""
-
-    group: str
-    xid: Xid
-    owner: Owner
-    time_left_ms: int
-    read_only: bool = False
-    call_reads_only: bool = False
-    """The call may only read, though the transaction may write elsewhere."""
-    final: bool = False
-    """Its caller says that the transaction calls this process no more: its branches vote before the reply (an early vote)."""
-    register: RegisterId | None = None
-    """Where the decision will be, if a resource decides and not the owner."""
-
-
-@dataclass(frozen=True, slots=True)
-class BranchRef:
-    """A branch as the root sees it: what replies carried home and what the commit request lists.
-
-    `calls` is the number of completed calls that used the branch *and whose reply reached the root* (rule 9); a reply
-    carries the calls of its own subtree and the root adds them up.  `vote`, `token` and `counted` are set for an early vote:
-    `counted` is how many calls the branch had completed, of which no Prepare can tell it what the root saw.  `register`: under
-    which one it is, or will be, prepared; None: under a coordinator.
-    """
-
-    branch: BranchId
-    resource: str
-    participant: ParticipantId
-    calls: int
-    vote: Vote | None = None
-    token: str = ""
-    counted: int = 0
-    register: RegisterId | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class CallReport:
-    """What a reply carries home, in the trailing metadata ``txrpc-branches-bin``: branches used, and whether doomed."""
-
-    branches: tuple[BranchRef, ...] = ()
-    doomed: Reason | None = None
-
-
-@dataclass(frozen=True, slots=True)
 class ResourceInfo:
     """A resource as a session announces it.
 
@@ -132,7 +80,7 @@ class Hello:
     """First message of a session; said again on it when the process's resources have changed, and then changes nothing else.
 
     `seen` is the owner (node, epoch) that this process last had a session with, if any; `position` the greatest position of its
-    log that this process has heard of (rule 18).
+    log that this process has heard of (rule 18).  `version` goes up with every change of `resources`.
     """
 
     protocol: int
@@ -142,6 +90,7 @@ class Hello:
     resources: tuple[ResourceInfo, ...] = ()
     seen: Owner | None = None
     position: int = 0
+    version: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -269,7 +218,10 @@ class Resolved:
 
 @dataclass(frozen=True, slots=True)
 class Welcome:
-    """Answer to Hello: who the coordinator is, how far its log has come, and what it allows."""
+    """Answer to Hello: who the coordinator is, how far its log has come, and what it allows.
+
+    `heard`: the version of the Hello whose resources it has accepted.
+    """
 
     owner: Owner
     tick: int
@@ -277,14 +229,19 @@ class Welcome:
     max_branches: int
     max_message_bytes: int
     position: int = 0
+    heard: int = 0
 
 
 @dataclass(frozen=True, slots=True)
 class Tick:
-    """The coordinator's own coarse clock (see `txrpc._protocol.coordinator.machine`), and how far its log has come."""
+    """The coordinator's own coarse clock (see `txrpc._protocol.coordinator.machine`), and how far its log has come.
+
+    Also the answer to a Hello that is said again.  `heard` as in `Welcome`.
+    """
 
     tick: int
     position: int = 0
+    heard: int = 0
 
 
 @dataclass(frozen=True, slots=True)

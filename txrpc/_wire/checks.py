@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 
 from google.protobuf.message import DecodeError, Message
 
-from txrpc._protocol.messages import BranchRef, Owner, Vote
+from txrpc._protocol.messages import BranchRef, Owner, ResourceInfo, Vote
 from txrpc._wire.v1 import context_pb2, session_pb2
 from txrpc.errors import AbortCode, BadMessage, InvalidName, Reason
 from txrpc.ids import (
@@ -45,6 +45,8 @@ __all__ = [
     "reason_to",
     "register_from",
     "register_to",
+    "resource_from",
+    "resource_to",
     "text_from",
     "text_to",
     "token_from",
@@ -219,6 +221,23 @@ def branch_to(value: BranchRef) -> context_pb2.BranchRef:
         vote=vote,
         token=value.token,
         counted=value.counted,
+        register=register_to(value.register),
+    )
+
+
+def resource_from(value: session_pb2.ResourceInfo) -> ResourceInfo:
+    """A resource as a process announces it."""
+    name, register = name_from("resource", value.name, RESOURCE_MAX), register_from(value.register)
+    return ResourceInfo(name, text_from(value.kind), text_from(value.identity), text_from(value.trouble), register)
+
+
+def resource_to(value: ResourceInfo) -> session_pb2.ResourceInfo:
+    """The reverse of `resource_from`."""
+    return session_pb2.ResourceInfo(
+        name=value.name,
+        kind=text_to(value.kind),
+        identity=text_to(value.identity),
+        trouble=text_to(value.trouble),
         register=register_to(value.register),
     )
 

@@ -83,47 +83,29 @@ def _decode(items: Any, kinds: Mapping[str, _Kind]) -> list[Any]:
 
 
 def _hello_to(x: m.Hello) -> pb.Hello:
-    resources = [
-        pb.ResourceInfo(
-            name=r.name,
-            kind=c.text_to(r.kind),
-            identity=c.text_to(r.identity),
-            trouble=c.text_to(r.trouble),
-            register=c.register_to(r.register),
-        )
-        for r in x.resources
-    ]
     seen = c.owner_to(x.seen) if x.seen is not None else None
     return pb.Hello(
         protocol=x.protocol,
         group=x.group,
         participant=x.participant,
         process=c.text_to(x.process),
-        resources=resources,
+        resources=map(c.resource_to, x.resources),
         seen=seen,
         position=x.position,
+        version=x.version,
     )
 
 
 def _hello_from(x: pb.Hello) -> m.Hello:
     if len(x.resources) > _RESOURCES_MAX:
         raise BadMessage(f"resources: {len(x.resources)} are more than {_RESOURCES_MAX}")
-    resources = tuple(
-        m.ResourceInfo(
-            c.name_from("resource", r.name, RESOURCE_MAX),
-            c.text_from(r.kind),
-            c.text_from(r.identity),
-            c.text_from(r.trouble),
-            c.register_from(r.register),
-        )
-        for r in x.resources
-    )
+    resources = tuple(map(c.resource_from, x.resources))
     if len({r.name for r in resources}) != len(resources):
         raise BadMessage("resources: one is named twice")
     seen = c.owner_from(x.seen) if x.HasField("seen") else None
     group = c.name_from("group", x.group, GROUP_MAX)
     participant, position = c.participant_id(x.participant), c.position_from(x.position)
-    return m.Hello(x.protocol, group, participant, c.text_from(x.process), resources, seen, position)
+    return m.Hello(x.protocol, group, participant, c.text_from(x.process), resources, seen, position, x.version)
 
 
 def _commit_request_to(x: m.CommitRequest) -> pb.CommitRequest:
@@ -175,8 +157,8 @@ def _outcome_request_from(x: pb.OutcomeRequest) -> m.OutcomeRequest:
 
 
 def _voted_to(x: m.Voted) -> pb.Voted:
-    reason, register = c.reason_to(x.reason), c.register_to(x.register)
-    return pb.Voted(xid=x.xid, branch=x.branch, vote=_any(x.vote), reason=reason, token=x.token, register=register)
+    reason, under = c.reason_to(x.reason), c.register_to(x.register)
+    return pb.Voted(xid=x.xid, branch=x.branch, vote=_any(x.vote), reason=reason, token=x.token, register=under)
 
 
 def _voted_from(x: pb.Voted) -> m.Voted:
@@ -246,20 +228,22 @@ def _welcome_to(x: m.Welcome) -> pb.Welcome:
         max_branches=x.max_branches,
         max_message_bytes=x.max_message_bytes,
         position=x.position,
+        heard=x.heard,
     )
 
 
 def _welcome_from(x: pb.Welcome) -> m.Welcome:
     position = c.position_from(x.position)
-    return m.Welcome(c.owner_from(x.owner), x.tick, x.max_timeout_ms, x.max_branches, x.max_message_bytes, position)
+    most = x.max_timeout_ms, x.max_branches, x.max_message_bytes
+    return m.Welcome(c.owner_from(x.owner), x.tick, *most, position, x.heard)
 
 
 def _tick_to(x: m.Tick) -> pb.Tick:
-    return pb.Tick(tick=x.tick, position=x.position)
+    return pb.Tick(tick=x.tick, position=x.position, heard=x.heard)
 
 
 def _tick_from(x: pb.Tick) -> m.Tick:
-    return m.Tick(x.tick, c.position_from(x.position))
+    return m.Tick(x.tick, c.position_from(x.position), x.heard)
 
 
 def _prepare_to(x: m.Prepare) -> pb.Prepare:

@@ -12,17 +12,17 @@ from txrpc._wire import checks as c
 from txrpc._wire.v1 import context_pb2
 from txrpc._wire.v1 import session_pb2 as pb
 from txrpc.errors import BadMessage
-from txrpc.ids import RESOURCE_MAX, RegisterId
+from txrpc.ids import RESOURCE_MAX, RegisterId, Xid
 
 __all__ = [
     "answer_from",
     "answer_to",
     "decided_from",
     "decided_to",
-    "decode_branches",
+    "decode_decision",
     "done_from",
     "done_to",
-    "encode_branches",
+    "encode_decision",
     "question_from",
     "question_to",
     "votes_from",
@@ -32,14 +32,19 @@ __all__ = [
 _BRANCHES_MAX = 10_000
 
 
-def encode_branches(branches: Sequence[PreparedBranch]) -> bytes:
-    """What a register keeps of the prepared branches of a transaction that it commits."""
-    return pb.DecidedBranches(branches=_branches_to(branches)).SerializeToString()
+def encode_decision(register: RegisterId, branches: Sequence[PreparedBranch]) -> bytes:
+    """What a register keeps of the prepared branches of a transaction that it commits; nothing if there are none."""
+    if not branches:
+        return b""
+    return pb.DecidedBranches(branches=_branches_to(branches), register=register).SerializeToString()
 
 
-def decode_branches(data: bytes) -> tuple[PreparedBranch, ...]:
-    """The reverse; raises `BadMessage`."""
-    return _branches_from(c.parse(pb.DecidedBranches, data).branches)
+def decode_decision(xid: Xid, data: bytes) -> m.Decided | None:
+    """The reverse; None if there is nothing.  Raises `BadMessage`."""
+    if not data:
+        return None
+    message = c.parse(pb.DecidedBranches, data)
+    return m.Decided(_register(message.register), xid, _branches_from(message.branches))
 
 
 def _branches_to(branches: Sequence[PreparedBranch]) -> list[context_pb2.BranchRef]:

@@ -31,8 +31,8 @@ class Decider:
         self._hands = hands
         self._opened: Register | None = None
 
-    def start(self) -> RegisterId:
-        """Open the register, and make it if it is not there; raises `ConfigurationError`."""
+    def open(self) -> RegisterId:
+        """See `txrpc.resource.Decider.open`."""
         self._opened = self._hands.aside(open_register, self._resource)
         return self._register.id
 

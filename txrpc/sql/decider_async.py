@@ -29,8 +29,8 @@ class AsyncDecider:
         self._hands = hands
         self._opened: Register | None = None
 
-    async def start(self) -> RegisterId:
-        """Open the register, and make it if it is not there; raises `ConfigurationError`."""
+    async def open(self) -> RegisterId:
+        """See `txrpc.resource.Decider.open`."""
         self._opened = await self._hands.aside(open_register, self._resource)
         return self._register.id
 

@@ -25,10 +25,13 @@ def current_token(connection: Connection) -> str:
     return connection.exec_driver_sql("SELECT pg_current_xact_id_if_assigned()::text").scalar() or ""
 
 
-def preflight(connection: Connection, resource: str, capacity: int | None) -> tuple[str, Sequence[str]]:
+def preflight(
+    connection: Connection, resource: str, capacity: int | None, decides: bool = False
+) -> tuple[str, Sequence[str]]:
     """Check that this database can take part; returns its identity, and sentences of warning.
 
     Raises `ConfigurationError` with one sentence that says what to change.  *capacity*: connections that the pool may open.
+    *decides*: transactions may be decided in it, so that it need not be able to prepare.
     """
     row = connection.exec_driver_sql(
         "SELECT current_setting('server_version_num')::int, current_setting('max_prepared_transactions')::int, "
@@ -42,10 +45,11 @@ def preflight(connection: Connection, resource: str, capacity: int | None) -> tu
         raise ConfigurationError(
             f"{where} runs PostgreSQL {version // 10_000}; txrpc needs {OLDEST // 10_000} or later"
         )
-    if prepared == 0:
+    if prepared == 0 and not decides:
         raise ConfigurationError(
             f"{where} cannot prepare transactions: set max_prepared_transactions in postgresql.conf to at least the number of "
-            "transactions that commit at one time (max_connections is a good value) and restart PostgreSQL"
+            "transactions that commit at one time (max_connections is a good value) and restart PostgreSQL; where that cannot be "
+            "set, let this database decide the transactions that it takes part in (decides=True)"
         )
     if standby:
         raise ConfigurationError(f"{where} is a standby and cannot write: connect to the primary")
@@ -87,7 +91,11 @@ _NO_IDENTITY: Final = (
 def _of_pool(prepared: int, connections: int, capacity: int | None) -> list[str]:
     """A warning about each limit of the server that the pool can reach."""
     warnings = []
-    if capacity is not None and prepared < capacity:
+    if not prepared:
+        warnings.append(
+            "it cannot prepare (max_prepared_transactions is 0): a transaction can use it alone, or let it decide"
+        )
+    if capacity is not None and 0 < prepared < capacity:
         warnings.append(
             f"max_prepared_transactions is {prepared}, and the connection pool may have {capacity} transactions at one time: "
             "PREPARE will fail under load; raise the one or lower the other"

@@ -172,10 +172,12 @@ class ResourceManager:
             self._asks_for_pid = self._on(self.engine, self._dialect.hides_backends)
             if self._asks_for_pid:
                 self._aside(self._dialect.check_pooler, self.engine, self.name)
-            identity, warnings = self._on(self.engine, self._dialect.preflight, self.name, capacity)
+            identity, warnings = self._on(
+                self.engine, self._dialect.preflight, self.name, capacity, self.decider is not None
+            )
             if self._wants_markers:
                 self._markers = self._aside(self._dialect.prepare_table, self.name)
-            register = self.decider.start() if self.decider is not None else None
+            register = self.decider.open() if self.decider is not None else None
         return info_of(self.name, self.kind, identity, warnings, register)
 
     @property

@@ -170,10 +170,12 @@ class AsyncResourceManager:
             self._asks_for_pid = await self._on(self.engine, self._dialect.hides_backends)
             if self._asks_for_pid:
                 await self._aside(self._dialect.check_pooler, self.engine.sync_engine, self.name)
-            identity, warnings = await self._on(self.engine, self._dialect.preflight, self.name, capacity)
+            identity, warnings = await self._on(
+                self.engine, self._dialect.preflight, self.name, capacity, self.decider is not None
+            )
             if self._wants_markers:
                 self._markers = await self._aside(self._dialect.prepare_table, self.name)
-            register = await self.decider.start() if self.decider is not None else None
+            register = await self.decider.open() if self.decider is not None else None
         return info_of(self.name, self.kind, identity, warnings, register)
 
     @property

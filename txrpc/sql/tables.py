@@ -12,7 +12,7 @@ from txrpc.sql.postgresql_errors import sqlstate
 
 __all__ = ["make_tables"]
 
-_MADE_MEANWHILE: Final = frozenset({"23505", "42P07"})
+_MADE_MEANWHILE: Final = frozenset({"23505", "42P07", "42710"})
 """IF NOT EXISTS does not help where two programs make a table at once."""
 
 

@@ -7,7 +7,7 @@ from typing import Any, Protocol
 
 from txrpc._protocol.messages import Outcome
 from txrpc._protocol.outcomes import Found
-from txrpc._wire.deciding import decode_branches
+from txrpc._wire.deciding import decode_decision
 from txrpc.errors import ResourceUnavailable
 from txrpc.ids import BranchId, RegisterId, Xid
 from verification.simulation.history import History
@@ -60,7 +60,8 @@ class Register:
         """The transaction that has inserted it commits."""
         _work, branches = self._inserted.pop(xid)
         self.rows[xid] = True, branches
-        listed = [prepared.branch for prepared in decode_branches(branches)]
+        decided = decode_decision(xid, branches)
+        listed = [prepared.branch for prepared in decided.branches] if decided is not None else []
         self._history.note("registered", xid, branch, listed)
         if not listed:
             self.mark_done([xid])
@@ -106,6 +107,10 @@ class SimDecider:
         """*ask* has the database do something."""
         self._ask = ask
         self._database = database
+
+    def open(self) -> Promise:
+        """See `Decider.open`."""
+        return self._ask(lambda: self._database.register.id)
 
     def decide(self, work: Work, xid: Xid, branches: bytes) -> Promise:
         """See `Decider.decide`: two statements, and between them anything may happen."""

@@ -148,9 +148,8 @@ def _session_opened(state: CoordinatorState, event: SessionOpened) -> None:
     entry = state.directory.add(event.session, hello, state.now_ms)
     state.bind(hello)
     limits, longest_ms = state.limits, state.limits.max_timeout_ms
-    welcome = Welcome(
-        state.owner, state.tick, longest_ms, limits.max_branches, limits.max_message_bytes, state.position
-    )
+    most = longest_ms, limits.max_branches, limits.max_message_bytes
+    welcome = Welcome(state.owner, state.tick, *most, state.position, hello.version)
     state.send(event.session, welcome)
     _found(state, entry)
 
@@ -214,8 +213,8 @@ def _woke(state: CoordinatorState, _: Woke) -> None:
     state.remembered.advance(state.tick)
     if state.now_ms - state.ticked_ms >= state.limits.tick_ms:
         state.ticked_ms = state.now_ms
-        for session in state.directory.sessions:
-            state.send(session, Tick(state.tick, state.position))
+        for entry in state.directory.sessions.values():
+            state.send(entry.session, Tick(state.tick, state.position, entry.hello.version))
 
 
 def _looked(state: CoordinatorState, event: Looked) -> None:
@@ -351,6 +350,7 @@ def _hello_again(state: CoordinatorState, session: int, message: Hello) -> None:
         return
     entry = state.directory.renew(session, message)
     state.bind(message)
+    state.send(session, Tick(state.tick, state.position, message.version))
     _found(state, entry)
 
 

@@ -29,8 +29,9 @@ class SessionEntry:
         return any(info.name == resource and not info.trouble for info in self.hello.resources)
 
     def holds(self, register: RegisterId) -> bool:
-        """Return whether the process behind it can ask *register*."""
-        return any(info.register == register and not info.trouble for info in self.hello.resources)
+        """Return whether the process behind it can ask *register*, also as it was before its database failed over."""
+        known = (info.register for info in self.hello.resources if not info.trouble)
+        return any(each is not None and each.table == register.table for each in known)
 
 
 class SessionRegistry:
@@ -40,7 +41,7 @@ class SessionRegistry:
         self.sessions: dict[int, SessionEntry] = {}
         self._by_participant: dict[ParticipantId, int] = {}
         self._by_resource: dict[str, dict[int, ResourceInfo]] = {}
-        self._by_register: dict[RegisterId, dict[int, None]] = {}
+        self._by_register: dict[bytes, dict[int, None]] = {}
 
     def __len__(self) -> int:
         return len(self.sessions)
@@ -77,7 +78,7 @@ class SessionRegistry:
             if not resource.trouble:
                 self._by_resource.setdefault(resource.name, {})[entry.session] = resource
                 if resource.register is not None:
-                    self._by_register.setdefault(resource.register, {})[entry.session] = None
+                    self._by_register.setdefault(resource.register.table, {})[entry.session] = None
 
     def _unindex(self, entry: SessionEntry) -> None:
         for resource in entry.hello.resources:
@@ -85,10 +86,11 @@ class SessionRegistry:
             of_name.pop(entry.session, None)
             if not of_name:
                 self._by_resource.pop(resource.name, None)
-            if resource.register is not None and (holders := self._by_register.get(resource.register)) is not None:
-                holders.pop(entry.session, None)
-                if not holders:
-                    del self._by_register[resource.register]
+            table = resource.register.table if resource.register is not None else b""
+            holders = self._by_register.get(table, {})
+            holders.pop(entry.session, None)
+            if not holders:
+                self._by_register.pop(table, None)
 
     def owner(self, participant: ParticipantId) -> SessionEntry | None:
         """The session of that process incarnation."""
@@ -106,7 +108,7 @@ class SessionRegistry:
 
     def holder(self, register: RegisterId) -> SessionEntry | None:
         """A session that can ask *register*."""
-        holders = self._by_register.get(register)
+        holders = self._by_register.get(register.table)
         return self.sessions[next(iter(holders))] if holders else None
 
     def has(self, resource: str) -> bool:

@@ -387,12 +387,15 @@ class Hello(_message.Message):
     RESOURCES_FIELD_NUMBER: _builtins.int
     SEEN_FIELD_NUMBER: _builtins.int
     POSITION_FIELD_NUMBER: _builtins.int
+    VERSION_FIELD_NUMBER: _builtins.int
     protocol: _builtins.int
     group: _builtins.str
     participant: _builtins.bytes
     process: _builtins.str
     position: _builtins.int
     """The greatest position of its log that the process has heard of."""
+    version: _builtins.int
+    """Goes up with every change of the resources."""
     @_builtins.property
     def resources(self) -> _containers.RepeatedCompositeFieldContainer[Global___ResourceInfo]: ...
     @_builtins.property
@@ -407,10 +410,11 @@ class Hello(_message.Message):
         resources: _abc.Iterable[Global___ResourceInfo] | None = ...,
         seen: _context_pb2.Owner | None = ...,
         position: _builtins.int = ...,
+        version: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["seen", b"seen"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["group", b"group", "participant", b"participant", "position", b"position", "process", b"process", "protocol", b"protocol", "resources", b"resources", "seen", b"seen"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["group", b"group", "participant", b"participant", "position", b"position", "process", b"process", "protocol", b"protocol", "resources", b"resources", "seen", b"seen", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -722,11 +726,14 @@ class Welcome(_message.Message):
     MAX_BRANCHES_FIELD_NUMBER: _builtins.int
     MAX_MESSAGE_BYTES_FIELD_NUMBER: _builtins.int
     POSITION_FIELD_NUMBER: _builtins.int
+    HEARD_FIELD_NUMBER: _builtins.int
     tick: _builtins.int
     max_timeout_ms: _builtins.int
     max_branches: _builtins.int
     max_message_bytes: _builtins.int
     position: _builtins.int
+    heard: _builtins.int
+    """The version of the Hello whose resources are accepted."""
     @_builtins.property
     def owner(self) -> _context_pb2.Owner: ...
     def __init__(
@@ -738,10 +745,11 @@ class Welcome(_message.Message):
         max_branches: _builtins.int = ...,
         max_message_bytes: _builtins.int = ...,
         position: _builtins.int = ...,
+        heard: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["owner", b"owner"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["max_branches", b"max_branches", "max_message_bytes", b"max_message_bytes", "max_timeout_ms", b"max_timeout_ms", "owner", b"owner", "position", b"position", "tick", b"tick"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["heard", b"heard", "max_branches", b"max_branches", "max_message_bytes", b"max_message_bytes", "max_timeout_ms", b"max_timeout_ms", "owner", b"owner", "position", b"position", "tick", b"tick"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -753,17 +761,21 @@ class Tick(_message.Message):
 
     TICK_FIELD_NUMBER: _builtins.int
     POSITION_FIELD_NUMBER: _builtins.int
+    HEARD_FIELD_NUMBER: _builtins.int
     tick: _builtins.int
     position: _builtins.int
+    heard: _builtins.int
+    """The version of the Hello whose resources are accepted."""
     def __init__(
         self,
         *,
         tick: _builtins.int = ...,
         position: _builtins.int = ...,
+        heard: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["position", b"position", "tick", b"tick"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["heard", b"heard", "position", b"position", "tick", b"tick"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1165,16 +1177,20 @@ class DecidedBranches(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     BRANCHES_FIELD_NUMBER: _builtins.int
+    REGISTER_FIELD_NUMBER: _builtins.int
+    register: _builtins.bytes
+    """The register as it was then: the branches are prepared under it."""
     @_builtins.property
     def branches(self) -> _containers.RepeatedCompositeFieldContainer[_context_pb2.BranchRef]: ...
     def __init__(
         self,
         *,
         branches: _abc.Iterable[_context_pb2.BranchRef] | None = ...,
+        register: _builtins.bytes = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["branches", b"branches"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["branches", b"branches", "register", b"register"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
