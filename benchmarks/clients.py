@@ -81,6 +81,38 @@ def two_branches(place: Place, final: bool = False) -> Iterator[Transfer]:
 
 
 @contextlib.contextmanager
+def plain_own(place: Place) -> Iterator[Transfer]:
+    """A transaction in the own database, and meanwhile a call to a service that commits by itself."""
+    engine = engine_to(place.databases[0])
+    bank = bank_pb2_grpc.AccountsStub(grpc.insecure_channel(place.services[1]))
+
+    def transfer(account: str) -> None:
+        with engine.begin() as connection:
+            add(connection, account, -1)
+            bank.Deposit(_amount(account))
+
+    yield transfer
+
+
+@contextlib.contextmanager
+def own_branch(place: Place, final: bool = False, decides: bool = False) -> Iterator[Transfer]:
+    """The same in a transaction; *decides*: the own database has the decision."""
+    database = txrpc.sql.ResourceManager("bank-a", engine_to(place.databases[0]), decides=decides)
+    with txrpc.connect(place.coordinator, resources=[database], process="customers"):
+        bank = bank_pb2_grpc.AccountsStub(_in_transactions(place.services[1]))
+        decide_in = "bank-a" if decides else None
+
+        def transfer(account: str) -> None:
+            with txrpc.transaction(decide_in=decide_in):
+                with database.connection() as connection:
+                    add(connection, account, -1)
+                with txrpc.final_call() if final else contextlib.nullcontext():
+                    bank.Deposit(_amount(account))
+
+        yield transfer
+
+
+@contextlib.contextmanager
 def plain_one(place: Place) -> Iterator[Transfer]:
     """One call to one service that commits by itself."""
     bank = bank_pb2_grpc.AccountsStub(grpc.insecure_channel(place.services[0]))
@@ -154,18 +186,23 @@ def by_hand(place: Place) -> Iterator[Transfer]:
 
 
 @contextlib.contextmanager
-def embedded(place: Place) -> Iterator[Transfer]:
-    """Two databases in one process, with txrpc's coordinator in it, and a log of decisions in a SQLite file."""
+def embedded(place: Place, decides: bool = False) -> Iterator[Transfer]:
+    """Two databases in one process, with txrpc's coordinator in it, and a log of decisions in a SQLite file.
+
+    *decides*: the first of them decides.
+    """
     banks = [
-        txrpc.sql.ResourceManager(f"embedded-{number}", engine_to(url)) for number, url in enumerate(place.databases)
+        txrpc.sql.ResourceManager(f"embedded-{number}", engine_to(url), decides=decides)
+        for number, url in enumerate(place.databases)
     ]
+    decide_in = banks[0] if decides else None
     with (
         tempfile.TemporaryDirectory() as folder,
         txrpc.embedded(f"sqlite:///{folder}/log.db", group="embedded", resources=banks),
     ):
 
         def transfer(account: str) -> None:
-            with txrpc.transaction():
+            with txrpc.transaction(decide_in=decide_in):
                 for sign, bank in zip((-1, 1), banks, strict=True):
                     with bank.connection() as connection:
                         add(connection, account, sign)
@@ -240,12 +277,17 @@ FORMS: dict[str, Callable[[Place], contextlib.AbstractContextManager[Transfer]]]
     "plain": plain,
     "two": two_branches,
     "two-final": functools.partial(two_branches, final=True),
+    "plain-own": plain_own,
+    "own": own_branch,
+    "own-final": functools.partial(own_branch, final=True),
+    "own-decides": functools.partial(own_branch, final=True, decides=True),
     "plain-one": plain_one,
     "one": one_branch,
     "bare-local": bare_local,
     "local": local,
     "by-hand": by_hand,
     "embedded": embedded,
+    "embedded-decides": functools.partial(embedded, decides=True),
     "textbook": with_textbook,
     "zope": zope,
     "dbos": dbos,
@@ -276,6 +318,36 @@ async def two_branches_async(place: Place, final: bool = False) -> AsyncIterator
                 with txrpc.aio.final_call() if final else contextlib.nullcontext():
                     await bank_a.Withdraw(_amount(account))
                     await bank_b.Deposit(_amount(account))
+
+        yield transfer
+
+
+@contextlib.asynccontextmanager
+async def plain_own_async(place: Place) -> AsyncIterator[AsyncTransfer]:
+    engine = async_engine_to(place.databases[0])
+    bank = bank_pb2_grpc.AccountsStub(grpc.aio.insecure_channel(place.services[1]))
+
+    async def transfer(account: str) -> None:
+        async with engine.begin() as connection:
+            await add_async(connection, account, -1)
+            await bank.Deposit(_amount(account))
+
+    yield transfer
+
+
+@contextlib.asynccontextmanager
+async def own_branch_async(place: Place, final: bool = False, decides: bool = False) -> AsyncIterator[AsyncTransfer]:
+    database = txrpc.sql.AsyncResourceManager("bank-a", async_engine_to(place.databases[0]), decides=decides)
+    async with await txrpc.aio.connect(place.coordinator, resources=[database], process="customers"):
+        bank = bank_pb2_grpc.AccountsStub(_in_transactions_async(place.services[1]))
+        decide_in = "bank-a" if decides else None
+
+        async def transfer(account: str) -> None:
+            async with txrpc.aio.transaction(decide_in=decide_in):
+                async with database.connection() as connection:
+                    await add_async(connection, account, -1)
+                with txrpc.aio.final_call() if final else contextlib.nullcontext():
+                    await bank.Deposit(_amount(account))
 
         yield transfer
 
@@ -333,6 +405,10 @@ ASYNC_FORMS: dict[str, Callable[[Place], contextlib.AbstractAsyncContextManager[
     "plain": plain_async,
     "two": two_branches_async,
     "two-final": functools.partial(two_branches_async, final=True),
+    "plain-own": plain_own_async,
+    "own": own_branch_async,
+    "own-final": functools.partial(own_branch_async, final=True),
+    "own-decides": functools.partial(own_branch_async, final=True, decides=True),
     "plain-one": plain_one_async,
     "one": one_branch_async,
     "bare-local": bare_local_async,
@@ -356,13 +432,19 @@ class Window:
             self.took_s.append(time.perf_counter() - began_s)
 
 
+def _accounts(customer: int) -> Iterator[str]:
+    """A customer's own accounts, in turn: a transfer need not wait for what still commits of the one before."""
+    return itertools.cycle([f"account-{customer + 32 * number}" for number in range(3)])
+
+
 def measure(form: str, place: Place, clients: int, seconds: float, watch: Watch) -> Window:
     """Let as many threads transfer, for a while unwatched and then for so many seconds."""
     window = Window()
 
     def customer(number: int) -> None:
-        account = f"account-{number}"
-        while not window.over:
+        for account in _accounts(number):
+            if window.over:
+                break
             began_s = time.perf_counter()
             transfer(account)
             window.took(began_s)
@@ -392,8 +474,9 @@ async def measure_async(form: str, place: Place, clients: int, seconds: float, w
     window = Window()
 
     async def customer(number: int) -> None:
-        account = f"account-{number}"
-        while not window.over:
+        for account in _accounts(number):
+            if window.over:
+                break
             began_s = time.perf_counter()
             await transfer(account)
             window.took(began_s)

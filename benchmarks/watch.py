@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import psycopg
@@ -18,10 +19,11 @@ def _cpu_s(pid: int, with_children: bool) -> float:
     """Processor seconds of a process; *with_children*: and of its children, those that have ended too."""
     fields = Path(f"/proc/{pid}/stat").read_text(encoding="ascii").rpartition(")")[2].split()
     ticks = sum(map(int, fields[11:15] if with_children else fields[11:13]))
-    if not with_children:
-        return ticks / _TICKS
-    children = Path(f"/proc/{pid}/task/{pid}/children").read_text(encoding="ascii").split()
-    return ticks / _TICKS + sum(_cpu_s(int(child), False) for child in children if Path(f"/proc/{child}").exists())
+    spent_s = ticks / _TICKS
+    for child in Path(f"/proc/{pid}/task/{pid}/children").read_text(encoding="ascii").split() if with_children else ():
+        with suppress(FileNotFoundError):  # it has ended meanwhile
+            spent_s += _cpu_s(int(child), False)
+    return spent_s
 
 
 class Watch:
