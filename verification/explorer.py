@@ -24,12 +24,13 @@ from typing import Any
 
 import click
 
-from txrpc._protocol.coordinator.rows import BranchRow, TransactionRow
+from txrpc._protocol.coordinator.rows import BranchRow, Question, TransactionRow
 from txrpc._protocol.coordinator.sessions import SessionEntry
 from txrpc._protocol.participant.branch import BranchInput, ParticipantBranch
-from txrpc.ids import BranchId, Epoch, ParticipantId, Xid
+from txrpc._protocol.records import PreparedBranch
+from txrpc.ids import BranchId, Epoch, ParticipantId, RegisterId, Xid
 from verification.explorer_model import SmallWorld, early
-from verification.explorer_nodes import Database
+from verification.explorer_nodes import Database, Ledger
 
 __all__ = ["STORIES", "Budget", "Explored", "Mistake", "explore", "main"]
 
@@ -96,6 +97,21 @@ def _both_vote_early_and_the_root_gives_up(world: SmallWorld) -> None:
     world.client.give_up(*early([service.call() for service in world.services], world.services))
 
 
+def _the_ledger_decides(world: SmallWorld) -> None:
+    refs = early([service.call() for service in world.services], world.services)
+    world.client.decide(*[PreparedBranch(ref.branch, ref.participant, ref.resource, ref.token) for ref in refs])
+
+
+def _the_ledger_decides_when_all_have_voted(world: SmallWorld) -> None:
+    world.client.commit(*[service.call() for service in world.services])
+
+
+DECIDED: dict[str, Callable[[SmallWorld], None]] = {
+    "the ledger decides": _the_ledger_decides,
+    "the ledger decides when all have voted": _the_ledger_decides_when_all_have_voted,
+    "the ledger is to decide, the root gives up": _both_vote_early_and_the_root_gives_up,
+}
+"""Stories in which a database of the root's decides."""
 STORIES: dict[str, tuple[int, Callable[[SmallWorld], None]]] = {
     "two that write": (2, _two_that_write),
     "one that writes": (1, _one_that_writes),
@@ -103,6 +119,7 @@ STORIES: dict[str, tuple[int, Callable[[SmallWorld], None]]] = {
     "one of two refuses": (2, _one_of_two_refuses),
     "both vote early": (2, _both_vote_early),
     "both vote early, the root gives up": (2, _both_vote_early_and_the_root_gives_up),
+    **{story: (2, begin) for story, begin in DECIDED.items()},
 }
 
 
@@ -158,7 +175,7 @@ def explore(story: str, budget: Budget | None = None, most: int = 2_000_000) -> 
     budget = budget or Budget()
     began = time.monotonic()
     size, begin = STORIES[story]
-    world = SmallWorld(size)
+    world = SmallWorld(size, story in DECIDED)
     begin(world)
     shelf = _Shelf()
     first = shelf.put(world, budget)
@@ -220,7 +237,7 @@ def _digest(packed: bytes) -> bytes:
     return hashlib.blake2b(packed, digest_size=16).digest()
 
 
-_ATOMS = (Xid, BranchId, ParticipantId, Epoch, str, int)
+_ATOMS = (Xid, BranchId, ParticipantId, RegisterId, Epoch, str, int)
 
 
 def _is_frozen(kind: type[Any]) -> bool:
@@ -241,7 +258,9 @@ def _reduce(value: Any) -> tuple[Any, ...]:
     return _remake, (kind, *[getattr(value, name) for name in kind.__slots__])
 
 
-_PLAIN = dict.fromkeys((ParticipantBranch, BranchRow, TransactionRow, Database, SessionEntry), _reduce)
+_PLAIN = dict.fromkeys(
+    (ParticipantBranch, BranchRow, TransactionRow, Question, Database, Ledger, SessionEntry), _reduce
+)
 
 
 class _Shelf:

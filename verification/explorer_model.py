@@ -23,6 +23,7 @@ from txrpc._protocol.coordinator.events import (
     Woke,
 )
 from txrpc._protocol.coordinator.machine import Coordinator
+from txrpc._protocol.deciding import Decided, RegisterQuestion
 from txrpc._protocol.messages import (
     BranchRef,
     Commit,
@@ -31,16 +32,18 @@ from txrpc._protocol.messages import (
     OutcomeReply,
     OutcomeRequest,
     Owner,
+    ResourceInfo,
     Rollback,
     RollbackRequest,
     Tick,
     Vote,
     Welcome,
 )
+from txrpc._protocol.outcomes import Found
 from txrpc._protocol.participant.branch import BranchState, Do
-from txrpc._protocol.records import Decision, Opened
+from txrpc._protocol.records import Decision, Opened, PreparedBranch
 from txrpc.ids import Epoch, Xid
-from verification.explorer_nodes import LIMITS, LONGEST_MS, Client, Database, Link, Service
+from verification.explorer_nodes import LIMITS, LONGEST_MS, REGISTER, XID, Client, Database, Ledger, Link, Service
 
 __all__ = ["SmallWorld", "early"]
 
@@ -49,6 +52,8 @@ def _order(job: tuple[Any, ...]) -> tuple[str, str]:
     kind, *arguments = job
     if kind == "operation":
         return kind, f"{arguments[0].id}{arguments[1].operation.value}{arguments[1].gid.branch}"
+    if kind == "ask":
+        return kind, f"{arguments[0].id}{arguments[1].claim}"
     return kind, str(arguments[0]) if kind in ("up", "down") else ""
 
 
@@ -59,7 +64,9 @@ NODE: Final = "c1"
 class SmallWorld:
     """See the module's docstring."""
 
-    def __init__(self, resources: int) -> None:
+    def __init__(self, resources: int, decides: bool = False) -> None:
+        """*decides*: a database of the client's decides."""
+        self.ledger = Ledger() if decides else None
         self.now_ms = 1_000_000
         self.jobs: list[tuple[Any, ...]] = []
         self.links: dict[int, Link] = {}
@@ -86,6 +93,11 @@ class SmallWorld:
         self.counts.clear()
 
     # ------------------------------------------------------------------------------------------------------- parts
+
+    @property
+    def ledger_info(self) -> tuple[ResourceInfo, ...]:
+        """What each process says of the database that decides: all reach it."""
+        return (ResourceInfo("ledger", "test", register=REGISTER),) if self.ledger is not None else ()
 
     def start_coordinator(self) -> None:
         """A new epoch on the same log; everybody connects again."""
@@ -124,7 +136,7 @@ class SmallWorld:
         if output.append:
             self.jobs.append(("log", coordinator, tuple(output.append)))
         for session, message in output.send:
-            self._watch(message)
+            self.watch(message)
             if session in self.links:
                 self.links[session].down.append(message)
                 self.jobs.append(("down", session))
@@ -141,8 +153,8 @@ class SmallWorld:
         if not self.repeated:
             assert not [note for note in output.notes if note.event == "protocol violation"], output.notes
 
-    def _watch(self, message: Any) -> None:
-        """What the coordinator says must be true by then, and stay so."""
+    def watch(self, message: Any) -> None:
+        """What is said must be true by then, and stay so."""
         committed = isinstance(message, Commit) or (
             isinstance(message, OutcomeReply) and message.outcome is Outcome.COMMITTED
         )
@@ -152,7 +164,8 @@ class SmallWorld:
         self.said |= {word for word, said in (("committed", committed), ("aborted", aborted)) if said}
         assert len(self.said) < 2, "said both"
         held = any(state == "prepared" for database in self.databases.values() for state in database.branches.values())
-        assert not (committed and held) or self.log, "said before it was durable"
+        decided = self.ledger is not None and self.ledger.row is Found.COMMITTED
+        assert not (committed and held) or self.log or decided, "said before it was durable"
 
     # -------------------------------------------------------------------------------------------------------- time
 
@@ -202,6 +215,25 @@ class SmallWorld:
 
     def _job_look(self, coordinator: Coordinator, lookup: Lookup) -> None:
         self.honour(coordinator.step(Looked(lookup, self.log.get(lookup.xid)), self.now_ms), coordinator)
+
+    def _job_insert(self, prepared: tuple[PreparedBranch, ...]) -> None:
+        assert self.ledger is not None
+        if self.ledger.row is Found.ABORTED:
+            self.ledger.work = "rolled back"
+            self.client.told(Outcome.ABORTED)
+            return
+        self.ledger.work, self.ledger.branches = "inserted", prepared
+        self.jobs.append(("commit",))
+
+    def _job_commit(self) -> None:
+        assert self.ledger is not None
+        assert "aborted" not in self.said, "decided after somebody was told that it is aborted"
+        self.ledger.work, self.ledger.row = "committed", Found.COMMITTED
+        self.client.told(Outcome.COMMITTED)
+        self.send_up(self.client.session, Decided(REGISTER, XID, self.ledger.branches))
+
+    def _job_ask(self, service: Service, question: RegisterQuestion) -> None:
+        service.answer(question)
 
     def _count(self, message: Any) -> None:
         if isinstance(message, CommitRequest | RollbackRequest | OutcomeRequest | OutcomeReply):
@@ -315,6 +347,9 @@ class SmallWorld:
         del self.links[self.client.session]
         self.honour(self.coordinator.step(SessionClosed(self.client.session), self.now_ms))
         self.client.asked = False
+        self.jobs = [job for job in self.jobs if job[0] not in ("insert", "commit")]
+        if self.ledger is not None and self.ledger.work != "committed":
+            self.ledger.work = "rolled back"  # its database notices
 
     def lose(self, session: int, way: str) -> None:
         """What is on this way of a session is lost, what is on the other still arrives, and the connection breaks."""
@@ -354,6 +389,10 @@ class SmallWorld:
             return f"{type(message).__name__} {'from' if kind == 'up' else 'reaches'} {self.peer_name(arguments[0])}"
         if kind == "operation":
             return f"{arguments[0].resource}: {arguments[1].operation.value}"
+        if kind == "ask":
+            return f"the register is {'claimed' if arguments[1].claim else 'read'} through {arguments[0].resource}"
+        if kind in ("insert", "commit"):
+            return f"the ledger: {kind}"
         name = {"log": "the log writes", "look": "the log is asked", "heard": "the log has written"}[kind]
         return f"{name} (for the sleeper)" if arguments[0] is self.sleeper else name
 
@@ -377,6 +416,7 @@ class SmallWorld:
     def check(self) -> Outcome | None:
         """Agreement, and the truth of what the client heard; returns that."""
         states = {state for database in self.databases.values() for state in database.branches.values()}
+        states |= {self.ledger.work} if self.ledger is not None else set()
         assert not {"active", "prepared"} & states
         assert not {"committed", "rolled back"} <= states, "no agreement"
         assert self.done == set(self.log), "a record that nobody will ever mark done"

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from txrpc._protocol.coordinator.events import Limits
 from txrpc._protocol.coordinator.machine import Coordinator
+from txrpc._protocol.deciding import Decided, DecisionDone, RegisterAnswer, RegisterQuestion, Votes
 from txrpc._protocol.messages import (
     PROTOCOL_VERSION,
     BranchRef,
@@ -23,16 +24,32 @@ from txrpc._protocol.messages import (
     Tick,
     Welcome,
 )
+from txrpc._protocol.outcomes import Found
 from txrpc._protocol.participant.branch import BranchInput, Do, Effects, Operation
 from txrpc._protocol.participant.machine import Participant
+from txrpc._protocol.records import PreparedBranch
 from txrpc.errors import AbortCode, Reason
-from txrpc.ids import BranchId, Gid, ParticipantId, Xid
+from txrpc.ids import BranchId, Epoch, Gid, ParticipantId, RegisterId, Xid
 
 if TYPE_CHECKING:
     from verification.explorer_model import SmallWorld
 
-__all__ = ["GAVE_UP", "LIMITS", "LONGEST_MS", "REFUSED", "TIMEOUT_MS", "XID", "Client", "Database", "Link", "Service"]
+__all__ = [
+    "GAVE_UP",
+    "LIMITS",
+    "LONGEST_MS",
+    "REFUSED",
+    "REGISTER",
+    "TIMEOUT_MS",
+    "XID",
+    "Client",
+    "Database",
+    "Ledger",
+    "Link",
+    "Service",
+]
 
+REGISTER = RegisterId(b"ledger".ljust(24, b"."))
 XID = Xid.make(1_000, b"0123456789")
 LIMITS = Limits(max_timeout_ms=60_000, recovery_wait_ms=0)
 TIMEOUT_MS = 5_000
@@ -57,6 +74,23 @@ class Database:
     """Forced writes."""
 
 
+@dataclass(slots=True)
+class Ledger:
+    """The root's own database, which decides: its register, and how the root's work in it stands."""
+
+    work: str = "active"
+    row: Found = Found.OPEN
+    branches: tuple[PreparedBranch, ...] = ()
+
+    def ask(self, claim: bool) -> tuple[Found, tuple[PreparedBranch, ...]]:
+        """What the register says; *claim*: if that is open, it is aborted from now on."""
+        if self.work == "inserted":  # a claim waits for it
+            return (Found.UNREACHABLE if claim else Found.OPEN), ()
+        if self.row is Found.OPEN and claim:
+            self.row = Found.ABORTED
+        return self.row, self.branches if self.row is Found.COMMITTED else ()
+
+
 class Service:
     """One incarnation of a process that has one resource."""
 
@@ -69,16 +103,17 @@ class Service:
 
     def hello(self) -> Hello:
         """What it says first."""
-        resources = (ResourceInfo(self.resource, "test"),)
+        resources = (ResourceInfo(self.resource, "test"), *self.world.ledger_info)
         return Hello(PROTOCOL_VERSION, "bank", self.id, self.resource, resources)
 
     def call(self) -> BranchRef:
         """Do the transaction's work here, in one completed call."""
         world = self.world
-        gid = Gid("bank", "c1", world.owner.epoch, XID, BranchId(self.id), self.id, self.resource)
-        self.table.open(gid, world.now_ms + TIMEOUT_MS).calls = 1
+        node, epoch, register = ("c1", world.owner.epoch, None) if world.ledger is None else ("", Epoch(0), REGISTER)
+        gid = Gid("bank", node, epoch, XID, BranchId(self.id), self.id, self.resource, register)
+        self.table.open(gid, world.now_ms + TIMEOUT_MS, "c1").calls = 1
         self.database.branches[gid.branch] = "active"
-        return BranchRef(gid.branch, self.resource, self.id, 1)
+        return BranchRef(gid.branch, self.resource, self.id, 1, register=register)
 
     def vote_early(self, ref: BranchRef) -> BranchRef:
         """Prepare before the reply; the vote rides home in it instead of going to the coordinator."""
@@ -97,12 +132,30 @@ class Service:
             self.honour(self.table.connected("c1", now_ms))
             for gid in list(self.database.prepared.values()):
                 self.honour(self.table.in_doubt(gid, 0, now_ms))
+            self._look_through()
+        elif isinstance(message, RegisterQuestion):
+            self.world.jobs.append(("ask", self, message))
+        elif isinstance(message, DecisionDone):
+            held = [gid for database in self.world.databases.values() for gid in database.prepared]
+            assert not held, "called done before every branch had committed"
         elif isinstance(message, Resolve) and message.token and message.branch not in self.table.rows:
             owner = self.world.owner
             gid = Gid("bank", owner.node, owner.epoch, message.xid, message.branch, self.id, message.resource)
             self.honour(self.table.resolve_foreign(gid, message.token, now_ms))
         else:
             self.honour(self.table.received(message, now_ms))
+
+    def _look_through(self) -> None:
+        """Say what the register has decided; that it is done is not remembered here, and may be said again."""
+        ledger = self.world.ledger
+        if ledger is not None and ledger.row is Found.COMMITTED:
+            self.world.send_up(self.session, Decided(REGISTER, XID, ledger.branches))
+
+    def answer(self, question: RegisterQuestion) -> None:
+        """The database of the ledger, which this process reaches as well, has been asked."""
+        assert self.world.ledger is not None
+        found, branches = self.world.ledger.ask(question.claim)
+        self.world.send_up(self.session, RegisterAnswer(REGISTER, XID, found, branches))
 
     def woke(self) -> None:
         """Time has passed."""
@@ -191,7 +244,7 @@ class Client:
 
     def hello(self) -> Hello:
         """What it says first."""
-        return Hello(PROTOCOL_VERSION, "bank", self.id, "client")
+        return Hello(PROTOCOL_VERSION, "bank", self.id, "client", self.world.ledger_info)
 
     def commit(self, *refs: BranchRef) -> None:
         """Ask for the commit."""
@@ -200,19 +253,44 @@ class Client:
             self.session, CommitRequest(XID, self.owner.epoch, self.begun_tick, refs, TIMEOUT_MS - 1_000)
         )
 
+    def decide(self, *prepared: PreparedBranch) -> None:
+        """All have voted: decide, in the database of its own."""
+        self.asked = True
+        self.world.jobs.append(("insert", prepared))
+
+    def told(self, outcome: Outcome) -> None:
+        """How it has ended, as its own database says, or itself before that was asked."""
+        self.world.watch(reply := OutcomeReply(XID, outcome))
+        self.replies.append(reply)
+
     def give_up(self, *refs: BranchRef) -> None:
         """Ask for the rollback."""
         self.refs, self.asked = refs, True
+        if self.world.ledger is not None:
+            self.world.ledger.work = "rolled back"
+            self.told(Outcome.ABORTED)
         self.world.send_up(self.session, RollbackRequest(XID, self.owner.epoch, self.begun_tick, refs, GAVE_UP))
 
     def take(self, message: Any) -> None:
         """A message of the coordinator's has come."""
-        if isinstance(message, Welcome):
+        if self.world.ledger is not None:
+            self._take_votes(message, self.world.ledger)
+        elif isinstance(message, Welcome):
             if self.asked and not self.replies:
                 request = OutcomeRequest(XID, self.owner.epoch, self.begun_tick, self.refs)
                 self.world.send_up(self.session, request)
         elif isinstance(message, OutcomeReply):
             self.replies.append(message)
+
+    def _take_votes(self, message: Any, ledger: Ledger) -> None:
+        polling = bool(self.refs) and not self.replies and ledger.work == "active"
+        if isinstance(message, Votes) and polling:
+            self.refs = ()
+            self.decide(*message.branches)
+        elif isinstance(message, OutcomeReply | Welcome) and polling:
+            self.give_up(*self.refs)  # not all have voted, or the coordinator is gone that was asked for that
+        elif isinstance(message, Welcome) and ledger.row is Found.COMMITTED:
+            self.world.send_up(self.session, Decided(REGISTER, XID, ledger.branches))
 
     def woke(self) -> None:
         """Nothing here is timed."""

@@ -199,6 +199,12 @@ def test_those_who_ask_the_same_wait_for_one_answer() -> None:
     assert not o.core.state.questions
 
 
+def test_rule_15_an_answer_that_contradicts_itself_commits_nothing() -> None:
+    o = harness()
+    o.hear(P, doubt(1))
+    assert sent(o.hear(L, answer(Found.ABORTED, 1))) == ["11 Rollback 1"]
+
+
 def test_v8_a_branch_that_is_not_listed_rolls_back() -> None:
     for ended in (False, True):
         o = harness()

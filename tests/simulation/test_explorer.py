@@ -7,10 +7,12 @@ from typing import Any
 import pytest
 
 from tests.proof import note_proof
+from verification import mutants_deciding
 from verification.explorer import STORIES, Budget, Mistake, explore
 from verification.explorer_model import SmallWorld
 from verification.mutants import MUTANTS
 
+assert mutants_deciding.__all__ == []  # it enters its own into the same list
 OUTCOMES = {
     "two that write": {"COMMITTED", "ABORTED", "nobody asked"},
     "one that writes": {"COMMITTED", "ABORTED", "UNKNOWN", "nobody asked"},
@@ -18,10 +20,19 @@ OUTCOMES = {
     "one of two refuses": {"ABORTED", "nobody asked"},
     "both vote early": {"COMMITTED", "ABORTED", "nobody asked"},
     "both vote early, the root gives up": {"ABORTED", "nobody asked"},
+    "the ledger decides": {"COMMITTED", "ABORTED", "nobody asked"},
+    "the ledger decides when all have voted": {"COMMITTED", "ABORTED", "nobody asked"},
+    "the ledger is to decide, the root gives up": {"ABORTED"},
 }
 
 
-DEAR = ("two that write", "one of two refuses", "one of two only reads")
+DEAR = (
+    "two that write",
+    "one of two refuses",
+    "one of two only reads",
+    "the ledger decides",
+    "the ledger decides when all have voted",
+)
 """Stories in which a crash can come at very many moments."""
 
 
@@ -99,6 +110,10 @@ MISTAKES = {
     "does not take up what the log has pending": ("two that write", Budget(1, 0)),
     "calls a slow commit aborted": ("two that write", Budget(0, 0, 2)),
     "counts a lost voter as read only": ("two that write", Budget(0, 1)),
+    "calls a decision done before all have committed": ("the ledger decides", Budget(0, 0)),
+    "presumes abort where there is no row": ("the ledger decides", Budget(0, 0, 1)),
+    "gives a promise up at its deadline": ("the ledger decides", Budget(0, 0, 1)),
+    "never asks under a register": ("the ledger is to decide, the root gives up", Budget(0, 1)),
 }
 
 

@@ -213,7 +213,8 @@ def _tell(state: CoordinatorState, session: int, message: Inquiry | OutcomeReque
 
 def _tell_branch(state: CoordinatorState, session: int, message: Inquiry, answer: RegisterAnswer) -> None:
     # Rule 8: a branch that is not listed is one that the root never saw, and was not committed.
-    tokens = {listed.branch: listed.token for listed in answer.branches}
+    listed = answer.branches if answer.found is Found.COMMITTED else ()
+    tokens = {each.branch: each.token for each in listed}
     if message.gid.branch not in tokens:
         _roll_back(state, session, message)
     elif message.gid.xid not in state.transactions:
