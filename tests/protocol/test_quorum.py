@@ -468,6 +468,20 @@ def test_a_disk_whose_answers_do_not_count_is_a_stranger_until_it_is_admitted() 
     assert group.record(first, Y, "a1", "a2")
 
 
+def test_what_a_lost_disk_says_late_does_not_let_it_in_again() -> None:
+    """It would take the place of the one that is there, which then needs all others once more to be let in."""
+    group = Group()
+    first = group.epoch(E1, "a0", "a1", "a2")
+    out = first.propose(record(X))
+    (question,) = [question for name, question in out.send if name == "a2"]
+    late = answer(group.disks["a2"], question)
+    group.carry(first, out, ("a0", "a1"))
+    group.disks["a2"] = Disk("a2", 2, votes=False)
+    group.carry(first, first.propose(Admit("a2", 2)), ("a0", "a1", "a2"))
+    first.received(late)
+    assert not first.strangers
+
+
 @pytest.mark.parametrize(
     ("names", "reads", "writes", "says"),
     [

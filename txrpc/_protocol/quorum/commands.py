@@ -8,13 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TypeAlias
+from typing import Final, TypeAlias
 
 from txrpc._protocol.quorum.views import View
 from txrpc._protocol.records import Decision, Incident
 from txrpc.ids import BranchId, Epoch, Xid
 
 __all__ = [
+    "FIRST",
     "Admit",
     "Bind",
     "ChangeView",
@@ -98,6 +99,9 @@ class Moved:
 class Filler:
     """Nothing: it takes the place of a command that no acceptor whose answer counted has seen."""
 
+
+FIRST: Final = 1
+"""The incarnation of a disk that the group, or its log, was founded with."""
 
 Command: TypeAlias = Record | Marker | Forget | Report | Bind | Admit | ChangeView | Moved | Filler
 
@@ -184,7 +188,7 @@ class LogState:
 
     def counts(self, acceptor: str, incarnation: int) -> bool:
         """Return whether an answer of that incarnation is one of the acceptor's."""
-        return incarnation == self.incarnations.get(acceptor, 1)
+        return incarnation == self.incarnations.get(acceptor, FIRST)
 
     def _record(self, command: Record) -> None:
         new = {decision.xid: decision for decision in command.decisions if decision.xid not in self.decisions}

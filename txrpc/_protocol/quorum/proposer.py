@@ -37,7 +37,7 @@ from txrpc._protocol.quorum.acceptor import (
     Question,
     Refused,
 )
-from txrpc._protocol.quorum.commands import Admit, Command, Filler, LogState, Marker, Moved
+from txrpc._protocol.quorum.commands import FIRST, Admit, Command, Filler, LogState, Marker, Moved
 from txrpc._protocol.quorum.views import Quorums
 from txrpc.ids import Epoch
 
@@ -222,6 +222,11 @@ class Proposer:
             # It was admitted meanwhile, and has not heard.  To admit it again would wait for all others once more.
             self._give(answer.acceptor, answer.incarnation)
         elif not answer.promised:
+            self._stranger(answer)
+
+    def _stranger(self, answer: Refused | Accepted) -> None:
+        """Note a disk that does not count.  The first one of an acceptor did until another was admitted: it speaks late."""
+        if answer.incarnation != FIRST:
             self.strangers[answer.acceptor] = answer.incarnation
 
     def _promised(self, answer: Promise) -> None:
@@ -273,7 +278,7 @@ class Proposer:
         if self.stage in (Stage.LOOKING, Stage.READING):
             return
         if not self.state.counts(answer.acceptor, answer.incarnation):
-            self.strangers[answer.acceptor] = answer.incarnation
+            self._stranger(answer)
             return
         self.strangers.pop(answer.acceptor, None)
         self._has[answer.acceptor] = answer.has
