@@ -23,6 +23,7 @@ __all__ = [
     "bind",
     "carry",
     "current",
+    "current_decides",
     "current_is_final",
     "current_reads_only",
     "current_rules",
@@ -48,6 +49,8 @@ class Ambient(NamedTuple):
     """Whether the block may only read, though its transaction may write elsewhere."""
     final: bool = False
     """Whether the services that the block calls are called no more in the transaction."""
+    decides: bool = False
+    """Whether its call is the transaction's last one, and decides it."""
 
 
 class _Registry(ContextVarsRegistry):
@@ -83,8 +86,14 @@ def current_is_final() -> bool:
     return ambient is not None and ambient.final
 
 
+def current_decides() -> bool:
+    """Return whether the running code is in a `final_call` block whose call decides the transaction."""
+    ambient = _slot.get()
+    return ambient is not None and ambient.decides
+
+
 @contextmanager
-def final_call() -> Iterator[None]:
+def final_call(decides: bool = False) -> Iterator[None]:
     """Make calls of which each is the transaction's last one to its service: ``with txrpc.final_call(): bank.Withdraw(...)``.
 
     Each of those services prepares its branches before it replies, and the vote travels with the reply: one round of messages
@@ -94,12 +103,16 @@ def final_call() -> Iterator[None]:
     A call to such a service later in the same transaction is refused, and the transaction can only roll back.  The block is for
     threads and asyncio alike (``with``, not ``async with``), does not reach into blocks of ``transaction()`` inside it, and
     does nothing outside a transaction.
+
+    decides: the call is the last one of the whole transaction, to the service whose database was named when that began
+        (``transaction(decide_in=...)``): it commits its work together with the decision, and the transaction is committed when
+        it returns.  All calls before it were final ones, none of them to that service, and its reply is one message.
     """
     ambient = _slot.get()
     if ambient is None:
         yield
         return
-    _slot.set(ambient._replace(final=True))
+    _slot.set(ambient._replace(final=True, decides=decides))
     try:
         yield
     finally:

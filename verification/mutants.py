@@ -178,7 +178,7 @@ def _the_log_has_no_fence() -> Patches:
     return [patch.object(MemoryLog, "_writing", unfenced)]
 
 
-@mistake(5, 12, 13)
+@mistake(5, 12, 13, 14)
 def _remembers_nothing_of_what_has_ended() -> Patches:
     return [patch.object(EndedTransactions, "add", lambda self, xid, ended: None)]
 
@@ -357,7 +357,7 @@ def _commits_a_prepared_branch_when_no_answer_comes() -> Patches:
     return [participant_does(_S.PREPARED, _I.TIME_UP, mistaken)]
 
 
-@mistake(1, 4)
+@mistake(1, 4, 6)
 def _rolls_back_a_prepared_branch_at_its_deadline() -> Patches:
     def mistaken(state: Any, row: Any, _: object) -> None:
         phase_two.undo_prepared(state, row)

@@ -6,7 +6,7 @@ from dataclasses import replace
 from typing import Any
 from unittest.mock import patch
 
-from txrpc._client import deciding, effects
+from txrpc._client import completion, deciding, deciding_call, effects
 from txrpc._client import registers as client_registers
 from txrpc._protocol.coordinator import phases, registers
 from txrpc._protocol.coordinator.phases import PRESUMED
@@ -43,6 +43,10 @@ _WORLD = Options(
 )
 _CUT = replace(_WORLD, cut_prepares=0.4)
 """The answers of databases get lost."""
+_ELSEWHERE = replace(
+    _CUT, databases=3, services=3, clients=3, calls=2, transactions=4, final_calls=1.0, own_resource=0, nested=0
+)
+"""Many a root lets its last call decide."""
 _ASKED = replace(_WORLD, late_requests=30, final_calls=0.3)
 
 
@@ -69,7 +73,7 @@ def _leaves_out_who_was_not_asked_in_time() -> Patches:
     return [patch.object(deciding, "_all_voted", mistaken)]
 
 
-@mistake(13, 1, 5, 12, world=_CUT)
+@mistake(13, 1, 5, 6, 12, world=_CUT)
 def _gives_up_after_it_has_decided() -> Patches:
     commit = deciding.commit
 
@@ -84,7 +88,7 @@ def _gives_up_after_it_has_decided() -> Patches:
     ]
 
 
-@mistake(13, 1, 5, 12, 14, world=_CUT)
+@mistake(13, 1, 5, 6, 12, 14, world=_CUT)
 def _takes_a_row_that_is_there_for_a_refusal() -> Patches:
     return [patch.object(SimDecider, "how_it_was_decided", lambda *_: _kept(Outcome.ABORTED))]
 
@@ -97,10 +101,32 @@ def _kept(value: object) -> Any:
     return promise
 
 
+@mistake(13, 1, 5, 6, 12, world=_ELSEWHERE)
+def _takes_a_last_call_that_was_not_answered_for_a_failure() -> Patches:
+    def mistaken(client: Any, part: Any) -> Any:
+        if part.committed_there:
+            return Outcome.COMMITTED, None
+        reason = Reason(AbortCode.CALL_END_UNKNOWN)
+        yield from completion._undo(client, part, part.refs, reason)
+        return Outcome.ABORTED, reason
+
+    return [patch.object(completion, "_learn", mistaken)]
+
+
+@mistake(2, 1, 8, 13, world=replace(_ELSEWHERE, final_calls=0.5))
+def _lets_a_call_decide_before_all_have_voted() -> Patches:
+    def mistaken(part: Any, rule: Any, owner: Any, now_ms: int, _joined: bool) -> Any:
+        refs = [ref for ref in part.refs if ref.vote is not Vote.READ_ONLY]
+        prepared = tuple(PreparedBranch(ref.branch, ref.participant, ref.resource, ref.token) for ref in refs)
+        return part.call_begins(rule, owner, now_ms, decide=prepared)
+
+    return [patch.object(deciding_call, "begin", mistaken)]
+
+
 # ------------------------------------------------------------------------------------------------------- the coordinator
 
 
-@mistake(1, 2, 5, 8, 13, world=_WORLD)
+@mistake(1, 2, 5, 6, 8, 13, world=_WORLD)
 def _presumes_abort_where_there_is_no_row() -> Patches:
     def mistaken(state: Any, session: int, message: Any, register: Any) -> None:
         state.send(session, Rollback(message.gid, PRESUMED))
@@ -108,7 +134,7 @@ def _presumes_abort_where_there_is_no_row() -> Patches:
     return [patch.object(registers, "inquiry", mistaken)]
 
 
-@mistake(9, 1, 2, 3, 8, 13, world=replace(_WORLD, final_calls=1.0, duplication=0.4, crashes=6))
+@mistake(9, 1, 2, 3, 6, 8, 13, world=replace(_WORLD, final_calls=1.0, duplication=0.4, crashes=6))
 def _commits_whoever_asks_about_a_committed_transaction() -> Patches:
     def mistaken(state: Any, session: int, message: Any, answer: Any) -> None:
         if answer.found is Found.COMMITTED:
@@ -128,7 +154,7 @@ def _calls_a_decision_done_before_all_have_committed() -> Patches:
     return [coordinator_does(state, Input.DECIDED, mistaken) for state in (State.ABSENT, State.POLLED)]
 
 
-@mistake(1, 2, 5, 8, 12, 13, world=_ASKED)
+@mistake(1, 2, 5, 6, 8, 12, 13, world=_ASKED)
 def _aborts_what_it_only_collected_votes_for() -> Patches:
     return [patch.object(phases, "not_all", phases.abort)]
 
@@ -174,7 +200,7 @@ def _never_looks_its_register_through() -> Patches:
     return [patch.object(client_registers, "look_through", lambda *_: None)]
 
 
-@mistake(9, 1, 2, 13, world=replace(_WORLD, final_calls=0.0, duplication=0.4))
+@mistake(9, 1, 2, 6, 13, world=replace(_WORLD, final_calls=0.0, duplication=0.4))
 def _decides_though_calls_ran_twice() -> Patches:
     return [patch.object(phase_one, "_objection", lambda *_: None)]
 

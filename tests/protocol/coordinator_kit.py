@@ -25,7 +25,7 @@ from txrpc._protocol.coordinator.events import (
 )
 from txrpc._protocol.coordinator.machine import Coordinator
 from txrpc._protocol.coordinator.rows import State
-from txrpc._protocol.deciding import Decided, RegisterAnswer
+from txrpc._protocol.deciding import Decided, RegisterAnswer, Registers
 from txrpc._protocol.messages import (
     PROTOCOL_VERSION,
     Acked,
@@ -272,9 +272,9 @@ class CoordinatorHarness:
 
 
 def sent(out: Output | list[tuple[int, Any]]) -> list[str]:
-    """What was sent, clocks aside, a word or three each: ``11 Prepare 1``, ``1 reply ABORTED REQUESTED``, ..."""
+    """What was sent, clocks and the directory aside, a word or three each: ``11 Prepare 1``, ``1 reply ABORTED REQUESTED``, ..."""
     messages = out.send if isinstance(out, Output) else out
-    return [_words(session, message) for session, message in messages if not isinstance(message, Tick)]
+    return [_words(session, message) for session, message in messages if not isinstance(message, Tick | Registers)]
 
 
 def _words(session: int, message: Any) -> str:

@@ -34,7 +34,7 @@ from tests.protocol.coordinator_kit import (
 )
 from txrpc._protocol.coordinator.events import LogHealth, SessionOpened
 from txrpc._protocol.coordinator.rows import State
-from txrpc._protocol.deciding import DecisionDone, RegisterQuestion, Votes
+from txrpc._protocol.deciding import DecisionDone, RegisterQuestion, Registers, Votes
 from txrpc._protocol.messages import Commit, Outcome, Rollback, Tick, Vote, Welcome
 from txrpc._protocol.outcomes import Found
 from txrpc.ids import RegisterId
@@ -255,8 +255,32 @@ def test_a_root_that_has_given_up_has_the_decision_claimed() -> None:
     poll(o)
     o.hear(CLIENT, outcome_request(UNDER))
     assert questions(o) == [(L, True)]
-    out = o.hear(L, answer(Found.ABORTED))
-    assert sent(out) == ["11 Rollback 1", "11 Rollback 2", "1 reply ABORTED PRESUMED"]
+    out = sent(o.hear(L, answer(Found.ABORTED)))
+    assert set(out) == {"11 Rollback 1", "11 Rollback 2", "1 reply ABORTED PRESUMED"}
+    again = sent(o.hear(CLIENT, rollback_request(UNDER)))
+    assert again == ["11 Rollback 1", "11 Rollback 2", "1 reply ABORTED PRESUMED"]
+
+
+def test_early_voters_are_told_as_soon_as_their_root_has_had_it_claimed() -> None:
+    o = harness()
+    o.hear(CLIENT, replace(outcome_request(registered(*EARLY)), register=REGISTER))
+    out = sent(o.hear(L, answer(Found.ABORTED)))
+    assert out == ["11 Rollback 1", "11 Rollback 2", "1 reply ABORTED PRESUMED"]
+
+
+def test_a_root_whose_only_call_decides_names_the_register_itself() -> None:
+    o = harness()
+    o.hear(CLIENT, replace(outcome_request(()), register=REGISTER))
+    assert questions(o) == [(L, True)]
+
+
+def test_all_hear_of_a_register_and_who_comes_later_too() -> None:
+    o = CoordinatorHarness(CLIENT, P)
+    told = [(session, message) for session, message in o.join(L).send if isinstance(message, Registers)]
+    assert told == [(session, Registers((("ledger", REGISTER),))) for session in (CLIENT, P, L)]
+    assert [session for session, message in o.join(Q).send if isinstance(message, Registers)] == [Q]
+    o.leave(L)
+    assert [session for session, message in o.join(L).send if isinstance(message, Registers)] == [L], "no news"
 
 
 def test_a_root_whose_decision_had_been_made_waits_for_the_second_phase() -> None:
@@ -289,9 +313,11 @@ def test_questions_are_bounded() -> None:
 def test_a_process_that_says_hello_again_hears_which_of_its_databases_are_known() -> None:
     """Rule 17: a vote that travels with a reply counts only after that."""
     o = harness()
-    (tick,) = [message for _, message in o.hear(P, replace(hello(P), version=7)).send]
+    tick = o.hear(P, replace(hello(P), version=7)).send[0][1]
     assert isinstance(tick, Tick)
     assert tick.heard == 7
-    ((_, welcome),) = o.step(SessionOpened(Q, replace(hello(Q), version=3))).send
+    assert o.hear(P, replace(hello(P), version=6, resources=())).send == [], "overtaken by the one before"
+    assert o.core.state.directory.has("accounts")
+    welcome = o.step(SessionOpened(Q, replace(hello(Q), version=3))).send[0][1]
     assert isinstance(welcome, Welcome)
     assert welcome.heard == 3

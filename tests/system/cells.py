@@ -13,6 +13,7 @@ _TAKEOVER = {"coordinator.takeover"}
 REGISTER = {
     "coordinator.votes",
     "coordinator.register_question",
+    "coordinator.registers",
     "coordinator.decision_done",
     "participant.decided",
     "participant.decide",

@@ -37,8 +37,10 @@ prepared = st.builds(PreparedBranch, branch_ids, participants, names, tokens)
 prepared_lists = st.lists(prepared, max_size=4, unique_by=lambda each: each.branch).map(tuple)
 resources = st.builds(m.ResourceInfo, names, texts, texts, texts, some_register)
 some = st.booleans()
-contexts = st.builds(m.TransactionContext, names, xids, owners, uint32, some, some, some, some_register)
-reports = st.builds(m.CallReport, ref_lists, st.none() | reasons)
+contexts = st.builds(
+    m.TransactionContext, names, xids, owners, uint32, some, some, some, some_register, st.none() | prepared_lists
+)
+reports = st.builds(m.CallReport, ref_lists, st.none() | reasons, some)
 
 to_coordinator: st.SearchStrategy[Any] = st.one_of(
     st.builds(
@@ -54,7 +56,7 @@ to_coordinator: st.SearchStrategy[Any] = st.one_of(
     ),
     st.builds(m.CommitRequest, xids, epochs, uint32, ref_lists, uint32, st.sampled_from(m.Wait)),
     st.builds(m.RollbackRequest, xids, epochs, uint32, ref_lists, reasons, st.booleans()),
-    st.builds(m.OutcomeRequest, xids, epochs, uint32, ref_lists),
+    st.builds(m.OutcomeRequest, xids, epochs, uint32, ref_lists, some_register),
     st.builds(m.Voted, xids, branch_ids, votes, st.none() | reasons, tokens, some_register),
     st.builds(m.Committing, xids, branch_ids, tokens),
     st.builds(m.OnePhaseDone, xids, branch_ids, results, st.none() | reasons),
@@ -86,6 +88,7 @@ from_coordinator: st.SearchStrategy[Any] = st.one_of(
     ),
     st.builds(m.OnePhaseToken, xids, tokens),
     st.builds(d.Votes, xids, prepared_lists),
+    st.builds(d.Registers, st.dictionaries(names, registers, max_size=3).map(lambda each: tuple(sorted(each.items())))),
     st.builds(d.RegisterQuestion, registers, xids, some),
     st.builds(d.DecisionDone, registers, st.lists(xids, max_size=3).map(tuple)),
     st.builds(m.GoAway, texts, texts, st.booleans()),

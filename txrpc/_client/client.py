@@ -160,7 +160,7 @@ class Client:
 
     def join(self, context: TransactionContext) -> JoinedTransaction:
         """A handle for one incoming call.  See `txrpc._grpc.ports.Joiner`."""
-        return JoinedTransaction(self.state, self.core.join_part(context), context.final)
+        return JoinedTransaction(self.state, self.core.join_part(context), context)
 
     # ------------------------------------------------------------------------------------------ what the flows wait for
 

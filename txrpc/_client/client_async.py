@@ -144,7 +144,7 @@ class AsyncClient:
 
     def join(self, context: TransactionContext) -> AsyncJoinedTransaction:
         """A handle for one incoming call.  See `txrpc._grpc.ports.Joiner`."""
-        return AsyncJoinedTransaction(self.state, self.core.join_part(context), context.final)
+        return AsyncJoinedTransaction(self.state, self.core.join_part(context), context)
 
     # ------------------------------------------------------------------------------------------ what the flows wait for
 

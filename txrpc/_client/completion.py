@@ -41,6 +41,7 @@ from txrpc.errors import (
     ConfigurationError,
     CoordinatorUnavailable,
     HeuristicOutcome,
+    IllegalState,
     LimitExceeded,
     OutcomeUnknown,
     Reason,
@@ -74,7 +75,7 @@ def commit(client: ClientState, part: LocalTransaction, wait: Wait | None = None
     yield from settle(part)
     if wait is None:
         wait = Wait.DECISION if part.decides_in else Wait.ACKNOWLEDGED
-    if part.decides_in:
+    if part.decides_in in client.resources:
         yield from deciding.join(client, part)
     reason = part.close(Status.COMMITTING)
     if reason is None and client.now_ms() >= part.deadline_ms:
@@ -82,12 +83,16 @@ def commit(client: ClientState, part: LocalTransaction, wait: Wait | None = None
     reason = reason or part.miscounted()
     refs = part.refs
     try:
-        if reason is not None:
+        if part.asked_to_decide:
+            outcome, reason = yield from _learn(client, part)
+            if outcome is Outcome.COMMITTED and wait is Wait.ACKNOWLEDGED:
+                yield from deciding.second_phase(client, part)
+        elif reason is not None:
             yield from _undo(client, part, refs, reason)
             outcome = Outcome.ABORTED
         elif not refs:
             outcome = Outcome.COMMITTED
-        elif part.decides_in:
+        elif part.decides_in in client.resources:
             outcome, reason = yield from _commit_deciding(client, part, wait)
         elif (ref := _only_here(client, refs)) is not None:
             outcome, reason = yield from requests.commit_here(client, part, ref, ref.calls)
@@ -125,6 +130,16 @@ def rollback(client: ClientState, part: LocalTransaction, reason: Reason) -> Flo
     yield from settle(part)
     part.set_doom(reason)
     part.close(Status.ROLLED_BACK)
+    if part.asked_to_decide:
+        outcome, why = yield from _learn(client, part)
+        part.status = _STATUS[outcome]
+        if outcome is Outcome.COMMITTED:
+            raise IllegalState(
+                f"transaction {part.xid} has committed: the call that was to decide it has, whatever followed"
+            )
+        if outcome is Outcome.UNKNOWN:
+            raise OutcomeUnknown(part.xid, why or reason)
+        return
     yield from _undo(client, part, part.refs, part.doom or reason)
 
 
@@ -142,6 +157,24 @@ def _undo(client: ClientState, part: LocalTransaction, refs: tuple[BranchRef, ..
         # If the database does not answer: the branch is unprepared and can only end one way.
         with contextlib.suppress(TimeoutError):
             yield client.runtime.wait, (future, client.commit_timeout_ms / 1000)
+
+
+def _learn(client: ClientState, part: LocalTransaction) -> Flow[Ended]:
+    """How a transaction has ended whose last call was to decide it: that call's reply has said so, or its register is asked."""
+    part.pending = tuple(sorted({ref.resource for ref in part.refs if ref.vote is Vote.PREPARED}))
+    if part.committed_there:
+        return Outcome.COMMITTED, None
+    assert part.owner is not None
+    until_ms = part.deadline_ms + client.commit_timeout_ms
+    request = OutcomeRequest(part.xid, part.owner.epoch, part.begun_tick, part.refs, part.register)
+    found = yield from _ask_outcome(client, "", request, until_ms)
+    if found is None or found.outcome is Outcome.UNKNOWN:
+        text = "the call that decides was not answered, and the register of the decision cannot be asked"
+        return Outcome.UNKNOWN, Reason(AbortCode.RESOURCE_UNAVAILABLE, text)
+    part.pending = found.pending
+    if found.outcome is Outcome.ABORTED:
+        yield from _undo(client, part, part.refs, part.doom or found.reason or Reason(AbortCode.UNSPECIFIED))
+    return found.outcome, part.doom or found.reason
 
 
 def _commit_deciding(client: ClientState, part: LocalTransaction, wait: Wait) -> Flow[Ended]:
@@ -240,7 +273,7 @@ def keep_unknown(client: ClientState, part: LocalTransaction) -> None:
             commit = LocalCommit(client.resources[ref.resource], ref.branch, token, result)
             requests.keep(client.local_commits, part.xid, commit)
         elif part.owner is not None:
-            request = OutcomeRequest(part.xid, part.owner.epoch, part.begun_tick, part.refs)
+            request = OutcomeRequest(part.xid, part.owner.epoch, part.begun_tick, part.refs, part.register)
             requests.keep(client.unknown, part.xid, (part.owner.node, request))
 
 

@@ -25,7 +25,7 @@ from txrpc._client import effects, greeting, registers, requests
 from txrpc._client.coordinators import KnownCoordinator, Outbox, live
 from txrpc._client.local_transaction import LocalTransaction
 from txrpc._client.state import ClientState, ManagerStatus
-from txrpc._protocol.deciding import DecisionDone, RegisterQuestion, Votes
+from txrpc._protocol.deciding import DecisionDone, RegisterQuestion, Registers, Votes
 from txrpc._protocol.messages import (
     Abandon,
     Commit,
@@ -207,6 +207,8 @@ class ClientCore:
             known.tick, known.heard = message.tick, max(known.heard, message.heard)
         elif isinstance(message, RegisterQuestion):
             registers.asked(self.state, node, message)
+        elif isinstance(message, Registers):
+            self.state.registers |= dict(message.names)
         elif isinstance(message, DecisionDone):
             registers.done(self.state, message)
         elif isinstance(message, OnePhaseToken):

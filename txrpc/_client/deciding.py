@@ -26,7 +26,7 @@ from txrpc._protocol.participant.branch import Deciding
 from txrpc._protocol.records import PreparedBranch
 from txrpc.errors import AbortCode, CoordinatorUnavailable, LimitExceeded, Reason, TxrpcError
 
-__all__ = ["commit", "join"]
+__all__ = ["commit", "join", "second_phase"]
 
 logger = logging.getLogger("txrpc.client")
 
@@ -64,7 +64,7 @@ def commit(client: ClientState, part: LocalTransaction, wait: Wait) -> Flow[Ende
     if outcome is Outcome.COMMITTED:
         part.pending = tuple(sorted({each.resource for each in prepared}))
         if prepared and wait is Wait.ACKNOWLEDGED:
-            yield from _second_phase(client, part)
+            yield from second_phase(client, part)
     return outcome, reason
 
 
@@ -101,12 +101,12 @@ def _poll(
     return reply.reason or Reason(AbortCode.UNSPECIFIED, "the coordinator has not collected the votes")
 
 
-def _second_phase(client: ClientState, part: LocalTransaction) -> Flow[None]:
+def second_phase(client: ClientState, part: LocalTransaction) -> Flow[None]:
     """Wait until every branch has committed, as far as that can be waited for: the outcome is certain."""
     known = live(client, "")
     if known is None:
         return
-    request = OutcomeRequest(part.xid, known.owner.epoch, part.begun_tick, part.refs)
+    request = OutcomeRequest(part.xid, known.owner.epoch, part.begun_tick, part.refs, part.register)
     try:
         future = requests.post(client, known.owner.node, request)
         reply: OutcomeReply = yield client.runtime.wait, (future, client.commit_timeout_ms / 1000)

@@ -20,6 +20,7 @@ from typing import Any
 
 from txrpc._client.rollback_rules import RollbackRules
 from txrpc._protocol.messages import BranchRef, CallReport, Outcome, Owner, TransactionContext
+from txrpc._protocol.records import PreparedBranch
 from txrpc.errors import AbortCode, CallsInFlight, IllegalState, Reason, TransactionTimedOut, TxrpcError, aborted
 from txrpc.ids import BranchId, RegisterId, Xid
 
@@ -89,6 +90,8 @@ class OutgoingCall:
 
     def replied(self, report: CallReport | None, failure: Reason | None = None, kinds: tuple[object, ...] = ()) -> None:
         """The end is known."""
+        if self.context.decide is not None and report is not None and report.committed:
+            self._part.committed_there = True
         doom = failure if failure is not None and self._rule.rolls_back(kinds) else None
         self._part.call_ended(self, report, doom)
 
@@ -141,6 +144,10 @@ class LocalTransaction:
         """Where the transaction is decided, if a resource decides it."""
         self.decides_in = ""
         """The root's: which resource that is."""
+        self.asked_to_decide = False
+        """Whether a call was sent that decides: from then on only the register says how the transaction ends."""
+        self.committed_there = False
+        """Whether the reply of that call has said that it is committed."""
         self.begun_tick = begun_tick
         self.around: tuple[Xid, ...] = ()
         """The transactions whose code waits for the end of this one."""
@@ -164,6 +171,8 @@ class LocalTransaction:
 
     def check_usable(self, now_ms: int) -> None:
         """Raise unless work may still be done in this part."""
+        if self.asked_to_decide:
+            raise IllegalState(f"transaction {self.xid} was decided by its last call: no work can follow")
         if self.doom is not None:
             raise self.error(self.doom)
         if self.status is not Status.ACTIVE:
@@ -178,16 +187,23 @@ class LocalTransaction:
             self._doom(reason)
 
     def call_begins(
-        self, rule: RollbackRules, owner: Owner, now_ms: int, reads_only: bool = False, final: bool = False
+        self,
+        rule: RollbackRules,
+        owner: Owner,
+        now_ms: int,
+        reads_only: bool = False,
+        final: bool = False,
+        decide: tuple[PreparedBranch, ...] | None = None,
     ) -> OutgoingCall:
         """Register a call; the caller has made sure that the part is usable."""
         left_ms = max(1, self.deadline_ms - now_ms)
         context = TransactionContext(
-            self.group, self.xid, owner, left_ms, self.read_only, reads_only, final, self.register
+            self.group, self.xid, owner, left_ms, self.read_only, reads_only, final, self.register, decide
         )
         call = OutgoingCall(self, rule, context)
         with self._lock:
             self._out.add(call)
+            self.asked_to_decide = self.asked_to_decide or decide is not None
         return call
 
     def call_ended(self, call: OutgoingCall, report: CallReport | None, doom: Reason | None) -> None:
@@ -278,7 +294,7 @@ class LocalTransaction:
     def report(self) -> CallReport:
         """Return what the reply of a joined call carries home."""
         with self._lock:
-            return CallReport(tuple(self._refs.values()), self.doom)
+            return CallReport(tuple(self._refs.values()), self.doom, self.committed_there)
 
     def _doom(self, reason: Reason) -> None:
         if self.doom is None and self.status is not Status.COMMITTED:

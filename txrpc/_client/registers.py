@@ -29,16 +29,20 @@ logger = logging.getLogger("txrpc.client")
 
 
 def register_of(client: ClientState, given: Any) -> tuple[str, RegisterId]:
-    """Return the name of the resource that is to decide, and its register.
+    """Return the name of the resource that is to decide, of this process or another one, and its register.
 
-    Raises `UsageError` if this process has none of that name, `ConfigurationError` if it does not decide, `ResourceUnavailable`.
+    Raises `UsageError` if there is none of that name, `ConfigurationError` if it does not decide, `ResourceUnavailable`.
     """
     name = given if isinstance(given, str) else getattr(given, "name", None)
     if not isinstance(name, str):
         raise UsageError(f"decide_in takes a resource, or its name, not {given!r}")
     if name not in client.resources:
+        if (elsewhere := client.registers.get(name)) is not None:
+            return name, elsewhere
+        known = ", ".join(sorted({*client.resources, *client.registers})) or "none"
         raise UsageError(
-            f"decide_in={name!r}: this process has no such resource; it has {', '.join(client.resources) or 'none'}"
+            f"decide_in={name!r}: neither this process nor another one that is connected has such a resource with decides=True; "
+            f"known are {known}"
         )
     if trouble := client.starting.trouble(name):
         raise ResourceUnavailable(f"resource {name!r} of this process is not ready: {trouble}")

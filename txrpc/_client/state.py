@@ -25,7 +25,7 @@ from txrpc._protocol.messages import Outcome, OutcomeRequest
 from txrpc._protocol.participant.branch import BranchInput, Do, ParticipantBranch
 from txrpc._protocol.participant.machine import Participant
 from txrpc.errors import ConfigurationError
-from txrpc.ids import GROUP_MAX, RESOURCE_MAX, BranchId, ParticipantId, Xid, check_name
+from txrpc.ids import GROUP_MAX, RESOURCE_MAX, BranchId, ParticipantId, RegisterId, Xid, check_name
 from txrpc.resource import AsyncResource, Resource, Work
 
 __all__ = ["ClientState", "Later", "LocalCommit", "ManagerStatus", "OpenBranch", "Runtime"]
@@ -196,6 +196,8 @@ class ClientState:
     branches: dict[BranchId, OpenBranch] = field(default_factory=dict)
     requests: dict[tuple[str, Xid], list[Any]] = field(default_factory=dict)
     """Futures of the roots that have asked a coordinator, by its node, about a transaction."""
+    registers: dict[str, RegisterId] = field(default_factory=dict)
+    """Of all resources that decide, by their names, as coordinators have told."""
     polling: set[Xid] = field(default_factory=set)
     """The transactions whose root waits for its branches' votes, which it has asked a coordinator for."""
     local_ends: dict[BranchId, Any] = field(default_factory=dict)

@@ -48,8 +48,7 @@ class JoinedTransaction(JoinedTransactionBase):
         if self._report is not None:
             return self._report
         run(completion.settle(self._part))
-        if self._call_ended():
-            run(branches.vote_early(self._client, self._part))
+        run(self._call_ended())
         return self._leave()
 
 
@@ -82,12 +81,17 @@ class RootTransaction(RootTransactionBase):
             self._completed()
 
     def rollback(self, reason: Reason | str | None = None) -> None:
-        """Roll every branch back.  Raises `IllegalState` if it was committed."""
+        """Roll every branch back.
+
+        Raises `IllegalState` if it was committed, also by a call that was to decide it and whose reply was lost; then
+        `OutcomeUnknown` as well.
+        """
         if not isinstance(reason, Reason):
             reason = Reason(AbortCode.REQUESTED, reason or "rollback() was called")
         try:
             run(completion.rollback(self._client, self._part, reason))
         finally:
+            completion.keep_unknown(self._client, self._part)
             self._completed()
 
     def _make_current(self) -> None:

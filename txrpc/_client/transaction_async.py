@@ -49,8 +49,7 @@ class AsyncJoinedTransaction(JoinedTransactionBase):
         if self._report is not None:
             return self._report
         await arun(completion.settle(self._part))
-        if self._call_ended():
-            await arun(branches.vote_early(self._client, self._part))
+        await arun(self._call_ended())
         return self._leave()
 
 
@@ -83,12 +82,17 @@ class AsyncRootTransaction(RootTransactionBase):
             await self._completed()
 
     async def rollback(self, reason: Reason | str | None = None) -> None:
-        """Roll every branch back.  Raises `IllegalState` if it was committed."""
+        """Roll every branch back.
+
+        Raises `IllegalState` if it was committed, also by a call that was to decide it and whose reply was lost; then
+        `OutcomeUnknown` as well.
+        """
         if not isinstance(reason, Reason):
             reason = Reason(AbortCode.REQUESTED, reason or "rollback() was called")
         try:
             await arun(completion.rollback(self._client, self._part, reason))
         finally:
+            completion.keep_unknown(self._client, self._part)
             await self._completed()
 
     def _make_current(self) -> None:

@@ -9,14 +9,15 @@ import asyncio
 import logging
 import threading
 
-from txrpc._client import branches, effects
+from txrpc._client import branches, deciding_call, effects
 from txrpc._client.completion import cancel_calls
+from txrpc._client.flow import Flow
 from txrpc._client.local_transaction import Hook, LocalTransaction, OutgoingCall, Status, TransactionEvent
 from txrpc._client.reasons import reason_of
 from txrpc._client.rollback_rules import RollbackRules, kinds_of
 from txrpc._client.state import ClientState
-from txrpc._context import current, current_is_final, current_reads_only, current_rules
-from txrpc._protocol.messages import CallReport, Outcome, RollbackRequest
+from txrpc._context import current, current_decides, current_is_final, current_reads_only, current_rules
+from txrpc._protocol.messages import CallReport, Outcome, RollbackRequest, TransactionContext
 from txrpc.errors import AbortCode, CoordinatorUnavailable, Reason, TxrpcError, UsageError
 from txrpc.ids import Xid
 
@@ -150,6 +151,8 @@ class Transaction:
                 "is the coordinator running at the address given to txrpc.connect()?"
             )
         rules, final = current_rules() or self._rules, current_is_final()
+        if current_decides():
+            return deciding_call.begin(self._part, rules, self._part.owner, now_ms, self.joined)
         return self._part.call_begins(rules, self._part.owner, now_ms, self.read_only, final)
 
     def enters_first(self) -> bool:
@@ -168,13 +171,14 @@ class JoinedTransactionBase(Transaction):
 
     joined = True
 
-    def __init__(self, client: ClientState, part: LocalTransaction, final: bool = False) -> None:
+    def __init__(self, client: ClientState, part: LocalTransaction, context: TransactionContext) -> None:
         super().__init__(client, part, RollbackRules())
         self._entered = False
         self._failed = False
         self._report: CallReport | None = None
-        self.final = final
+        self.final = context.final
         """Whether the transaction calls this process no more, as the caller or the method says."""
+        self._decide = context.decide
 
     def enters_first(self) -> bool:
         """Return whether the scope that is being entered is the outermost one."""
@@ -189,11 +193,16 @@ class JoinedTransactionBase(Transaction):
             if reason.code is not AbortCode.APPLICATION_ERROR:
                 self._part.set_doom(reason)
 
-    def _call_ended(self) -> bool:
-        """Close the part and count the call; return whether the branches of this process vote now."""
+    def _call_ended(self) -> Flow[None]:
+        """Close the part and count the call; then the branches of this process vote, or decide, if that is asked for now."""
         self._part.close(Status.COMMITTING)
         branches.call_ended(self._client, self._part)
-        return self.final and not self._failed and self._part.doom is None
+        if self._failed or self._part.doom is not None:
+            return
+        if self._decide is not None:
+            yield from deciding_call.decide(self._client, self._part, self._decide)
+        elif self.final:
+            yield from branches.vote_early(self._client, self._part)
 
     def _leave(self) -> CallReport:
         """Say what the reply carries home."""

@@ -16,7 +16,16 @@ import grpc
 
 from txrpc._context import current
 from txrpc._grpc.ports import OutgoingCallPort
-from txrpc._grpc.shared import Outside, bound, conclude, has_context, lost_reason, outgoing_fields, replaced
+from txrpc._grpc.shared import (
+    Outside,
+    bound,
+    conclude,
+    has_context,
+    lost_reason,
+    outgoing_fields,
+    refuse_stream,
+    replaced,
+)
 from txrpc.errors import TxrpcError
 
 __all__ = ["ClientInterceptor", "intercept_channel"]
@@ -195,6 +204,7 @@ def _intercept(
     handle = current()
     if handle is None or has_context(details.metadata) or (method := _text(details.method)) in outside:
         return continuation(details, request)
+    refuse_stream(wrap is _Stream)
     out: OutgoingCallPort = handle.outgoing()
     timeout, metadata = outgoing_fields(out, details.timeout, details.metadata)
     more = [getattr(details, name, None) for name in ("credentials", "wait_for_ready", "compression")]

@@ -15,7 +15,7 @@ import grpc
 
 from txrpc._context import current
 from txrpc._grpc.ports import OutgoingCallPort
-from txrpc._grpc.shared import Outside, conclude, lost_reason, outgoing_fields, replaced
+from txrpc._grpc.shared import Outside, conclude, lost_reason, outgoing_fields, refuse_stream, replaced
 from txrpc.errors import TxrpcError
 
 __all__ = ["aio_client_interceptors"]
@@ -247,6 +247,7 @@ async def _intercept(
     given_twice = isinstance(details, _CallDetails)  # the outer one of the two does the work
     if handle is None or given_twice or (method := _text(details.method)) in outside:
         return await continuation(details, request)
+    refuse_stream(issubclass(wrap, _StreamResponse) if isinstance(wrap, type) else False)
     out: OutgoingCallPort = handle.outgoing()
     timeout, metadata = outgoing_fields(out, details.timeout, details.metadata)
     ours = _CallDetails(

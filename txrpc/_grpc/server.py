@@ -17,9 +17,11 @@ from txrpc._context import bind
 from txrpc._grpc.ports import Behaviour, Handle, Joiner, ServerContext
 from txrpc._grpc.shared import (
     Ending,
+    Failed,
     bound,
     check_sent,
     ending_of,
+    has_failed,
     has_joined,
     plain_ending_of,
     refusal_of,
@@ -157,8 +159,8 @@ def _join(joiner: Joiner, transaction: TransactionContext, context: ServerContex
 
 def _end(handle: Handle, context: ServerContext, error: BaseException | None) -> None:
     """End the call's part and put the report into the reply; raises if the status is ours to say."""
-    if error is not None:
-        handle.failed(error)
+    if error is not None or has_failed(context.code()):
+        handle.failed(error or Failed(f"the handler has set the status {context.code()}"))
     report = handle.leave()
     if isinstance(error, GeneratorExit):
         return  # the client is gone, and the end is not reported

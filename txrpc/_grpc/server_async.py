@@ -17,7 +17,17 @@ import grpc
 from txrpc._context import bind
 from txrpc._grpc.ports import AsyncServerContext, Behaviour, Handle, Joiner, Metadata
 from txrpc._grpc.server import behaviour_of, plain, replaced
-from txrpc._grpc.shared import Ending, check_sent, ending_of, has_joined, plain_ending_of, refusal_of, trailing_of
+from txrpc._grpc.shared import (
+    Ending,
+    Failed,
+    check_sent,
+    ending_of,
+    has_failed,
+    has_joined,
+    plain_ending_of,
+    refusal_of,
+    trailing_of,
+)
 from txrpc._grpc.threads import in_threads
 from txrpc._protocol.messages import TransactionContext
 from txrpc._wire.metadata import find_context
@@ -194,6 +204,8 @@ class _Call:
     async def _end(self, handle: Handle, context: AsyncServerContext, error: BaseException | None) -> None:
         if self._left:
             return  # it was aborted, and everything has been said
+        if error is None and has_failed(context.code()):
+            handle.failed(Failed(f"the handler has set the status {context.code()}"))
         ending = await asyncio.shield(self.ending(handle, error, users_status=bool(context.code())))
         if isinstance(error, _GONE):
             return

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import grpc
 
 from txrpc._client.reasons import reason_of
-from txrpc._context import bind, current
+from txrpc._context import bind, current, current_decides
 from txrpc._failpoints import failpoint
 from txrpc._grpc.ports import AsyncServerContext, Handle, Metadata, OutgoingCallPort, ServerContext
 from txrpc._protocol.messages import CallReport, TransactionContext
@@ -24,6 +24,7 @@ from txrpc.errors import (
     NotJoined,
     Reason,
     TxrpcError,
+    UsageError,
     aborted,
 )
 
@@ -32,17 +33,20 @@ __all__ = [
     "REPLACED",
     "ContextEntry",
     "Ending",
+    "Failed",
     "Outside",
     "bound",
     "check_sent",
     "conclude",
     "ending_of",
     "has_context",
+    "has_failed",
     "has_joined",
     "lost_reason",
     "outgoing_fields",
     "plain_ending_of",
     "refusal_of",
+    "refuse_stream",
     "replaced",
     "trailing_of",
 ]
@@ -101,6 +105,14 @@ class ContextEntry(NamedTuple):
 
     key: str
     value: bytes
+
+
+def refuse_stream(responses: bool) -> None:
+    """Raise `UsageError` if the call is to decide its transaction, and *responses* may come before it has."""
+    if responses and current_decides():
+        raise UsageError(
+            "the call that decides a transaction has one response: of a stream the first ones would come too early"
+        )
 
 
 def has_context(metadata: Iterable[Any] | None) -> bool:
@@ -258,6 +270,15 @@ def _answered(error: BaseException, trailing: list[tuple[str, Any]]) -> Ending |
     if not isinstance(status, grpc.StatusCode) or status is grpc.StatusCode.OK:
         return None
     return Ending(trailing, status, str(details() or "")[:_TEXT_MAX])
+
+
+class Failed(Exception):
+    """The handler has ended well, and given its call another status than OK."""
+
+
+def has_failed(code: Any) -> bool:
+    """Return whether a call with the status *code*, None if it has none yet, has failed."""
+    return code not in (None, 0, grpc.StatusCode.OK)
 
 
 def check_sent(context: ServerContext | AsyncServerContext) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from txrpc._protocol.outcomes import Vote
+from txrpc._protocol.records import PreparedBranch
 from txrpc.errors import Reason
 from txrpc.ids import BranchId, Epoch, ParticipantId, RegisterId, Xid
 
@@ -34,6 +35,8 @@ class TransactionContext:
     """Its caller says that the transaction calls this process no more: its branches vote before the reply (an early vote)."""
     register: RegisterId | None = None
     """Where the decision will be, if a resource decides and not the owner."""
+    decide: tuple[PreparedBranch, ...] | None = None
+    """Of the transaction's last call, to the process that has the register: all others have voted, and these are prepared."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,3 +65,5 @@ class CallReport:
 
     branches: tuple[BranchRef, ...] = ()
     doomed: Reason | None = None
+    committed: bool = False
+    """Whether the call has decided the transaction, and its work is committed."""

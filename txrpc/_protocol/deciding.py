@@ -17,7 +17,23 @@ from txrpc._protocol.outcomes import Found
 from txrpc._protocol.records import PreparedBranch
 from txrpc.ids import RegisterId, Xid
 
-__all__ = ["AboutRegister", "Decided", "DecisionDone", "FromRegister", "RegisterAnswer", "RegisterQuestion", "Votes"]
+__all__ = [
+    "AboutRegister",
+    "Decided",
+    "DecisionDone",
+    "FromRegister",
+    "RegisterAnswer",
+    "RegisterQuestion",
+    "Registers",
+    "Votes",
+]
+
+
+@dataclass(frozen=True, slots=True)
+class Registers:
+    """To every process: the registers of all resources that decide, by the resources' names."""
+
+    names: tuple[tuple[str, RegisterId], ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,5 +83,5 @@ class RegisterAnswer:
 FromRegister = Decided | RegisterAnswer
 """What a process says that has a register."""
 
-AboutRegister = RegisterQuestion | DecisionDone
+AboutRegister = RegisterQuestion | DecisionDone | Registers
 """What a coordinator says to it."""

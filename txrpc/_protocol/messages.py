@@ -130,13 +130,14 @@ class OutcomeRequest:
 
     Asking ends it: a transaction that is not being decided is presumed aborted, and a late commit request refused.
     `branches` is what the commit request listed, if there was one: a commit in one phase leaves no record, so its only branch
-    has to be asked.
+    has to be asked.  `register`: where it is decided, if not here; asking claims it.
     """
 
     xid: Xid
     epoch: Epoch
     begun_tick: int
     branches: tuple[BranchRef, ...] = ()
+    register: RegisterId | None = None
 
 
 @dataclass(frozen=True, slots=True)

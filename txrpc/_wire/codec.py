@@ -149,11 +149,13 @@ def _rollback_request_from(x: pb.RollbackRequest) -> m.RollbackRequest:
 
 
 def _outcome_request_to(x: m.OutcomeRequest) -> pb.OutcomeRequest:
-    return pb.OutcomeRequest(xid=x.xid, epoch=x.epoch, begun_tick=x.begun_tick, branches=map(c.branch_to, x.branches))
+    branches, register = map(c.branch_to, x.branches), c.register_to(x.register)
+    return pb.OutcomeRequest(xid=x.xid, epoch=x.epoch, begun_tick=x.begun_tick, branches=branches, register=register)
 
 
 def _outcome_request_from(x: pb.OutcomeRequest) -> m.OutcomeRequest:
-    return m.OutcomeRequest(c.xid_from(x.xid), c.epoch_from(x.epoch), x.begun_tick, c.branches_from(x.branches))
+    xid, epoch, register = c.xid_from(x.xid), c.epoch_from(x.epoch), c.register_from(x.register)
+    return m.OutcomeRequest(xid, epoch, x.begun_tick, c.branches_from(x.branches), register)
 
 
 def _voted_to(x: m.Voted) -> pb.Voted:
@@ -373,6 +375,7 @@ FROM_COORDINATOR: Final = (
     _Kind(m.OnePhaseToken, "one_phase_token", _one_phase_token_to, _one_phase_token_from),
     _Kind(deciding.Votes, "votes", d.votes_to, d.votes_from),
     _Kind(deciding.RegisterQuestion, "register_question", d.question_to, d.question_from),
+    _Kind(deciding.Registers, "registers", d.registers_to, d.registers_from),
     _Kind(deciding.DecisionDone, "decision_done", d.done_to, d.done_from),
 )
 

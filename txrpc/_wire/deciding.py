@@ -23,20 +23,25 @@ __all__ = [
     "done_from",
     "done_to",
     "encode_decision",
+    "listed_from",
+    "listed_to",
     "question_from",
     "question_to",
+    "registers_from",
+    "registers_to",
     "votes_from",
     "votes_to",
 ]
 
 _BRANCHES_MAX = 10_000
+_REGISTERS_MAX = 10_000
 
 
 def encode_decision(register: RegisterId, branches: Sequence[PreparedBranch]) -> bytes:
     """What a register keeps of the prepared branches of a transaction that it commits; nothing if there are none."""
     if not branches:
         return b""
-    return pb.DecidedBranches(branches=_branches_to(branches), register=register).SerializeToString()
+    return pb.DecidedBranches(branches=listed_to(branches), register=register).SerializeToString()
 
 
 def decode_decision(xid: Xid, data: bytes) -> m.Decided | None:
@@ -44,17 +49,19 @@ def decode_decision(xid: Xid, data: bytes) -> m.Decided | None:
     if not data:
         return None
     message = c.parse(pb.DecidedBranches, data)
-    return m.Decided(_register(message.register), xid, _branches_from(message.branches))
+    return m.Decided(_register(message.register), xid, listed_from(message.branches))
 
 
-def _branches_to(branches: Sequence[PreparedBranch]) -> list[context_pb2.BranchRef]:
+def listed_to(branches: Sequence[PreparedBranch]) -> list[context_pb2.BranchRef]:
+    """Prepared branches."""
     return [
         context_pb2.BranchRef(branch=p.branch, participant=p.participant, resource=p.resource, token=p.token)
         for p in branches
     ]
 
 
-def _branches_from(values: Sequence[context_pb2.BranchRef]) -> tuple[PreparedBranch, ...]:
+def listed_from(values: Sequence[context_pb2.BranchRef]) -> tuple[PreparedBranch, ...]:
+    """The reverse of `listed_to`; raises `BadMessage`."""
     if len(values) > _BRANCHES_MAX:
         raise BadMessage(f"branches: {len(values)} are more than {_BRANCHES_MAX}")
     branches = tuple(
@@ -79,19 +86,19 @@ def _register(value: bytes) -> RegisterId:
 
 
 def votes_to(x: m.Votes) -> pb.Votes:
-    return pb.Votes(xid=x.xid, branches=_branches_to(x.branches))
+    return pb.Votes(xid=x.xid, branches=listed_to(x.branches))
 
 
 def votes_from(x: pb.Votes) -> m.Votes:
-    return m.Votes(c.xid_from(x.xid), _branches_from(x.branches))
+    return m.Votes(c.xid_from(x.xid), listed_from(x.branches))
 
 
 def decided_to(x: m.Decided) -> pb.Decided:
-    return pb.Decided(register=x.register, xid=x.xid, branches=_branches_to(x.branches))
+    return pb.Decided(register=x.register, xid=x.xid, branches=listed_to(x.branches))
 
 
 def decided_from(x: pb.Decided) -> m.Decided:
-    return m.Decided(_register(x.register), c.xid_from(x.xid), _branches_from(x.branches))
+    return m.Decided(_register(x.register), c.xid_from(x.xid), listed_from(x.branches))
 
 
 def done_to(x: m.DecisionDone) -> pb.DecisionDone:
@@ -100,6 +107,17 @@ def done_to(x: m.DecisionDone) -> pb.DecisionDone:
 
 def done_from(x: pb.DecisionDone) -> m.DecisionDone:
     return m.DecisionDone(_register(x.register), tuple(map(c.xid_from, x.xids)))
+
+
+def registers_to(x: m.Registers) -> pb.Registers:
+    return pb.Registers(names=dict(x.names))
+
+
+def registers_from(x: pb.Registers) -> m.Registers:
+    if len(x.names) > _REGISTERS_MAX:
+        raise BadMessage(f"registers: {len(x.names)} are more than {_REGISTERS_MAX}")
+    named = [(c.name_from("resource", name, RESOURCE_MAX), _register(value)) for name, value in x.names.items()]
+    return m.Registers(tuple(sorted(named)))
 
 
 def question_to(x: m.RegisterQuestion) -> pb.RegisterQuestion:
@@ -112,9 +130,9 @@ def question_from(x: pb.RegisterQuestion) -> m.RegisterQuestion:
 
 def answer_to(x: m.RegisterAnswer) -> pb.RegisterAnswer:
     found: Any = x.found
-    return pb.RegisterAnswer(register=x.register, xid=x.xid, found=found, branches=_branches_to(x.branches))
+    return pb.RegisterAnswer(register=x.register, xid=x.xid, found=found, branches=listed_to(x.branches))
 
 
 def answer_from(x: pb.RegisterAnswer) -> m.RegisterAnswer:
     found = c.member(Found, "found", x.found)
-    return m.RegisterAnswer(_register(x.register), c.xid_from(x.xid), found, _branches_from(x.branches))
+    return m.RegisterAnswer(_register(x.register), c.xid_from(x.xid), found, listed_from(x.branches))

@@ -10,6 +10,7 @@ from typing import Any, Final
 
 from txrpc._protocol.messages import CallReport, TransactionContext
 from txrpc._wire import checks as c
+from txrpc._wire import deciding as d
 from txrpc._wire.v1 import context_pb2 as pb
 from txrpc.errors import BadMessage, LimitExceeded
 from txrpc.ids import GROUP_MAX
@@ -47,8 +48,16 @@ def encode_context(context: TransactionContext) -> bytes:
         call_reads_only=context.call_reads_only,
         final=context.final,
         register=c.register_to(context.register),
+        decides=context.decide is not None,
+        decided=d.listed_to(context.decide or ()),
     )
-    return message.SerializeToString()
+    data = message.SerializeToString()
+    if len(data) > REPORT_MAX_BYTES:
+        raise LimitExceeded(
+            f"the deciding call would carry {len(context.decide or ())} branches in {len(data)} bytes of metadata, of which gRPC "
+            f"allows few: at most {REPORT_MAX_BYTES}; let a database of the root's own process decide"
+        )
+    return data
 
 
 def decode_context(data: bytes) -> TransactionContext:
@@ -63,12 +72,14 @@ def decode_context(data: bytes) -> TransactionContext:
         message.call_reads_only,
         message.final,
         c.register_from(message.register),
+        d.listed_from(message.decided) if message.decides else None,
     )
 
 
 def encode_report(report: CallReport) -> bytes:
     """The value of `BRANCHES_KEY`; raises `LimitExceeded` if it would not fit."""
-    message = pb.CallReport(branches=map(c.branch_to, report.branches), doomed=c.reason_to(report.doomed))
+    branches, doomed = map(c.branch_to, report.branches), c.reason_to(report.doomed)
+    message = pb.CallReport(branches=branches, doomed=doomed, committed=report.committed)
     data = message.SerializeToString()
     if len(data) > REPORT_MAX_BYTES:
         raise LimitExceeded(
@@ -82,7 +93,7 @@ def decode_report(data: bytes) -> CallReport:
     """The reverse; raises `BadMessage`."""
     message: pb.CallReport = c.parse(pb.CallReport, data)
     doomed = c.reason_from(message.doomed) if message.HasField("doomed") else None
-    return CallReport(c.branches_from(message.branches), doomed)
+    return CallReport(c.branches_from(message.branches), doomed, message.committed)
 
 
 def find_context(metadata: Iterable[Any] | None) -> TransactionContext | None:

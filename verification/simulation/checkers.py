@@ -30,6 +30,11 @@ class Agreement:
     def listed(self, _now_ms: int, xid: Any, branches: Iterable[Any]) -> None:
         self._listed[xid] = frozenset(branches)
 
+    def registered(self, _now_ms: int, xid: Any, branch: Any, _branches: Any) -> None:
+        # A root that lets its last call decide has not seen its branch yet; it has asked for it all the same.
+        if xid in self._listed:
+            self._listed[xid] |= {branch}
+
     def committed(self, _now_ms: int, xid: Any, branch: Any, _calls: Any, _was_prepared: bool) -> None:
         if branch not in self._listed.get(xid, ()):
             raise Violation(1, f"{xid}: branch {branch} has committed, and the root never listed it")

@@ -18,6 +18,7 @@ from txrpc._protocol.messages import (
 from txrpc.errors import (
     AbortCode,
     HeuristicOutcome,
+    IllegalState,
     OutcomeUnknown,
     Reason,
     ResourceUnavailable,
@@ -185,6 +186,9 @@ class Cluster:
         """The resource of *client* that is to decide the next transaction, if one is."""
         if self._deciding_dice.random() >= self.options.decides:
             return None
+        elsewhere = sorted({*client.state.registers} - {*client.state.resources})
+        if elsewhere and self._deciding_dice.random() < 0.5:
+            return self._deciding_dice.choice(elsewhere)
         return self._deciding_dice.choice(sorted(client.state.resources))
 
     def _work(self, client: Process, part: LocalTransaction, name: str) -> Flow[None]:
@@ -197,6 +201,19 @@ class Cluster:
             else:
                 yield from client.call(part, self._perhaps_final(call))
             self._saw(part, call)
+        if part.decides_in and part.decides_in not in client.state.resources:
+            yield from self._decide_elsewhere(client, part, f"{name}/last")
+
+    def _decide_elsewhere(self, client: Process, part: LocalTransaction, name: str) -> Flow[None]:
+        """The last call goes to a service whose database decides."""
+        able = [each for each in self.services if part.decides_in in each.state.resources]
+        if not able:
+            return
+        target = self._deciding_dice.choice(able)
+        call = Call(name, target.name, part.decides_in, True, decides=True)
+        self._saw(part, call)
+        self.history.note("listed", part.xid, [ref.branch for ref in part.refs])
+        yield from client.call(part, call)
 
     def _perhaps_final(self, call: Call) -> Call:
         """It may be true, as far as this root's own calls go, or a mistake."""
@@ -222,8 +239,16 @@ class Cluster:
         return Call(name, target.name, resource, writes, then)
 
     def _give_up(self, client: Process, part: LocalTransaction, reason: Reason) -> Flow[None]:
-        yield from completion.rollback(client.state, part, reason)
-        self._told(part, Outcome.ABORTED)
+        try:
+            yield from completion.rollback(client.state, part, reason)
+        except OutcomeUnknown:  # its last call was to decide it, and has not been answered
+            completion.keep_unknown(client.state, part)
+            self._told(part, Outcome.UNKNOWN)
+            yield from self._ask_again(client, part)
+        except IllegalState:
+            self._told(part, Outcome.COMMITTED)
+        else:
+            self._told(part, Outcome.ABORTED)
 
     def _commit(self, client: Process, part: LocalTransaction) -> Flow[None]:
         wait = self._dice.choice((Wait.ACKNOWLEDGED, Wait.DECISION))

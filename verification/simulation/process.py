@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, cast
 
-from txrpc._client import branches, completion, effects
+from txrpc._client import branches, completion, deciding_call, effects
 from txrpc._client.branch_operation import operate
 from txrpc._client.coordinators import find, live, unavailable
 from txrpc._client.core import ClientCore
@@ -55,6 +55,8 @@ class Call:
     then: tuple[Call, ...] = ()
     final: bool = False
     """Whether its caller says, truly or not, that the transaction calls the target no more."""
+    decides: bool = False
+    """Whether it is the transaction's last call, to the service whose database decides."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -379,7 +381,10 @@ class Process(Node):
         part.check_usable(self.clock_ms())
         if part.owner is None:
             raise CoordinatorUnavailable("it began with no coordinator in reach")
-        out = part.call_begins(ALWAYS, part.owner, self.clock_ms(), final=call.final)
+        if call.decides:
+            out = deciding_call.begin(part, ALWAYS, part.owner, self.clock_ms(), False)
+        else:
+            out = part.call_begins(ALWAYS, part.owner, self.clock_ms(), final=call.final)
         reply: Reply | None = yield self._round_trip, (out.context, call)
         if reply is None:
             reason = Reason(AbortCode.CALL_END_UNKNOWN, f"{call.name}: no reply")
@@ -414,7 +419,7 @@ class Process(Node):
         except TxrpcError as error:
             answer(Reply(None, reason_of(error)))
             return
-        handle = JoinedTransactionBase(self.state, part, context.final)
+        handle = JoinedTransactionBase(self.state, part, context)
 
         def ended(end: Promise) -> None:
             failure = None
@@ -423,11 +428,8 @@ class Process(Node):
                     raise end.error
                 handle.failed(end.error)
                 failure = reason_of(end.error)
-            if handle._call_ended():
-                votes = Task(self, branches.vote_early(self.state, part))
-                votes.end.then(lambda _end: answer(Reply(handle._leave(), failure)))
-            else:
-                answer(Reply(handle._leave(), failure))
+            votes = Task(self, handle._call_ended())
+            votes.end.then(lambda _end: answer(Reply(handle._leave(), failure)))
 
         Task(self, self._handler(part, call)).end.then(ended)
 

@@ -245,6 +245,7 @@ def _drop(state: CoordinatorState, session: int) -> None:
 
 def _found(state: CoordinatorState, entry: SessionEntry) -> None:
     """A session came: whatever waited for its process or for one of its resources goes to it."""
+    registers.heard_of(state, entry)
     for resource in entry.hello.resources:
         if resource.trouble:
             continue
@@ -339,6 +340,8 @@ def _branch_answer(state: CoordinatorState, session: int, message: BranchAnswer)
 def _hello_again(state: CoordinatorState, session: int, message: Hello) -> None:
     """The resources of a process have changed: one that was out of reach is ready, or says something else."""
     first = state.directory.sessions[session].hello
+    if message.version < first.version:
+        return  # overtaken by what is true now
     if (message.participant, message.group, message.protocol) != (first.participant, first.group, first.protocol):
         refusal: GoAway | None = GoAway("protocol", "said Hello again as another process", retry=True)
         state.violation(session, message, "said Hello again as another process")
@@ -348,10 +351,9 @@ def _hello_again(state: CoordinatorState, session: int, message: Hello) -> None:
         state.out.close.append((session, refusal))
         _drop(state, session)
         return
-    entry = state.directory.renew(session, message)
     state.bind(message)
     state.send(session, Tick(state.tick, state.position, message.version))
-    _found(state, entry)
+    _found(state, state.directory.renew(session, message))
 
 
 _INPUTS: Final[dict[type, Input]] = {

@@ -18,8 +18,9 @@ from typing import Final
 
 from txrpc._protocol.coordinator import phases
 from txrpc._protocol.coordinator.rows import Question, State, TransactionRow
+from txrpc._protocol.coordinator.sessions import SessionEntry
 from txrpc._protocol.coordinator.state import CoordinatorState
-from txrpc._protocol.deciding import Decided, DecisionDone, RegisterAnswer, RegisterQuestion, Votes
+from txrpc._protocol.deciding import Decided, DecisionDone, RegisterAnswer, RegisterQuestion, Registers, Votes
 from txrpc._protocol.messages import (
     AboutEnd,
     Commit,
@@ -41,6 +42,7 @@ __all__ = [
     "ask",
     "claimed",
     "decided",
+    "heard_of",
     "inquiry",
     "leave",
     "outcome",
@@ -69,8 +71,22 @@ _REFUSED: Final = frozenset({Found.FORGOTTEN, Found.LOST, Found.ELSEWHERE})
 """No process will ever say more by itself: an operator must look."""
 
 
+def heard_of(state: CoordinatorState, entry: SessionEntry) -> None:
+    """A process has said Hello: all hear of registers that are new, and it of all."""
+    resources = entry.hello.resources
+    found = {info.name: info.register for info in resources if info.register is not None and not info.trouble}
+    is_news = not found.items() <= state.registers.items()
+    state.registers |= found
+    if state.registers:
+        message = Registers(tuple(sorted(state.registers.items())))
+        for session in list(state.directory.sessions) if is_news else [entry.session]:
+            state.send(session, message)
+
+
 def register_of(request: AboutEnd) -> RegisterId | None:
-    """Return the register under which the branches of *request* are, or None if they are under a coordinator."""
+    """Return the register in which *request*'s transaction is decided, or None if it is decided by a coordinator."""
+    if isinstance(request, OutcomeRequest) and request.register is not None:
+        return request.register
     return next((ref.register for ref in request.branches if ref.register is not None), None)
 
 
@@ -204,7 +220,8 @@ def _tell(state: CoordinatorState, session: int, message: Inquiry | OutcomeReque
     elif isinstance(message, Inquiry):
         _tell_branch(state, session, message, answer)
     elif answer.found is Found.ABORTED:
-        state.send(session, OutcomeReply(message.xid, Outcome.ABORTED, _CLAIMED))
+        # Those that voted early know nothing of it, and would ask at their deadline only.
+        phases.abort_unknown(state, session, message.xid, message.epoch, message.branches, _CLAIMED, count=False)
     elif (row := state.transactions.get(message.xid)) is not None:
         row.waiters[session] = Wait.ACKNOWLEDGED
     else:

@@ -93,6 +93,10 @@ def join_waiters(state: CoordinatorState, row: TransactionRow, session: int, req
 def reply_ended(state: CoordinatorState, row: None, session: int, request: AboutEnd) -> None:
     # Rule 12: the same answer as before, for as long as it is remembered.
     reason = state.remembered[request.xid]
+    if reason is not None and registers.register_of(request) is not None:
+        # Its register has been asked for one branch, perhaps, and the others have not been told.
+        phases.abort_unknown(state, session, request.xid, request.epoch, request.branches, reason, count=False)
+        return
     if reason is not None:
         _abandon(state, request)
     outcome = Outcome.COMMITTED if reason is None else Outcome.ABORTED

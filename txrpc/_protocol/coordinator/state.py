@@ -50,6 +50,8 @@ class CoordinatorState:
         self.offset_ms = clock_ms - now_ms
         self.now_ms = self.ticked_ms = now_ms
         self.timers: list[tuple[int, Xid]] = []
+        self.registers: dict[str, RegisterId] = {}
+        """Of the resources that decide, by their names."""
         self.questions: dict[tuple[RegisterId, Xid], Question] = {}
         """What registers are being asked."""
         self.waiting_for_resource: dict[str, set[tuple[Xid, BranchId]]] = {}

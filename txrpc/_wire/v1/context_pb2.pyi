@@ -77,6 +77,8 @@ class TransactionContext(_message.Message):
     CALL_READS_ONLY_FIELD_NUMBER: _builtins.int
     FINAL_FIELD_NUMBER: _builtins.int
     REGISTER_FIELD_NUMBER: _builtins.int
+    DECIDES_FIELD_NUMBER: _builtins.int
+    DECIDED_FIELD_NUMBER: _builtins.int
     group: _builtins.str
     xid: _builtins.bytes
     """16 bytes, a UUIDv7."""
@@ -89,8 +91,12 @@ class TransactionContext(_message.Message):
     """The transaction calls this process no more: its branches vote before the reply."""
     register: _builtins.bytes
     """The register in which the transaction is decided, if it is not decided by its owner."""
+    decides: _builtins.bool
+    """The call is the transaction's last one, and decides it: all others have voted, and these are prepared."""
     @_builtins.property
     def owner(self) -> Global___Owner: ...
+    @_builtins.property
+    def decided(self) -> _containers.RepeatedCompositeFieldContainer[Global___BranchRef]: ...
     def __init__(
         self,
         *,
@@ -102,10 +108,12 @@ class TransactionContext(_message.Message):
         call_reads_only: _builtins.bool = ...,
         final: _builtins.bool = ...,
         register: _builtins.bytes = ...,
+        decides: _builtins.bool = ...,
+        decided: _abc.Iterable[Global___BranchRef] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["owner", b"owner"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["call_reads_only", b"call_reads_only", "final", b"final", "group", b"group", "owner", b"owner", "read_only", b"read_only", "register", b"register", "time_left_ms", b"time_left_ms", "xid", b"xid"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["call_reads_only", b"call_reads_only", "decided", b"decided", "decides", b"decides", "final", b"final", "group", b"group", "owner", b"owner", "read_only", b"read_only", "register", b"register", "time_left_ms", b"time_left_ms", "xid", b"xid"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -190,6 +198,9 @@ class CallReport(_message.Message):
 
     BRANCHES_FIELD_NUMBER: _builtins.int
     DOOMED_FIELD_NUMBER: _builtins.int
+    COMMITTED_FIELD_NUMBER: _builtins.int
+    committed: _builtins.bool
+    """The call has decided the transaction, and its work is committed."""
     @_builtins.property
     def branches(self) -> _containers.RepeatedCompositeFieldContainer[Global___BranchRef]: ...
     @_builtins.property
@@ -201,10 +212,11 @@ class CallReport(_message.Message):
         *,
         branches: _abc.Iterable[Global___BranchRef] | None = ...,
         doomed: Global___Reason | None = ...,
+        committed: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["doomed", b"doomed"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["branches", b"branches", "doomed", b"doomed"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["branches", b"branches", "committed", b"committed", "doomed", b"doomed"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -238,6 +238,7 @@ class CoordinatorItem(_message.Message):
     VOTES_FIELD_NUMBER: _builtins.int
     REGISTER_QUESTION_FIELD_NUMBER: _builtins.int
     DECISION_DONE_FIELD_NUMBER: _builtins.int
+    REGISTERS_FIELD_NUMBER: _builtins.int
     node: _builtins.str
     """The coordinator that says it."""
     @_builtins.property
@@ -270,6 +271,8 @@ class CoordinatorItem(_message.Message):
     def register_question(self) -> Global___RegisterQuestion: ...
     @_builtins.property
     def decision_done(self) -> Global___DecisionDone: ...
+    @_builtins.property
+    def registers(self) -> Global___Registers: ...
     def __init__(
         self,
         *,
@@ -289,12 +292,13 @@ class CoordinatorItem(_message.Message):
         votes: Global___Votes | None = ...,
         register_question: Global___RegisterQuestion | None = ...,
         decision_done: Global___DecisionDone | None = ...,
+        registers: Global___Registers | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["abandon", b"abandon", "commit", b"commit", "commit_one_phase", b"commit_one_phase", "decision_done", b"decision_done", "go_away", b"go_away", "item", b"item", "one_phase_token", b"one_phase_token", "outcome_reply", b"outcome_reply", "prepare", b"prepare", "register_question", b"register_question", "resolve", b"resolve", "rollback", b"rollback", "takeover", b"takeover", "tick", b"tick", "votes", b"votes", "welcome", b"welcome"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["abandon", b"abandon", "commit", b"commit", "commit_one_phase", b"commit_one_phase", "decision_done", b"decision_done", "go_away", b"go_away", "item", b"item", "one_phase_token", b"one_phase_token", "outcome_reply", b"outcome_reply", "prepare", b"prepare", "register_question", b"register_question", "registers", b"registers", "resolve", b"resolve", "rollback", b"rollback", "takeover", b"takeover", "tick", b"tick", "votes", b"votes", "welcome", b"welcome"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["abandon", b"abandon", "commit", b"commit", "commit_one_phase", b"commit_one_phase", "decision_done", b"decision_done", "go_away", b"go_away", "item", b"item", "node", b"node", "one_phase_token", b"one_phase_token", "outcome_reply", b"outcome_reply", "prepare", b"prepare", "register_question", b"register_question", "resolve", b"resolve", "rollback", b"rollback", "takeover", b"takeover", "tick", b"tick", "votes", b"votes", "welcome", b"welcome"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["abandon", b"abandon", "commit", b"commit", "commit_one_phase", b"commit_one_phase", "decision_done", b"decision_done", "go_away", b"go_away", "item", b"item", "node", b"node", "one_phase_token", b"one_phase_token", "outcome_reply", b"outcome_reply", "prepare", b"prepare", "register_question", b"register_question", "registers", b"registers", "resolve", b"resolve", "rollback", b"rollback", "takeover", b"takeover", "tick", b"tick", "votes", b"votes", "welcome", b"welcome"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_item: _TypeAlias = _typing.Literal["welcome", "tick", "prepare", "commit_one_phase", "commit", "rollback", "resolve", "outcome_reply", "go_away", "abandon", "one_phase_token", "takeover", "votes", "register_question", "decision_done"]  # noqa: Y015
+    _WhichOneofReturnType_item: _TypeAlias = _typing.Literal["welcome", "tick", "prepare", "commit_one_phase", "commit", "rollback", "resolve", "outcome_reply", "go_away", "abandon", "one_phase_token", "takeover", "votes", "register_question", "decision_done", "registers"]  # noqa: Y015
     _WhichOneofArgType_item: _TypeAlias = _typing.Literal["item", b"item"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_item) -> _WhichOneofReturnType_item | None: ...
 
@@ -500,9 +504,12 @@ class OutcomeRequest(_message.Message):
     EPOCH_FIELD_NUMBER: _builtins.int
     BEGUN_TICK_FIELD_NUMBER: _builtins.int
     BRANCHES_FIELD_NUMBER: _builtins.int
+    REGISTER_FIELD_NUMBER: _builtins.int
     xid: _builtins.bytes
     epoch: _builtins.int
     begun_tick: _builtins.int
+    register: _builtins.bytes
+    """Where it is decided, if not by a coordinator."""
     @_builtins.property
     def branches(self) -> _containers.RepeatedCompositeFieldContainer[_context_pb2.BranchRef]: ...
     def __init__(
@@ -512,10 +519,11 @@ class OutcomeRequest(_message.Message):
         epoch: _builtins.int = ...,
         begun_tick: _builtins.int = ...,
         branches: _abc.Iterable[_context_pb2.BranchRef] | None = ...,
+        register: _builtins.bytes = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["begun_tick", b"begun_tick", "branches", b"branches", "epoch", b"epoch", "xid", b"xid"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["begun_tick", b"begun_tick", "branches", b"branches", "epoch", b"epoch", "register", b"register", "xid", b"xid"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1114,6 +1122,48 @@ class DecisionDone(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___DecisionDone: _TypeAlias = DecisionDone  # noqa: Y015
+
+@_typing.final
+class Registers(_message.Message):
+    """The registers of all resources that decide, by the resources' names."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    @_typing.final
+    class NamesEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.bytes
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.bytes = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    NAMES_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def names(self) -> _containers.ScalarMap[_builtins.str, _builtins.bytes]: ...
+    def __init__(
+        self,
+        *,
+        names: _abc.Mapping[_builtins.str, _builtins.bytes] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["names", b"names"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Registers: _TypeAlias = Registers  # noqa: Y015
 
 @_typing.final
 class RegisterQuestion(_message.Message):
