@@ -67,8 +67,11 @@ def plain(place: Place) -> Iterator[Transfer]:
 
 
 @contextlib.contextmanager
-def two_branches(place: Place, final: bool = False) -> Iterator[Transfer]:
-    """The same calls in a transaction of txrpc's; *final*: each service is told that it is called no more."""
+def two_branches(place: Place, final: bool = False, decides: bool = False) -> Iterator[Transfer]:
+    """The same calls in a transaction of txrpc's.
+
+    *final*: each service is told that it is called no more.  *decides*: and the second one's database decides.
+    """
     with txrpc.connect(place.coordinator, process="customers"):
         bank_a, bank_b = (bank_pb2_grpc.AccountsStub(_in_transactions(each)) for each in place.services)
 
@@ -77,7 +80,14 @@ def two_branches(place: Place, final: bool = False) -> Iterator[Transfer]:
                 bank_a.Withdraw(_amount(account))
                 bank_b.Deposit(_amount(account))
 
-        yield transfer
+        def decided(account: str) -> None:
+            with txrpc.transaction(decide_in="bank-b"):
+                with txrpc.final_call():
+                    bank_a.Withdraw(_amount(account))
+                with txrpc.final_call(decides=True):
+                    bank_b.Deposit(_amount(account))
+
+        yield decided if decides else transfer
 
 
 @contextlib.contextmanager
@@ -277,6 +287,7 @@ FORMS: dict[str, Callable[[Place], contextlib.AbstractContextManager[Transfer]]]
     "plain": plain,
     "two": two_branches,
     "two-final": functools.partial(two_branches, final=True),
+    "two-decides": functools.partial(two_branches, decides=True),
     "plain-own": plain_own,
     "own": own_branch,
     "own-final": functools.partial(own_branch, final=True),
@@ -309,7 +320,7 @@ async def plain_async(place: Place) -> AsyncIterator[AsyncTransfer]:
 
 
 @contextlib.asynccontextmanager
-async def two_branches_async(place: Place, final: bool = False) -> AsyncIterator[AsyncTransfer]:
+async def two_branches_async(place: Place, final: bool = False, decides: bool = False) -> AsyncIterator[AsyncTransfer]:
     async with await txrpc.aio.connect(place.coordinator, process="customers"):
         bank_a, bank_b = (bank_pb2_grpc.AccountsStub(_in_transactions_async(each)) for each in place.services)
 
@@ -319,7 +330,14 @@ async def two_branches_async(place: Place, final: bool = False) -> AsyncIterator
                     await bank_a.Withdraw(_amount(account))
                     await bank_b.Deposit(_amount(account))
 
-        yield transfer
+        async def decided(account: str) -> None:
+            async with txrpc.aio.transaction(decide_in="bank-b"):
+                with txrpc.aio.final_call():
+                    await bank_a.Withdraw(_amount(account))
+                with txrpc.aio.final_call(decides=True):
+                    await bank_b.Deposit(_amount(account))
+
+        yield decided if decides else transfer
 
 
 @contextlib.asynccontextmanager
@@ -405,6 +423,7 @@ ASYNC_FORMS: dict[str, Callable[[Place], contextlib.AbstractAsyncContextManager[
     "plain": plain_async,
     "two": two_branches_async,
     "two-final": functools.partial(two_branches_async, final=True),
+    "two-decides": functools.partial(two_branches_async, decides=True),
     "plain-own": plain_own_async,
     "own": own_branch_async,
     "own-final": functools.partial(own_branch_async, final=True),

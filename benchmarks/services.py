@@ -113,7 +113,7 @@ def serve(form: str, name: str, listen: str, database: str, coordinator: str) ->
     if form == "textbook":
         textbook.add_bank(server, name, database)
     elif form == "txrpc":
-        resource = txrpc.sql.ResourceManager(name, engine_to(database))
+        resource = txrpc.sql.ResourceManager(name, engine_to(database), decides=True)
         txrpc.connect(coordinator, resources=[resource], process=name)
         bank_pb2_grpc.add_AccountsServicer_to_server(Bank(resource.connection), server)
     else:
@@ -130,7 +130,7 @@ async def serve_async(form: str, name: str, listen: str, database: str, coordina
     """Serve until SIGTERM, on an event loop."""
     block: Any = async_engine_to(database).begin
     if form == "txrpc":
-        resource = txrpc.sql.AsyncResourceManager(name, async_engine_to(database))
+        resource = txrpc.sql.AsyncResourceManager(name, async_engine_to(database), decides=True)
         await txrpc.aio.connect(coordinator, resources=[resource], process=name)
         block = resource.connection
     server = grpc.aio.server(interceptors=txrpc.aio.server_interceptors() if form == "txrpc" else ())

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import itertools
 import sys
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,8 @@ from tests.runtime.memory_resource import MemoryResource
 from tests.system.ledger_program import CENTS
 from tests.system.world import World
 from tests.waiting import eventually
+from txrpc.cli import overview
+from txrpc.cli.reach import Reach
 from txrpc.testing.postgres import PostgresServer
 from txrpc.testing.processes import Child, CoordinatorProcess
 
@@ -195,7 +198,7 @@ async def test_the_same_in_asyncio(tmp_path: Path, ledger: Database, other: Data
 @pytest.mark.parametrize(
     ("given", "error", "says"),
     [
-        ("nothing", txrpc.UsageError, "it has ledger, other"),
+        ("nothing", txrpc.UsageError, "known are ledger, other"),
         ("other", txrpc.ConfigurationError, "decides=True"),
         (7, txrpc.UsageError, "a resource, or its name"),
     ],
@@ -268,6 +271,31 @@ def test_after_final_calls_nothing_is_said_before_the_commit_returns(shop: Shop,
     assert ledger.rows == [1]
     eventually(lambda: shop.lines == (["one"], ["two"]))
     eventually(lambda: ledger.decisions == [(True, True)])
+
+
+def said(shop: Shop) -> Counter[str]:
+    """What the coordinator has sent and received so far, clocks and the directory aside, and its decisions."""
+    status = overview.as_dict(overview.ask(Reach(shop.coordinator.address), 1_000, 10))
+    others = ("Hello", "Welcome", "Tick", "Registers")
+    found = Counter({name: int(count) for name, count in status["messages"].items() if not name.endswith(others)})
+    return found + Counter(decisions=int(status["log_decisions"]))
+
+
+@pytest.mark.parametrize("final", [True, False])
+def test_the_messages_are_those_of_the_protocols_table_and_the_log_has_nothing(
+    shop: Shop, ledger: Database, final: bool
+) -> None:
+    """Three branches that wrote: two and 2(N - 1) messages afterwards, and where votes are missing as many more before."""
+    before = said(shop)
+    with txrpc.transaction(timeout=LONG_S, decide_in="ledger", manager=shop.client):
+        insert(shop.ledger)
+        with txrpc.final_call() if final else nullcontext():
+            shop.a.write(b"one")
+            shop.b.write(b"two")
+    eventually(lambda: ledger.decisions == [(True, True)])
+    after = {"received Decided": 1, "sent Commit": 2, "received Acked": 2, "sent DecisionDone": 1}
+    votes = {"received CommitRequest": 1, "sent Prepare": 2, "received Voted": 2, "sent Votes": 1}
+    assert said(shop) - before == Counter(after if final else after | votes)
 
 
 def test_the_coordinator_collects_the_votes_that_are_missing(shop: Shop, ledger: Database) -> None:

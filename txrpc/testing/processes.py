@@ -26,6 +26,7 @@ __all__ = ["Child", "CoordinatorProcess", "free_port"]
 
 _PORTS_FROM = 10_240
 _GIVEN_MAX = 1_000
+_STOPS_WITHIN_S = 10.0
 _giving = threading.Lock()
 _given: deque[int] = deque()
 """The ports that were given last, newest at the end: what was given may be bound only later."""
@@ -175,8 +176,11 @@ class Child:
         return self._process.wait(timeout_s)
 
     def suspend(self) -> None:
-        """SIGSTOP: it stays connected and does nothing."""
+        """SIGSTOP, and wait until it stands still: it stays connected and does nothing."""
         self._signal(signal.SIGSTOP)
+        until = time.monotonic() + _STOPS_WITHIN_S
+        while self.running and not self.suspended and time.monotonic() < until:
+            time.sleep(0.001)  # its threads run on until the signal has reached each
 
     def resume(self) -> None:
         """SIGCONT."""
