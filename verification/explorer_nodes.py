@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from txrpc._protocol.coordinator.events import Limits
 from txrpc._protocol.coordinator.machine import Coordinator
-from txrpc._protocol.deciding import Decided, DecisionDone, RegisterAnswer, RegisterQuestion, Registers, Votes
+from txrpc._protocol.deciding import Decided, DecisionDone, RegisterAnswer, RegisterQuestion, Votes
 from txrpc._protocol.messages import (
     PROTOCOL_VERSION,
     BranchRef,
@@ -126,7 +126,7 @@ class Service:
     def take(self, message: Any) -> None:
         """A message of the coordinator's has come."""
         now_ms = self.world.now_ms
-        if isinstance(message, Tick | Registers):
+        if isinstance(message, Tick):
             return
         if isinstance(message, Welcome):
             self.honour(self.table.connected("c1", now_ms))

@@ -185,13 +185,17 @@ MUTANTS: dict[str, tuple[Change, str]] = {
         "tests/system/test_final_calls.py -k rule_19",
     ),
     "a failed final call votes all the same": (
-        Change("txrpc._client.transaction_base", "self.final and not self._failed and", "self.final and"),
+        Change(
+            "txrpc._client.transaction_base",
+            "if self._failed or self._part.doom is not None:",
+            "if self._part.doom is not None:",
+        ),
         "tests/system/test_final_calls.py -k failed",
     ),
     "a fan-out in a service is left to its deadline": (
         Change(
             "txrpc._client.transaction_base",
-            "            if self._part.in_flight:\n                self._abandon()\n",
+            "        if self._part.in_flight:\n            self._abandon()\n",
             "",
         ),
         "tests/system/test_calls_in_flight.py -k rule_19",
