@@ -27,7 +27,6 @@ import click
 from txrpc._protocol.coordinator.rows import BranchRow, Question, TransactionRow
 from txrpc._protocol.coordinator.sessions import SessionEntry
 from txrpc._protocol.participant.branch import BranchInput, ParticipantBranch
-from txrpc._protocol.records import PreparedBranch
 from txrpc.ids import BranchId, Epoch, ParticipantId, RegisterId, Xid
 from verification.explorer_model import SmallWorld, early
 from verification.explorer_nodes import Database, Ledger
@@ -99,7 +98,7 @@ def _both_vote_early_and_the_root_gives_up(world: SmallWorld) -> None:
 
 def _the_ledger_decides(world: SmallWorld) -> None:
     refs = early([service.call() for service in world.services], world.services)
-    world.client.decide(*[PreparedBranch(ref.branch, ref.participant, ref.resource, ref.token) for ref in refs])
+    world.client.decide(*[ref.prepared for ref in refs])
 
 
 def _the_ledger_decides_when_all_have_voted(world: SmallWorld) -> None:
@@ -216,7 +215,7 @@ def _check(world: SmallWorld, came_from: dict[bytes, tuple[bytes, str]], digest:
         outcome = world.check()
     except AssertionError as error:
         raise Mistake(_said(error), _way(came_from, digest)) from error
-    return "nobody asked" if outcome is None else outcome.name
+    return "not asked" if outcome is None else outcome.name
 
 
 def _said(error: AssertionError) -> str:

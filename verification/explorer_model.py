@@ -207,7 +207,7 @@ class SmallWorld:
             self._fence()
             return
         self.forced += 1
-        assert "aborted" not in self.said, "decided after somebody was told that it is aborted"
+        assert "aborted" not in self.said, "decided after its abort was told"
         for decision in decisions:
             self.log.setdefault(decision.xid, decision)
         self._job_heard(coordinator, decisions)
@@ -229,7 +229,7 @@ class SmallWorld:
 
     def _job_commit(self) -> None:
         assert self.ledger is not None
-        assert "aborted" not in self.said, "decided after somebody was told that it is aborted"
+        assert "aborted" not in self.said, "decided after its abort was told"
         self.ledger.work, self.ledger.row = "committed", Found.COMMITTED
         self.client.told(Outcome.COMMITTED)
         self.send_up(self.client.session, Decided(REGISTER, XID, self.ledger.branches))

@@ -17,7 +17,6 @@ from txrpc._protocol.outcomes import Found
 from txrpc._protocol.participant import phase_one, phase_two
 from txrpc._protocol.participant.branch import BranchInput, BranchState
 from txrpc._protocol.participant.machine import Participant
-from txrpc._protocol.records import PreparedBranch
 from txrpc.errors import AbortCode, Reason
 from verification.mutants import Patches, coordinator_does, mistake, participant_does
 from verification.simulation import Options
@@ -58,7 +57,7 @@ def _decides_before_all_have_voted() -> Patches:
     def mistaken(_client: Any, part: Any, mine: Any) -> Any:
         yield lambda: None, ()
         others = [ref for ref in part.refs if ref.branch != mine.branch]
-        return tuple(PreparedBranch(ref.branch, ref.participant, ref.resource, ref.token) for ref in others)
+        return tuple(ref.prepared for ref in others)
 
     return [patch.object(deciding, "_all_voted", mistaken)]
 
@@ -68,7 +67,7 @@ def _leaves_out_who_was_not_asked_in_time() -> Patches:
     def mistaken(_client: Any, part: Any, mine: Any) -> Any:
         yield lambda: None, ()
         others = [ref for ref in part.refs if ref.branch != mine.branch and ref.vote is Vote.PREPARED]
-        return tuple(PreparedBranch(ref.branch, ref.participant, ref.resource, ref.token) for ref in others)
+        return tuple(ref.prepared for ref in others)
 
     return [patch.object(deciding, "_all_voted", mistaken)]
 
@@ -117,7 +116,7 @@ def _takes_a_last_call_that_was_not_answered_for_a_failure() -> Patches:
 def _lets_a_call_decide_before_all_have_voted() -> Patches:
     def mistaken(part: Any, rule: Any, owner: Any, now_ms: int, _joined: bool) -> Any:
         refs = [ref for ref in part.refs if ref.vote is not Vote.READ_ONLY]
-        prepared = tuple(PreparedBranch(ref.branch, ref.participant, ref.resource, ref.token) for ref in refs)
+        prepared = tuple(ref.prepared for ref in refs)
         return part.call_begins(rule, owner, now_ms, decide=prepared)
 
     return [patch.object(deciding_call, "begin", mistaken)]

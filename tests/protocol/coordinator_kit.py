@@ -184,7 +184,7 @@ def answer(found: Found, *numbers: int, tx: int = 1) -> RegisterAnswer:
 
 
 def decision(refs: tuple[BranchRef, ...] = EARLY, tx: int = 1, epoch: Epoch = EARLIER) -> Decision:
-    branches = tuple(PreparedBranch(r.branch, r.participant, r.resource, r.token) for r in refs)
+    branches = tuple(ref.prepared for ref in refs)
     return Decision(xid(tx), epoch, CLOCK - 1_000, branches)
 
 

@@ -14,14 +14,14 @@ from verification.mutants import MUTANTS
 
 assert mutants_deciding.__all__ == []  # it enters its own into the same list
 OUTCOMES = {
-    "two that write": {"COMMITTED", "ABORTED", "nobody asked"},
-    "one that writes": {"COMMITTED", "ABORTED", "UNKNOWN", "nobody asked"},
-    "one of two only reads": {"COMMITTED", "ABORTED", "nobody asked"},
-    "one of two refuses": {"ABORTED", "nobody asked"},
-    "both vote early": {"COMMITTED", "ABORTED", "nobody asked"},
-    "both vote early, the root gives up": {"ABORTED", "nobody asked"},
-    "the ledger decides": {"COMMITTED", "ABORTED", "nobody asked"},
-    "the ledger decides when all have voted": {"COMMITTED", "ABORTED", "nobody asked"},
+    "two that write": {"COMMITTED", "ABORTED", "not asked"},
+    "one that writes": {"COMMITTED", "ABORTED", "UNKNOWN", "not asked"},
+    "one of two only reads": {"COMMITTED", "ABORTED", "not asked"},
+    "one of two refuses": {"ABORTED", "not asked"},
+    "both vote early": {"COMMITTED", "ABORTED", "not asked"},
+    "both vote early, the root gives up": {"ABORTED", "not asked"},
+    "the ledger decides": {"COMMITTED", "ABORTED", "not asked"},
+    "the ledger decides when all have voted": {"COMMITTED", "ABORTED", "not asked"},
     "the ledger is to decide, the root gives up": {"ABORTED"},
 }
 

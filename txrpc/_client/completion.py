@@ -52,7 +52,6 @@ __all__ = ["cancel_calls", "commit", "keep_unknown", "outcome", "rollback", "set
 
 logger = logging.getLogger("txrpc.client")
 
-_PAUSE_S = 0.05
 _ANY_EPOCH = Epoch(0)
 """In a question about a transaction that this process knows nothing of but its XID."""
 
@@ -223,7 +222,7 @@ def _ask_outcome(client: ClientState, node: str, request: OutcomeRequest, until_
         except CoordinatorUnavailable:
             if all_over(client):
                 return None
-            yield client.runtime.pause, (_PAUSE_S,)
+            yield client.runtime.pause, (requests.PAUSE_S,)
         except (TimeoutError, ConfigurationError, LimitExceeded):
             return None
 
@@ -246,7 +245,7 @@ def _outcome_here(client: ClientState, commit: LocalCommit, until_ms: int) -> Fl
             return result
         if client.now_ms() >= until_ms:
             return Outcome.UNKNOWN
-        yield client.runtime.pause, (_PAUSE_S,)
+        yield client.runtime.pause, (requests.PAUSE_S,)
 
 
 def _ask_database(client: ClientState, commit: LocalCommit, until_ms: int) -> Flow[Outcome | None]:

@@ -74,7 +74,7 @@ def _all_voted(
     """Return the branches that must be told; have those asked that have not voted."""
     others = tuple(ref for ref in part.refs if ref.branch != mine.branch and ref.vote is not Vote.READ_ONLY)
     if all(ref.vote is Vote.PREPARED for ref in others):
-        return tuple(PreparedBranch(ref.branch, ref.participant, ref.resource, ref.token) for ref in others)
+        return tuple(ref.prepared for ref in others)
     client.polling.add(part.xid)
     try:
         return (yield from _poll(client, part, others))

@@ -47,11 +47,7 @@ def begin(part: LocalTransaction, rule: RollbackRules, owner: Owner, now_ms: int
     if (reason := part.miscounted()) is not None:
         part.set_doom(reason)
         part.check_usable(now_ms)
-    prepared = tuple(
-        PreparedBranch(ref.branch, ref.participant, ref.resource, ref.token)
-        for ref in refs
-        if ref.vote is Vote.PREPARED
-    )
+    prepared = tuple(ref.prepared for ref in refs if ref.vote is Vote.PREPARED)
     return part.call_begins(rule, owner, now_ms, decide=prepared)
 
 

@@ -17,11 +17,23 @@ from txrpc._protocol.participant.branch import BranchInput, BranchState, Decidin
 from txrpc.errors import AbortCode, ConfigurationError, CoordinatorUnavailable, LimitExceeded, Reason
 from txrpc.ids import BranchId
 
-__all__ = ["Ended", "commit_here", "fail_all", "keep", "post", "replied", "rollback_here", "runs", "send_commit"]
+__all__ = [
+    "PAUSE_S",
+    "Ended",
+    "commit_here",
+    "fail_all",
+    "keep",
+    "post",
+    "replied",
+    "rollback_here",
+    "runs",
+    "send_commit",
+]
 
 Ended = tuple[Outcome, Reason | None]
 
-_PAUSE_S = 0.05
+PAUSE_S = 0.05
+"""Seconds between two tries to reach a coordinator that is away, or to learn how a commit has ended."""
 
 _K = TypeVar("_K")
 _V = TypeVar("_V")
@@ -95,7 +107,7 @@ def send_commit(client: ClientState, part: LocalTransaction, refs: tuple[BranchR
         except CoordinatorUnavailable as error:
             if client.now_ms() >= part.deadline_ms or all_over(client):
                 return Reason(AbortCode.COORDINATOR_UNAVAILABLE, str(error))
-            yield client.runtime.pause, (_PAUSE_S,)
+            yield client.runtime.pause, (PAUSE_S,)
         except (ConfigurationError, LimitExceeded) as error:
             code = AbortCode.LIMIT_EXCEEDED if isinstance(error, LimitExceeded) else AbortCode.COORDINATOR_UNAVAILABLE
             return Reason(code, str(error))

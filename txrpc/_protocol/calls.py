@@ -58,6 +58,11 @@ class BranchRef:
     counted: int = 0
     register: RegisterId | None = None
 
+    @property
+    def prepared(self) -> PreparedBranch:
+        """What a decision keeps of the branch, once it has voted to commit."""
+        return PreparedBranch(self.branch, self.participant, self.resource, self.token)
+
 
 @dataclass(frozen=True, slots=True)
 class CallReport:

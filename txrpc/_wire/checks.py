@@ -9,7 +9,8 @@ from typing import Any, TypeVar
 from google.protobuf.message import DecodeError, Message
 
 from txrpc._protocol.messages import BranchRef, Owner, ResourceInfo, Vote
-from txrpc._wire.v1 import context_pb2, session_pb2
+from txrpc._protocol.records import PreparedBranch
+from txrpc._wire.v1 import context_pb2, peer_pb2, session_pb2
 from txrpc.errors import AbortCode, BadMessage, InvalidName, Reason
 from txrpc.ids import (
     GROUP_MAX,
@@ -41,6 +42,7 @@ __all__ = [
     "parse",
     "participant_id",
     "position_from",
+    "prepared_from",
     "reason_from",
     "reason_to",
     "register_from",
@@ -147,6 +149,16 @@ def token_from(value: str) -> str:
     if value and (len(value) > _TOKEN_MAX or not value.isascii() or not value.replace("-", "").isalnum()):
         raise BadMessage("token: not the identifier of a database transaction")
     return value
+
+
+def prepared_from(value: context_pb2.BranchRef | peer_pb2.LogBranch) -> PreparedBranch:
+    """A prepared branch, of a message or of a decision that is kept."""
+    return PreparedBranch(
+        branch_id(value.branch),
+        participant_id(value.participant),
+        name_from("resource", value.resource, RESOURCE_MAX),
+        token_from(value.token),
+    )
 
 
 def member(kind: type[_E], field: str, value: int) -> _E:

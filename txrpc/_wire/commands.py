@@ -11,7 +11,7 @@ from typing import Any
 from txrpc._protocol.messages import FinishResult
 from txrpc._protocol.quorum import commands as q
 from txrpc._protocol.quorum.views import View
-from txrpc._protocol.records import Decision, Incident, PreparedBranch
+from txrpc._protocol.records import Decision, Incident
 from txrpc._wire import checks as c
 from txrpc._wire.v1 import peer_pb2 as pb
 from txrpc.errors import BadMessage, ConfigurationError
@@ -134,15 +134,7 @@ def decision_to(decision: Decision, done_ms: int = 0) -> pb.LogDecision:
 
 def decision_from(message: pb.LogDecision) -> Decision:
     """The reverse of `decision_to`."""
-    branches = tuple(
-        PreparedBranch(
-            c.branch_id(b.branch),
-            c.participant_id(b.participant),
-            c.name_from("resource", b.resource, RESOURCE_MAX),
-            c.token_from(b.token),
-        )
-        for b in message.branches
-    )
+    branches = tuple(map(c.prepared_from, message.branches))
     return Decision(c.xid_from(message.xid), c.epoch_from(message.epoch), message.decided_ms, branches)
 
 

@@ -64,15 +64,7 @@ def listed_from(values: Sequence[context_pb2.BranchRef]) -> tuple[PreparedBranch
     """The reverse of `listed_to`; raises `BadMessage`."""
     if len(values) > _BRANCHES_MAX:
         raise BadMessage(f"branches: {len(values)} are more than {_BRANCHES_MAX}")
-    branches = tuple(
-        PreparedBranch(
-            c.branch_id(value.branch),
-            c.participant_id(value.participant),
-            c.name_from("resource", value.resource, RESOURCE_MAX),
-            c.token_from(value.token),
-        )
-        for value in values
-    )
+    branches = tuple(map(c.prepared_from, values))
     if len({each.branch for each in branches}) != len(branches):
         raise BadMessage("branches: one is listed twice")
     return branches

@@ -161,7 +161,7 @@ class PresumedAbort:
 
     def durable(self, _now_ms: int, xid: Any, _epoch: Any, _branches: Any) -> None:
         if xid in self._aborted:
-            raise Violation(5, f"{xid} is decided after somebody was told that it is aborted")
+            raise Violation(5, f"{xid} is decided after its abort was told")
 
     def registered(self, now_ms: int, xid: Any, _branch: Any, branches: Any) -> None:
         self.durable(now_ms, xid, None, branches)
@@ -209,9 +209,9 @@ class NoEarlyForgetting:
 
     def rest(self, _now_ms: int) -> None:
         if self._records:
-            raise Violation(6, f"records that nobody ever deletes: {self._records}")
+            raise Violation(6, f"records that are never deleted: {self._records}")
         if self._registered:
-            raise Violation(6, f"decisions that nobody ever marks as done: {self._registered}")
+            raise Violation(6, f"decisions that are never marked as done: {self._registered}")
 
 
 class Fencing:
@@ -310,7 +310,7 @@ class Deadlines:
     def rest(self, now_ms: int) -> None:
         stuck = {branch for branch, since_ms in self._open.items() if now_ms > since_ms + self.MOST_MS}
         if stuck:
-            raise Violation(11, f"branches that nobody ever ends: {stuck}")
+            raise Violation(11, f"branches that never end: {stuck}")
 
 
 class OneAnswer:
@@ -379,7 +379,7 @@ class Truth:
     def committed(self, _now_ms: int, xid: Any, _branch: Any, _calls: Any, _was_prepared: bool) -> None:
         self._committed.add(xid)
         if xid in self._denied - self._damaged:
-            raise Violation(13, f"{xid} commits, and somebody was told that it is aborted")
+            raise Violation(13, f"{xid} commits after its abort was told")
         if self._told.get(xid) is _ABORTED:
             raise Violation(13, f"{xid} commits, and its application was told that it is aborted")
 
@@ -391,7 +391,7 @@ class Truth:
             if outcome is _COMMITTED and xid in self._wrote - self._damaged and xid not in self._committed:
                 raise Violation(13, f"the application was told that {xid} is committed, and it is not")
             if outcome is _UNKNOWN and len(self._listed.get(xid, ())) != 1 and not self._crowded:
-                raise Violation(13, f"nobody ever told the application how {xid} ended")
+                raise Violation(13, f"the application was never told how {xid} ended")
 
 
 _CHECKERS: tuple[type[Any], ...] = (
