@@ -99,10 +99,14 @@ def test_the_log_may_be_postgresql_and_the_next_transaction_does_not_wait_for_th
 
 
 def test_a_frozen_coordinator_is_taken_over_and_comes_back_when_it_wakes_up(
-    make_world: Make, connected: Connect
+    make_world: Make, connected: Connect, servers: dict[str, Server]
 ) -> None:
-    """Rules 7 and 12: it is fenced, says so, and opens its log again; what it had begun was ended by the other one."""
-    world = make_world(nodes=2, c1="coordinator.before_record=stop")
+    """Rules 7 and 12: it is fenced, says so, and opens its log again; what it had begun was ended by the other one.
+
+    Its log is not a file: what its other threads hold when it freezes, such as SQLite's lock, they hold until it wakes up.
+    """
+    log = servers["bank-a"].create_database("frozenlog")
+    world = make_world(nodes=2, log=log, c1="coordinator.before_record=stop")
     manager = connected(world)
     told = transfer(world)
     assert told == "aborted", world.evidence()
