@@ -34,6 +34,7 @@ def connect(
     group: str = "default",
     process: str = "",
     commit_timeout: float = 10.0,
+    decide_in: Resource | str | None = None,
     credentials: grpc.ChannelCredentials | None = None,
     options: SessionOptions | None = None,
 ) -> TransactionManager:
@@ -46,6 +47,7 @@ def connect(
     process: how this process is called in the coordinator's status, for people.
     commit_timeout: seconds for which ``commit()`` goes on waiting for its answer when the transaction's deadline has passed, before
         it raises `OutcomeUnknown`; long enough for a coordinator that restarts.
+    decide_in: the resource, or its name, whose database decides transactions that do not say otherwise: see `transaction`.
     credentials: for TLS, e.g. ``grpc.ssl_channel_credentials(ca)``; None connects in the clear.
 
     If the coordinator does not answer within ``options.connect_timeout_s`` a warning is logged and connecting goes on behind.  So
@@ -54,7 +56,7 @@ def connect(
     a fork call it again, in the child.
     """
     options = options or SessionOptions()
-    client = Client(group, resources, process, commit_timeout)
+    client = Client(group, resources, process, commit_timeout, decide_in)
     sessions = [
         Session(each, client.core, options=options, channel_credentials=credentials)
         for each in coordinator_addresses(address)

@@ -33,12 +33,13 @@ async def connect(
     group: str = "default",
     process: str = "",
     commit_timeout: float = 10.0,
+    decide_in: AsyncResource | str | None = None,
     credentials: grpc.ChannelCredentials | None = None,
     options: SessionOptions | None = None,
 ) -> AsyncTransactionManager:
     """Connect this process to its coordinator.  See `txrpc.connect`; the manager belongs to the running event loop."""
     options = options or SessionOptions()
-    client = AsyncClient(group, resources, process, commit_timeout)
+    client = AsyncClient(group, resources, process, commit_timeout, decide_in)
     sessions = [
         AsyncSession(each, client.core, options=options, channel_credentials=credentials)
         for each in coordinator_addresses(address)

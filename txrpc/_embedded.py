@@ -22,6 +22,7 @@ def embedded(
     group: str = "default",
     process: str = "",
     commit_timeout: float = 10.0,
+    decide_in: Resource | str | None = None,
     node: str = "embedded",
     listen: str = "",
     credentials: grpc.ServerCredentials | None = None,
@@ -29,7 +30,7 @@ def embedded(
     """Make a coordinator inside this program, and its manager what `transaction` uses: several databases, and no server.
 
     log: URL of the decision log, for example ``sqlite:///txrpc.db``, or a database of PostgreSQL's.
-    resources, group, process, commit_timeout: see `txrpc.connect`.
+    resources, group, process, commit_timeout, decide_in: see `txrpc.connect`.
     node: the coordinator's name, the same after every restart.  Programs whose coordinators one process connects to need different
         ones.
     listen: ``host:port`` at which other processes reach this coordinator with `txrpc.connect`, so that services can join this
@@ -44,7 +45,7 @@ def embedded(
     """
     from txrpc._embedded_session import Embedding, ThreadSession
 
-    client = Client(group, resources, process, commit_timeout)
+    client = Client(group, resources, process, commit_timeout, decide_in)
     embedding = Embedding(log, group, node, listen, credentials)
     client.connect(ThreadSession(client.core, embedding), patience_s=commit_timeout)
     return TransactionManager(client)
@@ -57,6 +58,7 @@ async def embedded_async(
     group: str = "default",
     process: str = "",
     commit_timeout: float = 10.0,
+    decide_in: AsyncResource | str | None = None,
     node: str = "embedded",
     listen: str = "",
     credentials: grpc.ServerCredentials | None = None,
@@ -64,7 +66,7 @@ async def embedded_async(
     """Make a coordinator inside this asyncio program.  See `txrpc.embedded`; it belongs to the running event loop."""
     from txrpc._embedded_session import Embedding, LoopSession
 
-    client = AsyncClient(group, resources, process, commit_timeout)
+    client = AsyncClient(group, resources, process, commit_timeout, decide_in)
     embedding = Embedding(log, group, node, listen, credentials)
     await client.connect(LoopSession(client.core, embedding), patience_s=commit_timeout)
     return AsyncTransactionManager(client)

@@ -184,8 +184,8 @@ async def test_the_same_in_asyncio(tmp_path: Path, ledger: Database, other: Data
         txrpc.sql.AsyncResourceManager("ledger", engines[0], decides=True),
         txrpc.sql.AsyncResourceManager("other", engines[1]),
     ]
-    async with await txrpc.aio.embedded(f"sqlite:///{tmp_path}/log.db", resources=resources):
-        async with txrpc.aio.transaction(decide_in="ledger", wait="acknowledged"):
+    async with await txrpc.aio.embedded(f"sqlite:///{tmp_path}/log.db", resources=resources, decide_in="ledger"):
+        async with txrpc.aio.transaction(wait="acknowledged"):
             for resource in resources:
                 async with resource.connection() as connection:
                     await connection.execute(sa.text("INSERT INTO row VALUES (1)"))
@@ -208,6 +208,38 @@ def test_a_resource_that_cannot_decide_is_refused_at_once(
 ) -> None:
     with txrpc.embedded(f"sqlite:///{tmp_path}/log.db", resources=resources), pytest.raises(error, match=says):
         txrpc.begin(decide_in=given)
+
+
+def test_a_program_says_once_which_database_decides(
+    tmp_path: Path, ledger: Database, other: Database, resources: tuple[txrpc.sql.ResourceManager, ...]
+) -> None:
+    with txrpc.embedded(f"sqlite:///{tmp_path}/log.db", resources=resources, decide_in=resources[0]):
+        with txrpc.transaction(wait="acknowledged"):
+            for resource in resources:
+                insert(resource)
+        with txrpc.transaction(read_only=True):
+            pass
+        eventually(lambda: ledger.decisions == [(True, True)])
+        with txrpc.transaction(decide_in=""):
+            for resource in resources:
+                insert(resource, 2)
+        assert (ledger.rows, other.rows) == ([1, 2], [1, 2])
+        assert len(ledger.decisions) == 1, "the coordinator decided"
+
+
+def test_what_cannot_decide_is_no_default(tmp_path: Path, resources: tuple[txrpc.sql.ResourceManager, ...]) -> None:
+    log, (ledger, other) = f"sqlite:///{tmp_path}/log.db", resources
+    with pytest.raises(txrpc.ConfigurationError, match="decides=True"):
+        txrpc.embedded(log, resources=resources, decide_in="other")
+    with pytest.raises(txrpc.ConfigurationError, match="resources="):
+        txrpc.embedded(log, resources=[other], decide_in=ledger)
+    with pytest.raises(txrpc.UsageError, match="a resource, or its name"):
+        txrpc.embedded(log, resources=resources, decide_in=7)  # type: ignore[arg-type]
+    with (
+        txrpc.embedded(log, resources=resources, decide_in="elsewhere"),
+        pytest.raises(txrpc.UsageError, match="known are"),
+    ):
+        txrpc.begin()
 
 
 # ------------------------------------------------------------------------------------------------------------- services

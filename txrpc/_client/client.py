@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, Protocol, Self
 
-from txrpc._client import effects
+from txrpc._client import effects, registers
 from txrpc._client.branch_operation import broke, operate
 from txrpc._client.coordinators import Outbox, find, unavailable
 from txrpc._client.core import ClientCore, check_timeout
@@ -58,11 +58,13 @@ class Client:
         resources: Iterable[Resource],
         process: str = "",
         commit_timeout: float = 10.0,
+        decide_in: Resource | str | None = None,
         workers: int = 16,
     ) -> None:
         check_timeout(commit_timeout, "commit_timeout")
         self.state = ClientState.make(group, resources, process, runtime=self)
         self.state.commit_timeout_ms = int(commit_timeout * 1000)
+        self.state.decide_in = registers.default_of(self.state, decide_in)
         self.core = ClientCore(self.state)
         # One resource never waits for another, and finishing never behind the PREPAREs that wait for what it would free.
         self._workers = {name: ThreadPoolExecutor(workers, f"txrpc-{name}") for name in self.state.resources}

@@ -10,7 +10,7 @@ from collections.abc import Callable, Coroutine, Iterable
 from contextlib import AbstractAsyncContextManager
 from typing import Any, Protocol, Self
 
-from txrpc._client import effects
+from txrpc._client import effects, registers
 from txrpc._client.branch_operation import broke, operate
 from txrpc._client.coordinators import Outbox, find, unavailable
 from txrpc._client.core import ClientCore, check_timeout
@@ -58,11 +58,13 @@ class AsyncClient:
         resources: Iterable[AsyncResource],
         process: str = "",
         commit_timeout: float = 10.0,
+        decide_in: AsyncResource | str | None = None,
         workers: int = 16,
     ) -> None:
         check_timeout(commit_timeout, "commit_timeout")
         self.state = ClientState.make(group, resources, process, runtime=self)
         self.state.commit_timeout_ms = int(commit_timeout * 1000)
+        self.state.decide_in = registers.default_of(self.state, decide_in)
         self.core = ClientCore(self.state)
         self._loop: asyncio.AbstractEventLoop | None = None
         self._tasks: set[asyncio.Task[None]] = set()

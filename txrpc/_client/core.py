@@ -80,7 +80,7 @@ class ClientCore:
     # --------------------------------------------------------------------------------------------------- transactions
 
     def begin_part(self, timeout_s: float | None, read_only: bool, decide_in: Any = None) -> LocalTransaction:
-        """A root's part.  Nothing is sent.  *decide_in*: a resource that decides, or its name."""
+        """A root's part.  Nothing is sent.  *decide_in*: a resource that decides, or its name; "": none; None: the client's own."""
         self.check_fork()
         timeout_s = DEFAULT_TIMEOUT_S if timeout_s is None else timeout_s
         check_timeout(timeout_s)
@@ -92,8 +92,9 @@ class ClientCore:
         owner, tick = (chosen.owner, chosen.tick) if chosen is not None else (None, 0)
         deadline_ms = self.state.now_ms() + int(timeout_s * 1000)
         part = LocalTransaction(xid, owner, self.state.group, deadline_ms, read_only, tick, timeout_s)
-        if decide_in is not None and not read_only:
-            part.decides_in, part.register = registers.register_of(self.state, decide_in)
+        decider = self.state.decide_in if decide_in is None else decide_in
+        if decider != "" and not read_only:
+            part.decides_in, part.register = registers.register_of(self.state, decider)
         return part
 
     def join_part(self, context: TransactionContext) -> LocalTransaction:

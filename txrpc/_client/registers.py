@@ -23,9 +23,34 @@ from txrpc._wire.deciding import decode_decision
 from txrpc.errors import BadMessage, ConfigurationError, ResourceUnavailable, UsageError
 from txrpc.ids import RegisterId, Xid
 
-__all__ = ["asked", "done", "look_through", "register_of"]
+__all__ = ["asked", "default_of", "done", "look_through", "register_of"]
 
 logger = logging.getLogger("txrpc.client")
+
+_KEEPS_NONE = "resource {!r} keeps no decisions: make it with decides=True"
+
+
+def default_of(client: ClientState, given: Any) -> str:
+    """Return the name of the resource that decides this client's transactions, unless one says otherwise; "" if there is none.
+
+    Raises `UsageError` for what is no resource's name, `ConfigurationError` for a resource of this process that does not decide.
+    """
+    name = "" if given is None else _name(given)
+    mine = client.resources.get(name)
+    if mine is not None and getattr(mine, "decider", None) is None:
+        raise ConfigurationError(_KEEPS_NONE.format(name))
+    if mine is None and not isinstance(given, str | None):
+        raise ConfigurationError(
+            f"decide_in={name!r} is not among this process's resources: give it in resources= as well"
+        )
+    return name
+
+
+def _name(given: Any) -> str:
+    name = given if isinstance(given, str) else getattr(given, "name", None)
+    if not isinstance(name, str):
+        raise UsageError(f"decide_in takes a resource, or its name, not {given!r}")
+    return name
 
 
 def register_of(client: ClientState, given: Any) -> tuple[str, RegisterId]:
@@ -33,9 +58,7 @@ def register_of(client: ClientState, given: Any) -> tuple[str, RegisterId]:
 
     Raises `UsageError` if there is none of that name, `ConfigurationError` if it does not decide, `ResourceUnavailable`.
     """
-    name = given if isinstance(given, str) else getattr(given, "name", None)
-    if not isinstance(name, str):
-        raise UsageError(f"decide_in takes a resource, or its name, not {given!r}")
+    name = _name(given)
     if name not in client.resources:
         if (elsewhere := client.registers.get(name)) is not None:
             return name, elsewhere
@@ -48,7 +71,7 @@ def register_of(client: ClientState, given: Any) -> tuple[str, RegisterId]:
         raise ResourceUnavailable(f"resource {name!r} of this process is not ready: {trouble}")
     register = client.starting.register(name)
     if register is None:
-        raise ConfigurationError(f"resource {name!r} keeps no decisions: make it with decides=True")
+        raise ConfigurationError(_KEEPS_NONE.format(name))
     return name, register
 
 

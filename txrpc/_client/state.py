@@ -173,6 +173,8 @@ class ClientState:
     """For how long a start waits for the databases; those that have not answered by then are started in the background."""
     commit_timeout_ms: int = 10_000
     """For how long `commit` waits for its answer after the transaction's deadline."""
+    decide_in: str = ""
+    """The resource that decides transactions that do not say which; "": the coordinator."""
     serves: bool = False
     """Whether calls join transactions through this client: then its resources are not used outside of them (rule 19)."""
 
