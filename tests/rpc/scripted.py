@@ -137,6 +137,7 @@ class Notes:
         self.losses: list[str] = []
         self.order: list[str] = []
         self.fail_in: set[str] = set()
+        self.at_message: Callable[[], object] = lambda: None
 
     def hello(self, _session: Any) -> m.Hello:
         self.hellos += 1
@@ -148,6 +149,7 @@ class Notes:
 
     def on_message(self, _session: Any, node: str, message: m.FromCoordinator) -> None:
         assert node == self.welcomes[-1].owner.node
+        self.at_message()
         self._note("message", lambda: self.messages.append(message))
 
     def on_lost(self, _session: Any, text: str) -> None:

@@ -147,6 +147,21 @@ def test_messages_in_the_batch_of_the_welcome_are_taken(connect: Make, notes: No
         assert notes.order == ["welcome", "message"]
 
 
+def test_what_comes_with_the_welcome_is_known_to_the_thread_that_waited_for_it(notes: Notes) -> None:
+    """A transaction that begins at once may name a register: which there are is told behind the welcome."""
+    both = b"".join(
+        encode_from_coordinator(scripted.OWNER.node, (x,)).SerializeToString() for x in (welcome(), m.Tick(2))
+    )
+    with ScriptedCoordinator(say_and_stay(both)) as coordinator:
+        face = Face("sync", coordinator.address, notes)
+        open_before: list[bool] = []
+        notes.at_message = lambda: open_before.append(face.session._welcome is not None)
+        face.start()
+        face.wait_connected()
+        assert (notes.messages, open_before) == ([m.Tick(2)], [False])
+        face.dispose()
+
+
 def test_encrypted_with_channel_credentials(connect: Make, notes: Notes) -> None:
     with ScriptedCoordinator(listen, secure=True) as coordinator:
         face = connect(coordinator.address, channel_credentials=grpc.local_channel_credentials())

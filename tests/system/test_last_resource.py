@@ -198,7 +198,7 @@ async def test_the_same_in_asyncio(tmp_path: Path, ledger: Database, other: Data
 @pytest.mark.parametrize(
     ("given", "error", "says"),
     [
-        ("nothing", txrpc.UsageError, "known are ledger, other"),
+        ("nothing", txrpc.ResourceUnavailable, "known are ledger, other"),
         ("other", txrpc.ConfigurationError, "decides=True"),
         (7, txrpc.UsageError, "a resource, or its name"),
     ],
@@ -237,7 +237,7 @@ def test_what_cannot_decide_is_no_default(tmp_path: Path, resources: tuple[txrpc
         txrpc.embedded(log, resources=resources, decide_in=7)  # type: ignore[arg-type]
     with (
         txrpc.embedded(log, resources=resources, decide_in="elsewhere"),
-        pytest.raises(txrpc.UsageError, match="known are"),
+        pytest.raises(txrpc.ResourceUnavailable, match="known are"),
     ):
         txrpc.begin()
 

@@ -56,15 +56,15 @@ def _name(given: Any) -> str:
 def register_of(client: ClientState, given: Any) -> tuple[str, RegisterId]:
     """Return the name of the resource that is to decide, of this process or another one, and its register.
 
-    Raises `UsageError` if there is none of that name, `ConfigurationError` if it does not decide, `ResourceUnavailable`.
+    Raises `ConfigurationError` if it does not decide, `ResourceUnavailable` if it is not ready, or no process has brought it yet.
     """
     name = _name(given)
     if name not in client.resources:
         if (elsewhere := client.registers.get(name)) is not None:
             return name, elsewhere
         known = ", ".join(sorted({*client.resources, *client.registers})) or "none"
-        raise UsageError(
-            f"decide_in={name!r}: neither this process nor another one that is connected has such a resource with decides=True; "
+        raise ResourceUnavailable(
+            f"decide_in={name!r}: neither this process nor another one that has connected has such a resource with decides=True; "
             f"known are {known}"
         )
     if trouble := client.starting.trouble(name):

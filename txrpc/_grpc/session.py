@@ -163,8 +163,7 @@ class Session(Link):
                     call.cancel()
             try:
                 welcome, rest = self._first(call)
-                self._established(welcome, outgoing)
-                self._deliver(welcome.owner.node, rest)
+                self._established(welcome, rest, outgoing)
                 for data in call:
                     self._deliver(welcome.owner.node, parse(data))
             finally:
@@ -207,13 +206,14 @@ class Session(Link):
         if call is not None:
             call.cancel()
 
-    def _established(self, welcome: Welcome, outgoing: _Outgoing) -> None:
+    def _established(self, welcome: Welcome, rest: list[FromNode], outgoing: _Outgoing) -> None:
         outgoing.waiting.max_bytes = self._limit(welcome)
         self._log_established(welcome)
         self._welcomed_at = time.monotonic()
         self._outgoing = outgoing
         self._user.on_welcome(self, welcome)
-        # Last: code that waits for the session finds that all callbacks have run.
+        self._deliver(welcome.owner.node, rest)
+        # Last: code that waits for the session finds that all callbacks have run, and all that came with the welcome is known.
         with self._changed:
             self._welcome, self.last_error = welcome, ""
             self._changed.notify_all()
