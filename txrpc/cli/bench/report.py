@@ -17,6 +17,7 @@ LABELS = {
     "alone": "each service commits alone",
     "two-phase": "a transaction",
     "final calls": "with final calls",
+    "a database decides": "one of the databases decides",
 }
 
 

@@ -20,13 +20,13 @@ from typing import Any
 import grpc
 
 import txrpc
-from txrpc.cli.bench.service import METHOD
+from txrpc.cli.bench.service import DECIDES, METHOD
 from txrpc.cli.bench.work import ACCOUNTS, GROUP, prepared_databases
 from txrpc.errors import ConfigurationError
 
 __all__ = ["FORMS", "Measured", "measure"]
 
-FORMS = ("alone", "two-phase", "final calls")
+FORMS = ("alone", "two-phase", "final calls", "a database decides")
 _START_S = 30.0
 _END_S = 20.0
 _WARM_S = 0.5
@@ -72,7 +72,7 @@ def measure(urls: tuple[str, str], customers: Sequence[int], seconds: float, rou
 
 
 @contextlib.contextmanager
-def _transfers(coordinator: str, banks: list[list[str]]) -> Iterator[tuple[Transfer, Transfer, Transfer]]:
+def _transfers(coordinator: str, banks: list[list[str]]) -> Iterator[tuple[Transfer, ...]]:
     with txrpc.connect(coordinator, group=GROUP, process="customers"), contextlib.ExitStack() as stack:
         plain = [stack.enter_context(grpc.insecure_channel(alone)) for alone, _ in banks]
         joined = [stack.enter_context(grpc.insecure_channel(together)) for _, together in banks]
@@ -93,7 +93,14 @@ def _transfers(coordinator: str, banks: list[list[str]]) -> Iterator[tuple[Trans
                 third(json.dumps([account, -1]).encode())
                 fourth(json.dumps([account, 1]).encode())
 
-        yield alone, together, final
+        def decided(account: int) -> None:
+            with txrpc.transaction(decide_in=DECIDES):
+                with txrpc.final_call():
+                    third(json.dumps([account, -1]).encode())
+                with txrpc.final_call(decides=True):
+                    fourth(json.dumps([account, 1]).encode())
+
+        yield alone, together, final, decided
 
 
 def _method(channel: grpc.Channel) -> Any:

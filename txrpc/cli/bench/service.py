@@ -14,15 +14,18 @@ from contextlib import AbstractContextManager
 from typing import Any
 
 import grpc
+import sqlalchemy as sa
 
 import txrpc
-from txrpc.cli.bench.work import GROUP, add, engine_to
+from txrpc.cli.bench.work import GROUP, add, engine_to, use_schema
 from txrpc.sql import ResourceManager
 
-__all__ = ["METHOD"]
+__all__ = ["DECIDES", "METHOD"]
 
 SERVICE = "txrpc.bench.Bank"
 METHOD = f"/{SERVICE}/Add"
+DECIDES = "bank-1"
+"""The resource in whose database transactions may be decided."""
 
 
 def _handler(block: Callable[[], AbstractContextManager[Any]]) -> grpc.GenericRpcHandler[Any, Any]:
@@ -48,7 +51,9 @@ def main() -> None:
     asked = json.loads(sys.stdin.readline())
     customers = asked["customers"]
     alone = engine_to(asked["url"], customers)
-    resource = ResourceManager(asked["name"], engine_to(asked["url"], customers))
+    engine = engine_to(asked["url"], customers)
+    sa.event.listen(engine, "connect", use_schema)
+    resource = ResourceManager(asked["name"], engine, decides=asked["name"] == DECIDES)
     with txrpc.connect(asked["coordinator"], resources=[resource], group=GROUP, process=asked["name"]):
         servers = [
             _serve(customers, _handler(alone.begin), ()),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
+from typing import Any
 
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection, Engine
@@ -13,7 +14,7 @@ from txrpc.errors import ConfigurationError
 from txrpc.ids import Gid
 from txrpc.sql import ResourceManager
 
-__all__ = ["ACCOUNTS", "GROUP", "SCHEMA", "add", "engine_to", "prepared_databases"]
+__all__ = ["ACCOUNTS", "GROUP", "SCHEMA", "add", "engine_to", "prepared_databases", "use_schema"]
 
 SCHEMA = "txrpc_bench"
 GROUP = "txrpc-bench"
@@ -52,6 +53,13 @@ def shown_url(url: str) -> str:
         return sa.make_url(url).render_as_string(hide_password=True)
     except SQLAlchemyError:
         return "that URL"
+
+
+def use_schema(connection: Any, _record: object) -> None:
+    """A listener for new connections: what txrpc makes for itself goes with the benchmark's schema."""
+    with contextlib.closing(connection.cursor()) as cursor:
+        cursor.execute(f"SET search_path TO {SCHEMA}")
+    connection.commit()
 
 
 @contextlib.contextmanager
