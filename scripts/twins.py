@@ -19,7 +19,7 @@ RUFF = str(Path(sys.executable).with_name("ruff"))
 
 RULES = [
     (r"\basync (def|with|for)\b", r"\1"),
-    (r"await ([\w.]+)\.run_sync\(([\w.]+)(, )?", r"\2(\1\3"),
+    (r"await ([\w.]+)\.run_sync\(\s*([\w.]+)(, )?", r"\2(\1\3"),
     (r"\bawait ", ""),
     (r"\.sync_(engine|session)\b", ""),
     (r"\.sync_transaction\b", ""),

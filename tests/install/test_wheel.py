@@ -19,11 +19,11 @@ from tests.postgres import Server
 pytestmark = [pytest.mark.proof, pytest.mark.timeout(600)]
 
 ROOT = Path(__file__).resolve().parents[2]
-NEEDS = {"txrpc.sql.resource_async": {"asyncio", "asyncpg"}, "txrpc.testing.pytest_plugin": {"testing"}}
+NEEDS = {"txrpc.sql.resource_async": {"asyncio", "asyncpg", "aiosqlite"}, "txrpc.testing.pytest_plugin": {"testing"}}
 """Modules that cannot be imported without one of these extras.  Everything else can, always."""
 DRIVERS = {"postgresql": "psycopg", "psycopg2": "psycopg2", "embedded-postgresql": "psycopg"}
 """The extras with which the README's example runs."""
-EXTRAS = ["", "asyncio", "asyncpg", "embedded-postgresql", "postgresql", "psycopg2", "testing"]
+EXTRAS = ["", "asyncio", "asyncpg", "embedded-postgresql", "postgresql", "psycopg2", "testing", "aiosqlite"]
 OTHER_PYTHONS = ["3.12", "3.13", "3.14"]
 
 IMPORTS = """
@@ -96,6 +96,8 @@ def test_the_wheel_with_one_extra_imports_and_works(
         servers["bank-a"].create_database("locally")
         assert environment.run(textwrap.dedent(LOCALLY), servers["bank-a"].url("locally", "asyncpg")) == "7\n"
         servers["bank-a"].execute("DROP DATABASE locally WITH (FORCE)")
+    if extra == "aiosqlite":
+        assert environment.run(textwrap.dedent(LOCALLY), f"sqlite+aiosqlite:///{tmp_path}/own.db") == "7\n"
 
 
 PART = [
@@ -108,6 +110,8 @@ PART = [
     "tests/sql/test_verbs.py",
     "tests/sql/test_sessions.py",
     "tests/sql/test_aio.py",
+    "tests/sql/test_sqlite.py",
+    "tests/sql/test_sqlite_register.py",
     "tests/test_errors.py",
 ]
 """What runs on the oldest versions: where txrpc meets gRPC, protobuf and SQLAlchemy."""
@@ -117,6 +121,8 @@ PART_OF_PYTHON = [
     "tests/log/test_contract.py",
     "tests/sql/test_verbs.py",
     "tests/sql/test_aio.py",
+    "tests/sql/test_sqlite.py",
+    "tests/sql/test_sqlite_register.py",
 ]
 """What runs on other Pythons, with the newest versions of everything."""
 
@@ -133,7 +139,7 @@ def test_a_part_of_the_tests_on_other_versions(tmp_path: Path, which: str) -> No
     if python is None:
         pytest.skip(f"no Python {which} on this machine")
     environment = Environment.make(tmp_path / "venv", python)
-    extras = "asyncpg,psycopg2,postgresql,embedded-postgresql,testing"
+    extras = "aiosqlite,asyncpg,psycopg2,postgresql,embedded-postgresql,testing"
     wanted = [
         f"{ROOT}[{extras}]",
         "pytest-asyncio>=1.0",

@@ -60,7 +60,7 @@ MUTANTS: dict[str, tuple[Change, str]] = {
     ),
     "a decision is taken below the floor": (
         Change(
-            _SQL + "register",
+            _SQL + "postgresql_register",
             "Verdict.DECIDED if floor is not None and xid > floor else",
             "Verdict.DECIDED if floor is not None else",
         ),
@@ -68,39 +68,43 @@ MUTANTS: dict[str, tuple[Change, str]] = {
     ),
     "a claim is taken below the floor": (
         Change(
-            _SQL + "register",
+            _SQL + "postgresql_register",
             "Found.ABORTED if floor is not None and xid > floor else",
             "Found.ABORTED if floor is not None else",
         ),
         "tests/sql/test_register.py -k v1_v2_v3",
     ),
     "a decision reads the floor in an old snapshot": (
-        Change(_SQL + "register", " FOR SHARE", " FOR KEY SHARE"),
+        Change(_SQL + "postgresql_register", " FOR SHARE", " FOR KEY SHARE"),
         "tests/sql/test_register.py -k v4",
     ),
     "a decision is deleted before it is done": (
-        Change(_SQL + "register", "(done OR NOT committed)", "(done OR true)"),
+        Change(_SQL + "postgresql_register", "(done OR NOT committed)", "(done OR true)"),
         "tests/sql/test_register.py -k v1_what_is_not_done",
     ),
     "a refusal is deleted above the floor": (
         Change(
-            _SQL + "register",
+            _SQL + "postgresql_register",
             "WHERE xid <= (SELECT floor FROM {self.table})",
             "WHERE xid <= (SELECT id FROM {self.table}) OR NOT committed",
         ),
         "tests/sql/test_register.py -k only_rises",
     ),
     "any register takes a decision": (
-        Change(_SQL + "register", "if row is None or _id(row[0], row[2]) != self.id:", "if row is None:"),
+        Change(
+            _SQL + "postgresql_register", "if row is None or register_id(row[0], row[2]) != self.id:", "if row is None:"
+        ),
         "tests/sql/test_register.py -k v14",
     ),
     "any incarnation takes a claim": (
-        Change(_SQL + "register", "return None if _id(*row) == self.id else Found.LOST", "return None"),
+        Change(
+            _SQL + "postgresql_register", "return None if register_id(*row) == self.id else Found.LOST", "return None"
+        ),
         "tests/sql/test_register.py -k v15",
     ),
     "a claim from below the floor waits for no one": (
         Change(
-            _SQL + "register",
+            _SQL + "postgresql_register",
             "        if inserted is None:\n            return self._row(connection, xid)",
             "        if inserted is None:\n            return Row(Found.FORGOTTEN)",
         ),
@@ -108,13 +112,57 @@ MUTANTS: dict[str, tuple[Change, str]] = {
     ),
     "a decision may be lost in a crash": (
         Change(
-            _SQL + "register", "CASE WHEN current_setting('synchronous_commit') = 'off' THEN", "CASE WHEN false THEN"
+            _SQL + "postgresql_register",
+            "CASE WHEN current_setting('synchronous_commit') = 'off' THEN",
+            "CASE WHEN false THEN",
         ),
         "tests/sql/test_register.py -k rule_22",
     ),
     "whatever backend is there writes the decision": (
-        Change(_SQL + "register", "WHERE pg_backend_pid() = {int(pid)} AND now() <> statement_timestamp() ", ""),
+        Change(
+            _SQL + "postgresql_register", "WHERE pg_backend_pid() = {int(pid)} AND now() <> statement_timestamp() ", ""
+        ),
         "tests/sql/test_register.py -k v11",
+    ),
+    "a file's branch is committed by whatever transaction is open": (
+        Change(_SQL + "sqlite", "    prove(connection)\n    if connection", "    if connection"),
+        "tests/sql/test_sqlite.py -k drivers_own",
+    ),
+    "a file is asked for a branch that may still commit": (
+        Change(_SQL + "sqlite_file", "BEGIN IMMEDIATE", "BEGIN"),
+        "tests/sql/test_sqlite.py -k went_away",
+    ),
+    "a marker that is not there proves an abort in any file": (
+        Change(_SQL + "sqlite", "is_known = file == incarnation(connection) and", "is_known ="),
+        "tests/sql/test_sqlite.py -k not_the_one",
+    ),
+    "a marker that was forgotten proves an abort": (
+        Change(_SQL + "sqlite", "< _KEPT_MS / 2", "> 0"),
+        "tests/sql/test_sqlite.py -k not_the_one",
+    ),
+    "a file's connection goes back to the pool unable to write": (
+        Change(_SQL + "common", "if work is not None and work.read_only:", "if False:"),
+        "tests/sql/test_sqlite.py -k may_only_read",
+    ),
+    "whatever transaction is open decides in a file": (
+        Change(_SQL + "sqlite_register", "        prove(connection)\n", ""),
+        "tests/sql/test_sqlite_register.py -k v11",
+    ),
+    "a file decides below the floor": (
+        Change(_SQL + "sqlite_register", "floor is not None and xid > floor and", "floor is not None and"),
+        "tests/sql/test_sqlite_register.py -k v1_v2_v3",
+    ),
+    "a claim is taken below a file's floor": (
+        Change(_SQL + "sqlite_register", "if floor is None or xid <= floor:", "if floor is None:"),
+        "tests/sql/test_sqlite_register.py -k v1_v2_v3",
+    ),
+    "any file of that name takes a decision": (
+        Change(_SQL + "sqlite_file", 'return f"{Path(_path(connection)).stat().st_ino:x}"', 'return "1"'),
+        "tests/sql/test_sqlite_register.py -k v15",
+    ),
+    "a file's decision may be lost when the power fails": (
+        Change(_SQL + "sqlite_register", " and is_durable(connection)", ""),
+        "tests/sql/test_sqlite_register.py -k rule_22",
     ),
     "a COMMIT without an answer is an abort": (
         Change(

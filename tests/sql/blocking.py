@@ -71,10 +71,13 @@ class _Blocked:
 class Blocking(_Blocked):
     """See the module's docstring.  ``engine`` is a synchronous one beside it, to look at the database with."""
 
-    def __init__(self, url: sa.URL, driver: str, **options: Any) -> None:
-        self._async_engine = create_async_engine(url.set(drivername=f"postgresql+{driver}"), **options)
-        super().__init__(txrpc.sql.AsyncResourceManager("bank", self._async_engine), _Loop())
-        self.engine = sa.create_engine(url.set(drivername="postgresql+psycopg"), poolclass=NullPool)
+    def __init__(
+        self, url: sa.URL, driver: str, plain: str = "postgresql+psycopg", decides: bool = False, **options: Any
+    ) -> None:
+        database = url.get_backend_name()
+        self._async_engine = create_async_engine(url.set(drivername=f"{database}+{driver}"), **options)
+        super().__init__(txrpc.sql.AsyncResourceManager("bank", self._async_engine, decides=decides), _Loop())
+        self.engine = sa.create_engine(url.set(drivername=plain), poolclass=NullPool)
 
     def __getattr__(self, name: str) -> Any:
         value = getattr(self._wrapped, name)

@@ -18,7 +18,8 @@ from txrpc._client.flow import arun, run
 from txrpc._protocol.outcomes import Found
 from txrpc.ids import Xid
 from txrpc.sql.deciding import Decided, Hands, decide, settle
-from txrpc.sql.register import Register, Row, open_register
+from txrpc.sql.postgresql_register import PostgresqlRegister, open_register
+from txrpc.sql.register import Row
 
 LIST = b"two branches"
 
@@ -33,20 +34,21 @@ def hands(resource: txrpc.sql.ResourceManager) -> Hands:
         resource._let_go,
         resource._aside,
         resource._break_off,
+        resource._dialect,
     )
 
 
-def register_of(resource: txrpc.sql.ResourceManager) -> Register:
-    register: Register = resource._aside(open_register, "bank")
+def register_of(resource: txrpc.sql.ResourceManager) -> PostgresqlRegister:
+    register: PostgresqlRegister = resource._aside(open_register, "bank")
     return register
 
 
-def found(resource: txrpc.sql.ResourceManager, register: Register, which: Xid) -> Row:
+def found(resource: txrpc.sql.ResourceManager, register: PostgresqlRegister, which: Xid) -> Row:
     row: Row = resource._aside(register.read, which)
     return row
 
 
-def decided(resource: txrpc.sql.ResourceManager, register: Register, work: object, which: Xid) -> Decided:
+def decided(resource: txrpc.sql.ResourceManager, register: PostgresqlRegister, work: object, which: Xid) -> Decided:
     """The last word, asked for until it is there."""
     said = [run(decide(hands(resource), register, "bank", work, which, LIST))]  # type: ignore[arg-type]
 
@@ -208,12 +210,13 @@ def test_while_the_database_is_away_nothing_is_said(make: Make, url: str, proxy:
 async def test_the_same_flows_serve_asyncio(url: str, driver: str) -> None:
     engine = create_async_engine(sa.make_url(url).set(drivername=f"postgresql+{driver}"))
     bank, one, two = txrpc.sql.AsyncResourceManager("bank", engine), xid(), xid()
-    register: Register = await bank._aside(open_register, "bank")
+    register: PostgresqlRegister = await bank._aside(open_register, "bank")
     ports = Hands(
         lambda work, verb, *arguments: work.connection.run_sync(verb, *arguments),
         bank._let_go,
         bank._aside,
         bank._break_off,
+        bank._dialect,
     )
     await bank._aside(register.claim, two)
     for which, said in ((one, Decided.COMMITTED), (two, Decided.ABORTED)):

@@ -22,10 +22,11 @@ from tests.waiting import until_a_backend_waits_for
 from txrpc._protocol.outcomes import Found
 from txrpc.errors import ConfigurationError, ResourceUnavailable
 from txrpc.ids import RegisterId, Xid
-from txrpc.sql import register as module
+from txrpc.sql import postgresql_register as module
 from txrpc.sql.backend import backend_pid
 from txrpc.sql.markers import prepare_table
-from txrpc.sql.register import Register, Row, Verdict, open_register
+from txrpc.sql.postgresql_register import PostgresqlRegister, open_register
+from txrpc.sql.register import Row, Verdict
 
 LATER_MS = -1_000_000
 """A horizon behind which everything is that was made until now."""
@@ -52,11 +53,11 @@ def aside(engine: Engine) -> Iterator[Connection]:
 
 
 @pytest.fixture
-def register(aside: Connection) -> Register:
+def register(aside: Connection) -> PostgresqlRegister:
     return open_register(aside, "ledger")
 
 
-def commit(engine: Engine, register: Register, which: Xid) -> Verdict:
+def commit(engine: Engine, register: PostgresqlRegister, which: Xid) -> Verdict:
     """A branch that works, decides and commits; or is rolled back."""
     with engine.connect() as connection:
         connection.execute(sa.text("INSERT INTO row VALUES (:name, 1)"), {"name": str(which)})
@@ -75,7 +76,7 @@ def worked(engine: Engine, which: Xid) -> bool:
 
 
 def test_a_decision_is_there_with_its_work_and_says_so_to_all(
-    engine: Engine, register: Register, aside: Connection
+    engine: Engine, register: PostgresqlRegister, aside: Connection
 ) -> None:
     one = xid()
     assert register.read(aside, one) == Row(Found.OPEN)
@@ -85,14 +86,14 @@ def test_a_decision_is_there_with_its_work_and_says_so_to_all(
     assert commit(engine, register, xid()) is Verdict.DECIDED
 
 
-def test_v9_who_only_reads_changes_nothing(engine: Engine, register: Register, aside: Connection) -> None:
+def test_v9_who_only_reads_changes_nothing(engine: Engine, register: PostgresqlRegister, aside: Connection) -> None:
     one = xid()
     assert register.read(aside, one) == Row(Found.OPEN)
     assert commit(engine, register, one) is Verdict.DECIDED
 
 
 def test_a_claim_comes_first_and_the_decision_after_it_is_rolled_back(
-    engine: Engine, register: Register, aside: Connection
+    engine: Engine, register: PostgresqlRegister, aside: Connection
 ) -> None:
     one = xid()
     assert register.claim(aside, one) == Row(Found.ABORTED)
@@ -101,7 +102,7 @@ def test_a_claim_comes_first_and_the_decision_after_it_is_rolled_back(
     assert register.claim(aside, one) == register.read(aside, one) == Row(Found.ABORTED)
 
 
-def test_a_decision_that_is_repeated_does_not_work_twice(engine: Engine, register: Register) -> None:
+def test_a_decision_that_is_repeated_does_not_work_twice(engine: Engine, register: PostgresqlRegister) -> None:
     one = xid()
     assert commit(engine, register, one) is Verdict.DECIDED
     with engine.connect() as connection:
@@ -109,7 +110,7 @@ def test_a_decision_that_is_repeated_does_not_work_twice(engine: Engine, registe
 
 
 def test_v11_a_connection_that_was_moved_to_another_backend_does_not_decide(
-    engine: Engine, register: Register, aside: Connection
+    engine: Engine, register: PostgresqlRegister, aside: Connection
 ) -> None:
     """There is no transaction there, so that the statement would commit by itself: COMMITTED, without the work."""
     one = xid()
@@ -120,7 +121,7 @@ def test_v11_a_connection_that_was_moved_to_another_backend_does_not_decide(
     assert register.read(aside, one) == Row(Found.OPEN)
 
 
-def claiming(engine: Engine, register: Register, which: Xid, pool: ThreadPoolExecutor) -> Future[Row]:
+def claiming(engine: Engine, register: PostgresqlRegister, which: Xid, pool: ThreadPoolExecutor) -> Future[Row]:
     def claim() -> Row:
         with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
             return register.claim(connection, which)
@@ -130,7 +131,7 @@ def claiming(engine: Engine, register: Register, which: Xid, pool: ThreadPoolExe
 
 @pytest.mark.parametrize("commits", [True, False])
 def test_a_claim_waits_for_a_branch_that_has_decided_and_not_committed(
-    engine: Engine, register: Register, server: Server, url: str, commits: bool
+    engine: Engine, register: PostgresqlRegister, server: Server, url: str, commits: bool
 ) -> None:
     one = xid()
     with ThreadPoolExecutor(1) as pool, engine.connect() as connection:
@@ -142,7 +143,9 @@ def test_a_claim_waits_for_a_branch_that_has_decided_and_not_committed(
         assert claim.result(30) == (COMMITTED if commits else Row(Found.ABORTED))
 
 
-def test_a_claim_does_not_wait_for_ever(engine: Engine, register: Register, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_claim_does_not_wait_for_ever(
+    engine: Engine, register: PostgresqlRegister, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(module, "_CLAIM_MS", 100)
     one = xid()
     with ThreadPoolExecutor(1) as pool, engine.connect() as connection:
@@ -156,7 +159,7 @@ def test_a_claim_does_not_wait_for_ever(engine: Engine, register: Register, monk
 # ---------------------------------------------------------------------------------------------------------- forgetting
 
 
-def test_v1_what_is_not_done_is_never_deleted(engine: Engine, register: Register, aside: Connection) -> None:
+def test_v1_what_is_not_done_is_never_deleted(engine: Engine, register: PostgresqlRegister, aside: Connection) -> None:
     one, two, three = xid(), xid(), xid()
     for each in (one, two):
         assert commit(engine, register, each) is Verdict.DECIDED
@@ -175,7 +178,7 @@ def test_v1_what_is_not_done_is_never_deleted(engine: Engine, register: Register
 
 @pytest.mark.parametrize("was", ["committed", "aborted"])
 def test_v1_v2_v3_what_was_deleted_is_not_written_again(
-    engine: Engine, register: Register, aside: Connection, was: str
+    engine: Engine, register: PostgresqlRegister, aside: Connection, was: str
 ) -> None:
     one = xid()
     if was == "committed":
@@ -192,7 +195,7 @@ def test_v1_v2_v3_what_was_deleted_is_not_written_again(
 
 
 def test_the_floor_only_rises_and_follows_the_databases_own_clock(
-    engine: Engine, register: Register, aside: Connection
+    engine: Engine, register: PostgresqlRegister, aside: Connection
 ) -> None:
     now_ms: int = aside.scalar(sa.text("SELECT (extract(epoch FROM clock_timestamp()) * 1000)::bigint")) or 0
     young, old = xid(now_ms - 1_000), xid(now_ms - 600_000)
@@ -211,7 +214,7 @@ def test_the_floor_only_rises_and_follows_the_databases_own_clock(
 
 @pytest.mark.parametrize("level", ["REPEATABLE READ", "SERIALIZABLE"])
 def test_v4_a_snapshot_that_is_older_than_the_floor_does_not_decide(
-    engine: Engine, register: Register, aside: Connection, level: Any
+    engine: Engine, register: PostgresqlRegister, aside: Connection, level: Any
 ) -> None:
     one = xid()
     with engine.connect().execution_options(isolation_level=level) as connection:
@@ -224,7 +227,7 @@ def test_v4_a_snapshot_that_is_older_than_the_floor_does_not_decide(
 
 
 def test_v6_a_question_from_below_the_floor_waits_for_what_is_being_decided(
-    engine: Engine, register: Register, aside: Connection, server: Server, url: str
+    engine: Engine, register: PostgresqlRegister, aside: Connection, server: Server, url: str
 ) -> None:
     """Else a branch would be told to roll back whose transaction commits a moment later."""
     one = xid()
@@ -238,7 +241,7 @@ def test_v6_a_question_from_below_the_floor_waits_for_what_is_being_decided(
 
 
 def test_a_claim_reads_the_floor_after_its_wait(
-    engine: Engine, register: Register, aside: Connection, server: Server, url: str
+    engine: Engine, register: PostgresqlRegister, aside: Connection, server: Server, url: str
 ) -> None:
     """One conditional INSERT reads it before: it said ABORTED of what had committed and was forgotten meanwhile."""
     one = xid()
@@ -254,7 +257,7 @@ def test_a_claim_reads_the_floor_after_its_wait(
         assert claim.result(30) == Row(Found.FORGOTTEN)
 
 
-def test_rule_22_a_decision_is_durable_where_commits_need_not_be(engine: Engine, register: Register) -> None:
+def test_rule_22_a_decision_is_durable_where_commits_need_not_be(engine: Engine, register: PostgresqlRegister) -> None:
     with engine.connect() as connection:
         connection.exec_driver_sql("SET synchronous_commit = off")
         assert register.decide(connection, xid(), LIST, backend_pid(connection)) is Verdict.DECIDED
@@ -270,7 +273,7 @@ def test_rule_22_a_decision_is_durable_where_commits_need_not_be(engine: Engine,
 
 
 def test_v14_another_register_says_nothing_and_takes_nothing(
-    engine: Engine, register: Register, aside: Connection
+    engine: Engine, register: PostgresqlRegister, aside: Connection
 ) -> None:
     one = xid()
     other = replace(register, id=RegisterId(bytes(16) + register.id.incarnation))
@@ -280,7 +283,7 @@ def test_v14_another_register_says_nothing_and_takes_nothing(
 
 
 def test_v15_in_another_incarnation_a_row_is_true_and_none_proves_nothing(
-    engine: Engine, register: Register, aside: Connection
+    engine: Engine, register: PostgresqlRegister, aside: Connection
 ) -> None:
     one, two = xid(), xid()
     assert commit(engine, register, one) is Verdict.DECIDED
@@ -291,7 +294,7 @@ def test_v15_in_another_incarnation_a_row_is_true_and_none_proves_nothing(
     assert register.read(aside, two) == Row(Found.OPEN)
 
 
-def test_a_register_that_is_opened_again_is_the_same(aside: Connection, register: Register) -> None:
+def test_a_register_that_is_opened_again_is_the_same(aside: Connection, register: PostgresqlRegister) -> None:
     assert open_register(aside, "ledger") == register
     assert len(register.id.table) == 16
     aside.exec_driver_sql(f"DROP TABLE {register.table}")

@@ -529,8 +529,10 @@ def test_preflight_says_what_to_change(make: Make, server: Server) -> None:
         resource.engine.dispose()
     with pytest.raises(ResourceUnavailable, match="out of reach"):
         txrpc.sql.ResourceManager("bank", sa.create_engine("postgresql+psycopg://u:secret@127.0.0.1:1/x")).start()
-    with pytest.raises(ConfigurationError, match="postgresql; 'sqlite' is not among them"):
-        txrpc.sql.ResourceManager("bank", sa.create_engine("sqlite://"))
+    foreign = sa.create_engine("sqlite://")
+    foreign.dialect.name = "db2"
+    with pytest.raises(ConfigurationError, match="postgresql, sqlite; 'db2' is not among them"):
+        txrpc.sql.ResourceManager("bank", foreign)
     with pytest.raises(ConfigurationError, match="SQLAlchemy Engine, not str"):
         txrpc.sql.ResourceManager("bank", "postgresql://x")  # type: ignore[arg-type]
     with pytest.raises(ConfigurationError, match="AUTOCOMMIT"):

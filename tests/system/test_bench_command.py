@@ -77,7 +77,7 @@ def test_what_another_run_has_left_is_not_dropped(servers: tuple[Server, Server]
     [
         ("nonsense", "no engine for that URL"),
         ("postgresql+nodriver://h/d", "no engine for postgresql+nodriver://h/d"),
-        ("sqlite:///nothing.db", "txrpc.sql supports postgresql; 'sqlite' is not among them"),
+        ("sqlite:///nothing.db", "the databases of a benchmark are PostgreSQL's"),
         ("postgresql+psycopg://u:secret@127.0.0.1:1/d", "is out of reach"),
     ],
 )

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
+import sqlite3
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
@@ -59,7 +61,24 @@ class Database:
     @property
     def decisions(self) -> list[tuple[bool, bool]]:
         """COMMITTED, and done."""
-        return [tuple(row) for row in self.ask("SELECT committed, done FROM txrpc_decision")]
+        return [(bool(one), bool(two)) for one, two in self.ask("SELECT committed, done FROM txrpc_decision")]
+
+
+class File(Database):
+    """The same in a SQLite file."""
+
+    def __init__(self, folder: Path) -> None:
+        self.path = folder / f"last{next(numbers)}.db"
+        self.url = f"sqlite:///{self.path}"
+        self.ask("CREATE TABLE row (number int PRIMARY KEY)")
+
+    def ask(self, query: str) -> Any:
+        with contextlib.closing(sqlite3.connect(self.path, timeout=30, isolation_level=None)) as connection:
+            return [connection.execute(statement).fetchall() for statement in query.split("; ")][-1]
+
+    @property
+    def prepared(self) -> int:
+        return 0
 
 
 @pytest.fixture
@@ -164,6 +183,32 @@ def test_a_database_that_cannot_prepare_can_decide(tmp_path: Path, other: Databa
                 assert connection.scalars(sa.text("SELECT number FROM row ORDER BY 1")).all() == [1, 2]
         assert other.rows == [1]
         bare.dispose()
+        engine.dispose()
+
+
+def test_a_file_decides_and_alone_it_commits_by_itself(tmp_path: Path, other: Database) -> None:
+    file = File(tmp_path)
+    engines = [sa.create_engine(each.url) for each in (file, other)]
+    resources = [
+        txrpc.sql.ResourceManager("ledger", engines[0], decides=True),
+        txrpc.sql.ResourceManager("other", engines[1]),
+    ]
+    with txrpc.embedded(f"sqlite:///{tmp_path}/log.db", resources=resources, decide_in="ledger"):
+        with txrpc.transaction(wait="acknowledged"):
+            for resource in resources:
+                insert(resource)
+        eventually(lambda: file.decisions == [(True, True)])
+        with txrpc.transaction():
+            insert(resources[0], 2)
+        with pytest.raises(txrpc.TransactionAborted, match="SQLite cannot prepare"), txrpc.transaction(decide_in=""):
+            for resource in resources:
+                insert(resource, 3)
+        with pytest.raises(ValueError, match="no"), txrpc.transaction():
+            for resource in resources:
+                insert(resource, 4)
+            raise ValueError("no")
+        assert (file.rows, other.rows, len(file.decisions)) == ([1, 2], [1], 1)
+    for engine in engines:
         engine.dispose()
 
 
@@ -381,7 +426,12 @@ CRASHES = [
     (A, "participant.after_commit_prepared", True, True),
 ]
 """Which process is killed where, whether the calls are final, and how the transaction then ends (None: either way)."""
-ALWAYS = {"participant.after_insert_decision", "participant.before_decided", "coordinator.before_commit"}
+ALWAYS = {
+    ("postgresql", "participant.after_insert_decision"),
+    ("postgresql", "participant.before_decided"),
+    ("postgresql", "coordinator.before_commit"),
+    ("sqlite", "participant.after_insert_decision"),
+}
 """The points of `make test`."""
 
 
@@ -418,22 +468,28 @@ class Ledger:
 
 
 @pytest.fixture
-def ledger_world(make_world: Callable[..., World], ledger: Database) -> Iterator[Ledger]:
-    made = Ledger(make_world(), ledger)
+def ledger_world(
+    request: pytest.FixtureRequest, make_world: Callable[..., World], ledger: Database, tmp_path: Path
+) -> Iterator[Ledger]:
+    """By default the ledger is in PostgreSQL; ``sqlite`` as the fixture's parameter puts it into a file."""
+    made = Ledger(make_world(), File(tmp_path) if getattr(request, "param", "") == "sqlite" else ledger)
     yield made
     made.engine.dispose()
 
 
 @pytest.mark.parametrize(
-    ("process", "point", "final", "commits"),
+    ("ledger_world", "process", "point", "final", "commits"),
     [
         pytest.param(
+            kind,
             *cell,
-            id=f"{cell[0]}-{cell[1]}-{'final' if cell[2] else 'polled'}",
-            marks=[] if cell[2] and cell[1] in ALWAYS else pytest.mark.proof,
+            id=f"{kind}-{cell[0]}-{cell[1]}-{'final' if cell[2] else 'polled'}",
+            marks=[] if cell[2] and (kind, cell[1]) in ALWAYS else pytest.mark.proof,
         )
-        for cell in CRASHES
+        for kind, cells in (("postgresql", CRASHES), ("sqlite", [cell for cell in CRASHES if cell[0] == ROOT]))
+        for cell in cells
     ],
+    indirect=["ledger_world"],
 )
 def test_rule_1_all_ends_alike_whoever_dies_where(
     ledger_world: Ledger, process: str, point: str, final: bool, commits: bool | None

@@ -142,7 +142,8 @@ def transaction(
         them, in one order for all transactions: so no two of them can wait for each other's connections.
         Each resource named takes part from then on.
     decide_in: a resource of this process, or its name, made with ``decides=True``: its database commits the decision together with
-        its own work; ``""`` for the coordinator where `txrpc.connect` was given one.  The other branches should have voted before: see `txrpc.final_call`.
+        its own work.  The other branches should have voted before: see `txrpc.final_call`.  ``""``: the coordinator, where
+        `txrpc.connect` was given a resource that decides.
     rollback_for, no_rollback_for: exception types and `grpc.StatusCode` members that do, or do not, roll back.
     manager: instead of the one of the last `txrpc.connect`.
 

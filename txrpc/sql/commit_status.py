@@ -7,8 +7,7 @@ from typing import Any
 
 from txrpc._client.flow import Flow
 from txrpc._protocol.messages import Outcome
-from txrpc.sql.backend import Backend
-from txrpc.sql.common import BranchWork
+from txrpc.sql.common import BranchWork, ServerEnd
 
 __all__ = ["ask_once", "terminate_backend"]
 
@@ -18,7 +17,7 @@ _TRIES_MAX = 7
 
 
 def ask_once(
-    ask: Callable[[str], Any], break_off: Callable[[Backend], Any], token: str, backend: Backend | None
+    ask: Callable[[str], Any], break_off: Callable[[ServerEnd], Any], token: str, backend: ServerEnd | None
 ) -> Flow[Outcome | None]:
     """Ask for *token*; None if it is not known yet.
 
@@ -35,7 +34,7 @@ def ask_once(
 
 
 def terminate_backend(
-    break_off: Callable[[Backend], Any], gone: Callable[[Backend], Any], work: BranchWork
+    break_off: Callable[[ServerEnd], Any], gone: Callable[[ServerEnd], Any], work: BranchWork
 ) -> Flow[bool]:
     """End the backend that *work* has left behind: it may still execute what it was told last, or wait and hold its locks.
 

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass
 from types import ModuleType
-from typing import Any
+from typing import Any, Protocol
 
 from sqlalchemy import event
 from sqlalchemy.engine import Connection, Engine
@@ -20,12 +20,12 @@ from sqlalchemy.pool import QueuePool
 from txrpc._protocol.messages import ResourceInfo
 from txrpc.errors import AbortCode, ConfigurationError, IllegalState, Reason, ResourceUnavailable
 from txrpc.ids import RESOURCE_MAX, RegisterId, check_name
-from txrpc.sql import postgresql
-from txrpc.sql.backend import Backend
+from txrpc.sql import postgresql, sqlite
 
 __all__ = [
     "BranchWork",
     "Guard",
+    "ServerEnd",
     "branch_of",
     "broken",
     "capacity_of",
@@ -45,7 +45,7 @@ __all__ = [
 
 logger = logging.getLogger("txrpc.sql")
 
-_DIALECTS: dict[str, ModuleType] = {"postgresql": postgresql}
+_DIALECTS: dict[str, ModuleType] = {"postgresql": postgresql, "sqlite": sqlite}
 
 CONNECT_TIMEOUT_S = 10
 """For one attempt to connect to finish a branch, or to ask; the drivers' own are a minute and more."""
@@ -59,6 +59,14 @@ class Tries:
 
     made: int = 0
     failed: int = 0
+
+
+class ServerEnd(Protocol):
+    """What a branch's work is broken off at: a backend of PostgreSQL's, or an open file of SQLite's."""
+
+    @property
+    def pid(self) -> int:
+        """The process that does the work, or 0 if it is this one."""
 
 
 class BranchWork:
@@ -89,7 +97,7 @@ class BranchWork:
         self.transaction: Any = None
         self.read_only = False
         """Whether the server refuses what would write, for as long as the branch is open."""
-        self.backend: Backend | None = None
+        self.backend: ServerEnd | None = None
         self.began = False
         """Whether a statement has been executed, so that the server has a transaction."""
         self.ours = False
@@ -323,11 +331,12 @@ class Guard:
         """From now on *connection* belongs to *work*."""
         connection.info[_INFO] = work
 
-    @staticmethod
-    def release(connection: Connection) -> None:
+    def release(self, connection: Connection) -> None:
         """The branch is done with *connection*."""
         if not connection.closed and not connection.invalidated:
-            connection.info.pop(_INFO, None)
+            work: BranchWork | None = connection.info.pop(_INFO, None)
+            if work is not None and work.read_only:
+                self._dialect.set_writable(connection)
 
     def _on_commit(self, connection: Connection) -> None:
         work: BranchWork | None = connection.info.get(_INFO)

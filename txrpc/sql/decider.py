@@ -13,7 +13,7 @@ from txrpc.errors import ResourceUnavailable
 from txrpc.ids import RegisterId, Xid
 from txrpc.sql import deciding
 from txrpc.sql.deciding import Decided, Hands
-from txrpc.sql.register import Register, Row, open_register
+from txrpc.sql.register import Register, Row
 
 __all__ = ["Decider"]
 
@@ -33,7 +33,7 @@ class Decider:
 
     def open(self) -> RegisterId:
         """See `txrpc.resource.Decider.open`."""
-        self._opened = self._hands.aside(open_register, self._resource)
+        self._opened = self._hands.aside(self._hands.dialect.open_register, self._resource)
         return self._register.id
 
     @property

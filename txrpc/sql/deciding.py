@@ -8,6 +8,7 @@ from __future__ import annotations
 import enum
 from collections.abc import Callable
 from dataclasses import dataclass
+from types import ModuleType
 from typing import Any
 
 from sqlalchemy.engine import Connection
@@ -16,9 +17,7 @@ from txrpc._client.flow import Flow
 from txrpc._failpoints import failpoint
 from txrpc._protocol.outcomes import Found
 from txrpc.ids import Xid
-from txrpc.sql import postgresql
-from txrpc.sql.backend import Backend
-from txrpc.sql.common import BranchWork, check_whole
+from txrpc.sql.common import BranchWork, ServerEnd, check_whole
 from txrpc.sql.register import Register, Row, Verdict
 
 __all__ = ["Decided", "Hands", "decide", "settle"]
@@ -40,12 +39,14 @@ class Hands:
     let_go: ``(work, spoiled)`` gives that back, which undoes what is not committed.
     aside: ``(verb, *arguments)`` calls *verb* with a connection of its own, in AUTOCOMMIT.
     break_off: ends a backend.
+    dialect: the database's verbs.
     """
 
     on_branch: Callable[..., Any]
     let_go: Callable[[BranchWork, bool], Any]
     aside: Callable[..., Any]
-    break_off: Callable[[Backend], Any]
+    break_off: Callable[[ServerEnd], Any]
+    dialect: ModuleType
 
 
 def decide(
@@ -57,7 +58,7 @@ def decide(
     register may say that the transaction is aborted.  Raises `ResourceUnavailable` or `IllegalState`, before that, if *work* is not
     all that its users did.
     """
-    check_whole(work, resource, postgresql)
+    check_whole(work, resource, hands.dialect)
     work.ours = True
     failpoint("participant.before_insert_decision")
     try:
@@ -71,10 +72,10 @@ def decide(
         return Decided.REFUSED if verdict is Verdict.REFUSED else (yield from settle(hands, register, work, xid))
     failpoint("participant.after_insert_decision")
     try:
-        durable: bool = yield hands.on_branch, (work, _commit, work)
+        durable: bool = yield hands.on_branch, (work, _commit, hands.dialect, work)
     except Exception as error:
         # The database may have refused it (a deferred constraint), or the answer was lost, or the order.
-        work.left_behind = not postgresql.refused(error)
+        work.left_behind = not hands.dialect.refused(error)
         yield hands.let_go, (work, work.left_behind)
         return (yield from settle(hands, register, work, xid))
     except BaseException:
@@ -85,8 +86,8 @@ def decide(
     return Decided.COMMITTED if durable else None
 
 
-def _commit(connection: Connection, work: BranchWork) -> bool:
-    return postgresql.commit(getattr(work.transaction, "sync_transaction", work.transaction), connection)
+def _commit(connection: Connection, dialect: ModuleType, work: BranchWork) -> bool:
+    return bool(dialect.commit(getattr(work.transaction, "sync_transaction", work.transaction), connection))
 
 
 def settle(hands: Hands, register: Register, work: BranchWork, xid: Xid) -> Flow[Decided | None]:

@@ -19,7 +19,9 @@ escape in them.
 from __future__ import annotations
 
 import logging
+import os
 import re
+import time
 from contextlib import closing, suppress
 from typing import Any, Final
 
@@ -30,14 +32,16 @@ from txrpc._protocol.messages import FinishResult, Outcome
 from txrpc._replication import watch_replication
 from txrpc.errors import ResourceUnavailable
 from txrpc.ids import Gid
-from txrpc.sql.backend import backend_pid, hides_backends, interrupt, is_gone
+from txrpc.sql.backend import Backend, backend_pid, hides_backends, interrupt, is_gone
 from txrpc.sql.markers import Marker, clean, holds, prepare_table
 from txrpc.sql.pooling import check_pooler, starting
 from txrpc.sql.postgresql_errors import classify, connection_lost, no_connection, refused, sentence, sqlstate
 from txrpc.sql.postgresql_preflight import current_token, preflight
+from txrpc.sql.postgresql_register import open_register
 
 __all__ = [
-    "backend_pid",
+    "ALWAYS_MARKS",
+    "begin",
     "check_pooler",
     "classify",
     "clean",
@@ -52,14 +56,17 @@ __all__ = [
     "in_transaction",
     "interrupt",
     "is_gone",
+    "new_marker",
     "no_connection",
     "one_phase_result",
+    "open_register",
     "preflight",
     "prepare",
     "prepare_table",
     "refused",
     "sentence",
     "set_read_only",
+    "set_writable",
     "speaks_behind_the_transaction",
     "sqlstate",
     "starting",
@@ -87,9 +94,29 @@ def connect_timeout_name(driver: str) -> str:
     return "timeout" if driver == "asyncpg" else "connect_timeout"
 
 
+ALWAYS_MARKS: Final = False
+"""The number of a transaction tells how it has ended."""
+
+
+def begin(connection: Connection, read_only: bool, asks: bool, _decides: bool) -> Backend:
+    """Begin a branch; *asks*: the driver does not know its backend."""
+    if read_only:
+        set_read_only(connection)
+    return Backend(backend_pid(connection, asks), time.monotonic())
+
+
 def set_read_only(connection: Connection) -> None:
-    """First statement of a branch that may not write."""
+    """Let the database refuse what would write, until the transaction ends, or the savepoint."""
     connection.exec_driver_sql("SET TRANSACTION READ ONLY")
+
+
+def set_writable(_connection: Connection) -> None:
+    """End `set_read_only`, which has ended with its savepoint or its transaction."""
+
+
+def new_marker(table: str) -> Marker:
+    """Return a marker of its own."""
+    return Marker(table, os.urandom(8).hex())
 
 
 _TIMELINE: Final = "SELECT left(pg_walfile_name(pg_current_wal_insert_lsn()), 8)"

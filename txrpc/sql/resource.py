@@ -4,14 +4,12 @@
 
 from __future__ import annotations
 
-import os
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from typing import Any, Literal
 
 from sqlalchemy import Connection, Engine
-from sqlalchemy.exc import DBAPIError
+from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.orm import Session
 
@@ -21,11 +19,11 @@ from txrpc._protocol.messages import FinishResult, Outcome, ResourceInfo
 from txrpc.errors import Reason, ResourceUnavailable
 from txrpc.ids import Gid
 from txrpc.resource import Prepared, ReadOnly
-from txrpc.sql.backend import Backend
 from txrpc.sql.commit_status import ask_once, terminate_backend
 from txrpc.sql.common import (
     BranchWork,
     Guard,
+    ServerEnd,
     branch_of,
     broken,
     capacity_of,
@@ -93,7 +91,7 @@ class ResourceManager:
         self._always_prepare = always_prepare
         self._outside = check_outside(name, outside)
         self._session_commit = check_session_commit(name, session_commit)
-        self._wants_markers = markers
+        self._wants_markers = markers or self._dialect.ALWAYS_MARKS
         self._markers = ""
         """The qualified name of the table of marker rows, if they are wanted."""
         self.user: Any = None
@@ -104,7 +102,7 @@ class ResourceManager:
         self._places = Places(capacity_of(engine))
         self._guard = Guard(engine, side, self._dialect)
         self._asks_for_pid = False
-        hands = Hands(self._on_branch, self._let_go, self._aside, self._break_off)
+        hands = Hands(self._on_branch, self._let_go, self._aside, self._break_off, self._dialect)
         self.decider = Decider(self.name, hands) if decides else None
         """See `txrpc.resource.Decides`."""
 
@@ -153,7 +151,13 @@ class ResourceManager:
                     # A savepoint's own READ ONLY ends with it, and the rest of the transaction may write.
                     with work.connection.begin_nested():
                         self._dialect.set_read_only(work.connection)
-                        yield work.connection
+                        work.read_only = True
+                        try:
+                            yield work.connection
+                        finally:
+                            work.read_only = False
+                            with suppress(SQLAlchemyError):  # the connection may be gone, with whatever was said on it
+                                self._dialect.set_writable(work.connection)
                 else:
                     yield work.connection
             except BaseException:
@@ -204,12 +208,11 @@ class ResourceManager:
         with self._errors():
             try:
                 work.transaction = work.connection.begin()
-                self._guard.watch(work.connection, work)
+                work.backend = self._dialect.begin(
+                    work.connection, read_only, self._asks_for_pid, self.decider is not None
+                )
                 work.read_only = read_only
-                if read_only:
-                    self._dialect.set_read_only(work.connection)
-                pid = self._dialect.backend_pid(work.connection, self._asks_for_pid)
-                work.backend = Backend(pid, time.monotonic())
+                self._guard.watch(work.connection, work)
             except BaseException:
                 self._let_go(work)
                 raise
@@ -319,7 +322,7 @@ class ResourceManager:
 
     def _to_end(self, work: BranchWork) -> tuple[int, bool, Marker | None]:
         """Return what the dialect must know to prove what *work* is, and to have it proven later."""
-        marker = Marker(self._markers, os.urandom(8).hex()) if self._markers else None
+        marker: Marker | None = self._dialect.new_marker(self._markers) if self._markers else None
         return work.pid, work.notifies or self._always_prepare, marker
 
     def _let_go(self, work: BranchWork, spoiled: bool = False) -> None:
@@ -336,10 +339,10 @@ class ResourceManager:
     def _on_branch(self, work: BranchWork, verb: Callable[..., Any], *arguments: Any) -> Any:
         return verb(work.connection, *arguments)
 
-    def _break_off(self, backend: Backend) -> None:
+    def _break_off(self, backend: ServerEnd) -> None:
         self._aside(self._dialect.interrupt, backend)
 
-    def _gone(self, backend: Backend) -> bool:
+    def _gone(self, backend: ServerEnd) -> bool:
         gone: bool = self._aside(self._dialect.is_gone, backend)
         return gone
 

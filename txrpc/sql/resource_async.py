@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import os
-import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, suppress
 from typing import Any, Literal
 
 from sqlalchemy.engine import Connection
-from sqlalchemy.exc import DBAPIError
+from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, AsyncSession
 
@@ -19,11 +17,11 @@ from txrpc._protocol.messages import FinishResult, Outcome, ResourceInfo
 from txrpc.errors import Reason, ResourceUnavailable
 from txrpc.ids import Gid
 from txrpc.resource import Prepared, ReadOnly
-from txrpc.sql.backend import Backend
 from txrpc.sql.commit_status import ask_once, terminate_backend
 from txrpc.sql.common import (
     BranchWork,
     Guard,
+    ServerEnd,
     branch_of,
     broken,
     capacity_of,
@@ -91,7 +89,7 @@ class AsyncResourceManager:
         self._always_prepare = always_prepare
         self._outside = check_outside(name, outside)
         self._session_commit = check_session_commit(name, session_commit)
-        self._wants_markers = markers
+        self._wants_markers = markers or self._dialect.ALWAYS_MARKS
         self._markers = ""
         """The qualified name of the table of marker rows, if they are wanted."""
         self.user: Any = None
@@ -102,7 +100,7 @@ class AsyncResourceManager:
         self._places = AsyncPlaces(capacity_of(engine.sync_engine))
         self._guard = Guard(engine.sync_engine, side, self._dialect)
         self._asks_for_pid = False
-        hands = Hands(self._on_branch, self._let_go, self._aside, self._break_off)
+        hands = Hands(self._on_branch, self._let_go, self._aside, self._break_off, self._dialect)
         self.decider = AsyncDecider(self.name, hands) if decides else None
         """See `txrpc.resource.Decides`."""
 
@@ -151,7 +149,13 @@ class AsyncResourceManager:
                     # A savepoint's own READ ONLY ends with it, and the rest of the transaction may write.
                     async with work.connection.begin_nested():
                         await work.connection.run_sync(self._dialect.set_read_only)
-                        yield work.connection
+                        work.read_only = True
+                        try:
+                            yield work.connection
+                        finally:
+                            work.read_only = False
+                            with suppress(SQLAlchemyError):  # the connection may be gone, with whatever was said on it
+                                await work.connection.run_sync(self._dialect.set_writable)
                 else:
                     yield work.connection
             except BaseException:
@@ -202,12 +206,11 @@ class AsyncResourceManager:
         async with self._errors():
             try:
                 work.transaction = await work.connection.begin()
-                await work.connection.run_sync(self._guard.watch, work)
+                work.backend = await work.connection.run_sync(
+                    self._dialect.begin, read_only, self._asks_for_pid, self.decider is not None
+                )
                 work.read_only = read_only
-                if read_only:
-                    await work.connection.run_sync(self._dialect.set_read_only)
-                pid = await work.connection.run_sync(self._dialect.backend_pid, self._asks_for_pid)
-                work.backend = Backend(pid, time.monotonic())
+                await work.connection.run_sync(self._guard.watch, work)
             except BaseException:
                 await self._let_go(work)
                 raise
@@ -317,7 +320,7 @@ class AsyncResourceManager:
 
     def _to_end(self, work: BranchWork) -> tuple[int, bool, Marker | None]:
         """Return what the dialect must know to prove what *work* is, and to have it proven later."""
-        marker = Marker(self._markers, os.urandom(8).hex()) if self._markers else None
+        marker: Marker | None = self._dialect.new_marker(self._markers) if self._markers else None
         return work.pid, work.notifies or self._always_prepare, marker
 
     async def _let_go(self, work: BranchWork, spoiled: bool = False) -> None:
@@ -334,10 +337,10 @@ class AsyncResourceManager:
     async def _on_branch(self, work: BranchWork, verb: Callable[..., Any], *arguments: Any) -> Any:
         return await work.connection.run_sync(verb, *arguments)
 
-    async def _break_off(self, backend: Backend) -> None:
+    async def _break_off(self, backend: ServerEnd) -> None:
         await self._aside(self._dialect.interrupt, backend)
 
-    async def _gone(self, backend: Backend) -> bool:
+    async def _gone(self, backend: ServerEnd) -> bool:
         gone: bool = await self._aside(self._dialect.is_gone, backend)
         return gone
 

@@ -42,9 +42,12 @@ def add(connection: Connection, account: int, cents: int) -> None:
 def engine_to(url: str, customers: int) -> Engine:
     """Return an engine whose pool is never short; raises `ConfigurationError` if *url* is none, or of no driver that is there."""
     try:
-        return sa.create_engine(url, pool_size=customers, max_overflow=0)
+        engine = sa.create_engine(url, pool_size=customers, max_overflow=0)
     except (SQLAlchemyError, ImportError) as error:
         raise ConfigurationError(f"no engine for {shown_url(url)}: {error}") from error
+    if engine.dialect.name != "postgresql":
+        raise ConfigurationError(f"the databases of a benchmark are PostgreSQL's; {shown_url(url)} is not")
+    return engine
 
 
 def shown_url(url: str) -> str:
