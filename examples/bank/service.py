@@ -11,7 +11,7 @@ import threading
 from concurrent.futures import ThreadPoolExecutor
 
 import grpc
-from sqlalchemy import BigInteger, CheckConstraint, String, create_engine, func, insert, select
+from sqlalchemy import BigInteger, CheckConstraint, Engine, Integer, String, create_engine, func, insert, select
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 import txrpc
@@ -34,7 +34,7 @@ class Entry(Base):
     """The journal: which transaction changed which account, by how much."""
 
     __tablename__ = "journal"
-    number: Mapped[int] = mapped_column(BigInteger, primary_key=True)
+    number: Mapped[int] = mapped_column(BigInteger().with_variant(Integer, "sqlite"), primary_key=True)
     xid: Mapped[str] = mapped_column(String(32), index=True)
     account: Mapped[str] = mapped_column(String(40))
     cents: Mapped[int] = mapped_column(BigInteger)
@@ -76,6 +76,17 @@ def _xid() -> str:
     return str(transaction.xid) if transaction else ""
 
 
+def open_bank(url: str, accounts: int, cents: int) -> Engine:
+    """Make the tables, and *accounts* if there are none."""
+    engine = create_engine(url, pool_size=20)
+    Base.metadata.create_all(engine)
+    with engine.begin() as connection:
+        if accounts and not connection.scalar(select(func.count()).select_from(Account)):
+            rows = [{"name": f"{i:04}", "cents": cents} for i in range(accounts)]
+            connection.execute(insert(Account), rows)
+    return engine
+
+
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--listen", required=True)
@@ -84,16 +95,13 @@ def main() -> None:
     parser.add_argument("--name", default="accounts", help="of the resource: one a database")
     parser.add_argument("--accounts", type=int, default=0, help="make this many accounts if there are none")
     parser.add_argument("--cents", type=int, default=100_000, help="in each of them")
+    parser.add_argument(
+        "--decides", action="store_true", help="let this bank's database decide, where a call asks it to"
+    )
     arguments = parser.parse_args()
 
-    engine = create_engine(arguments.database, pool_size=20)
-    Base.metadata.create_all(engine)
-    with engine.begin() as connection:
-        if arguments.accounts and not connection.scalar(select(func.count()).select_from(Account)):
-            rows = [{"name": f"{i:04}", "cents": arguments.cents} for i in range(arguments.accounts)]
-            connection.execute(insert(Account), rows)
-
-    database = txrpc.sql.ResourceManager(arguments.name, engine)
+    engine = open_bank(arguments.database, arguments.accounts, arguments.cents)
+    database = txrpc.sql.ResourceManager(arguments.name, engine, decides=arguments.decides)
     with txrpc.connect(arguments.coordinator, resources=[database], process=f"bank service {arguments.name}"):
         server = grpc.server(ThreadPoolExecutor(16), interceptors=txrpc.server_interceptors())
         bank_pb2_grpc.add_AccountsServicer_to_server(Accounts(database), server)

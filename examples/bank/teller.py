@@ -22,9 +22,13 @@ from examples.bank import bank_pb2, bank_pb2_grpc
 class Teller:
     """Knows the banks, and moves money between them."""
 
-    def __init__(self, banks: Sequence[str], *, final: bool = False) -> None:
-        """*final*: tell each bank that it is called no more, so that its vote comes with its reply."""
+    def __init__(self, banks: Sequence[str], *, final: bool = False, decider: str = "") -> None:
+        """*final*: tell each bank that it is called no more, so that its vote comes with its reply.
+
+        *decider*: the resource of the last bank, which then decides: the transaction has committed when it replies.
+        """
         self._final = final
+        self.decider = decider
         self._channels = [
             grpc.intercept_channel(grpc.insecure_channel(bank), *txrpc.client_interceptors()) for bank in banks
         ]
@@ -39,9 +43,14 @@ class Teller:
         """
         withdraw = functools.partial(self.banks[source].Withdraw, bank_pb2.Amount(account=source_account, cents=cents))
         deposit = functools.partial(self.banks[target].Deposit, bank_pb2.Amount(account=target_account, cents=cents))
-        for call in (withdraw, deposit) if source < target else (deposit, withdraw):
-            with txrpc.final_call() if self._final else contextlib.nullcontext():
-                call()
+        first, last = (withdraw, deposit) if source < target else (deposit, withdraw)
+        with txrpc.final_call() if self._final or self.decider else contextlib.nullcontext():
+            first()
+            if not self.decider:
+                last()
+        if self.decider:
+            with txrpc.final_call(decides=True):
+                last()
 
     def total(self) -> int:
         """The money of all banks together, in cents."""

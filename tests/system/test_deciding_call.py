@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -16,7 +17,8 @@ import txrpc
 import txrpc.aio
 import txrpc.sql
 from tests.postgres import Server
-from tests.system.test_last_resource import LONG_S, PATIENCE_S, Database, Service, insert
+from tests.sql.kit import Proxy
+from tests.system.test_last_resource import LONG_S, PATIENCE_S, Database, Service, insert, said
 from tests.waiting import aeventually, eventually
 from txrpc.testing import failpoint
 from txrpc.testing.processes import CoordinatorProcess
@@ -152,6 +154,36 @@ def test_v7_a_call_whose_end_is_not_known_is_asked_for_at_the_register(shop: Sho
     eventually(lambda: shop.a.notebook.verbs[-1] == "rollback_prepared")
     eventually(lambda: shop.d.manager._client.state.branches == {})
     assert shop.found == ([], []), "what came too late has met the row"
+
+
+def test_rule_13_a_register_that_is_away_for_a_moment_is_asked_again(
+    coordinator: CoordinatorProcess, servers: dict[str, Server]
+) -> None:
+    """What the last call came to is learnt when its database is back: it is not unknown at once."""
+    database = Database(next(iter(servers.values())))
+    target = sa.make_url(database.url)
+    with Proxy(target.host or "", target.port or 5432) as proxy:
+        database.url = proxy.url(database.url).render_as_string(hide_password=False)
+        shop = Shop(coordinator, database)
+
+        def come_back() -> None:
+            eventually(lambda: said(shop)["received RegisterAnswer"] > 1)
+            proxy.refusing = 0
+
+        back = threading.Thread(target=come_back)
+        with shop.ends:
+            with pytest.raises((grpc.RpcError, txrpc.TransactionAborted)):
+                with txrpc.transaction(timeout=PATIENCE_S, decide_in="ledger", manager=shop.client):
+                    with txrpc.final_call():
+                        shop.a.write(b"one")
+                    proxy.refusing = sys.maxsize
+                    proxy.cut()
+                    back.start()
+                    with txrpc.final_call(decides=True):
+                        shop.d.call("write")
+            back.join()
+            eventually(lambda: shop.a.notebook.verbs[-1] == "rollback_prepared")
+            assert (shop.found, database.decisions) == (([], []), [(False, False)])
 
 
 def test_a_reply_that_is_lost_after_the_commit_is_no_rollback(shop: Shop) -> None:

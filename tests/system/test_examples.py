@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import subprocess
 import sys
@@ -114,16 +115,42 @@ def test_the_teller_program(servers: dict[str, Server], tmp_path: Path) -> None:
 
 
 @pytest.mark.proof
-@pytest.mark.parametrize(
-    "form", [[], ["--group"], ["--final-calls"]], ids=["one coordinator", "a group", "final calls"]
-)
-def test_the_demonstration_proves_itself(form: list[str]) -> None:
-    command = [sys.executable, "-m", "examples.bank.demo", "--transfers", "150", "--threads", "4", *form]
+@pytest.mark.parametrize("form", ["two-phase", "--group", "final-calls", "decides", "embedded", "files"])
+def test_the_demonstration_proves_itself(form: str) -> None:
+    how = [form] if form == "--group" else ["--form", form]
+    command = [sys.executable, "-m", "examples.bank.demo", "--transfers", "150", "--threads", "4", *how]
     done = subprocess.run(command, capture_output=True, text=True, timeout=110, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     assert done.stdout.count("kill -9") == 3
     assert done.stdout.count("yes") == 6
     assert "the proof" in done.stdout
+
+
+@pytest.mark.proof
+def test_without_postgresql_the_demonstration_takes_files(tmp_path: Path) -> None:
+    """As on a machine for which there is no driver: its module cannot be found."""
+    (tmp_path / "sitecustomize.py").write_text(
+        "import importlib.util as util\n"
+        "find = util.find_spec\n"
+        "util.find_spec = lambda name, *more: None if name == 'psycopg' else find(name, *more)\n",
+        encoding="utf-8",
+    )
+    command = [sys.executable, "-m", "examples.bank.demo", "--transfers", "50"]
+    environment = {**os.environ, "PYTHONPATH": f"{tmp_path}{os.pathsep}{ROOT}"}
+    done = subprocess.run(command, capture_output=True, text=True, timeout=110, check=False, env=environment, cwd=ROOT)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "no driver of PostgreSQL here" in done.stdout
+    assert "a SQLite file, a folder, and a program with a coordinator inside" in done.stdout
+    refused = subprocess.run(
+        [*command, "--form", "embedded"],
+        capture_output=True,
+        text=True,
+        timeout=110,
+        check=False,
+        env=environment,
+        cwd=ROOT,
+    )
+    assert (refused.returncode, "pip install 'txrpc[postgresql]'" in refused.stderr) == (1, True)
 
 
 @pytest.mark.proof

@@ -350,7 +350,7 @@ def test_after_final_calls_nothing_is_said_before_the_commit_returns(shop: Shop,
     eventually(lambda: ledger.decisions == [(True, True)])
 
 
-def said(shop: Shop) -> Counter[str]:
+def said(shop: Any) -> Counter[str]:
     """What the coordinator has sent and received so far, clocks and the directory aside, and its decisions."""
     status = overview.as_dict(overview.ask(Reach(shop.coordinator.address), 1_000, 10))
     others = ("Hello", "Welcome", "Tick", "Registers")

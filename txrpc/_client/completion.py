@@ -167,13 +167,24 @@ def _learn(client: ClientState, part: LocalTransaction) -> Flow[Ended]:
     until_ms = part.deadline_ms + client.commit_timeout_ms
     request = OutcomeRequest(part.xid, part.owner.epoch, part.begun_tick, part.refs, part.register)
     found = yield from _ask_outcome(client, "", request, until_ms)
+    while _is_away(found) and client.now_ms() < until_ms:
+        yield client.runtime.pause, (requests.PAUSE_S,)
+        found = yield from _ask_outcome(client, "", request, until_ms)
     if found is None or found.outcome is Outcome.UNKNOWN:
-        text = "the call that decides was not answered, and the register of the decision cannot be asked"
-        return Outcome.UNKNOWN, Reason(AbortCode.RESOURCE_UNAVAILABLE, text)
+        why = found.reason.text if found is not None and found.reason is not None else "no coordinator answers"
+        return Outcome.UNKNOWN, Reason(
+            AbortCode.RESOURCE_UNAVAILABLE, f"the call that decides was not answered, and {why}"
+        )
     part.pending = found.pending
     if found.outcome is Outcome.ABORTED:
         yield from _undo(client, part, part.refs, part.doom or found.reason or Reason(AbortCode.UNSPECIFIED))
     return found.outcome, part.doom or found.reason
+
+
+def _is_away(found: OutcomeReply | None) -> bool:
+    """Return whether the register could not be asked: its database, or all processes that reach it, are away for a moment."""
+    reason = found.reason if found is not None and found.outcome is Outcome.UNKNOWN else None
+    return reason is not None and reason.code is AbortCode.RESOURCE_UNAVAILABLE
 
 
 def _commit_deciding(client: ClientState, part: LocalTransaction, wait: Wait) -> Flow[Ended]:

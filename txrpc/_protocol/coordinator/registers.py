@@ -243,7 +243,9 @@ def _cannot_tell(
     state: CoordinatorState, session: int, message: Inquiry | OutcomeRequest, text: str, refused: bool = False
 ) -> None:
     if isinstance(message, OutcomeRequest):
-        state.send(session, OutcomeReply(message.xid, Outcome.UNKNOWN, Reason(AbortCode.RESOURCE_UNAVAILABLE, text)))
+        # The one is asked again while there is time; the other is what will be said ever after.
+        code = AbortCode.UNSPECIFIED if refused else AbortCode.RESOURCE_UNAVAILABLE
+        state.send(session, OutcomeReply(message.xid, Outcome.UNKNOWN, Reason(code, text)))
         return
     gid = message.gid
     state.report(gid, message.since_ms, f"prepared; {text}" + refused * ", so that an operator must end it")
