@@ -1,7 +1,7 @@
 """How txrpc behaves when there is a lot of something: python -m benchmarks.scale [--of NAME ...].
 
 Each measurement doubles or multiplies one thing and leaves all others as they are: open transactions in a coordinator's memory,
-records in its log at the start, branches that a crash has left in doubt, branches of one transaction, connected processes.
+decisions that it makes at one time, records in its log at the start, branches that a crash has left in doubt, branches of one transaction, connected processes.
 """
 
 from __future__ import annotations
@@ -10,13 +10,16 @@ import argparse
 import asyncio
 import gc
 import os
+import queue
 import statistics
 import tempfile
 import time
 import tracemalloc
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
+import grpc
 import sqlalchemy as sa
 from rich.console import Console
 from rich.table import Table
@@ -26,10 +29,24 @@ import txrpc.aio
 import txrpc.sql
 from benchmarks.report import machine
 from txrpc._decision_log.sql import SqlLog
+from txrpc._grpc.batches import check_first, parse
+from txrpc._grpc.link import METHOD
 from txrpc._protocol.coordinator.events import Limits, Received, SessionOpened
 from txrpc._protocol.coordinator.machine import Coordinator
-from txrpc._protocol.messages import PROTOCOL_VERSION, BranchRef, CommitRequest, Hello, ResourceInfo
+from txrpc._protocol.messages import (
+    PROTOCOL_VERSION,
+    Acked,
+    BranchRef,
+    Commit,
+    CommitRequest,
+    FinishResult,
+    Hello,
+    OutcomeReply,
+    ResourceInfo,
+    Vote,
+)
 from txrpc._protocol.records import Decision, Opened, PreparedBranch
+from txrpc._wire.codec import encode_to_coordinator
 from txrpc.ids import BranchId, Epoch, Gid, ParticipantId, Xid
 from txrpc.testing.postgres import PostgresServer
 from txrpc.testing.processes import CoordinatorProcess
@@ -74,7 +91,7 @@ def start_up() -> Rows:
     """From the start of a coordinator's process until it listens, with decisions in its log that were not carried out, or were."""
     for pending, done in ((0, 0), (10_000, 0), (100_000, 0), (0, 1_000_000)):
         with tempfile.TemporaryDirectory() as folder:
-            coordinator = CoordinatorProcess(Path(folder))
+            coordinator = _coordinator(folder)
             _fill(coordinator.log, pending, done)
             began_s = time.monotonic()
             coordinator.launch()
@@ -83,6 +100,12 @@ def start_up() -> Rows:
                 yield f"{pending:,} decisions to carry out, {done:,} done", f"{time.monotonic() - began_s:.2f} s"
             finally:
                 coordinator.kill()
+
+
+def _coordinator(folder: str) -> CoordinatorProcess:
+    process = CoordinatorProcess(Path(folder))
+    process.environment.pop("TXRPC_FAILPOINTS", None)  # what users do not have is not measured
+    return process
 
 
 def _fill(url: str, pending: int, done: int) -> None:
@@ -112,7 +135,7 @@ def in_doubt() -> Rows:
     ):
         url = server.create_database("bank")
         server.execute("CREATE TABLE row (number int)", "bank")
-        coordinator = CoordinatorProcess(Path(folder))
+        coordinator = _coordinator(folder)
         log, now_ms = SqlLog(coordinator.log), time.time_ns() // 1_000_000
         epoch = log.open("c1", 1).epoch
         engine = sa.create_engine(url, isolation_level="AUTOCOMMIT")
@@ -171,7 +194,7 @@ def sessions() -> Rows:
     with (
         tempfile.TemporaryDirectory() as folder,
         PostgresServer.start_new(max_connections=50, max_prepared_transactions=50) as server,
-        CoordinatorProcess(Path(folder)) as coordinator,
+        _coordinator(folder) as coordinator,
     ):
         resources = []
         for number in range(2):
@@ -192,8 +215,78 @@ async def _among(number: int, address: str, measure: Callable[[], float]) -> lis
         await asyncio.gather(*(other.close() for other in others))
 
 
+def decisions() -> Rows:
+    """A coordinator that does nothing else: commits of two branches that have voted, so many at one time, over one session."""
+    for at_once, done in ((1, 0), (8, 0), (64, 0), (512, 0), (64, 100_000), (64, 1_000_000)):
+        with tempfile.TemporaryDirectory() as folder:
+            coordinator = _coordinator(folder)
+            _fill(coordinator.log, 0, done)
+            with coordinator:
+                rate, cpu_ms = _decide(coordinator, at_once)
+            text = f"{rate:,.0f} a second, {cpu_ms:.2f} ms of processor time each"
+            yield f"{at_once} at one time, {done:,} in the log before", text
+
+
+def _decide(coordinator: CoordinatorProcess, at_once: int) -> tuple[float, float]:
+    """Return commits a second, acknowledged by both branches, and what each took of the coordinator's processor time."""
+    to_send: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
+    info = (ResourceInfo("a", "test", "1"), ResourceInfo("b", "test", "2"))
+    hello = Hello(PROTOCOL_VERSION, "default", _BANK, "customers and banks", info)
+    to_send.put(encode_to_coordinator("", [hello]).SerializeToString())
+    with grpc.insecure_channel(coordinator.address) as channel:
+        stream: Any = channel
+        heard = stream.stream_stream(METHOD)(iter(to_send.get, None))
+        welcome, _ = check_first(parse(next(heard)))
+
+        def ask(number: int) -> None:
+            now_ms = time.time_ns() // 1_000_000
+            asked = []
+            for _ in range(number):
+                refs = tuple(
+                    BranchRef(BranchId(os.urandom(8)), each.name, _BANK, 1, Vote.PREPARED, "7", 1) for each in info
+                )
+                asked.append(CommitRequest(_xid(now_ms), welcome.owner.epoch, welcome.tick, refs, 60_000))
+            to_send.put(encode_to_coordinator(welcome.owner.node, asked).SerializeToString())
+
+        def pump(until_s: float) -> int:
+            """Keep so many in progress until then; return how many have ended."""
+            ended, open_ = 0, at_once
+            ask(at_once)
+            for data in heard:
+                messages = [message for _, message in parse(data)]
+                acks = [
+                    Acked(each.gid.xid, each.gid.branch, FinishResult.DONE, each.gid.resource)
+                    for each in messages
+                    if isinstance(each, Commit)
+                ]
+                if acks:
+                    to_send.put(encode_to_coordinator(welcome.owner.node, acks).SerializeToString())
+                replies = sum(isinstance(each, OutcomeReply) for each in messages)
+                ended, open_ = ended + replies, open_ - replies
+                if replies and time.monotonic() < until_s:
+                    ask(replies)
+                    open_ += replies
+                if not open_:
+                    break
+            return ended
+
+        pump(time.monotonic() + 1)
+        spent_s, began_s = _spent_s(coordinator), time.monotonic()
+        number = pump(began_s + 5)
+        took_s, spent_s = time.monotonic() - began_s, _spent_s(coordinator) - spent_s
+        to_send.put(None)
+    return number / took_s, spent_s / number * 1000
+
+
+def _spent_s(coordinator: CoordinatorProcess) -> float:
+    """The processor time of a process so far."""
+    fields = Path(f"/proc/{coordinator.pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
 MEASUREMENTS: dict[str, Callable[[], Rows]] = {
     "memory": memory,
+    "decisions": decisions,
     "start-up": start_up,
     "in-doubt": in_doubt,
     "branches": branches,

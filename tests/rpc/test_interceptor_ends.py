@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from contextlib import suppress
+from types import SimpleNamespace
 from typing import Any
 
 import grpc
@@ -137,7 +138,7 @@ def test_a_cancelled_client_thread_does_not_leave_the_call_open() -> None:
     def continuation(_details: Any, _request: Any) -> Any:
         raise KeyboardInterrupt
 
-    details = grpc._interceptor._ClientCallDetails("/t.T/x", None, None, None, None, None)  # type: ignore[attr-defined]
+    details: Any = SimpleNamespace(method="/t.T/x", timeout=None, metadata=None)
     with bind(root), pytest.raises(KeyboardInterrupt):
         ClientInterceptor().intercept_unary_unary(continuation, details, b"")
     assert root.call.end == "lost"

@@ -82,6 +82,18 @@ def test_outside_a_transaction_the_objects_are_grpcs_own() -> None:
         assert passed == [details, request]
 
 
+def test_outside_a_transaction_a_method_is_wrapped_once_and_not_at_each_call() -> None:
+    handler: Any = grpc.unary_unary_rpc_method_handler(lambda request, _: request)
+    unhashable: Any = SimpleNamespace(**handler._asdict())
+    call: Any = SimpleNamespace(method="/t.T/x", invocation_metadata=())
+    interceptor = ServerInterceptor(Recorder())
+    first, second = (interceptor.intercept_service(lambda _: handler, call) for _ in range(2))
+    assert first is second
+    assert first is not handler
+    again: Any = interceptor.intercept_service(lambda _: unhashable, call)
+    assert again.unary_unary(b"x", None) == b"x"
+
+
 def test_a_suspended_transaction_does_not_travel(world: World) -> None:
     service, root = Recorder(), Handle()
     stub = world.dial(world.serve(service, unary_unary=lambda request, _: request))

@@ -31,7 +31,10 @@ from txrpc._protocol.messages import TransactionContext
 from txrpc._wire.metadata import find_context
 from txrpc.errors import TxrpcError
 
-__all__ = ["ServerInterceptor", "behaviour_of", "plain", "replaced"]
+__all__ = ["ServerInterceptor", "behaviour_of", "plain", "remembered", "replaced"]
+
+_HANDLERS_MAX = 1_000
+"""So many are kept; other interceptors may make new ones at each call."""
 
 
 class ServerInterceptor(grpc.ServerInterceptor):  # type: ignore[type-arg]
@@ -42,6 +45,7 @@ class ServerInterceptor(grpc.ServerInterceptor):  # type: ignore[type-arg]
 
     def __init__(self, joiner: Joiner) -> None:
         self._joiner = joiner
+        self._outside: Callable[[Any], grpc.RpcMethodHandler[Any, Any]] = remembered(_outside)
 
     def intercept_service(
         self,
@@ -57,9 +61,26 @@ class ServerInterceptor(grpc.ServerInterceptor):  # type: ignore[type-arg]
         except TxrpcError as error:
             return replaced(handler, _refusing(error, handler.response_streaming))
         if context is None:
-            return replaced(handler, plain(behaviour_of(handler), handler.response_streaming))
+            return self._outside(handler)
         wrap = _streaming if handler.response_streaming else _unary
         return replaced(handler, wrap(behaviour_of(handler), self._joiner, context))
+
+
+def _outside(handler: grpc.RpcMethodHandler[Any, Any]) -> grpc.RpcMethodHandler[Any, Any]:
+    return replaced(handler, plain(behaviour_of(handler), handler.response_streaming))
+
+
+def remembered(make: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    """*make*, whose results are kept: gRPC has one handler for a method, and asks for it at each call."""
+    kept = functools.lru_cache(_HANDLERS_MAX)(make)
+
+    def get(handler: Any) -> Any:
+        try:
+            return kept(handler)
+        except TypeError:  # it cannot be hashed
+            return make(handler)
+
+    return get
 
 
 def behaviour_of(handler: grpc.RpcMethodHandler[Any, Any]) -> Behaviour:

@@ -16,7 +16,7 @@ import grpc
 
 from txrpc._context import bind
 from txrpc._grpc.ports import AsyncServerContext, Behaviour, Handle, Joiner, Metadata
-from txrpc._grpc.server import behaviour_of, plain, replaced
+from txrpc._grpc.server import behaviour_of, plain, remembered, replaced
 from txrpc._grpc.shared import (
     Ending,
     Failed,
@@ -44,6 +44,7 @@ class AsyncServerInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[type-a
 
     def __init__(self, joiner: Joiner) -> None:
         self._joiner = joiner
+        self._outside = remembered(_outside)
 
     async def intercept_service(
         self, continuation: Callable[[Any], Awaitable[Any]], handler_call_details: grpc.HandlerCallDetails
@@ -56,12 +57,16 @@ class AsyncServerInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[type-a
             transaction = find_context(handler_call_details.invocation_metadata)
         except TxrpcError as error:
             return replaced(handler, _refusing(error))
-        behaviour = behaviour_of(handler)
         if transaction is None:
-            return replaced(handler, _plain(behaviour, handler.response_streaming))
+            return self._outside(handler)
+        behaviour = behaviour_of(handler)
         if not (inspect.iscoroutinefunction(behaviour) or inspect.isasyncgenfunction(behaviour)):
             behaviour = in_threads(behaviour, handler.request_streaming, handler.response_streaming)
         return replaced(handler, _Call(self._joiner, transaction, behaviour).wrapper())
+
+
+def _outside(handler: Any) -> Any:
+    return replaced(handler, _plain(behaviour_of(handler), handler.response_streaming))
 
 
 def _plain(behaviour: Behaviour, streams: bool) -> Any:
