@@ -26,7 +26,7 @@ from tests.proof import note_proof
 from tests.runtime.memory_resource import MemoryResource
 from tests.system.ledger_program import CENTS
 from tests.system.world import World
-from tests.waiting import eventually
+from tests.waiting import aeventually, eventually
 from txrpc.cli import overview
 from txrpc.cli.reach import Reach
 from txrpc.testing.postgres import PostgresServer
@@ -235,7 +235,7 @@ async def test_the_same_in_asyncio(tmp_path: Path, ledger: Database, other: Data
                 async with resource.connection() as connection:
                     await connection.execute(sa.text("INSERT INTO row VALUES (1)"))
         assert (ledger.rows, other.rows) == ([1], [1])
-        eventually(lambda: ledger.decisions == [(True, True)])
+        await aeventually(lambda: ledger.decisions == [(True, True)])
     for engine in engines:
         await engine.dispose()
 
@@ -253,6 +253,24 @@ def test_a_resource_that_cannot_decide_is_refused_at_once(
 ) -> None:
     with txrpc.embedded(f"sqlite:///{tmp_path}/log.db", resources=resources), pytest.raises(error, match=says):
         txrpc.begin(decide_in=given)
+
+
+def test_what_is_over_is_marked_together_and_at_the_latest_when_the_program_ends(
+    tmp_path: Path,
+    ledger: Database,
+    resources: tuple[txrpc.sql.ResourceManager, ...],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A mark is a forced write in the database that decides: one for each transaction would cost as much as its decision."""
+    monkeypatch.setattr("txrpc._client.registers._MARK_EVERY_MS", 1000 * LONG_S)
+    with txrpc.embedded(f"sqlite:///{tmp_path}/log.db", resources=resources, decide_in="ledger") as manager:
+        for number in range(3):
+            with txrpc.transaction():
+                for resource in resources:
+                    insert(resource, number)
+        eventually(lambda: len(manager._client.state.to_mark.get("ledger", ())) == 3)
+        assert ledger.decisions == [(True, False)] * 3
+    assert ledger.decisions == [(True, True)] * 3
 
 
 def test_a_program_says_once_which_database_decides(

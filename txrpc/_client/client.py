@@ -132,6 +132,8 @@ class Client:
         set_default_client("txrpc", self, on=False)
         for session in self._sessions:
             session.drain()
+        with self.state.lock:
+            registers.mark(self.state)
         pools = (*self._workers.values(), *self._finishers.values())
         for pool in pools:
             pool.shutdown(wait=False)

@@ -118,6 +118,7 @@ class AsyncClient:
         set_default_client("txrpc.aio", self, on=False)
         for session in self._sessions:
             await session.drain()
+        registers.mark(self.state)
         if self._timer is not None:
             self._timer.cancel()
         if self._tasks:

@@ -295,6 +295,7 @@ class ClientCore:
             now_ms = self.state.now_ms()
             effects.apply(self.state, self.state.participant.woke(now_ms))
             effects.ask_again(self.state, now_ms)
+            registers.mark(self.state, now_ms)
             to_start = [name for name, at_ms in self.state.start_at.items() if at_ms <= now_ms]
             for name in to_start:
                 del self.state.start_at[name]
@@ -312,6 +313,7 @@ class ClientCore:
         """Return when `woke` is due."""
         with self.state.lock:
             due = [*self.state.start_at.values(), *(at_ms for at_ms, _ in self.state.ask_at.values())]
+            due += self.state.mark_at.values()
             if self._connected():
                 due += self.state.sweep_at.values()
             next_ms = self.state.participant.state.next_wakeup_ms()

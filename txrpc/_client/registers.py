@@ -23,10 +23,12 @@ from txrpc._wire.deciding import decode_decision
 from txrpc.errors import BadMessage, ConfigurationError, ResourceUnavailable, UsageError
 from txrpc.ids import RegisterId, Xid
 
-__all__ = ["asked", "default_of", "done", "look_through", "register_of"]
+__all__ = ["asked", "default_of", "done", "look_through", "mark", "register_of"]
 
 logger = logging.getLogger("txrpc.client")
 
+_MARK_EVERY_MS = 500
+_MARKS_MAX = 1_000
 _KEEPS_NONE = "resource {!r} keeps no decisions: make it with decides=True"
 
 
@@ -145,32 +147,29 @@ def _announce(client: ClientState, name: str, found: Any) -> None:
 
 
 def done(client: ClientState, message: DecisionDone) -> None:
-    """All branches of these have committed: mark their rows, with those that come in while that is done."""
+    """All branches of these have committed: mark their rows, soon, together with others.
+
+    A mark is a commit of its own in the database, and nothing waits for it.
+    """
     name = _holder(client, message.register)
     if name is None:
         return
-    waiting = client.to_mark.get(name)
-    if waiting is not None:
-        waiting.extend(message.xids)
-    else:
-        client.to_mark[name] = list(message.xids)
-        _mark(client, name)
+    client.to_mark.setdefault(name, []).extend(message.xids)
+    if name not in client.mark_at:
+        client.mark_at[name] = client.now_ms() + _MARK_EVERY_MS
+        client.runtime.wake()
 
 
-def _mark(client: ClientState, name: str) -> None:
-    xids, client.to_mark[name] = client.to_mark[name], []
-    client.runtime.aside(
-        name, client.resources[name].decider.mark_done, (xids,), functools.partial(_marked, client, name)
-    )
-
-
-def _marked(client: ClientState, name: str, found: Any) -> None:
-    _note(name, found)  # what is not marked is said again, and marked then
-    with client.lock:
-        if client.to_mark[name]:
-            _mark(client, name)
-        else:
-            del client.to_mark[name]
+def mark(client: ClientState, now_ms: int | None = None) -> None:
+    """Mark what is due at *now_ms*; everything if it is None, because the client closes."""
+    for name in [name for name, at_ms in client.mark_at.items() if now_ms is None or at_ms <= now_ms]:
+        del client.mark_at[name]
+        xids = client.to_mark.pop(name)
+        # What is not marked, for whatever reason, is said again.
+        for first in range(0, len(xids), _MARKS_MAX):
+            batch = xids[first : first + _MARKS_MAX]
+            decider = client.resources[name].decider
+            client.runtime.aside(name, decider.mark_done, (batch,), functools.partial(_note, name))
 
 
 def _note(name: str, found: object) -> None:

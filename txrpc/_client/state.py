@@ -214,7 +214,9 @@ class ClientState:
     ordered_by: dict[BranchId, dict[str, None]] = field(default_factory=dict)
     """The coordinators that have told a branch to commit whose decision is in a register: each may, and all wait for the answer."""
     to_mark: dict[str, list[Xid]] = field(default_factory=dict)
-    """Decisions to be marked as done in the register of each resource that is marking others."""
+    """Decisions to be marked as done in the register of each resource."""
+    mark_at: dict[str, int] = field(default_factory=dict)
+    """When; each has an entry in both, or in neither."""
 
     @classmethod
     def make(
