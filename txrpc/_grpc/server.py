@@ -25,16 +25,14 @@ from txrpc._grpc.shared import (
     has_joined,
     plain_ending_of,
     refusal_of,
+    remembered,
     trailing_of,
 )
 from txrpc._protocol.messages import TransactionContext
 from txrpc._wire.metadata import find_context
 from txrpc.errors import TxrpcError
 
-__all__ = ["ServerInterceptor", "behaviour_of", "plain", "remembered", "replaced"]
-
-_HANDLERS_MAX = 1_000
-"""So many are kept; other interceptors may make new ones at each call."""
+__all__ = ["ServerInterceptor", "behaviour_of", "plain", "replaced"]
 
 
 class ServerInterceptor(grpc.ServerInterceptor):  # type: ignore[type-arg]
@@ -68,19 +66,6 @@ class ServerInterceptor(grpc.ServerInterceptor):  # type: ignore[type-arg]
 
 def _outside(handler: grpc.RpcMethodHandler[Any, Any]) -> grpc.RpcMethodHandler[Any, Any]:
     return replaced(handler, plain(behaviour_of(handler), handler.response_streaming))
-
-
-def remembered(make: Callable[[Any], Any]) -> Callable[[Any], Any]:
-    """*make*, whose results are kept: gRPC has one handler for a method, and asks for it at each call."""
-    kept = functools.lru_cache(_HANDLERS_MAX)(make)
-
-    def get(handler: Any) -> Any:
-        try:
-            return kept(handler)
-        except TypeError:  # it cannot be hashed
-            return make(handler)
-
-    return get
 
 
 def behaviour_of(handler: grpc.RpcMethodHandler[Any, Any]) -> Behaviour:
