@@ -14,6 +14,7 @@ from typing import Any
 import grpc
 
 from txrpc._context import bind
+from txrpc._grpc.handlers import behaviour_of, remembered, replaced
 from txrpc._grpc.ports import Behaviour, Handle, Joiner, ServerContext
 from txrpc._grpc.shared import (
     Ending,
@@ -25,14 +26,13 @@ from txrpc._grpc.shared import (
     has_joined,
     plain_ending_of,
     refusal_of,
-    remembered,
     trailing_of,
 )
 from txrpc._protocol.messages import TransactionContext
 from txrpc._wire.metadata import find_context
 from txrpc.errors import TxrpcError
 
-__all__ = ["ServerInterceptor", "behaviour_of", "plain", "replaced"]
+__all__ = ["ServerInterceptor", "plain"]
 
 
 class ServerInterceptor(grpc.ServerInterceptor):  # type: ignore[type-arg]
@@ -66,23 +66,6 @@ class ServerInterceptor(grpc.ServerInterceptor):  # type: ignore[type-arg]
 
 def _outside(handler: grpc.RpcMethodHandler[Any, Any]) -> grpc.RpcMethodHandler[Any, Any]:
     return replaced(handler, plain(behaviour_of(handler), handler.response_streaming))
-
-
-def behaviour_of(handler: grpc.RpcMethodHandler[Any, Any]) -> Behaviour:
-    """The user's function in a `grpc.RpcMethodHandler`."""
-    kinds = (handler.unary_unary, handler.unary_stream, handler.stream_unary, handler.stream_stream)
-    return next(behaviour for behaviour in kinds if behaviour)
-
-
-def replaced(handler: grpc.RpcMethodHandler[Any, Any], behaviour: Behaviour) -> grpc.RpcMethodHandler[Any, Any]:
-    """*handler* with another function."""
-    make = {
-        (False, False): grpc.unary_unary_rpc_method_handler,
-        (False, True): grpc.unary_stream_rpc_method_handler,
-        (True, False): grpc.stream_unary_rpc_method_handler,
-        (True, True): grpc.stream_stream_rpc_method_handler,
-    }[handler.request_streaming, handler.response_streaming]
-    return make(behaviour, handler.request_deserializer, handler.response_serializer)
 
 
 def _unary(behaviour: Behaviour, joiner: Joiner, transaction: TransactionContext) -> Behaviour:

@@ -15,8 +15,9 @@ from typing import Any
 import grpc
 
 from txrpc._context import bind
+from txrpc._grpc.handlers import behaviour_of, remembered, replaced
 from txrpc._grpc.ports import AsyncServerContext, Behaviour, Handle, Joiner, Metadata
-from txrpc._grpc.server import behaviour_of, plain, replaced
+from txrpc._grpc.server import plain
 from txrpc._grpc.shared import (
     Ending,
     Failed,
@@ -26,7 +27,6 @@ from txrpc._grpc.shared import (
     has_joined,
     plain_ending_of,
     refusal_of,
-    remembered,
     trailing_of,
 )
 from txrpc._grpc.threads import in_threads

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import functools
 import logging
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 
 import grpc
@@ -48,7 +47,6 @@ __all__ = [
     "plain_ending_of",
     "refusal_of",
     "refuse_stream",
-    "remembered",
     "replaced",
     "trailing_of",
 ]
@@ -64,10 +62,6 @@ REPLACED = (
     "an interceptor put something else in place of the call: txrpc's interceptors must be next to the network, below it; "
     "txrpc.intercept_channel(channel) puts them there, and grpc.aio takes them last in interceptors=[...]"
 )
-
-
-_HANDLERS_MAX = 1_000
-"""So many are kept; other interceptors may make new ones at each call."""
 
 
 def bound(handle: Handle, iterator: Iterator[Any]) -> Iterator[Any]:
@@ -298,16 +292,3 @@ def check_sent(context: ServerContext | AsyncServerContext) -> None:
             "an interceptor replaced the trailing metadata of a call that belongs to a transaction, so its caller does not "
             "learn of the branches and rolls back: give txrpc's server interceptors first"
         )
-
-
-def remembered(make: Callable[[Any], Any]) -> Callable[[Any], Any]:
-    """*make*, whose results are kept: gRPC has one handler for a method, and asks for it at each call."""
-    kept = functools.lru_cache(_HANDLERS_MAX)(make)
-
-    def get(handler: Any) -> Any:
-        try:
-            return kept(handler)
-        except TypeError:  # it cannot be hashed
-            return make(handler)
-
-    return get
