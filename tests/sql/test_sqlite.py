@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import sqlite3
 import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from tests.sql.blocking import Blocking
 from tests.sql.kit import Row, ended, gid, insert, rows
 from tests.waiting import eventually
 from txrpc._protocol.messages import FinishResult, Outcome
+from txrpc._protocol.outcomes import Found
 from txrpc.errors import AbortCode, ConfigurationError, IllegalState, ResourceUnavailable
 from txrpc.resource import ReadOnly
 from txrpc.sql.sqlite import ends_the_transaction
@@ -139,6 +141,7 @@ def test_a_branch_that_may_only_read_keeps_no_one_from_writing_and_has_nothing_t
     writer = other.begin(False)
     insert(writer, "b")
     assert ended(other, writer, lambda _: None) is Outcome.COMMITTED
+    assert bank.prepare_early(work, gid()) is None, "what it has read stays as it was until the transaction ends"
     assert isinstance(bank.prepare(work, gid()), ReadOnly)
     work = bank.begin(False)  # on the same connection of the pool
     insert(work)
@@ -262,6 +265,49 @@ class WithoutTransactions(sqlite3.Connection):
     """What Python 3.12 makes with autocommit=True: commit() does nothing."""
 
     autocommit = True
+
+
+class AlwaysInTransaction(sqlite3.Connection):
+    """What Python 3.12 makes with autocommit=False: there is a transaction at any time."""
+
+    def __init__(self, *arguments: Any, autocommit: bool = True, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self._always = not autocommit
+        self._begin()
+
+    def commit(self) -> None:
+        super().commit()
+        self._begin()
+
+    def rollback(self) -> None:
+        super().rollback()
+        self._begin()
+
+    def _begin(self) -> None:
+        if self._always:
+            self.execute("BEGIN")
+
+
+def test_a_driver_that_is_always_in_a_transaction_can_decide(url: str) -> None:
+    def connected(connection: Any, _record: object) -> None:
+        connection.execute("COMMIT") if connection.in_transaction else None
+        connection.execute("PRAGMA synchronous = EXTRA")
+        connection.rollback()
+
+    engine = sa.create_engine(url, connect_args={"factory": AlwaysInTransaction, "autocommit": False})
+    sa.event.listen(engine, "connect", connected)
+    bank = txrpc.sql.ResourceManager("bank", engine, decides=True)
+    bank.start()
+    assert bank.decider is not None
+    work, one = bank.begin(False), txrpc.Xid.make(int(time.time() * 1000), bytes(10))
+    insert(work)
+    assert bank.decider.decide(work, one, b"list") is Outcome.COMMITTED
+    assert rows(bank) == ["a"]
+    assert bank.decider.ask(bank.decider.open(), one, True) == (Found.COMMITTED, b"list")
+    bank.decider.mark_done([one])
+    bank.decider.forget()
+    bank.close()
+    engine.dispose()
 
 
 @pytest.mark.parametrize(

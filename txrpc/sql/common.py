@@ -324,7 +324,7 @@ class Guard:
         The listeners are the dialect's, which both engines share; the record's pool tells whose connection it is.
         """
         if getattr(record, "_ConnectionRecord__pool", None) is self._side.pool:
-            cparams.setdefault(self._dialect.connect_timeout_name(self._engine.dialect.driver), CONNECT_TIMEOUT_S)
+            self._dialect.bound_connecting(self._engine.dialect.driver, cparams, CONNECT_TIMEOUT_S)
 
     @staticmethod
     def watch(connection: Connection, work: BranchWork) -> None:

@@ -42,11 +42,11 @@ from txrpc.sql.postgresql_register import open_register
 __all__ = [
     "ALWAYS_MARKS",
     "begin",
+    "bound_connecting",
     "check_pooler",
     "classify",
     "clean",
     "commit",
-    "connect_timeout_name",
     "connection_lost",
     "current_token",
     "ends_the_transaction",
@@ -89,9 +89,9 @@ _QUOTED = re.compile(
 # ------------------------------------------------------------------------------------------------------------ verbs
 
 
-def connect_timeout_name(driver: str) -> str:
-    """Return what *driver* calls the seconds that one attempt to connect may take."""
-    return "timeout" if driver == "asyncpg" else "connect_timeout"
+def bound_connecting(driver: str, arguments: dict[str, Any], seconds: int) -> None:
+    """Bound one attempt of *driver* to connect in order to finish or to ask, unless its *arguments* do."""
+    arguments.setdefault("timeout" if driver == "asyncpg" else "connect_timeout", seconds)
 
 
 ALWAYS_MARKS: Final = False

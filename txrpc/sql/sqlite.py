@@ -47,10 +47,10 @@ from txrpc.sql.sqlite_register import open_register
 __all__ = [
     "ALWAYS_MARKS",
     "begin",
+    "bound_connecting",
     "classify",
     "clean",
     "commit",
-    "connect_timeout_name",
     "ends_the_transaction",
     "finish",
     "hides_backends",
@@ -146,12 +146,17 @@ def token_to_end(connection: Connection, _pid: int, _always: bool, marker: Marke
 
 
 def prepare(
-    connection: Connection, _gid: Gid, _pid: int, _always: bool, _marker: Marker | None = None, _early: bool = False
-) -> str:
-    """Return "" if the branch may only read, so that there is nothing to prepare; otherwise it cannot be done."""
-    prove(connection)
+    connection: Connection, _gid: Gid, _pid: int, _always: bool, _marker: Marker | None = None, early: bool = False
+) -> str | None:
+    """Return "" if the branch may only read, so that there is nothing to prepare; otherwise it cannot be done.
+
+    *early*: the work elsewhere is not done.  None: what was read is to stay as it was.
+    """
     if not connection.exec_driver_sql("PRAGMA query_only").scalar():
         raise _CannotPrepareError(_CANNOT)
+    if early:
+        return None
+    prove(connection)
     return ""
 
 
@@ -229,9 +234,13 @@ def in_transaction(connection: Connection) -> bool:
 # ------------------------------------------------------------------------------------------------- there is no server
 
 
-def connect_timeout_name(_driver: str) -> str:
-    """Return what the driver calls the seconds for which it waits for another program that writes."""
-    return "timeout"
+def bound_connecting(_driver: str, arguments: dict[str, Any], seconds: int) -> None:
+    """Bound the wait for another program that writes, on a connection to finish or to ask, unless its *arguments* do.
+
+    With ``autocommit=False`` (Python 3.12) the driver would have a transaction open all the time.
+    """
+    arguments.setdefault("timeout", seconds)
+    arguments.pop("autocommit", None)
 
 
 def hides_backends(_connection: Connection) -> bool:
