@@ -2,7 +2,7 @@
 
 Each amount that is put in or taken out is a file, written once.  What a branch has written is prepared under the branch's name, and
 renamed when the transaction ends: ``.prepared`` becomes ``.committed`` or ``.undone``.  A file of that name is proof of what has
-happened, whoever asks and whenever.
+happened, at any time and to any process.
 """
 
 from __future__ import annotations

@@ -354,7 +354,7 @@ def test_a_program_that_says_begin_itself_must_see_to_it_that_decisions_are_dura
     insert(work)
     assert ended(bank, work, lambda _: None) is Outcome.COMMITTED
     assert identity.startswith("sqlite/")
-    assert make().start().identity == identity, "of whoever opens the file"
+    assert make().start().identity == identity, "in every program that opens the file"
     bank.close()
     engine.dispose()
 

@@ -9,8 +9,8 @@ How to think of it
 
     There is no server whose process id could prove that the transaction at the end is the one that worked, so the branch sets a
     savepoint at its beginning, and releases it at its end: in any other transaction there is none of that name.  Nor does SQLite
-    number its transactions; so the branch writes a row of its own, the *marker*, and whoever asks later how it has ended takes the
-    right to write first: by then the branch has ended, and its row is there if it has committed.
+    number its transactions; so the branch writes a row of its own, the *marker*.  A question how it has ended takes the right to
+    write first: by then the branch has ended, and its row is there if it has committed.
 """
 
 from __future__ import annotations
@@ -222,7 +222,7 @@ def ends_the_transaction(statement: str) -> str:
 
 
 def speaks_behind_the_transaction(_statement: str) -> bool:
-    """SQLite notifies no one."""
+    """SQLite has nothing like NOTIFY."""
     return False
 
 
