@@ -109,7 +109,9 @@ def main() -> None:
         "--threads", type=int, default=4, help="0: move nothing, and finish what an earlier run has left"
     )
     arguments = parser.parse_args()
-    signal.signal(signal.SIGTERM, lambda *_: stopping.set())
+    # Before any thread starts, which all inherit it: the signals wait for `sigwait`.
+    signals = {signal.SIGTERM, signal.SIGINT}
+    signal.pthread_sigmask(signal.SIG_BLOCK, signals)
 
     stores: list[Store] = [
         Bank(f"bank-{letter}", where, arguments.accounts, arguments.cents)
@@ -127,8 +129,11 @@ def main() -> None:
     with txrpc.embedded(arguments.log, resources=resources, decide_in=decides):
         say("serving")
         with ThreadPoolExecutor(max(1, arguments.threads)) as pool:
-            list(pool.map(work, range(arguments.threads)))
-        stopping.wait()
+            at_work = [pool.submit(work, number) for number in range(arguments.threads)]
+            signal.sigwait(signals)
+            stopping.set()
+        for each in at_work:
+            each.result()
 
 
 if __name__ == "__main__":

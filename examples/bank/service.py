@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import argparse
 import signal
-import threading
 from concurrent.futures import ThreadPoolExecutor
 
 import grpc
@@ -100,6 +99,10 @@ def main() -> None:
     )
     arguments = parser.parse_args()
 
+    # Before any thread starts, which all inherit it: the signals wait for `sigwait`.
+    signals = {signal.SIGTERM, signal.SIGINT}
+    signal.pthread_sigmask(signal.SIG_BLOCK, signals)
+
     engine = open_bank(arguments.database, arguments.accounts, arguments.cents)
     database = txrpc.sql.ResourceManager(arguments.name, engine, decides=arguments.decides)
     with txrpc.connect(arguments.coordinator, resources=[database], process=f"bank service {arguments.name}"):
@@ -108,10 +111,7 @@ def main() -> None:
         server.add_insecure_port(arguments.listen)
         server.start()
         print("serving", arguments.listen, flush=True)
-        stop = threading.Event()
-        signal.signal(signal.SIGTERM, lambda *_: stop.set())
-        signal.signal(signal.SIGINT, lambda *_: stop.set())
-        stop.wait()
+        signal.sigwait(signals)
         server.stop(grace=5).wait()
 
 

@@ -180,10 +180,10 @@ def test_v14_another_register_says_nothing_and_takes_nothing(
     assert register.read(aside, one) == Row(Found.OPEN)
 
 
-def test_v15_in_a_file_that_was_restored_a_row_is_true_and_none_proves_nothing(
-    engine: Engine, register: SqliteRegister, tmp_path: Path
-) -> None:
+def test_v15_in_a_file_that_was_restored_a_row_is_true_and_none_proves_nothing(engine: Engine, tmp_path: Path) -> None:
     before, after = xid(), xid()
+    with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as aside:
+        register = open_register(aside, "ledger")
     assert commit(engine, register, before) is Verdict.DECIDED
     with engine.connect() as connection:
         connection.exec_driver_sql(f"VACUUM INTO '{tmp_path}/backup.db'")

@@ -41,6 +41,7 @@ from txrpc.sql.postgresql_register import open_register
 
 __all__ = [
     "ALWAYS_MARKS",
+    "abandon",
     "begin",
     "bound_connecting",
     "check_pooler",
@@ -112,6 +113,10 @@ def set_read_only(connection: Connection) -> None:
 
 def set_writable(_connection: Connection) -> None:
     """End `set_read_only`, which has ended with its savepoint or its transaction."""
+
+
+def abandon(_connection: Connection) -> None:
+    """A connection is about to be closed, and the server will roll back what is open on it."""
 
 
 def new_marker(table: str) -> Marker:

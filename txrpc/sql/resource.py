@@ -331,6 +331,8 @@ class ResourceManager:
         with suppress(Exception):
             if spoiled or not clean or work.doom is not None:
                 # Doomed: its user has ended SQLAlchemy's transaction, which now would return the connection as it is.
+                with suppress(Exception):
+                    self._dialect.abandon(work.connection)
                 work.connection.invalidate()
             self._guard.release(work.connection)
         with suppress(Exception):

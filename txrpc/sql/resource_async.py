@@ -329,6 +329,8 @@ class AsyncResourceManager:
         with suppress(Exception):
             if spoiled or not clean or work.doom is not None:
                 # Doomed: its user has ended SQLAlchemy's transaction, which now would return the connection as it is.
+                with suppress(Exception):
+                    await work.connection.run_sync(self._dialect.abandon)
                 await work.connection.invalidate()
             await work.connection.run_sync(self._guard.release)
         with suppress(Exception):

@@ -46,6 +46,7 @@ from txrpc.sql.sqlite_register import open_register
 
 __all__ = [
     "ALWAYS_MARKS",
+    "abandon",
     "begin",
     "bound_connecting",
     "classify",
@@ -125,6 +126,11 @@ def set_read_only(connection: Connection) -> None:
 def set_writable(connection: Connection) -> None:
     """End `set_read_only`."""
     connection.exec_driver_sql("PRAGMA query_only = OFF")
+
+
+def abandon(connection: Connection) -> None:
+    """A connection is about to be closed: roll back, because SQLite lets it live on for as long as a cursor of it does."""
+    connection.connection.rollback()
 
 
 def new_marker(table: str) -> Marker:
