@@ -32,6 +32,7 @@ FORMS = (
     Form("by-hand", "two-phase commit by hand, one process", "", "by-hand", ("sync",)),
     Form("plain-one", "one service commits alone", "plain", "plain-one"),
     Form("one", "one remote branch", "txrpc", "plain-one"),
+    Form("one-decides", "one remote branch, the call decides", "txrpc", "plain-one"),
     Form("bare-local", "a transaction of SQLAlchemy's", "", "bare-local"),
     Form("local", "one local resource", "", "bare-local"),
 )

@@ -130,13 +130,17 @@ def plain_one(place: Place) -> Iterator[Transfer]:
 
 
 @contextlib.contextmanager
-def one_branch(place: Place) -> Iterator[Transfer]:
-    """One call in a transaction."""
+def one_branch(place: Place, decides: bool = False) -> Iterator[Transfer]:
+    """One call in a transaction; *decides*: which it commits before it returns."""
+    decide_in = "bank-a" if decides else None
     with txrpc.connect(place.coordinator, process="customers"):
         bank = bank_pb2_grpc.AccountsStub(_in_transactions(place.services[0]))
 
         def transfer(account: str) -> None:
-            with txrpc.transaction():
+            with (
+                txrpc.transaction(decide_in=decide_in),
+                txrpc.final_call(decides=True) if decides else contextlib.nullcontext(),
+            ):
                 bank.Withdraw(_amount(account))
 
         yield transfer
@@ -294,6 +298,7 @@ FORMS: dict[str, Callable[[Place], contextlib.AbstractContextManager[Transfer]]]
     "own-decides": functools.partial(own_branch, final=True, decides=True),
     "plain-one": plain_one,
     "one": one_branch,
+    "one-decides": functools.partial(one_branch, decides=True),
     "bare-local": bare_local,
     "local": local,
     "by-hand": by_hand,
@@ -381,13 +386,15 @@ async def plain_one_async(place: Place) -> AsyncIterator[AsyncTransfer]:
 
 
 @contextlib.asynccontextmanager
-async def one_branch_async(place: Place) -> AsyncIterator[AsyncTransfer]:
+async def one_branch_async(place: Place, decides: bool = False) -> AsyncIterator[AsyncTransfer]:
+    decide_in = "bank-a" if decides else None
     async with await txrpc.aio.connect(place.coordinator, process="customers"):
         bank = bank_pb2_grpc.AccountsStub(_in_transactions_async(place.services[0]))
 
         async def transfer(account: str) -> None:
-            async with txrpc.aio.transaction():
-                await bank.Withdraw(_amount(account))
+            async with txrpc.aio.transaction(decide_in=decide_in):
+                with txrpc.aio.final_call(decides=True) if decides else contextlib.nullcontext():
+                    await bank.Withdraw(_amount(account))
 
         yield transfer
 
@@ -430,6 +437,7 @@ ASYNC_FORMS: dict[str, Callable[[Place], contextlib.AbstractAsyncContextManager[
     "own-decides": functools.partial(own_branch_async, final=True, decides=True),
     "plain-one": plain_one_async,
     "one": one_branch_async,
+    "one-decides": functools.partial(one_branch_async, decides=True),
     "bare-local": bare_local_async,
     "local": local_async,
 }

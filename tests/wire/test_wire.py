@@ -17,7 +17,7 @@ from txrpc import errors as e
 from txrpc._protocol import messages as m
 from txrpc._wire import checks, codec, metadata, status
 from txrpc._wire.v1 import context_pb2, session_pb2
-from txrpc.ids import BranchId, Epoch, Gid, ParticipantId, Xid
+from txrpc.ids import BranchId, Epoch, Gid, ParticipantId, RegisterId, Xid
 
 XID = Xid(bytes(range(16)))
 
@@ -215,6 +215,21 @@ def test_an_error_of_any_length_in_any_language_fits_and_keeps_its_code() -> Non
         back: Any = status.from_trailing([entry])
         assert (back.xid, back.reason.code) == (XID, e.AbortCode.DEADLOCK)
         assert len(back.reason.text) > 160
+
+
+def test_what_a_transaction_adds_to_the_metadata_of_a_call() -> None:
+    """In bytes: a call, the last to a service, one that a register decides; and a branch in the reply, with its vote."""
+    owner, register = m.Owner("c1", Epoch.make(3, 7)), RegisterId(bytes(24))
+
+    def context(**more: Any) -> int:
+        return len(metadata.encode_context(m.TransactionContext("default", XID, owner, 29_000, False, **more)))
+
+    def report(*vote: Any) -> int:
+        ref = m.BranchRef(BranchId(bytes(8)), "accounts", ParticipantId(bytes(8)), 1, *vote)
+        return len(metadata.encode_report(m.CallReport((ref,))))
+
+    assert (context(), context(final=True), context(register=register)) == (46, 48, 72)
+    assert (report(), report(m.Vote.PREPARED, "12345-00000001", 1)) == (34, 54)
 
 
 def test_the_longest_report_and_the_longest_error_pass_through_grpc_together() -> None:
