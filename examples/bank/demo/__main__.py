@@ -145,6 +145,7 @@ def started(console: Console, folder: Path, arguments: argparse.Namespace) -> Wo
         return make_world(folder, wanted, group=arguments.group)
     except NoPostgres as error:
         if arguments.form or arguments.group:
+            folder.rmdir()
             sys.exit(str(error))
         console.print(f"There is {error}. So it is {FORMS['files']}.", highlight=False, markup=False, soft_wrap=True)
         arguments.form = "files"
