@@ -81,6 +81,8 @@ def move(stores: list[Store], accounts: int) -> None:
     xids: list[txrpc.Xid] = []
 
     def transfer() -> None:
+        if xids:
+            say("again", xids[-1])
         xids.append(session_xid())
         say("try", xids[-1])
         for store, name, sign in zip(stores, names, (-1, 1), strict=True):
@@ -90,10 +92,10 @@ def move(stores: list[Store], accounts: int) -> None:
         txrpc.transactional(timeout=10, retry=txrpc.Retry(within_s=60))(transfer)()
         result = "committed"
     except txrpc.OutcomeUnknown:
-        result = "unknown"
+        result = "outcome unknown"
     except txrpc.TxrpcError:
-        result = "aborted"
-    say("told", result, xids[-1] if xids else "none")
+        result = "rolled back"
+    say("told", xids[-1] if xids else "none", result)
 
 
 stopping = threading.Event()

@@ -149,11 +149,11 @@ MUTANTS: dict[str, tuple[Change, str]] = {
         "tests/sql/test_sqlite_register.py -k v11",
     ),
     "a file decides below the floor": (
-        Change(_SQL + "sqlite_register", "floor is not None and xid > floor and", "floor is not None and"),
+        Change(_SQL + "sqlite_register", "misfit is None and xid > floor and", "misfit is None and"),
         "tests/sql/test_sqlite_register.py -k v1_v2_v3",
     ),
     "a claim is taken below a file's floor": (
-        Change(_SQL + "sqlite_register", "if floor is None or xid <= floor:", "if floor is None:"),
+        Change(_SQL + "sqlite_register", "if xid <= floor:", "if False:"),
         "tests/sql/test_sqlite_register.py -k v1_v2_v3",
     ),
     "any file of that name takes a decision": (

@@ -290,7 +290,8 @@ class AlwaysInTransaction(sqlite3.Connection):
 
 def test_a_driver_that_is_always_in_a_transaction_can_decide(url: str) -> None:
     def connected(connection: Any, _record: object) -> None:
-        connection.execute("COMMIT") if connection.in_transaction else None
+        if connection.in_transaction:
+            connection.execute("COMMIT")
         connection.execute("PRAGMA synchronous = EXTRA")
         connection.rollback()
 

@@ -7,10 +7,10 @@ pass behind its back.
 from __future__ import annotations
 
 import time
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 from sqlalchemy.engine import Connection
 from sqlalchemy.exc import DBAPIError
@@ -20,9 +20,6 @@ from txrpc.errors import ResourceUnavailable
 from txrpc.ids import RegisterId, Xid
 from txrpc.sql.register import Row, Verdict, register_id
 from txrpc.sql.sqlite_file import DECISIONS, REGISTER, in_writing, incarnation, is_busy, is_durable, prove
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
 
 __all__ = ["SqliteRegister", "open_register"]
 
@@ -43,19 +40,19 @@ class SqliteRegister:
         prove(connection)
         if connection.exec_driver_sql(_INSERT, (xid, True, branches, not branches)).rowcount == 0:
             return Verdict.TAKEN
-        floor = self._floor(connection)
-        is_fit = floor is not None and xid > floor and is_durable(connection)
+        misfit, floor = self._look(connection)
+        is_fit = misfit is None and xid > floor and is_durable(connection)
         return Verdict.DECIDED if is_fit else Verdict.REFUSED
 
     def claim(self, connection: Connection, xid: Xid) -> Row:
         """See `Register.ask`.  Raises `ResourceUnavailable` while a branch, or another program, writes."""
         with _writing(connection, f"{xid} cannot be decided"):
-            if (misfit := self._misfit(connection)) is not None:
+            misfit, floor = self._look(connection)
+            if misfit is not None:
                 return (self._row(connection, xid) if misfit is Found.LOST else None) or Row(misfit)
             if (row := self._row(connection, xid)) is not None:
                 return row
-            floor = self._floor(connection)
-            if floor is None or xid <= floor:
+            if xid <= floor:
                 return Row(Found.FORGOTTEN)
             connection.exec_driver_sql(_INSERT, (xid, False, b"", False))
             return Row(Found.ABORTED)
@@ -67,7 +64,7 @@ class SqliteRegister:
 
     def read(self, connection: Connection, xid: Xid) -> Row:
         """Return what is known of *xid*, and change nothing."""
-        misfit = self._misfit(connection)
+        misfit, _floor = self._look(connection)
         if misfit is Found.ELSEWHERE:
             return Row(misfit)
         return self._row(connection, xid) or Row(misfit or Found.OPEN)
@@ -109,16 +106,12 @@ class SqliteRegister:
             return None
         return Row(Found.COMMITTED, row[1]) if row[0] else Row(Found.ABORTED)
 
-    def _floor(self, connection: Connection) -> bytes | None:
-        """Return the floor, or None if this is not the register that was opened."""
-        row: Any = _register(connection)
-        return row[1] if row is not None and register_id(row[0], incarnation(connection)) == self.id else None
-
-    def _misfit(self, connection: Connection) -> Found | None:
+    def _look(self, connection: Connection) -> tuple[Found | None, bytes]:
+        """Return what this is if it is not the register that was opened, else None; and the floor."""
         row: Any = _register(connection)
         if row is None or row[0] != self.id.table:
-            return Found.ELSEWHERE
-        return None if register_id(row[0], incarnation(connection)) == self.id else Found.LOST
+            return Found.ELSEWHERE, b""
+        return (None if register_id(row[0], incarnation(connection)) == self.id else Found.LOST), row[1]
 
 
 def _register(connection: Connection) -> Any:

@@ -149,5 +149,7 @@ class OneProgram:
             match line.split():
                 case ["try", xid]:
                     progress.tried(xid)
-                case ["told", result, xid]:
-                    progress.finished(result, xid)
+                case ["again", xid]:
+                    progress.again(xid)
+                case ["told", xid, *result]:
+                    progress.finished(" ".join(result), xid)

@@ -61,9 +61,11 @@ class Progress:
     def elapsed_s(self) -> float:
         return time.monotonic() - self.began
 
-    def attempt(self, first: bool) -> None:
+    def again(self, xid: str) -> None:
+        """This one was rolled back, and its transfer is run again."""
         with self._lock:
-            self.retries += not first
+            self.retries += 1
+            self.told_unknown.discard(xid)
 
     def finished(self, result: str, xid: str) -> None:
         with self._lock:

@@ -164,9 +164,10 @@ def _transfer(teller: Teller, progress: Progress) -> None:
     xids: list[str] = []
 
     def transfer() -> None:
+        if xids:
+            progress.again(xids[-1])
         transaction = txrpc.current_transaction()
         xids.append(str(transaction.xid) if transaction else "")
-        progress.attempt(first=len(xids) == 1)
         teller.transfer(source, accounts[0], target, accounts[1], cents)
 
     try:

@@ -243,7 +243,7 @@ def _cannot_tell(
     state: CoordinatorState, session: int, message: Inquiry | OutcomeRequest, text: str, refused: bool = False
 ) -> None:
     if isinstance(message, OutcomeRequest):
-        # The one is asked again while there is time; the other is what will be said ever after.
+        # A root asks again after RESOURCE_UNAVAILABLE.  Where only an operator can tell, that would be in vain.
         code = AbortCode.UNSPECIFIED if refused else AbortCode.RESOURCE_UNAVAILABLE
         state.send(session, OutcomeReply(message.xid, Outcome.UNKNOWN, Reason(code, text)))
         return
