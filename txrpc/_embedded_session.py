@@ -6,7 +6,8 @@ How to think of it
     otherwise one in a thread of its own.  Nothing is encoded and nothing leaves the process.
 
     A message is never handled where it is sent.  The pump takes it once the step that sent it has ended, so that neither
-    side is entered while it is in the middle of something.
+    side is entered while it is in the middle of something.  The end of the session waits in the same queue, behind the replies
+    that were sent before it.
 
     The decision log is what makes it recover: the program that opens it next finds the decisions that were not carried out, and the
     branches in its databases ask.  A second program on the same log would fence the first one; on a SQLite file it is refused.
@@ -89,7 +90,7 @@ class _Session:
         self._number = 0
         self._lock_file: int | None = None
         self._to_coordinator: deque[tuple[str, ToCoordinator]] = deque()
-        self._to_client: deque[FromCoordinator] = deque()
+        self._to_client: deque[FromCoordinator | _End] = deque()
         self._pumping = False
         self._closed = False
 
@@ -167,6 +168,7 @@ class _Session:
             await self._host.stop()
         self.over, self._driver = True, None
         self._lost("this process has closed it")
+        self._pump()
         if self._lock_file is not None:
             os.close(self._lock_file)
             self._lock_file = None
@@ -186,9 +188,11 @@ class _Session:
             await self._server.stop(1.0)
 
     def _lost(self, text: str) -> None:
-        was_open, self.trouble = not self.trouble, text
-        if was_open:
-            self._core.on_lost(self, text)
+        if self.trouble:
+            self.trouble = text
+        else:
+            self._to_client.append(_End(text))
+            self._schedule()
 
     def _schedule(self) -> None:
         if not self._pumping:
@@ -215,15 +219,26 @@ class _Session:
             self.over = True
             self._lost(f"it failed ({type(error).__name__}); start the program again")
 
-    def _take(self, message: FromCoordinator) -> None:
+    def _take(self, message: FromCoordinator | _End) -> None:
         try:
-            if isinstance(message, Welcome):
+            if isinstance(message, _End):
+                was_open, self.trouble = not self.trouble, message.text
+                if was_open:
+                    self._core.on_lost(self, message.text)
+            elif isinstance(message, Welcome):
                 self._was_open, self.trouble = True, ""  # first: what is sent in answer to it goes out
                 self._core.on_welcome(self, message)
             else:
                 self._core.on_message(self, self._embedding.node, message)
         except Exception:
             logger.exception("a message could not be handled", extra={"message_type": type(message).__name__})
+
+
+@dataclass(frozen=True, slots=True)
+class _End:
+    """The session has ended, and why."""
+
+    text: str
 
 
 class _Outbox:

@@ -9,6 +9,7 @@ import time
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import grpc
@@ -22,7 +23,8 @@ import txrpc.sql
 from tests.postgres import Server
 from tests.runtime.memory_resource import MemoryResource, Page
 from tests.waiting import eventually
-from txrpc.ids import Gid
+from txrpc._protocol.messages import GoAway, Outcome, OutcomeReply
+from txrpc.ids import Gid, Xid
 from txrpc.resource import Prepared, ReadOnly, ResourceInfo
 from txrpc.testing.processes import Child
 
@@ -267,6 +269,28 @@ def test_what_is_being_decided_when_the_program_closes_it_is_decided(log: str) -
         committing.result(60)
         closing.result(60)
     assert slow.lines == other.lines == ["x"]
+
+
+def test_a_reply_comes_before_the_end_of_the_session_that_was_sent_after_it(log: str) -> None:
+    """The end had overtaken it, where both were sent in one turn of the loop: a transaction that was decided was unknown."""
+    seen: list[object] = []
+    with txrpc.embedded(log) as manager:
+        session: Any = manager._client.state.sessions[0]
+        core = session._core
+
+        def lost(*arguments: Any) -> None:
+            seen.append("lost")
+            core.on_lost(*arguments)
+
+        session._core = SimpleNamespace(on_message=lambda _session, _node, message: seen.append(message), on_lost=lost)
+        reply = OutcomeReply(Xid(bytes(15) + b"x"), Outcome.COMMITTED)
+
+        def both() -> None:
+            session.put(reply)
+            session.close_session(GoAway("shutdown", "over", retry=True))
+
+        session._loop.call_soon_threadsafe(both)
+        eventually(lambda: seen == [reply, "lost"])
 
 
 def test_a_service_cannot_join_what_only_this_process_coordinates(log: str) -> None:
