@@ -285,3 +285,20 @@ def test_only_the_side_engines_attempts_are_bounded_and_only_where_the_user_has_
     assert given == [own or common.CONNECT_TIMEOUT_S, own]
     resource.close()
     engine.dispose()
+
+
+def test_what_outlasts_the_close_leaves_no_connection_behind(
+    make: Make, driver: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It went back to a pool that had been disposed of, and stayed open there until it was collected."""
+    resource: Any = make(driver)
+    side = getattr(resource._side, "sync_engine", resource._side)
+    used: list[Any] = []
+
+    def ask(connection: sa.Connection, *_: str) -> None:
+        used.append(connection.connection.driver_connection)
+        side.dispose()  # as `close` does, while this is going on
+
+    monkeypatch.setattr(postgresql, "one_phase_result", ask)
+    resource.one_phase_result("")
+    assert used[0].is_closed() if driver == "asyncpg" else used[0].closed

@@ -356,8 +356,15 @@ class ResourceManager:
         """Run *verb* on a connection of *engine*; once more if a pooled connection turned out to be dead."""
         for again in (True, False):
             try:
+                pool = engine.pool
                 with self._errors(), engine.connect() as connection:
-                    return verb(connection, *arguments)
+                    try:
+                        return verb(connection, *arguments)
+                    finally:
+                        if (
+                            engine.pool is not pool
+                        ):  # closed meanwhile: the old pool would keep it, and give it to no user
+                            connection.invalidate()
             except DBAPIError as error:
                 if not (again and error.connection_invalidated):
                     raise

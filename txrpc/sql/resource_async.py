@@ -354,8 +354,13 @@ class AsyncResourceManager:
         """Run *verb* on a connection of *engine*; once more if a pooled connection turned out to be dead."""
         for again in (True, False):
             try:
+                pool = engine.pool
                 async with self._errors(), engine.connect() as connection:
-                    return await connection.run_sync(verb, *arguments)
+                    try:
+                        return await connection.run_sync(verb, *arguments)
+                    finally:
+                        if engine.pool is not pool:  # closed meanwhile: the old pool would keep it, and give it to no user
+                            await connection.invalidate()
             except DBAPIError as error:
                 if not (again and error.connection_invalidated):
                     raise
