@@ -43,6 +43,7 @@ class Meter:
         status = self._world.status()
         counts = Counter({k: n for k, n in status["messages"].items() if k.split()[1] not in NOISE})
         counts["log"] = status["log_decisions"]
+        counts["log batches"] = status["log_batches"]
         for server in self._world.servers.values():
             log = server.log()
             for verb in ("PREPARE TRANSACTION", "COMMIT PREPARED", "ROLLBACK PREPARED"):
@@ -74,6 +75,7 @@ def test_cost_of_two_branches_that_wrote(make_world: Make, connected: Connect) -
             "sent Prepare": 2,
             "received Voted": 2,
             "log": 1,
+            "log batches": 1,
             "sent Commit": 2,
             "received Acked": 2,
             "sent OutcomeReply": 1,
@@ -97,6 +99,7 @@ def test_cost_of_final_calls(make_world: Make, connected: Connect) -> None:
         {
             "received CommitRequest": 1,
             "log": 1,
+            "log batches": 1,
             "sent Commit": 2,
             "received Acked": 2,
             "sent OutcomeReply": 1,

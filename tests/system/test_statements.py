@@ -95,6 +95,36 @@ def test_two_branches(make_world: Make, connected: Connect, final: bool) -> None
     teller.close()
 
 
+HELD = "SELECT count(*) FROM pg_stat_activity WHERE datname = '{}' AND state LIKE 'idle in transaction%'"
+
+
+@pytest.mark.parametrize(
+    ("final", "held"), [(False, [(0, 0), (1, 0), (1, 1), (0, 0)]), (True, [(0, 0), (0, 0), (0, 0), (0, 0)])]
+)
+def test_connections_that_are_held(
+    make_world: Make, connected: Connect, final: bool, held: list[tuple[int, int]]
+) -> None:
+    """One a branch, from its first call to its vote: with final calls none while another service is called."""
+    world = make_world()
+    connected(world)
+    teller = world.teller()
+    found = []
+
+    def look() -> None:
+        counts = [server.execute(HELD.format(world.databases[bank]))[0][0] for bank, server in world.servers.items()]
+        found.append(tuple(counts))
+
+    look()
+    with txrpc.transaction(), txrpc.final_call() if final else nullcontext():
+        teller.banks[0].Withdraw(AMOUNT)
+        look()
+        teller.banks[1].Deposit(AMOUNT)
+        look()
+    look()
+    assert found == held
+    teller.close()
+
+
 def test_one_branch_elsewhere(make_world: Make, connected: Connect) -> None:
     world = make_world()
     connected(world)
