@@ -19,11 +19,15 @@ from tests.postgres import Server
 pytestmark = [pytest.mark.proof, pytest.mark.timeout(600)]
 
 ROOT = Path(__file__).resolve().parents[2]
-NEEDS = {"txrpc.sql.resource_async": {"asyncio", "asyncpg", "aiosqlite"}, "txrpc.testing.pytest_plugin": {"testing"}}
+NEEDS = {
+    "txrpc.sql.resource_async": {"asyncio", "asyncpg", "aiosqlite", "aiomysql", "asyncmy"},
+    "txrpc.testing.pytest_plugin": {"testing"},
+}
 """Modules that cannot be imported without one of these extras.  Everything else can, always."""
 DRIVERS = {"postgresql": "psycopg", "psycopg2": "psycopg2", "embedded-postgresql": "psycopg"}
 """The extras with which the README's example runs."""
 EXTRAS = ["", "asyncio", "asyncpg", "embedded-postgresql", "postgresql", "psycopg2", "testing", "aiosqlite"]
+EXTRAS += ["pymysql", "aiomysql", "asyncmy"]
 OTHER_PYTHONS = ["3.12", "3.13", "3.14"]
 
 IMPORTS = """
@@ -112,6 +116,7 @@ PART = [
     "tests/sql/test_aio.py",
     "tests/sql/test_sqlite.py",
     "tests/sql/test_sqlite_register.py",
+    "tests/sql/test_mysql.py",
     "tests/test_errors.py",
 ]
 """What runs on the oldest versions: where txrpc meets gRPC, protobuf and SQLAlchemy."""
@@ -123,6 +128,7 @@ PART_OF_PYTHON = [
     "tests/sql/test_aio.py",
     "tests/sql/test_sqlite.py",
     "tests/sql/test_sqlite_register.py",
+    "tests/sql/test_mysql.py",
 ]
 """What runs on other Pythons, with the newest versions of everything."""
 
@@ -139,7 +145,7 @@ def test_a_part_of_the_tests_on_other_versions(tmp_path: Path, which: str) -> No
     if python is None:
         pytest.skip(f"no Python {which} on this machine")
     environment = Environment.make(tmp_path / "venv", python)
-    extras = "aiosqlite,asyncpg,psycopg2,postgresql,embedded-postgresql,testing"
+    extras = "aiosqlite,asyncpg,psycopg2,postgresql,pymysql,aiomysql,asyncmy,embedded-postgresql,testing"
     wanted = [
         f"{ROOT}[{extras}]",
         "pytest-asyncio>=1.0",

@@ -7,6 +7,7 @@ import pytest
 import sqlalchemy as sa
 
 import txrpc.sql
+from tests.mariadb import MariaServer
 from tests.postgres import ExistingServer, Server, start_servers
 from tests.runtime.conftest import NoSession
 from tests.sql.blocking import ASYNC_DRIVERS, Blocking
@@ -20,6 +21,12 @@ def server() -> Iterator[Server]:
     (server,) = start_servers(1)
     yield server
     server.stop()
+
+
+@pytest.fixture(scope="session")
+def mariadb() -> Iterator[MariaServer]:
+    with MariaServer(innodb_lock_wait_timeout=1) as server:
+        yield server
 
 
 @pytest.fixture

@@ -20,7 +20,7 @@ from sqlalchemy.pool import QueuePool
 from txrpc._protocol.messages import ResourceInfo
 from txrpc.errors import AbortCode, ConfigurationError, IllegalState, Reason, ResourceUnavailable
 from txrpc.ids import RESOURCE_MAX, RegisterId, check_name
-from txrpc.sql import postgresql, sqlite
+from txrpc.sql import mysql, postgresql, sqlite
 
 __all__ = [
     "BranchWork",
@@ -45,7 +45,7 @@ __all__ = [
 
 logger = logging.getLogger("txrpc.sql")
 
-_DIALECTS: dict[str, ModuleType] = {"postgresql": postgresql, "sqlite": sqlite}
+_DIALECTS: dict[str, ModuleType] = {"postgresql": postgresql, "mysql": mysql, "mariadb": mysql, "sqlite": sqlite}
 
 CONNECT_TIMEOUT_S = 10
 """For one attempt to connect to finish a branch, or to ask; the drivers' own are a minute and more."""
@@ -247,8 +247,10 @@ def side_engine(engine: Engine) -> Engine:
     Branches at work may hold every connection of the user's pool while they wait for locks of a branch that only wants its
     ``COMMIT PREPARED``.  That one must never queue behind them.
     """
-    side = Engine(engine.pool.recreate(), engine.dialect, engine.url)
-    return side.execution_options(isolation_level="AUTOCOMMIT")
+    pool = engine.pool.recreate()
+    # Once for each connection: at each use it costs some drivers a round trip, whose errors SQLAlchemy does not take for its own.
+    event.listen(pool, "connect", lambda driver, _record: engine.dialect.set_isolation_level(driver, "AUTOCOMMIT"))
+    return Engine(pool, engine.dialect, engine.url)
 
 
 def capacity_of(engine: Engine) -> int | None:
@@ -371,6 +373,8 @@ class Guard:
             raise IllegalState(
                 f"{verb} inside a transaction: the branch ends with its transaction; leave the block instead"
             )
+        if work.read_only and self._dialect.writes(statement):
+            raise IllegalState("this code may only read here (read_only=True), and the statement would write")
         if not work.notifies:
             work.notifies = self._dialect.speaks_behind_the_transaction(statement)
 

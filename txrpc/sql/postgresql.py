@@ -41,6 +41,7 @@ from txrpc.sql.postgresql_register import open_register
 
 __all__ = [
     "ALWAYS_MARKS",
+    "POOL_CANNOT_UNDO",
     "abandon",
     "begin",
     "bound_connecting",
@@ -72,6 +73,7 @@ __all__ = [
     "sqlstate",
     "starting",
     "token_to_end",
+    "writes",
 ]
 
 logger = logging.getLogger("txrpc.sql")
@@ -97,6 +99,9 @@ def bound_connecting(driver: str, arguments: dict[str, Any], seconds: int) -> No
 
 ALWAYS_MARKS: Final = False
 """The number of a transaction tells how it has ended."""
+
+POOL_CANNOT_UNDO: Final = False
+"""ROLLBACK, which a pool says, undoes whatever is open."""
 
 
 def begin(connection: Connection, read_only: bool, asks: bool, _decides: bool) -> Backend:
@@ -321,6 +326,11 @@ def ends_the_transaction(statement: str) -> str:
         if "begin atomic" not in bare.lower():
             found = next(filter(None, map(_ENDS.match, bare.split(";")[1:])), None)
     return found[1].upper() if found else ""
+
+
+def writes(_statement: str) -> bool:
+    """The server itself refuses what would write where it may only be read."""
+    return False
 
 
 def in_transaction(connection: Connection) -> bool:

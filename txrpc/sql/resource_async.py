@@ -332,6 +332,8 @@ class AsyncResourceManager:
                 with suppress(Exception):
                     await work.connection.run_sync(self._dialect.abandon)
                 await work.connection.invalidate()
+            if self._dialect.POOL_CANNOT_UNDO and not work.connection.invalidated:
+                await work.connection.run_sync(self._dialect.undo)
             await work.connection.run_sync(self._guard.release)
         with suppress(Exception):
             await work.connection.close()
@@ -359,7 +361,9 @@ class AsyncResourceManager:
                     try:
                         return await connection.run_sync(verb, *arguments)
                     finally:
-                        if engine.pool is not pool:  # closed meanwhile: the old pool would keep it, and give it to no user
+                        if (
+                            engine.pool is not pool
+                        ):  # closed meanwhile: the old pool would keep it, and give it to no user
                             await connection.invalidate()
             except DBAPIError as error:
                 if not (again and error.connection_invalidated):

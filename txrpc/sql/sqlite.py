@@ -46,6 +46,7 @@ from txrpc.sql.sqlite_register import open_register
 
 __all__ = [
     "ALWAYS_MARKS",
+    "POOL_CANNOT_UNDO",
     "abandon",
     "begin",
     "bound_connecting",
@@ -73,10 +74,14 @@ __all__ = [
     "speaks_behind_the_transaction",
     "starting",
     "token_to_end",
+    "writes",
 ]
 
 ALWAYS_MARKS: Final = True
 """Nothing else tells how a transaction has ended."""
+
+POOL_CANNOT_UNDO: Final = False
+"""ROLLBACK, which a pool says, undoes whatever is open."""
 
 _KEPT_MS: Final = 7 * 24 * 3_600_000
 _FORGET_AT_ONCE: Final = 1_000
@@ -229,6 +234,11 @@ def ends_the_transaction(statement: str) -> str:
 
 def speaks_behind_the_transaction(_statement: str) -> bool:
     """SQLite has nothing like NOTIFY."""
+    return False
+
+
+def writes(_statement: str) -> bool:
+    """SQLite itself refuses what would write where it may only be read."""
     return False
 
 

@@ -1,0 +1,131 @@
+"""What any process can do about a branch in MySQL or MariaDB that another one has begun: finish it, or ask how it ended.
+
+See `txrpc.sql.mysql` for how to think of it.
+"""
+
+from __future__ import annotations
+
+import re
+import time
+from contextlib import suppress
+from typing import Any, Final
+
+from sqlalchemy.engine import Connection
+from sqlalchemy.exc import DBAPIError
+
+from txrpc._protocol.messages import FinishResult, Outcome
+from txrpc.errors import ResourceUnavailable
+from txrpc.ids import Gid
+from txrpc.sql.mysql_errors import NO_SUCH_XA, code_of, is_locked
+from txrpc.sql.mysql_preflight import FORMAT, MARKERS, one, recover
+
+__all__ = ["branch_name", "clean", "finish", "in_doubt", "one_phase_result", "prepare_table"]
+
+_KEPT_MS: Final = 7 * 24 * 3_600_000
+_FORGET_AT_ONCE: Final = 1_000
+_TRIES: Final = 50
+_TOKEN: Final = re.compile(r"xa-([0-9a-f]{28})")
+
+
+def branch_name(number: str) -> str:
+    """A branch in SQL, where it is no parameter; a hexadecimal literal has nothing to escape."""
+    return f"X'{number}',X'01',{FORMAT}"
+
+
+def finish(connection: Connection, commit: bool, gid: Gid, token: str, markers: str = "") -> FinishResult:
+    """XA COMMIT or XA ROLLBACK, on a connection in AUTOCOMMIT.  Idempotent; raises if it must be tried again."""
+    found = _TOKEN.fullmatch(token)
+    row = _dirty(connection, f"gid = '{gid}'", markers)
+    if found is None and row is None:
+        return FinishResult.NOT_HERE
+    number = found[1] if found is not None else bytes(row[0]).hex()
+    for _ in range(_TRIES):
+        try:
+            connection.exec_driver_sql(f"XA {'COMMIT' if commit else 'ROLLBACK'} {branch_name(number)}")
+        except DBAPIError as error:
+            if code_of(error) != NO_SUCH_XA:
+                raise
+        else:
+            return FinishResult.DONE
+        if number not in recover(connection):
+            return _who_ended_it(connection, commit, number, markers)
+        # It is prepared, and its own connection is still open: it is being closed, or its process was stopped before that.
+        if row is None or row[2] == 0:
+            row = _dirty(connection, f"branch = X'{number}'", markers)
+        if row is not None:
+            with suppress(DBAPIError):  # gone meanwhile
+                connection.exec_driver_sql(f"KILL {int(row[2])}")
+        connection.exec_driver_sql("DO SLEEP(0.01)")
+    raise ResourceUnavailable(f"branch {gid} is prepared, and the connection that did so cannot be ended")
+
+
+def _dirty(connection: Connection, where: str, table: str) -> Any:
+    """Return branch, identifier and session of a row, whether it has been committed or not."""
+    connection.exec_driver_sql("SET TRANSACTION ISOLATION LEVEL READ UNCOMMITTED")
+    return one(connection, f"SELECT branch, gid, session FROM {table or MARKERS} WHERE {where}")  # noqa: S608
+
+
+def _who_ended_it(connection: Connection, commit: bool, number: str, markers: str) -> FinishResult:
+    """There is no such prepared branch (any more): did it end as it should have (rule 16)?"""
+    committed = _committed(connection, number, markers)
+    if committed is None:
+        raise ResourceUnavailable(f"branch {number} is being finished at this moment")
+    if committed:
+        return FinishResult.ALREADY if commit else FinishResult.HEURISTIC
+    if not _is_remembered(number):
+        return FinishResult.NOT_HERE
+    # It had been prepared.  Rolled back by hand and lost in a fail-over look alike.
+    return FinishResult.LOST if commit else FinishResult.ALREADY
+
+
+def _committed(connection: Connection, number: str, markers: str) -> bool | None:
+    """Return whether the branch has committed; None while its row is there and not committed."""
+    query = f"SELECT 1 FROM {markers or MARKERS} WHERE branch = X'{number}' FOR UPDATE NOWAIT"  # noqa: S608
+    try:
+        return one(connection, query) is not None
+    except DBAPIError as error:
+        if is_locked(error):
+            return None
+        raise
+
+
+def _is_remembered(number: str) -> bool:
+    return time.time() * 1000 - int(number[:12], 16) < _KEPT_MS / 2
+
+
+def one_phase_result(connection: Connection, token: str, markers: str = "") -> Outcome | None:
+    """Return how the branch *token* ended; None while it is in progress; UNKNOWN if this database cannot tell."""
+    found = _TOKEN.fullmatch(token)
+    if found is None:
+        return Outcome.UNKNOWN
+    committed = _committed(connection, found[1], markers)
+    if committed is None:
+        return None
+    if committed:
+        return Outcome.COMMITTED
+    return Outcome.ABORTED if _is_remembered(found[1]) else Outcome.UNKNOWN
+
+
+def in_doubt(connection: Connection, group: str, resource: str) -> list[tuple[Gid, int]]:
+    """The prepared branches of *group* and *resource* in this database, and how many milliseconds old each is."""
+    found = []
+    for number in recover(connection):
+        row = _dirty(connection, f"branch = X'{number}'", "")
+        text = row[1].decode() if row is not None and isinstance(row[1], bytes) else row and row[1]
+        gid = Gid.parse(text) if text else None
+        if gid is not None and gid.group == group and gid.resource == resource:
+            found.append((gid, max(0, int(time.time() * 1000) - int(number[:12], 16))))
+    return found
+
+
+def prepare_table(connection: Connection, _resource: str) -> str:
+    """The qualified name of the table of markers, which `preflight` has made."""
+    database = one(connection, "SELECT DATABASE()")[0]
+    return f"`{str(database).replace('`', '``')}`.{MARKERS}"
+
+
+def clean(connection: Connection, table: str) -> None:
+    """Delete rows that no process will ask for any more."""
+    old = int(time.time() * 1000 - _KEPT_MS).to_bytes(6, "big").hex()
+    with suppress(DBAPIError):  # another process is at it
+        connection.exec_driver_sql(f"DELETE FROM {table} WHERE branch < X'{old}' LIMIT {_FORGET_AT_ONCE}")  # noqa: S608
