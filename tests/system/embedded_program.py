@@ -1,4 +1,7 @@
-"""A program with a coordinator inside: python -m tests.system.embedded_program LOG DATABASE DATABASE writes a row into each."""
+"""A program with a coordinator inside: python -m tests.system.embedded_program LOG DATABASE DATABASE writes a row into each.
+
+--decides: the first of them decides.  --wait: nothing is written; what an earlier run has left is finished.
+"""
 
 from __future__ import annotations
 
@@ -12,12 +15,16 @@ import txrpc.sql
 
 
 def main(log: str, *databases: str) -> None:
-    resources = [txrpc.sql.ResourceManager(f"db-{n}", sa.create_engine(url)) for n, url in enumerate(databases)]
+    decides = "--decides" in sys.argv
+    resources = [
+        txrpc.sql.ResourceManager(f"db-{n}", sa.create_engine(url), decides=decides and not n)
+        for n, url in enumerate(databases)
+    ]
     with txrpc.embedded(log, resources=resources, process="embedded program"):
         print("ready", flush=True)
         if "--wait" in sys.argv:
             threading.Event().wait()
-        with txrpc.transaction(timeout=5):
+        with txrpc.transaction(timeout=5, decide_in="db-0" if decides else None):
             for resource in resources:
                 with resource.connection() as connection:
                     connection.execute(sa.text("INSERT INTO row VALUES (1)"))
@@ -25,4 +32,4 @@ def main(log: str, *databases: str) -> None:
 
 
 if __name__ == "__main__":
-    main(*[argument for argument in sys.argv[1:] if argument != "--wait"])
+    main(*[argument for argument in sys.argv[1:] if not argument.startswith("--")])
