@@ -117,6 +117,7 @@ def _make_tables(connection: Connection, where: str, decides: bool) -> str:
         for name in names:
             if not _is_there(connection, name):
                 _make(connection, name)
+        connection.rollback()
         first = f"INSERT INTO {REGISTER} VALUES (1, X'{os.urandom(16).hex()}', X'{bytes(16).hex()}')"  # noqa: S608
         if one(connection, f"SELECT id FROM {REGISTER}") is None:  # noqa: S608
             try:
@@ -147,6 +148,7 @@ def _make_tables(connection: Connection, where: str, decides: bool) -> str:
 
 
 def _is_there(connection: Connection, name: str) -> bool:
+    connection.rollback()  # a snapshot from before it was made does not show it (1412)
     try:
         connection.exec_driver_sql(f"SELECT 1 FROM {name} LIMIT 1")  # noqa: S608 - constants
     except DBAPIError as error:
