@@ -164,6 +164,66 @@ MUTANTS: dict[str, tuple[Change, str]] = {
         Change(_SQL + "sqlite_register", " and is_durable(connection)", ""),
         "tests/sql/test_sqlite_register.py -k rule_22",
     ),
+    "a branch of MariaDB is marked in whatever session there is": (
+        Change(_SQL + "mysql", " FROM DUAL WHERE CONNECTION_ID() = {int(pid)}", ""),
+        "tests/sql/test_mysql.py -k was_moved",
+    ),
+    "the connection that prepared a branch of MariaDB lives on": (
+        Change(_SQL + "mysql", "        connection.invalidate()\n    return", "        pass\n    return"),
+        "tests/sql/test_mysql.py -k finished_by_any",
+    ),
+    "what is prepared in MariaDB by a frozen process is taken for ended": (
+        Change(_SQL + "mysql_finishing", "if number not in recover(connection):", "if True:"),
+        "tests/sql/test_mysql.py -k was_stopped",
+    ),
+    "a frozen process keeps its branch in MariaDB": (
+        Change(_SQL + "mysql_finishing", 'f"KILL {int(row[2])}"', '"DO 0"'),
+        "tests/sql/test_mysql.py -k was_stopped",
+    ),
+    "MariaDB is asked for a branch that may still commit": (
+        Change(_SQL + "mysql_finishing", " FOR UPDATE NOWAIT", ""),
+        "tests/sql/test_mysql.py -k went_away",
+    ),
+    "a branch that is gone from MariaDB has committed": (
+        Change(_SQL + "mysql_finishing", "FinishResult.LOST if commit", "FinishResult.ALREADY if commit"),
+        "tests/sql/test_mysql.py -k rolled_back_by_any",
+    ),
+    "others' branches in MariaDB are ours": (
+        Change(_SQL + "mysql_finishing", "gid is not None and gid.group == group", "gid is not None"),
+        "tests/sql/test_mysql.py -k left_alone",
+    ),
+    "a pool gets a connection of MariaDB with a branch on it": (
+        Change(_SQL + "mysql", "POOL_CANNOT_UNDO: Final = True", "POOL_CANNOT_UNDO: Final = False"),
+        "tests/sql/test_mysql.py -k gives_a_good",
+    ),
+    "a session of an earlier run of MariaDB is ended": (
+        Change(_SQL + "mysql_sessions", "if uptime_s + 2 <", "if False and uptime_s + 2 <"),
+        "tests/sql/test_mysql.py -k earlier_run",
+    ),
+    "whatever session decides in MariaDB": (
+        Change(_SQL + "mysql_register", 'f"FROM DUAL WHERE CONNECTION_ID() = {int(pid)}"', '"FROM DUAL"'),
+        "tests/sql/test_mysql_register.py -k v11",
+    ),
+    "a snapshot of MariaDB's shows an old floor": (
+        Change(
+            _SQL + "mysql_register",
+            "self._look(connection, _LATEST)\n        is_fit",
+            "self._look(connection)\n        is_fit",
+        ),
+        "tests/sql/test_mysql_register.py -k v4",
+    ),
+    "a claim is taken below MariaDB's floor": (
+        Change(_SQL + "mysql_register", "misfit is not None or xid <= floor", "misfit is not None"),
+        "tests/sql/test_mysql_register.py -k v1_v2_v3",
+    ),
+    "any server of MariaDB takes a decision": (
+        Change(_SQL + "mysql_register", 'return "@@server_id" if', 'return "1" if'),
+        "tests/sql/test_mysql_register.py -k v15",
+    ),
+    "MariaDB's decision may be lost in a crash": (
+        Change(_SQL + "mysql_register", " and is_durable(connection)", ""),
+        "tests/sql/test_mysql_register.py -k rule_22",
+    ),
     "a COMMIT without an answer is an abort": (
         Change(
             _SQL + "deciding",

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.mariadb import needs_mariadb
 from tests.mutants.outside import MUTANTS
 from tests.mutation import MUTANT
 from tests.proof import note_proof
@@ -31,6 +32,8 @@ def _marks(name: str, tests: str) -> list[pytest.MarkDecorator]:
     """What starts processes, or waits for a thread, takes its time: in CI."""
     if name in DEAR:
         return [pytest.mark.proof, pytest.mark.long]
+    if tests.startswith("tests/sql/test_mysql"):
+        return [pytest.mark.proof, needs_mariadb]
     return [pytest.mark.proof] if tests.startswith(_SLOW) else []
 
 
