@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from tests.log.group import RunningGroup
+from tests.mariadb import MariaServer, needs_mariadb
 from txrpc._decision_log.heartbeats import SqlHeartbeats
 from txrpc._decision_log.memory import MemoryHeartbeats, MemoryLog, MemoryStore
 from txrpc._decision_log.port import DecisionLog, Heartbeats
@@ -26,7 +27,15 @@ def postgres() -> Iterator[PostgresServer]:
         yield server
 
 
-@pytest.fixture(params=["memory", "sqlite", "postgresql", "etcd", "group"])
+@pytest.fixture(scope="session")
+def mariadb() -> Iterator[MariaServer]:
+    with MariaServer() as server:
+        yield server
+
+
+@pytest.fixture(
+    params=["memory", "sqlite", "postgresql", pytest.param("mariadb", marks=needs_mariadb), "etcd", "group"]
+)
 def place(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Place]:
     """Where a log is: a store in memory, a URL, or the disks of three members."""
     if request.param == "memory":
@@ -35,6 +44,8 @@ def place(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Place]:
         yield f"sqlite:///{tmp_path}/log.db"
     elif request.param == "postgresql":
         yield request.getfixturevalue("postgres").create_database(f"log{next(_numbers)}")
+    elif request.param == "mariadb":
+        yield request.getfixturevalue("mariadb").create_database(f"log{next(_numbers)}")
     elif request.param == "etcd":
         yield request.getfixturevalue("etcd").url(f"log{next(_numbers)}")
     else:

@@ -35,7 +35,7 @@ Make = Callable[[str], SqlLog]
     ("url", "says"),
     [
         ("nonsense", "database URL such as sqlite:///txrpc.db"),
-        ("mysql+pymysql://h/d", "postgresql, sqlite or etcd"),
+        ("oracle://h/d", "mariadb, mysql, postgresql, sqlite or etcd"),
         ("sqlite://", "name a file"),
         ("sqlite:///:memory:", "name a file"),
         ("postgresql+pg8000://h/d", "pip install pg8000"),

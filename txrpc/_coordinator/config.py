@@ -42,7 +42,7 @@ class CoordinatorConfig:
     )
     log: str = _field(
         "sqlite:///txrpc.db",
-        "URL of the decision log: sqlite:///FILE, postgresql+psycopg://... or etcd://HOST:PORT,HOST:PORT,...",
+        "URL of the log: sqlite:///FILE, postgresql+psycopg://..., mariadb+pymysql://... or etcd://HOST:PORT,HOST:PORT,...",
     )
     members: str = _field(
         "", "the group that keeps its decisions on its own disks, this node included: c1=HOST:PORT,c2=HOST:PORT,..."

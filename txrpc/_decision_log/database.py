@@ -9,6 +9,10 @@ that waits for ever cannot be replaced by another one:
 - a coordinator that froze inside a transaction, holding the row that is the fence: ``idle_in_transaction_session_timeout``
   lets the server end its session, and a later epoch can open;
 - a lock that is not given up: ``lock_timeout``.
+
+MySQL and MariaDB are set alike: connect and read time-outs, ``idle_transaction_timeout`` (MySQL has none: there ``wait_timeout``
+ends any session that says nothing), ``innodb_lock_wait_timeout``.  Whether a commit is on the disk is the server's own setting,
+which is looked at and warned about.
 """
 
 from __future__ import annotations
@@ -17,23 +21,28 @@ import logging
 import re
 import sqlite3
 import time
-from typing import Any, Final
+from typing import Any
 
 from sqlalchemy import create_engine, event, text
-from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.engine import URL, Connection, Engine, make_url
-from sqlalchemy.exc import ArgumentError, DBAPIError, NoSuchModuleError
+from sqlalchemy.exc import ArgumentError, DBAPIError, IntegrityError, NoSuchModuleError, ProgrammingError
 from sqlalchemy.pool import QueuePool
 
+from txrpc._decision_log.upserts import BACKENDS
 from txrpc._replication import deaf
 from txrpc.errors import ConfigurationError
 
-__all__ = ["INSERT", "checked_url", "had_no_room", "make_engine", "sentence", "shown", "warn_if_careless"]
+__all__ = [
+    "checked_url",
+    "had_no_room",
+    "make_engine",
+    "sentence",
+    "shown",
+    "warn_if_careless",
+    "was_made_meanwhile",
+]
 
 logger = logging.getLogger("txrpc.decision_log")
-
-INSERT: Final[dict[str, Any]] = {"sqlite": sqlite.insert, "postgresql": postgresql.insert}
-"""The databases that a log can be in, and how each spells INSERT ... ON CONFLICT DO NOTHING."""
 
 _SQLITE_BUSY_S = 5.0
 _POSTGRESQL_SETTINGS = (
@@ -42,6 +51,16 @@ _POSTGRESQL_SETTINGS = (
     "idle_in_transaction_session_timeout = '10s'",
     "lock_timeout = '30s'",
 )
+_MYSQL_SETTINGS = (
+    "SESSION TRANSACTION ISOLATION LEVEL READ COMMITTED",
+    "SESSION innodb_lock_wait_timeout = 30",
+)
+_MYSQL_PATIENCE = {True: "SESSION idle_transaction_timeout = 10", False: "SESSION wait_timeout = 10"}
+"""Whether it is MariaDB."""
+_MYSQL_OPTIONS = {"connect_timeout": 10, "read_timeout": 45}
+_MYSQL_DRIVERS = ("pymysql", "mysqldb")
+_MADE_MEANWHILE = frozenset({1050, 1061, 1213, 1412})
+"""A table or an index is there already, a deadlock, and a table's definition that has changed: in MySQL's numbers."""
 _LIBPQ_DRIVERS = ("psycopg", "psycopg2")
 _LIBPQ_OPTIONS = {
     "connect_timeout": 10,
@@ -63,6 +82,11 @@ _REMEDY = {
     "password": "correct the user and password in the URL",
     "refused": "start the database, or correct the URL",
     "does not exist": "create the database, or correct the URL",
+    "unknown database": "create the database, or correct the URL",
+    "access denied": "correct the user and password in the URL",
+    "can't connect": "start the database, or correct the URL",
+    "command denied": "grant the coordinator's user the right to create and write its tables",
+    "lock wait timeout": "another coordinator holds the log: stop it",
 }
 
 
@@ -75,6 +99,14 @@ def had_no_room(error: BaseException) -> bool:
     return getattr(getattr(error, "orig", None), "sqlite_errorname", "") == "SQLITE_FULL"
 
 
+def was_made_meanwhile(error: BaseException) -> bool:
+    """Return whether another coordinator may just be making the same tables, or the same row."""
+    if isinstance(error, IntegrityError | ProgrammingError):
+        return True
+    arguments: tuple[object, ...] = getattr(getattr(error, "orig", None), "args", ())
+    return bool(arguments) and arguments[0] in _MADE_MEANWHILE
+
+
 def checked_url(url: str) -> URL:
     """*url*, parsed; raises `ConfigurationError` if a log cannot be there."""
     try:
@@ -84,8 +116,8 @@ def checked_url(url: str) -> URL:
         head = re.split(r"[:/@]", url)[0]
         raise ConfigurationError(f"the log is a database URL such as sqlite:///txrpc.db, not {head!r}...") from None
     backend = parsed.get_backend_name()
-    if backend not in INSERT:
-        raise ConfigurationError(f"a decision log can be in {', '.join(sorted(INSERT))} or etcd, not in {backend!r}")
+    if backend not in BACKENDS:
+        raise ConfigurationError(f"a decision log can be in {', '.join(sorted(BACKENDS))} or etcd, not in {backend!r}")
     if backend == "sqlite" and parsed.database in (None, "", ":memory:"):
         raise ConfigurationError("the decision log must survive: name a file, as in sqlite:///txrpc.db")
     return parsed
@@ -103,10 +135,9 @@ def make_engine(url: URL) -> Engine:
     try:
         if url.get_dialect().is_async:
             raise ConfigurationError(f"the log {location} needs a synchronous driver: {driver!r} is for asyncio")
-        given = {key: value for key, value in _LIBPQ_OPTIONS.items() if key not in url.query}
-        arguments = given if url.get_driver_name() in _LIBPQ_DRIVERS else {}
+        given = {key: value for key, value in _options(url.get_driver_name()).items() if key not in url.query}
         engine = create_engine(
-            url, connect_args=arguments, poolclass=QueuePool, pool_size=1, max_overflow=1, pool_pre_ping=True
+            url, connect_args=given, poolclass=QueuePool, pool_size=1, max_overflow=1, pool_pre_ping=True
         )
     except (ImportError, NoSuchModuleError) as error:
         raise ConfigurationError(
@@ -115,9 +146,17 @@ def make_engine(url: URL) -> Engine:
     if engine.dialect.name == "sqlite":
         event.listen(engine, "connect", _sqlite_connect)
         event.listen(engine, "begin", _sqlite_begin)
-    else:
+    elif engine.dialect.name == "postgresql":
         event.listen(engine, "connect", _postgresql_connect)
+    else:
+        event.listen(engine, "connect", _mysql_connect)
     return engine
+
+
+def _options(driver: str) -> dict[str, int]:
+    if driver in _LIBPQ_DRIVERS:
+        return _LIBPQ_OPTIONS
+    return _MYSQL_OPTIONS if driver in _MYSQL_DRIVERS else {}
 
 
 def _sqlite_connect(connection: Any, _record: object) -> None:
@@ -154,8 +193,19 @@ def _postgresql_connect(connection: Any, _record: object) -> None:
     connection.commit()
 
 
+def _mysql_connect(connection: Any, _record: object) -> None:
+    with connection.cursor() as cursor:
+        cursor.execute("SELECT VERSION()")
+        is_mariadb = "mariadb" in cursor.fetchone()[0].lower()
+        for setting in (*_MYSQL_SETTINGS, _MYSQL_PATIENCE[is_mariadb]):
+            cursor.execute(f"SET {setting}")
+    connection.commit()
+
+
 def warn_if_careless(connection: Connection, location: str) -> None:
     """Log a warning if the database is set so that it may lose what it has confirmed."""
+    if connection.dialect.name in ("mysql", "mariadb"):
+        _warn_of_mysql(connection, location)
     if connection.dialect.name != "postgresql":
         return
     if connection.scalar(text("SHOW fsync")) == "off":
@@ -167,6 +217,17 @@ def warn_if_careless(connection: Connection, location: str) -> None:
         logger.warning(
             "the log's database has standbys, and none is synchronous: a fail-over loses the last decisions; set "
             "synchronous_standby_names",
+            extra={"log": location},
+        )
+
+
+def _warn_of_mysql(connection: Connection, location: str) -> None:
+    asked = "SELECT @@GLOBAL.innodb_flush_log_at_trx_commit, @@log_bin, @@GLOBAL.sync_binlog"
+    flushes, logs, syncs = connection.execute(text(asked)).one()
+    if int(flushes) != 1 or (int(logs) and int(syncs) != 1):
+        logger.warning(
+            "the log's database may lose decisions in a crash: set innodb_flush_log_at_trx_commit = 1, and sync_binlog = 1 if "
+            "there is a binary log",
             extra={"log": location},
         )
 

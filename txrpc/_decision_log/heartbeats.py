@@ -13,9 +13,10 @@ from sqlalchemy import delete, select, update
 from sqlalchemy.engine import Connection
 from sqlalchemy.exc import SQLAlchemyError
 
-from txrpc._decision_log.database import INSERT, checked_url, make_engine, sentence, shown
+from txrpc._decision_log.database import checked_url, make_engine, sentence, shown
 from txrpc._decision_log.port import LogError
 from txrpc._decision_log.schema import heartbeats, nodes
+from txrpc._decision_log.upserts import upsert
 from txrpc._protocol.takeover import LEFT, NodeRow
 from txrpc.ids import Epoch
 
@@ -30,15 +31,14 @@ class SqlHeartbeats:
         parsed = checked_url(url)
         self._location: str = shown(parsed)
         self._engine = make_engine(parsed)
-        self._insert: Any = INSERT[parsed.get_backend_name()]
+        self._join = upsert(parsed.get_backend_name(), heartbeats, ("group_name", "beat", "started_ms"))
         self._node = self._group = ""
 
     def join(self, node: str, group: str, started_ms: int) -> None:
         """See `Heartbeats.join`."""
         self._node, self._group = node, group
-        changes = {"group_name": group, "beat": LEFT + 1, "started_ms": started_ms}
-        row = self._insert(heartbeats).values(node=node, **changes)
-        self._write(row.on_conflict_do_update(index_elements=["node"], set_=changes))
+        row = {"node": node, "group_name": group, "beat": LEFT + 1, "started_ms": started_ms}
+        self._write(self._join.values(row))
 
     def beat(self) -> Sequence[NodeRow]:
         """See `Heartbeats.beat`."""

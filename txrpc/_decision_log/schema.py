@@ -18,6 +18,7 @@ from collections.abc import Callable, Sequence
 from typing import Final
 
 from sqlalchemy import BigInteger, Column, Index, Integer, LargeBinary, MetaData, String, Table, insert, select
+from sqlalchemy.dialects import mysql
 from sqlalchemy.engine import Connection
 
 from txrpc._protocol.records import PreparedBranch
@@ -41,6 +42,19 @@ VERSION: Final = 3
 
 metadata = MetaData()
 
+
+def _name(characters: int) -> String:
+    """The type of a name: MySQL would compare names without their case."""
+    return String(characters).with_variant(
+        mysql.VARCHAR(characters, charset="ascii", collation="ascii_bin"), "mysql", "mariadb"
+    )
+
+
+def _bytes(length: int) -> LargeBinary:
+    """The type of so many bytes: MySQL's BLOB can be no key."""
+    return LargeBinary(length).with_variant(mysql.BINARY(length), "mysql", "mariadb")
+
+
 versions = Table(
     "txrpc_schema",
     metadata,
@@ -50,25 +64,25 @@ versions = Table(
 nodes = Table(
     "txrpc_node",
     metadata,
-    Column("node", String(24), primary_key=True),
+    Column("node", _name(24), primary_key=True),
     Column("epoch", BigInteger, nullable=False),
     Column("forgotten_ms", BigInteger, nullable=False),
     Column("position", BigInteger, nullable=False, server_default="0"),
     # The node whose process runs it; empty: its own.
-    Column("holder", String(24), nullable=False, server_default=""),
+    Column("holder", _name(24), nullable=False, server_default=""),
 )
 heartbeats = Table(
     "txrpc_heartbeat",
     metadata,
-    Column("node", String(24), primary_key=True),
-    Column("group_name", String(24), nullable=False),
+    Column("node", _name(24), primary_key=True),
+    Column("group_name", _name(24), nullable=False),
     Column("beat", BigInteger, nullable=False),
     Column("started_ms", BigInteger, nullable=False),
 )
 epochs = Table(
     "txrpc_epoch",
     metadata,
-    Column("node", String(24), primary_key=True),
+    Column("node", _name(24), primary_key=True),
     Column("epoch", BigInteger, primary_key=True, autoincrement=False),
     Column("opened_ms", BigInteger, nullable=False),
     Column("position", BigInteger, nullable=False, server_default="0"),
@@ -76,11 +90,11 @@ epochs = Table(
 decisions = Table(
     "txrpc_decision",
     metadata,
-    Column("node", String(24), primary_key=True),
-    Column("xid", LargeBinary(16), primary_key=True),
+    Column("node", _name(24), primary_key=True),
+    Column("xid", _bytes(16), primary_key=True),
     Column("epoch", BigInteger, nullable=False),
     Column("decided_ms", BigInteger, nullable=False),
-    Column("branches", LargeBinary, nullable=False),
+    Column("branches", LargeBinary().with_variant(mysql.LONGBLOB(), "mysql", "mariadb"), nullable=False),
     Column("done_ms", BigInteger),
 )
 Index("txrpc_decision_done", decisions.c.node, decisions.c.done_ms)
@@ -88,10 +102,10 @@ Index("txrpc_decision_done", decisions.c.node, decisions.c.done_ms)
 incidents = Table(
     "txrpc_incident",
     metadata,
-    Column("node", String(24), primary_key=True),
-    Column("xid", LargeBinary(16), primary_key=True),
-    Column("branch", LargeBinary(8), primary_key=True),
-    Column("resource", String(40), nullable=False),
+    Column("node", _name(24), primary_key=True),
+    Column("xid", _bytes(16), primary_key=True),
+    Column("branch", _bytes(8), primary_key=True),
+    Column("resource", _name(40), nullable=False),
     Column("finish", Integer, nullable=False),
     Column("at_ms", BigInteger, nullable=False),
     Column("closed_ms", BigInteger),
@@ -99,7 +113,7 @@ incidents = Table(
 resources = Table(
     "txrpc_resource",
     metadata,
-    Column("name", String(40), primary_key=True),
+    Column("name", _name(40), primary_key=True),
     Column("identity", String(500), nullable=False),
 )
 

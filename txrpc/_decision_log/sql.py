@@ -1,4 +1,4 @@
-"""The decision log in a SQL database, through SQLAlchemy: a SQLite file, or PostgreSQL.
+"""The decision log in a SQL database, through SQLAlchemy: a SQLite file, PostgreSQL, MySQL or MariaDB.
 
 How to think of it
     Every write is one transaction that first locks the node's row and compares its epoch with our own: that is the fence.
@@ -22,19 +22,20 @@ from typing import Any
 
 from sqlalchemy import bindparam, delete, func, insert, select, update
 from sqlalchemy.engine import Connection, Row
-from sqlalchemy.exc import IntegrityError, ProgrammingError, SQLAlchemyError
+from sqlalchemy.exc import SQLAlchemyError
 
 from txrpc._decision_log.database import (
-    INSERT,
     checked_url,
     had_no_room,
     make_engine,
     sentence,
     shown,
     warn_if_careless,
+    was_made_meanwhile,
 )
 from txrpc._decision_log.port import Decision, LogError, NotRecorded, Opened, RecordUncertain
 from txrpc._decision_log.schema import decisions, epochs, incidents, nodes, pack, prepare_schema, resources, unpack
+from txrpc._decision_log.upserts import counts_new_rows, insert_new, upsert
 from txrpc._protocol.messages import FinishResult
 from txrpc._protocol.records import Incident, lineage
 from txrpc._replication import watch_replication
@@ -61,8 +62,8 @@ class SqlLog:
         parsed = checked_url(url)
         self.location: str = shown(parsed)
         self._engine = make_engine(parsed)
-        self._insert: Any = INSERT[parsed.get_backend_name()]
-        self._record = self._insert(decisions).on_conflict_do_nothing()
+        self._backend = parsed.get_backend_name()
+        self._record = insert_new(self._backend, decisions)
         self._node = ""
         self._epoch = Epoch(0)
         self._uncertain: set[Xid] = set()
@@ -80,7 +81,7 @@ class SqlLog:
                     return self._open(connection, nonce, holder or node, expect)
             except (SQLAlchemyError, OSError) as error:
                 # Another coordinator may be creating the same tables, or the same row, at this very moment.
-                if isinstance(error, IntegrityError | ProgrammingError) and attempt < _CREATE_ATTEMPTS - 1:
+                if was_made_meanwhile(error) and attempt < _CREATE_ATTEMPTS - 1:
                     time.sleep(0.05)
                     continue
                 self._engine.dispose()
@@ -93,16 +94,17 @@ class SqlLog:
         if expect is not None and (row is None or row.epoch != expect):
             raise Fenced(f"node {self._node!r} is not in epoch {expect} any more")
         self._epoch = Epoch.make(Epoch(row.epoch).number + 1 if row else 1, nonce)
+        epoch = int(self._epoch)  # not every driver knows what to do with a number that has words of its own
         position = row.position if row else 0
         lineage = self._lineage(connection, position)
         if row is None:
-            first = {"node": self._node, "epoch": self._epoch, "forgotten_ms": 0, "position": 0, "holder": holder}
+            first = {"node": self._node, "epoch": epoch, "forgotten_ms": 0, "position": 0, "holder": holder}
             connection.execute(insert(nodes).values(first))
         else:
             here = nodes.c.node == self._node
-            connection.execute(update(nodes).where(here).values(epoch=self._epoch, holder=holder))
+            connection.execute(update(nodes).where(here).values(epoch=epoch, holder=holder))
         opened = {"opened_ms": time.time_ns() // 1_000_000, "position": position}
-        connection.execute(insert(epochs).values(node=self._node, epoch=self._epoch, **opened))
+        connection.execute(insert(epochs).values(node=self._node, epoch=epoch, **opened))
         latest = connection.scalar(select(func.max(decisions.c.decided_ms)).where(decisions.c.node == self._node))
         forgotten_ms = row.forgotten_ms if row else 0
         clock_ms = max(forgotten_ms, latest or 0)
@@ -134,8 +136,10 @@ class SqlLog:
                 position = self._fence(connection) + len(rows)
                 # Also without a decision: whether the log works shows in a write only.
                 connection.execute(_ADVANCE, {"b_node": self._node, "b_position": position})
-                if rows and connection.execute(self._record, rows).rowcount != len(rows):
-                    self._check_same(connection, rows)  # some were there, or the driver did not count
+                if rows:
+                    written = connection.execute(self._record, rows).rowcount
+                    if written != len(rows) or not counts_new_rows(self._backend):
+                        self._check_same(connection, rows)  # some were there, or nothing has counted
                 sent = True
                 with watch_replication(connection.connection.driver_connection) as cancelled:
                     connection.commit()
@@ -208,13 +212,9 @@ class SqlLog:
             for incident in found
         ]
         if rows:
-            insertion = self._insert(incidents)
-            changes = {name: insertion.excluded[name] for name in ("finish", "at_ms", "closed_ms")}
             with self._errors(), self._write() as connection:
                 self._fence(connection)
-                connection.execute(
-                    insertion.on_conflict_do_update(index_elements=["node", "xid", "branch"], set_=changes), rows
-                )
+                connection.execute(upsert(self._backend, incidents, ("finish", "at_ms", "closed_ms")), rows)
 
     def close_incidents(self, branches: Iterable[tuple[Xid, BranchId]], now_ms: int) -> None:
         """See `DecisionLog.close_incidents`."""
@@ -231,10 +231,8 @@ class SqlLog:
 
     def bind(self, first: Mapping[str, str], rebound: Mapping[str, str]) -> Mapping[str, str]:
         """See `DecisionLog.bind`."""
-        insertion = self._insert(resources)
-        changes = {"identity": insertion.excluded.identity}
-        free = insertion.on_conflict_do_update(index_elements=["name"], set_=changes, where=resources.c.identity == "")
-        forced = insertion.on_conflict_do_update(index_elements=["name"], set_=changes)
+        free = upsert(self._backend, resources, ("identity",), where_empty="identity")
+        forced = upsert(self._backend, resources, ("identity",))
         with self._errors(), self._write() as connection:
             if first or rebound:
                 self._fence(connection)
