@@ -232,6 +232,26 @@ MUTANTS: dict[str, tuple[Change, str]] = {
         ),
         "tests/sql/test_deciding.py -k answer_was_lost",
     ),
+    "a decision that is in MariaDB's log is not looked at": (
+        Change(_LOG + "upserts", "return backend not in _ON_DUPLICATE", "return True"),
+        "tests/log/test_contract.py -k mariadb and never_changes",
+    ),
+    "a node of MariaDB's log is another one in small letters": (
+        Change(_LOG + "schema", 'collation="ascii_bin"', 'collation="ascii_general_ci"'),
+        "tests/log/test_mysql.py -k case",
+    ),
+    "a takeover in MariaDB reads what is older than its lock": (
+        Change(_LOG + "database", "ISOLATION LEVEL READ COMMITTED", "ISOLATION LEVEL REPEATABLE READ"),
+        "tests/log/test_mysql.py -k rule_14",
+    ),
+    "a frozen coordinator keeps MariaDB's log": (
+        Change(
+            _LOG + "database",
+            '{setting}")\n    connection.commit()\n\n\ndef warn',
+            '{setting}") if 0 else 0\n    connection.commit()\n\n\ndef warn',
+        ),
+        "tests/log/test_mysql.py -k froze",
+    ),
     "the log's fence compares nothing": (
         Change(_LOG + "sql", "if row is None or row.epoch != self._epoch:", "if row is None:"),
         "tests/log/test_contract.py -k rule_7",

@@ -23,6 +23,7 @@ DEAR = (
     "a fan-out in a service is left to its deadline",
     "a log that has lost decisions goes on deciding",
     "finishing waits behind PREPARE",
+    "a frozen coordinator keeps MariaDB's log",
 )
 """Those that are noticed only after a minute."""
 _SLOW = ("tests/system", "tests/log/test_membership.py", "tests/log/test_etcd.py")
@@ -30,11 +31,11 @@ _SLOW = ("tests/system", "tests/log/test_membership.py", "tests/log/test_etcd.py
 
 def _marks(name: str, tests: str) -> list[pytest.MarkDecorator]:
     """What starts processes, or waits for a thread, takes its time: in CI."""
+    starts_mariadb = "mysql" in tests or "mariadb" in tests
+    marks = [needs_mariadb] if starts_mariadb else []
     if name in DEAR:
-        return [pytest.mark.proof, pytest.mark.long]
-    if tests.startswith("tests/sql/test_mysql"):
-        return [pytest.mark.proof, needs_mariadb]
-    return [pytest.mark.proof] if tests.startswith(_SLOW) else []
+        return [*marks, pytest.mark.proof, pytest.mark.long]
+    return [*marks, pytest.mark.proof] if starts_mariadb or tests.startswith(_SLOW) else []
 
 
 @pytest.mark.timeout(300)
