@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import enum
 
-__all__ = ["NamedIntEnum"]
+__all__ = ["KeyEnum", "NamedIntEnum"]
 
 
 class NamedIntEnum(enum.IntEnum):
@@ -15,3 +15,12 @@ class NamedIntEnum(enum.IntEnum):
 
     def __format__(self, spec: str) -> str:
         return format(str(self), spec)
+
+
+class KeyEnum(enum.Enum):
+    """Members that are the keys of a table which is looked into at every step.
+
+    An `enum.Enum` makes its hash from its name each time, in Python; each member is one object, so that the object's own will do.
+    """
+
+    __hash__ = object.__hash__

@@ -311,13 +311,19 @@ class ClientCore:
 
     def next_wakeup_ms(self) -> int | None:
         """Return when `woke` is due."""
-        with self.state.lock:
-            due = [*self.state.start_at.values(), *(at_ms for at_ms, _ in self.state.ask_at.values())]
-            due += self.state.mark_at.values()
-            if self._connected():
-                due += self.state.sweep_at.values()
-            next_ms = self.state.participant.state.next_wakeup_ms()
-            return min(due if next_ms is None else [*due, next_ms], default=None)
+        state = self.state
+        with state.lock:
+            timer_ms = state.participant.state.next_wakeup_ms()
+            due = [*state.start_at.values(), *state.mark_at.values()]
+            if state.ask_at:
+                due += (at_ms for at_ms, _ in state.ask_at.values())
+            if timer_ms is not None:
+                due.append(timer_ms)
+            next_ms = min(due, default=None)
+            sweep_ms = min(state.sweep_at.values(), default=None)
+            if sweep_ms is not None and (next_ms is None or sweep_ms < next_ms) and self._connected():
+                return sweep_ms
+            return next_ms
 
     def swept(self, name: str, found: Sequence[tuple[Gid, int]] | BaseException) -> None:
         """What the database of resource *name* holds prepared for this group, or why it could not say."""

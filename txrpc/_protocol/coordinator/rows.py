@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import enum
 from dataclasses import dataclass, field
 
+from txrpc._enums import KeyEnum
 from txrpc._protocol.deciding import Decided
 from txrpc._protocol.messages import BranchRef, Inquiry, OutcomeRequest, Owner, Vote, Wait
 from txrpc._protocol.records import Decision, PreparedBranch
@@ -14,7 +14,7 @@ from txrpc.ids import BranchId, Epoch, Gid, RegisterId, Xid
 __all__ = ["BranchRow", "Input", "Question", "State", "TransactionRow", "aborted_vote"]
 
 
-class State(enum.Enum):
+class State(KeyEnum):
     """Where a transaction stands.  ABSENT, COMMITTED and ABORTED have no record in memory (see `EndedTransactions`)."""
 
     ABSENT = "absent"
@@ -27,7 +27,7 @@ class State(enum.Enum):
     ABORTED = "aborted"
 
 
-class Input(enum.Enum):
+class Input(KeyEnum):
     """What can happen to a transaction."""
 
     COMMIT_REQUEST = "commit request"

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import enum
 from dataclasses import dataclass, field
 
+from txrpc._enums import KeyEnum
 from txrpc._protocol.messages import FinishResult, Outcome, ToCoordinator, Vote
 from txrpc._protocol.records import PreparedBranch
 from txrpc.errors import Reason
@@ -13,7 +13,7 @@ from txrpc.ids import BranchId, Gid, Xid
 __all__ = ["BranchInput", "BranchState", "Deciding", "Do", "Effects", "Operation", "ParticipantBranch"]
 
 
-class BranchState(enum.Enum):
+class BranchState(KeyEnum):
     """Where a branch stands in its own process."""
 
     ABSENT = "absent"
@@ -28,7 +28,7 @@ class BranchState(enum.Enum):
     ENDED = "ended"
 
 
-class BranchInput(enum.Enum):
+class BranchInput(KeyEnum):
     """What can happen to a branch."""
 
     PREPARE = "prepare"
@@ -51,7 +51,7 @@ class BranchInput(enum.Enum):
     ROLLED_BACK = "rolled back"
 
 
-class Operation(enum.Enum):
+class Operation(KeyEnum):
     """What the shell is asked to do with a resource; the names are the resource port's."""
 
     PREPARE = "prepare"
