@@ -6,6 +6,7 @@ import itertools
 import sys
 import threading
 import time
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -236,6 +237,45 @@ def test_rule_17_another_database_under_the_name_is_refused_at_once(log: str) ->
         assert manager.outcome(tx.xid) is not txrpc.Outcome.COMMITTED
 
 
+class Named(MemoryResource):
+    """Remembers in which thread it was asked to prepare."""
+
+    thread = ""
+
+    def prepare(self, work: Page, gid: Gid) -> Prepared | ReadOnly:
+        self.thread = threading.current_thread().name
+        return super().prepare(work, gid)
+
+
+def test_the_roots_own_branches_prepare_in_its_own_thread_and_cost_no_messages_for_it(log: str) -> None:
+    one, two = Named("one"), Named("two")
+    with txrpc.embedded(log, resources=[one, two]) as manager:
+        driver = manager._client.state.sessions[0]._driver  # type: ignore[attr-defined]
+        before = Counter(driver.messages)
+        with manager.transaction():
+            one.write("x")
+            two.write("x")
+        said = Counter(driver.messages) - before
+    assert one.thread == two.thread == threading.current_thread().name
+    assert {name: number for name, number in said.items() if name != "sent Tick"} == {
+        "received CommitRequest": 1,
+        "sent Commit": 2,
+        "received Acked": 2,
+        "sent OutcomeReply": 1,
+    }
+
+
+def test_a_branch_that_cannot_prepare_takes_back_the_votes_before_it(log: str) -> None:
+    one, two = MemoryResource("one"), MemoryResource("two")
+    two.refuses = True
+    with txrpc.embedded(log, resources=[one, two]) as manager:
+        with pytest.raises(txrpc.TransactionAborted), manager.transaction():
+            one.write("x")
+            two.write("x")
+        eventually(lambda: not one.prepared)
+    assert (one.lines, two.lines) == ([], [])
+
+
 class Slow(MemoryResource):
     """Its vote comes when a test lets it."""
 
@@ -262,9 +302,8 @@ def test_what_is_being_decided_when_the_program_closes_it_is_decided(log: str) -
     with ThreadPoolExecutor(2) as pool:
         committing = pool.submit(commit)
         assert slow.preparing.wait(60)
-        session: Any = manager._client.state.sessions[0]
         closing = pool.submit(manager.close)
-        eventually(lambda: session._driver.core.state.draining)
+        eventually(lambda: manager._client._closed)
         slow.may.set()
         committing.result(60)
         closing.result(60)

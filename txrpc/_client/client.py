@@ -31,6 +31,7 @@ logger = logging.getLogger("txrpc.client")
 
 _LONGEST_SLEEP_S = 60.0
 _FINISHERS = 4
+_CLOSING_S = 0.02
 
 
 class SessionPort(Outbox, Protocol):
@@ -130,6 +131,9 @@ class Client:
             self._closed = True
             self._clock.notify_all()
         set_default_client("txrpc", self, on=False)
+        until_s = time.monotonic() + grace_s
+        while self.state.committing and time.monotonic() < until_s:
+            time.sleep(_CLOSING_S)  # their branches are prepared, perhaps, and nothing else would end them
         for session in self._sessions:
             session.drain()
         with self.state.lock:
@@ -137,7 +141,6 @@ class Client:
         pools = (*self._workers.values(), *self._finishers.values())
         for pool in pools:
             pool.shutdown(wait=False)
-        until_s = time.monotonic() + grace_s
         for pool in pools:
             for thread in list(pool._threads):
                 thread.join(max(0.0, until_s - time.monotonic()))

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import functools
 import logging
+import time
 from collections.abc import Callable, Coroutine, Iterable
 from contextlib import AbstractAsyncContextManager
 from typing import Any, Protocol, Self
@@ -31,6 +32,7 @@ __all__ = ["AsyncClient"]
 logger = logging.getLogger("txrpc.client")
 
 _FINISHERS = 4
+_CLOSING_S = 0.02
 
 
 class AsyncSessionPort(Outbox, Protocol):
@@ -116,6 +118,9 @@ class AsyncClient:
             return
         self._closed = True
         set_default_client("txrpc.aio", self, on=False)
+        until_s = time.monotonic() + grace_s
+        while self.state.committing and time.monotonic() < until_s:
+            await asyncio.sleep(_CLOSING_S)  # their branches are prepared, perhaps, and nothing else would end them
         for session in self._sessions:
             await session.drain()
         registers.mark(self.state)

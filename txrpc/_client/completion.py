@@ -18,9 +18,10 @@ from __future__ import annotations
 
 import contextlib
 import logging
+from typing import Any
 
-from txrpc._client import deciding, effects, requests
-from txrpc._client.coordinators import all_over
+from txrpc._client import branches, deciding, effects, requests
+from txrpc._client.coordinators import all_over, live
 from txrpc._client.flow import Flow
 from txrpc._client.local_transaction import LocalTransaction, Status
 from txrpc._client.requests import Ended
@@ -96,7 +97,7 @@ def commit(client: ClientState, part: LocalTransaction, wait: Wait | None = None
         elif (ref := _only_here(client, refs)) is not None:
             outcome, reason = yield from requests.commit_here(client, part, ref, ref.calls)
         else:
-            outcome, reason = yield from _commit_there(client, part, refs, wait)
+            outcome, reason = yield from _commit_there(client, part, wait)
     except BaseException:
         part.status = Status.UNKNOWN
         raise
@@ -195,11 +196,24 @@ def _commit_deciding(client: ClientState, part: LocalTransaction, wait: Wait) ->
     return ended
 
 
-def _commit_there(client: ClientState, part: LocalTransaction, refs: tuple[BranchRef, ...], wait: Wait) -> Flow[Ended]:
-    future = yield from requests.send_commit(client, part, refs, wait)
-    if isinstance(future, Reason):
-        yield from _undo(client, part, refs, future)
-        return Outcome.ABORTED, future
+def _commit_there(client: ClientState, part: LocalTransaction, wait: Wait) -> Flow[Ended]:
+    client.committing.add(part.xid)
+    try:
+        if _asks_only_here(client, part):
+            # Prepared in the root's own thread, with no message and no change of threads.
+            yield from branches.vote_early(client, part)
+        reason = part.doom or part.miscounted()
+        future = reason or (yield from requests.send_commit(client, part, part.refs, wait))
+        if isinstance(future, Reason):
+            yield from _undo(client, part, part.refs, future)
+            return Outcome.ABORTED, future
+        return (yield from _await_reply(client, part, future))
+    finally:
+        client.committing.discard(part.xid)
+
+
+def _await_reply(client: ClientState, part: LocalTransaction, future: Any) -> Flow[Ended]:
+    """Return what the coordinator says to a commit request that was sent."""
     until_ms = part.deadline_ms + client.commit_timeout_ms
     try:
         reply: OutcomeReply = yield client.runtime.wait, (future, max(0, until_ms - client.now_ms()) / 1000)
@@ -207,7 +221,7 @@ def _commit_there(client: ClientState, part: LocalTransaction, refs: tuple[Branc
         return Outcome.UNKNOWN, Reason(AbortCode.COORDINATOR_UNAVAILABLE, "the coordinator has not answered")
     except CoordinatorUnavailable:
         assert part.owner is not None
-        request = OutcomeRequest(part.xid, part.owner.epoch, part.begun_tick, refs)
+        request = OutcomeRequest(part.xid, part.owner.epoch, part.begun_tick, part.refs)
         found = yield from _ask_outcome(client, part.owner.node, request, until_ms)
         if found is None:
             text = "the session broke after the commit was asked for, and the coordinator did not come back in time"
@@ -215,6 +229,16 @@ def _commit_there(client: ClientState, part: LocalTransaction, refs: tuple[Branc
         reply = found
     part.pending, part.heuristic = reply.pending, reply.heuristic
     return reply.outcome, reply.reason
+
+
+def _asks_only_here(client: ClientState, part: LocalTransaction) -> bool:
+    """Return whether all votes that are missing are those of this process, and there is a coordinator to tell them to.
+
+    Where others must be asked as well, all prepare at the same time.
+    """
+    known = live(client, part.owner.node) if part.owner is not None else None
+    missing = [ref for ref in part.refs if ref.vote is None]
+    return known is not None and all(ref.participant == client.participant_id for ref in missing)
 
 
 def _ask_outcome(client: ClientState, node: str, request: OutcomeRequest, until_ms: int) -> Flow[OutcomeReply | None]:
@@ -227,8 +251,8 @@ def _ask_outcome(client: ClientState, node: str, request: OutcomeRequest, until_
         if left_s <= 0:
             return None
         try:
-            live: Owner = yield client.runtime.reconnect, (node, left_s)
-            reply: OutcomeReply = yield client.runtime.wait, (requests.post(client, live.node, request), left_s)
+            there: Owner = yield client.runtime.reconnect, (node, left_s)
+            reply: OutcomeReply = yield client.runtime.wait, (requests.post(client, there.node, request), left_s)
             return reply
         except CoordinatorUnavailable:
             if all_over(client):

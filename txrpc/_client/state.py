@@ -202,6 +202,8 @@ class ClientState:
     """Of all resources that decide, by their names, as coordinators have told."""
     polling: set[Xid] = field(default_factory=set)
     """The transactions whose root waits for its branches' votes, which it has asked a coordinator for."""
+    committing: set[Xid] = field(default_factory=set)
+    """The transactions of this process whose root waits for the coordinator, or is about to."""
     local_ends: dict[BranchId, Any] = field(default_factory=dict)
     """Futures of the roots that end a branch of this process themselves."""
     early_votes: dict[BranchId, Any] = field(default_factory=dict)
