@@ -28,6 +28,7 @@ from txrpc.ids import Gid
 from txrpc.resource import Prepared, ReadOnly
 from txrpc.sql.mysql import ends_the_transaction, writes
 from txrpc.sql.mysql_finishing import branch_name
+from txrpc.sql.mysql_preflight import number_of
 from txrpc.sql.mysql_sessions import Session, interrupt, is_gone
 from txrpc.testing.processes import free_port
 
@@ -113,7 +114,7 @@ def test_a_prepared_branch_is_rolled_back_by_any_process(make: Make) -> None:
 
 
 def test_a_branch_is_found_by_what_the_coordinator_calls_it(make: Make) -> None:
-    """Whoever heard no answer to PREPARE has no token."""
+    """A process that heard no answer to PREPARE has no token."""
     bank = make()
     branch, _token = prepared(bank)
     assert bank.rollback_prepared(gid(), "") is FinishResult.NOT_HERE
@@ -408,6 +409,7 @@ def test_a_session_of_an_earlier_run_of_the_server_is_not_ended(make: Make, mari
         ("START  TRANSACTION READ ONLY", "START  TRANSACTION"),
         ("# so\nXA END 'x'", "XA"),
         ("unlock tables", "UNLOCK TABLES"),
+        ("BEGIN NOT ATOMIC SELECT 1; END", ""),
         ("SELECT 'commit'", ""),
         ("INSERT INTO commits VALUES (1)", ""),
     ],
@@ -430,6 +432,13 @@ def test_statements_that_end_the_transaction_are_known(statement: str, verb: str
 )
 def test_statements_that_may_write_are_known(statement: str, may: bool) -> None:
     assert writes(statement) is may
+
+
+def test_mysql_and_mariadb_tell_what_is_prepared_in_different_ways() -> None:
+    """MySQL in hexadecimal digits, which it must be asked for: raw bytes would come as text."""
+    number = "0102030405060708090a0b0c0d0e"
+    assert number_of(bytes.fromhex(number) + b"\x01") == number_of(f"0x{number}01") == number
+    assert number_of(b"theirs") is number_of("0x01") is None
 
 
 def test_code_that_may_only_read_in_a_transaction_that_writes(url: str, tmp_path: Path) -> None:
@@ -492,7 +501,7 @@ def test_tables_that_cannot_be_had_are_one_sentence(mariadb: MariaServer, url: s
     assert bank.commit_prepared(branch, token) is FinishResult.DONE
 
 
-def test_a_database_that_nobody_named_or_that_is_away(make: Make, mariadb: MariaServer, url: str) -> None:
+def test_a_url_without_a_database_and_a_database_that_is_away(make: Make, mariadb: MariaServer, url: str) -> None:
     with pytest.raises(ConfigurationError, match="names no database"):
         make(url.rsplit("/", 1)[0])
     with pytest.raises(ResourceUnavailable, match="out of reach"):

@@ -83,7 +83,8 @@ POOL_CANNOT_UNDO: Final = True
 _INFO: Final = "txrpc-xa"
 _COMMENTS: Final = r"(?:\s|/\*.*?\*/|--[^\n]*\n|#[^\n]*\n)*"
 _ENDS: Final = re.compile(
-    _COMMENTS + r"(commit|rollback(?!\s+(?:work\s+)?to\b)|begin|start\s+transaction|xa|(?:un)?lock\s+tables?)\b",
+    _COMMENTS
+    + r"(commit|rollback(?!\s+(?:work\s+)?to\b)|begin(?!\s+not\s+atomic\b)|start\s+transaction|xa|(?:un)?lock\s+tables?)\b",
     re.IGNORECASE | re.DOTALL,
 )
 _READS: Final = re.compile(

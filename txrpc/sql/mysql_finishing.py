@@ -35,10 +35,9 @@ def branch_name(number: str) -> str:
 def finish(connection: Connection, commit: bool, gid: Gid, token: str, markers: str = "") -> FinishResult:
     """XA COMMIT or XA ROLLBACK, on a connection in AUTOCOMMIT.  Idempotent; raises if it must be tried again."""
     found = _TOKEN.fullmatch(token)
-    row = _dirty(connection, f"gid = '{gid}'", markers)
-    if found is None and row is None:
+    number = found[1] if found is not None else _number(connection, gid, markers)
+    if number is None:
         return FinishResult.NOT_HERE
-    number = found[1] if found is not None else bytes(row[0]).hex()
     for _ in range(_TRIES):
         try:
             connection.exec_driver_sql(f"XA {'COMMIT' if commit else 'ROLLBACK'} {branch_name(number)}")
@@ -50,13 +49,17 @@ def finish(connection: Connection, commit: bool, gid: Gid, token: str, markers: 
         if number not in recover(connection):
             return _who_ended_it(connection, commit, number, markers)
         # It is prepared, and its own connection is still open: it is being closed, or its process was stopped before that.
-        if row is None or row[2] == 0:
-            row = _dirty(connection, f"branch = X'{number}'", markers)
+        row = _dirty(connection, f"branch = X'{number}'", markers)
         if row is not None:
             with suppress(DBAPIError):  # gone meanwhile
                 connection.exec_driver_sql(f"KILL {int(row[2])}")
         connection.exec_driver_sql("DO SLEEP(0.01)")
     raise ResourceUnavailable(f"branch {gid} is prepared, and the connection that did so cannot be ended")
+
+
+def _number(connection: Connection, gid: Gid, markers: str) -> str | None:
+    row = _dirty(connection, f"gid = '{gid}'", markers)
+    return None if row is None else bytes(row[0]).hex()
 
 
 def _dirty(connection: Connection, where: str, table: str) -> Any:

@@ -13,7 +13,7 @@ from sqlalchemy.exc import DBAPIError
 from txrpc.errors import ConfigurationError
 from txrpc.sql.mysql_errors import DUPLICATE, code_of, sentence
 
-__all__ = ["DECISIONS", "FORMAT", "MARKERS", "REGISTER", "is_durable", "one", "preflight", "recover"]
+__all__ = ["DECISIONS", "FORMAT", "MARKERS", "REGISTER", "is_durable", "number_of", "one", "preflight", "recover"]
 
 FORMAT: Final = int.from_bytes(b"txrp", "big")
 """The format of our branches' identifiers (X/Open XA, formatID): those of others are not ours."""
@@ -38,6 +38,8 @@ _MADE: Final = {
         "done BOOLEAN NOT NULL, KEY (committed, done, xid)) ENGINE=InnoDB"
     ),
 }
+_NUMBER: Final = 14
+"""Bytes of a branch's number."""
 _MADE_MEANWHILE: Final = 1050
 _NO_TABLE: Final = 1146
 
@@ -49,9 +51,15 @@ def one(connection: Connection, query: str) -> Any:
 
 def recover(connection: Connection) -> list[str]:
     """The numbers of our branches that are prepared, in any database of this server."""
-    rows = connection.exec_driver_sql("XA RECOVER").all()
-    data = [row[3].encode("latin-1") if isinstance(row[3], str) else bytes(row[3]) for row in rows if row[0] == FORMAT]
-    return [each[:14].hex() for each in data if len(each) == 15]
+    in_digits = "" if getattr(connection.dialect, "is_mariadb", False) else " CONVERT XID"
+    rows = connection.exec_driver_sql(f"XA RECOVER{in_digits}").all()
+    return [number for row in rows if row[0] == FORMAT and (number := number_of(row[3])) is not None]
+
+
+def number_of(data: bytes | str) -> str | None:
+    """The number in what the server has of a branch: bytes, or their hexadecimal digits; None if it is none of ours."""
+    raw = bytes.fromhex(data.removeprefix("0x")) if isinstance(data, str) else bytes(data)
+    return raw[:_NUMBER].hex() if len(raw) == _NUMBER + 1 else None
 
 
 def is_durable(connection: Connection) -> bool:
