@@ -119,14 +119,21 @@ def vote_early(client: ClientState, part: LocalTransaction, besides: str = "") -
         try:
             vote, reason = yield client.runtime.wait, (future, patience_s)
         except TimeoutError:
-            text = f"{row.gid.resource} has not answered PREPARE for {patience_s:.0f} s"
+            text = f"PREPARE was not answered for {patience_s:.0f} s"
             vote, reason = Vote.ABORT, Reason(AbortCode.TIMED_OUT, text)
         if vote is None:
             continue  # it will be asked for
         if vote is Vote.ABORT:
-            part.set_doom(reason or Reason(AbortCode.CANNOT_PREPARE, f"{row.gid.resource} voted to abort"))
+            part.set_doom(_against(row.gid.resource, reason))
         else:
             part.voted(_ref(client, row, vote))
+
+
+def _against(resource: str, reason: Reason | None) -> Reason:
+    """Return *reason* with the name of its resource, as a coordinator tells it."""
+    if reason is None:
+        return Reason(AbortCode.CANNOT_PREPARE, f"{resource} voted to abort")
+    return Reason(reason.code, f"{resource}: {reason.text}".removesuffix(": "))
 
 
 def _begin_vote(client: ClientState, row: ParticipantBranch) -> tuple[ParticipantBranch, Any, list[Do]]:
