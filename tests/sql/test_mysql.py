@@ -175,6 +175,23 @@ def test_the_owner_that_was_stopped_before_it_closed_its_connection(make: Make, 
         owner.close()
 
 
+def test_rule_4_a_promise_stays_if_its_connection_cannot_be_closed(
+    make: Make, mariadb: MariaServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What gives the connection back undoes what is open on it, and this is not."""
+    bank, other = make(), make()
+
+    def fail(_connection: object, _error: object = None) -> None:
+        raise RuntimeError("it cannot be closed")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(sa.Connection, "invalidate", fail)
+        branch, token = prepared(bank)
+    assert mariadb.prepared() == 1
+    assert other.commit_prepared(branch, token) is FinishResult.DONE
+    assert rows(other) == ["a"]
+
+
 def test_a_branch_that_may_only_read_has_nothing_to_prepare(make: Make, mariadb: MariaServer, url: str) -> None:
     bank = make()
     put = "CREATE FUNCTION put() RETURNS INT BEGIN INSERT INTO row VALUES ('f', 1); RETURN 1; END"

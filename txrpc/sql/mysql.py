@@ -206,6 +206,7 @@ def prepare(
     _mark(connection, xa, str(gid), pid, marker.table)
     connection.exec_driver_sql(f"XA END {xa.name}")
     connection.exec_driver_sql(f"XA PREPARE {xa.name}")
+    connection.info.pop(_INFO)  # from here on nothing here may undo it
     with suppress(Exception):  # it is prepared, whatever becomes of the connection
         connection.invalidate()
     return f"xa-{xa.number}"

@@ -363,9 +363,8 @@ class ResourceManager:
                     try:
                         return verb(connection, *arguments)
                     finally:
-                        if (
-                            engine.pool is not pool
-                        ):  # closed meanwhile: the old pool would keep it, and give it to no user
+                        # Closed meanwhile: the old pool would keep the connection, and give it to no user.
+                        if engine.pool is not pool:
                             connection.invalidate()
             except DBAPIError as error:
                 if not (again and error.connection_invalidated):

@@ -361,9 +361,8 @@ class AsyncResourceManager:
                     try:
                         return await connection.run_sync(verb, *arguments)
                     finally:
-                        if (
-                            engine.pool is not pool
-                        ):  # closed meanwhile: the old pool would keep it, and give it to no user
+                        # Closed meanwhile: the old pool would keep the connection, and give it to no user.
+                        if engine.pool is not pool:
                             await connection.invalidate()
             except DBAPIError as error:
                 if not (again and error.connection_invalidated):
