@@ -193,7 +193,7 @@ MUTANTS: dict[str, tuple[Change, str]] = {
         "tests/sql/test_mysql.py -k left_alone",
     ),
     "a pool gets a connection of MariaDB with a branch on it": (
-        Change(_SQL + "mysql", "POOL_CANNOT_UNDO: Final = True", "POOL_CANNOT_UNDO: Final = False"),
+        Change(_SQL + "mysql", "ROLLBACK_IS_REFUSED: Final = True", "ROLLBACK_IS_REFUSED: Final = False"),
         "tests/sql/test_mysql.py -k gives_a_good",
     ),
     "a session of an earlier run of MariaDB is ended": (

@@ -331,6 +331,30 @@ def test_what_would_commit_as_a_side_effect_is_refused_by_the_server(make: Make)
     assert rows(bank) == []
 
 
+def test_what_went_wrong_in_a_session_is_told_and_not_that_it_cannot_roll_back(url: str, tmp_path: Path) -> None:
+    """A session rolls back by itself when its flush fails; the server refuses ROLLBACK in a branch."""
+    bank = txrpc.sql.ResourceManager("bank", sa.create_engine(url))
+    with txrpc.embedded(f"sqlite:///{tmp_path}/log.db", resources=[bank]):
+        with pytest.raises(sa.exc.IntegrityError), txrpc.transaction(), bank.session() as session:
+            session.add(Row(name="a", value=1))
+            session.flush()
+            session.execute(sa.text("INSERT INTO row VALUES ('b', 1)"))
+            session.add(Row(name="b", value=1))
+            session.flush()
+        for verb in ("session", "connection"):
+            with pytest.raises(txrpc.TransactionAborted, match="rollback"), txrpc.transaction():
+                with getattr(bank, verb)() as block:
+                    block.execute(sa.text("INSERT INTO row VALUES ('c', 1)"))
+                    block.rollback()
+        with txrpc.transaction(), bank.session() as session:
+            session.add(Row(name="d", value=1))
+            session.flush()
+            with pytest.raises(sa.exc.IntegrityError), session.begin_nested():
+                session.execute(sa.text("INSERT INTO row VALUES ('d', 2)"))
+    assert rows(bank) == ["d"]
+    bank.engine.dispose()
+
+
 def test_savepoints_work(make: Make) -> None:
     bank = make()
     work = bank.begin(False)
@@ -542,5 +566,8 @@ def test_markers_are_forgotten_after_a_week(make: Make, mariadb: MariaServer, ur
     mariadb.execute(f"INSERT INTO txrpc_branch VALUES (X'{'00' * 14}', '', 1)", database)
     branch, token = prepared(bank)
     bank.commit_prepared(branch, token)
-    bank.in_doubt("default")
+    kept, work = f"{0:012x}{1:016x}", bank.begin(False)  # as old, and still prepared
+    work.connection.exec_driver_sql(f"INSERT INTO txrpc_branch VALUES (X'{kept}', '', 1)")
+    bank.in_doubt("default")  # which waits for no lock, and is not kept from the others by one
+    bank.rollback(work)
     assert [bytes(row[0]).hex() for row in mariadb.execute("SELECT branch FROM txrpc_branch", database)] == [token[3:]]

@@ -360,6 +360,8 @@ class Guard:
             work.doom = (
                 work.doom or reason or Reason(AbortCode.REQUESTED, "rollback() was called on a branch's connection")
             )
+        if self._dialect.ROLLBACK_IS_REFUSED:
+            self._dialect.undo(connection)
 
     def _on_statement(self, connection: Connection, _cursor: Any, statement: str, *_: Any) -> None:
         work: BranchWork | None = connection.info.get(_INFO)

@@ -23,7 +23,7 @@ import os
 import re
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -41,7 +41,7 @@ from txrpc.sql.mysql_sessions import Session, hides_backends, interrupt, is_gone
 
 __all__ = [
     "ALWAYS_MARKS",
-    "POOL_CANNOT_UNDO",
+    "ROLLBACK_IS_REFUSED",
     "abandon",
     "begin",
     "bound_connecting",
@@ -77,8 +77,8 @@ __all__ = [
 ALWAYS_MARKS: Final = True
 """Nothing else tells how a transaction has ended."""
 
-POOL_CANNOT_UNDO: Final = True
-"""ROLLBACK, which a pool says, is refused in a transaction of XA's: see `undo`."""
+ROLLBACK_IS_REFUSED: Final = True
+"""In a transaction of XA's, which `undo` must end before SQLAlchemy, or a pool, says ROLLBACK."""
 
 _INFO: Final = "txrpc-xa"
 _COMMENTS: Final = r"(?:\s|/\*.*?\*/|--[^\n]*\n|#[^\n]*\n)*"
@@ -142,15 +142,19 @@ def abandon(_connection: Connection) -> None:
 
 
 def undo(connection: Connection) -> None:
-    """Roll back what is open on *connection*, which the pool could not: there it is no transaction of XA's."""
+    """Roll back what is open on *connection*.
+
+    On the driver's own cursor: SQLAlchemy's transaction is about to end, perhaps because of an error.
+    """
     xa: _Xa | None = connection.info.pop(_INFO, None)
     if xa is None:
         return
-    with suppress(DBAPIError):  # a deadlock has ended it already, or it is prepared
-        connection.exec_driver_sql(f"XA END {xa.name}")
     try:
-        connection.exec_driver_sql(f"XA ROLLBACK {xa.name}")
-    except DBAPIError:
+        with closing(connection.connection.cursor()) as cursor:
+            with suppress(Exception):  # a deadlock has ended it already
+                cursor.execute(f"XA END {xa.name}")
+            cursor.execute(f"XA ROLLBACK {xa.name}")
+    except Exception:
         connection.invalidate()
 
 

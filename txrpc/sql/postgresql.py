@@ -41,7 +41,7 @@ from txrpc.sql.postgresql_register import open_register
 
 __all__ = [
     "ALWAYS_MARKS",
-    "POOL_CANNOT_UNDO",
+    "ROLLBACK_IS_REFUSED",
     "abandon",
     "begin",
     "bound_connecting",
@@ -100,8 +100,8 @@ def bound_connecting(driver: str, arguments: dict[str, Any], seconds: int) -> No
 ALWAYS_MARKS: Final = False
 """The number of a transaction tells how it has ended."""
 
-POOL_CANNOT_UNDO: Final = False
-"""ROLLBACK, which a pool says, undoes whatever is open."""
+ROLLBACK_IS_REFUSED: Final = False
+"""ROLLBACK undoes whatever is open."""
 
 
 def begin(connection: Connection, read_only: bool, asks: bool, _decides: bool) -> Backend:

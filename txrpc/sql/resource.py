@@ -334,8 +334,6 @@ class ResourceManager:
                 with suppress(Exception):
                     self._dialect.abandon(work.connection)
                 work.connection.invalidate()
-            if self._dialect.POOL_CANNOT_UNDO and not work.connection.invalidated:
-                self._dialect.undo(work.connection)
             self._guard.release(work.connection)
         with suppress(Exception):
             work.connection.close()

@@ -332,8 +332,6 @@ class AsyncResourceManager:
                 with suppress(Exception):
                     await work.connection.run_sync(self._dialect.abandon)
                 await work.connection.invalidate()
-            if self._dialect.POOL_CANNOT_UNDO and not work.connection.invalidated:
-                await work.connection.run_sync(self._dialect.undo)
             await work.connection.run_sync(self._guard.release)
         with suppress(Exception):
             await work.connection.close()

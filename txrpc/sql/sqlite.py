@@ -46,7 +46,7 @@ from txrpc.sql.sqlite_register import open_register
 
 __all__ = [
     "ALWAYS_MARKS",
-    "POOL_CANNOT_UNDO",
+    "ROLLBACK_IS_REFUSED",
     "abandon",
     "begin",
     "bound_connecting",
@@ -80,8 +80,8 @@ __all__ = [
 ALWAYS_MARKS: Final = True
 """Nothing else tells how a transaction has ended."""
 
-POOL_CANNOT_UNDO: Final = False
-"""ROLLBACK, which a pool says, undoes whatever is open."""
+ROLLBACK_IS_REFUSED: Final = False
+"""ROLLBACK undoes whatever is open."""
 
 _KEPT_MS: Final = 7 * 24 * 3_600_000
 _FORGET_AT_ONCE: Final = 1_000
