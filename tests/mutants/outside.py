@@ -168,9 +168,9 @@ MUTANTS: dict[str, tuple[Change, str]] = {
         Change(_SQL + "mysql", " FROM DUAL WHERE CONNECTION_ID() = {int(pid)}", ""),
         "tests/sql/test_mysql.py -k was_moved",
     ),
-    "the connection that prepared a branch of MariaDB lives on": (
-        Change(_SQL + "mysql", "        connection.invalidate()\n    return", "        pass\n    return"),
-        "tests/sql/test_mysql.py -k finished_by_any",
+    "a branch of MariaDB is undone after its vote": (
+        Change(_SQL + "mysql", "    connection.info.pop(_INFO)  # from here on nothing here may undo it\n", ""),
+        "tests/sql/test_mysql.py -k stays_if",
     ),
     "what is prepared in MariaDB by a frozen process is taken for ended": (
         Change(_SQL + "mysql_finishing", "if number not in recover(connection):", "if True:"),

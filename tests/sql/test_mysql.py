@@ -181,10 +181,12 @@ def test_rule_4_a_promise_stays_if_its_connection_cannot_be_closed(
     """What gives the connection back undoes what is open on it, and this is not."""
     bank, other = make(), make()
 
-    def fail(_connection: object, _error: object = None) -> None:
-        raise RuntimeError("it cannot be closed")
-
     with monkeypatch.context() as patch:
+
+        def fail(_connection: object, _error: object = None) -> None:
+            patch.undo()
+            raise RuntimeError("it cannot be closed")
+
         patch.setattr(sa.Connection, "invalidate", fail)
         branch, token = prepared(bank)
     assert mariadb.prepared() == 1

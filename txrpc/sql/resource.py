@@ -335,8 +335,11 @@ class ResourceManager:
                     self._dialect.abandon(work.connection)
                 work.connection.invalidate()
             self._guard.release(work.connection)
-        with suppress(Exception):
+        try:
             work.connection.close()
+        except Exception:  # what is open on it cannot be rolled back
+            with suppress(Exception):
+                work.connection.invalidate()
 
     def _on_branch(self, work: BranchWork, verb: Callable[..., Any], *arguments: Any) -> Any:
         return verb(work.connection, *arguments)

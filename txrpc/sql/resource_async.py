@@ -333,8 +333,11 @@ class AsyncResourceManager:
                     await work.connection.run_sync(self._dialect.abandon)
                 await work.connection.invalidate()
             await work.connection.run_sync(self._guard.release)
-        with suppress(Exception):
+        try:
             await work.connection.close()
+        except Exception:  # what is open on it cannot be rolled back
+            with suppress(Exception):
+                await work.connection.invalidate()
 
     async def _on_branch(self, work: BranchWork, verb: Callable[..., Any], *arguments: Any) -> Any:
         return await work.connection.run_sync(verb, *arguments)
