@@ -102,7 +102,9 @@ def call_ended(client: ClientState, part: LocalTransaction) -> None:
 
 
 def vote_early(client: ClientState, part: LocalTransaction, besides: str = "") -> Flow[None]:
-    """Prepare what this process has of *part*'s transaction: its last call here has ended, and the reply carries the votes.
+    """Prepare what this process has of *part*'s transaction, in the caller's thread; the votes travel with what is said next.
+
+    That is the reply to the last call here, or the root's own commit request.
 
     What wrote nothing and must be kept, and what another call has voted for, is left as it is; so is resource *besides*.
     """

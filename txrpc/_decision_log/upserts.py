@@ -41,8 +41,7 @@ def upsert(backend: str, table: Table, names: Sequence[str], where_empty: str = 
     insertion = mysql.insert(table)
     changes = {name: insertion.inserted[name] for name in names}
     if where_empty:
-        is_empty = table.c[where_empty] == literal_column(
-            "''"
-        )  # no parameter: PyMySQL puts many rows into one statement
+        # No parameter behind the rows: PyMySQL makes one statement of many of them.
+        is_empty = table.c[where_empty] == literal_column("''")
         changes = {name: func.if_(is_empty, new, table.c[name]) for name, new in changes.items()}
     return insertion.on_duplicate_key_update(changes)
