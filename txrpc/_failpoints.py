@@ -48,7 +48,7 @@ _TO_BRANCHES = ("Prepare", "CommitOnePhase", "Commit", "Rollback", "Abandon", "R
 MESSAGES: dict[str, tuple[str, ...]] = {
     "client": ("CommitRequest", "RollbackRequest", "OutcomeRequest"),
     "participant": ("Hello", *_FROM_BRANCHES, "Decided", "RegisterAnswer"),
-    "coordinator": (*_TO_BRANCHES, *_TO_ROOTS, "RegisterQuestion", "Registers", "DecisionDone"),
+    "coordinator": (*_TO_BRANCHES, *_TO_ROOTS, "Decide", "RegisterQuestion", "Registers", "DecisionDone"),
 }
 """What each role sends."""
 

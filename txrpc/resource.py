@@ -189,10 +189,10 @@ class Decider(Protocol):
     def how_it_was_decided(self, work: Work, xid: Xid) -> Outcome | None:
         """After `decide` returned None: ask once, and claim ABORTED if there is no row; None to be called again in a moment."""
 
-    def ask(self, register: RegisterId, xid: Xid, claim: bool) -> tuple[Found, bytes]:
+    def ask(self, register: RegisterId, xid: Xid, claim: bool, commit: bytes | None = None) -> tuple[Found, bytes]:
         """Return what *register* says about *xid*, which may be this one as it was before its database came back older.
 
-        *claim*: if that is open, write that it is ABORTED.
+        *claim*: if that is open, write that it is ABORTED; with *commit*, that it is COMMITTED, with these branches.
         """
 
     def undone(self) -> Sequence[tuple[Xid, bytes]]:

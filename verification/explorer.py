@@ -105,12 +105,19 @@ def _the_ledger_decides_when_all_have_voted(world: SmallWorld) -> None:
     world.client.commit(*[service.call() for service in world.services])
 
 
-DECIDED: dict[str, Callable[[SmallWorld], None]] = {
-    "the ledger decides": _the_ledger_decides,
-    "the ledger decides when all have voted": _the_ledger_decides_when_all_have_voted,
-    "the ledger is to decide, the root gives up": _both_vote_early_and_the_root_gives_up,
+def _a_service_decides(world: SmallWorld) -> None:
+    refs = [service.call() for service in world.services]
+    world.client.commit(*refs, decider=refs[0])
+
+
+DECIDED: dict[str, tuple[str, Callable[[SmallWorld], None]]] = {
+    "the ledger decides": ("root", _the_ledger_decides),
+    "the ledger decides when all have voted": ("root", _the_ledger_decides_when_all_have_voted),
+    "the ledger is to decide, the root gives up": ("root", _both_vote_early_and_the_root_gives_up),
+    "a service decides": ("service", _a_service_decides),
+    "a register decides, without work": ("service", _both_vote_early),
 }
-"""Stories in which a database of the root's decides."""
+"""Stories in which a database decides, of the root's or of a service's."""
 STORIES: dict[str, tuple[int, Callable[[SmallWorld], None]]] = {
     "two that write": (2, _two_that_write),
     "one that writes": (1, _one_that_writes),
@@ -118,7 +125,7 @@ STORIES: dict[str, tuple[int, Callable[[SmallWorld], None]]] = {
     "one of two refuses": (2, _one_of_two_refuses),
     "both vote early": (2, _both_vote_early),
     "both vote early, the root gives up": (2, _both_vote_early_and_the_root_gives_up),
-    **{story: (2, begin) for story, begin in DECIDED.items()},
+    **{story: (2, begin) for story, (_whose, begin) in DECIDED.items()},
 }
 
 
@@ -174,7 +181,7 @@ def explore(story: str, budget: Budget | None = None, most: int = 2_000_000) -> 
     budget = budget or Budget()
     began = time.monotonic()
     size, begin = STORIES[story]
-    world = SmallWorld(size, story in DECIDED)
+    world = SmallWorld(size, DECIDED[story][0] if story in DECIDED else "")
     begin(world)
     shelf = _Shelf()
     first = shelf.put(world, budget)

@@ -64,9 +64,9 @@ NODE: Final = "c1"
 class SmallWorld:
     """See the module's docstring."""
 
-    def __init__(self, resources: int, decides: bool = False) -> None:
-        """*decides*: a database of the client's decides."""
-        self.ledger = Ledger() if decides else None
+    def __init__(self, resources: int, decides: str = "") -> None:
+        """*decides*: "root", a database of the client's decides; "service", one that the services reach."""
+        self.ledger = Ledger("active" if decides == "root" else "elsewhere") if decides else None
         self.now_ms = 1_000_000
         self.jobs: list[tuple[Any, ...]] = []
         self.links: dict[int, Link] = {}
@@ -350,7 +350,7 @@ class SmallWorld:
         self.honour(self.coordinator.step(SessionClosed(self.client.session), self.now_ms))
         self.client.asked = False
         self.jobs = [job for job in self.jobs if job[0] not in ("insert", "commit")]
-        if self.ledger is not None and self.ledger.work != "committed":
+        if self.ledger is not None and self.ledger.work in ("active", "inserted"):
             self.ledger.work = "rolled back"  # its database notices
 
     def lose(self, session: int, way: str) -> None:

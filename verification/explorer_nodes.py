@@ -76,17 +76,19 @@ class Database:
 
 @dataclass(slots=True)
 class Ledger:
-    """The root's own database, which decides: its register, and how the root's work in it stands."""
+    """A database that decides: its register, and how the root's work in it stands; "elsewhere" if it is not the root's own."""
 
     work: str = "active"
     row: Found = Found.OPEN
     branches: tuple[PreparedBranch, ...] = ()
 
-    def ask(self, claim: bool) -> tuple[Found, tuple[PreparedBranch, ...]]:
-        """What the register says; *claim*: if that is open, it is aborted from now on."""
+    def ask(self, claim: bool, commit: tuple[PreparedBranch, ...] | None) -> tuple[Found, tuple[PreparedBranch, ...]]:
+        """What the register says; *claim*: if that is open, it is aborted from now on, or committed, with *commit*."""
         if self.work == "inserted":  # a claim waits for it
             return (Found.UNREACHABLE if claim else Found.OPEN), ()
-        if self.row is Found.OPEN and claim:
+        if self.row is Found.OPEN and commit is not None:
+            self.row, self.branches = Found.COMMITTED, commit
+        elif self.row is Found.OPEN and claim:
             self.row = Found.ABORTED
         return self.row, self.branches if self.row is Found.COMMITTED else ()
 
@@ -154,7 +156,7 @@ class Service:
     def answer(self, question: RegisterQuestion) -> None:
         """The database of the ledger, which this process reaches as well, has been asked."""
         assert self.world.ledger is not None
-        found, branches = self.world.ledger.ask(question.claim)
+        found, branches = self.world.ledger.ask(question.claim, question.commit)
         self.world.send_up(self.session, RegisterAnswer(REGISTER, XID, found, branches))
 
     def woke(self) -> None:
@@ -168,7 +170,7 @@ class Service:
         for do in effects.do:
             if do.operation is Operation.INTERRUPT:
                 continue  # what is under way here does not hang: it ends by itself
-            if do.operation is Operation.COMMIT_ONE_PHASE:
+            if do.operation is Operation.COMMIT_ONE_PHASE and do.decides is None:
                 committing = self.table.committing(do.gid.branch, "token")
                 if committing is not None:
                     self.world.send_up(self.session, committing)
@@ -180,8 +182,23 @@ class Service:
         self.honour(self.table.step(kind, do.gid.branch, self.world.now_ms, detail))
 
     def _carry_out(self, do: Do) -> tuple[BranchInput, object]:
+        if do.decides is not None:
+            return self._decide(do.gid, do.decides)
         result: tuple[BranchInput, object] = getattr(self, f"_{do.operation.value}")(do.gid)
         return result
+
+    def _decide(self, gid: Gid, branches: tuple[PreparedBranch, ...]) -> tuple[BranchInput, object]:
+        ledger = self.world.ledger
+        assert ledger is not None
+        assert self.database.branches[gid.branch] == "active"
+        assert ledger.row is not Found.COMMITTED, "decided twice"
+        if ledger.row is Found.ABORTED:
+            self.database.branches[gid.branch] = "rolled back"
+            return BranchInput.ONE_PHASE_ENDED, (Outcome.ABORTED, REFUSED)
+        assert "aborted" not in self.world.said, "decided after its abort was told"
+        ledger.row, ledger.branches = Found.COMMITTED, branches
+        self.database.branches[gid.branch] = "committed"
+        return BranchInput.ONE_PHASE_ENDED, (Outcome.COMMITTED, None)
 
     def _prepare(self, gid: Gid) -> tuple[BranchInput, object]:
         kind = self.database.on_prepare
@@ -244,14 +261,16 @@ class Client:
 
     def hello(self) -> Hello:
         """What it says first."""
-        return Hello(PROTOCOL_VERSION, "bank", self.id, "client", self.world.ledger_info)
+        ledger = self.world.ledger
+        mine = self.world.ledger_info if ledger is not None and ledger.work != "elsewhere" else ()
+        return Hello(PROTOCOL_VERSION, "bank", self.id, "client", mine)
 
-    def commit(self, *refs: BranchRef) -> None:
-        """Ask for the commit."""
+    def commit(self, *refs: BranchRef, decider: BranchRef | None = None) -> None:
+        """Ask for the commit.  Where a database elsewhere decides, that gives the right to decide away."""
         self.refs, self.asked = refs, True
-        self.world.send_up(
-            self.session, CommitRequest(XID, self.owner.epoch, self.begun_tick, refs, TIMEOUT_MS - 1_000)
-        )
+        register = REGISTER if self.world.ledger is not None and self.world.ledger.work == "elsewhere" else None
+        request = CommitRequest(XID, self.owner.epoch, self.begun_tick, refs, TIMEOUT_MS - 1_000, register=register)
+        self.world.send_up(self.session, replace(request, decider=decider.branch if decider is not None else None))
 
     def decide(self, *prepared: PreparedBranch) -> None:
         """All have voted: decide, in the database of its own."""
@@ -273,11 +292,14 @@ class Client:
 
     def take(self, message: Any) -> None:
         """A message of the coordinator's has come."""
-        if self.world.ledger is not None:
-            self._take_votes(message, self.world.ledger)
-        elif isinstance(message, Welcome):
+        ledger = self.world.ledger
+        unknown = isinstance(message, OutcomeReply) and message.outcome is Outcome.UNKNOWN
+        if ledger is not None and ledger.work != "elsewhere":
+            self._take_votes(message, ledger)
+        elif isinstance(message, Welcome) or (unknown and ledger is not None):
             if self.asked and not self.replies:
-                request = OutcomeRequest(XID, self.owner.epoch, self.begun_tick, self.refs)
+                register = REGISTER if ledger is not None else None
+                request = OutcomeRequest(XID, self.owner.epoch, self.begun_tick, self.refs, register)
                 self.world.send_up(self.session, request)
         elif isinstance(message, OutcomeReply):
             self.replies.append(message)

@@ -46,6 +46,9 @@ _ELSEWHERE = replace(
     _CUT, databases=3, services=3, clients=3, calls=2, transactions=4, final_calls=1.0, own_resource=0, nested=0
 )
 """Many a root lets its last call decide."""
+_GIVEN = replace(_CUT, databases=3, services=3, clients=3, calls=3, transactions=4, own_resource=0, nested=0)
+"""Many a root has another process's database decide when it commits."""
+_SILENCE = Input.SESSION_LOST, Input.TIME_UP, Input.UNDECIDED
 _ASKED = replace(_WORLD, late_requests=30, final_calls=0.3)
 
 
@@ -168,7 +171,64 @@ def _never_claims() -> Patches:
     return [patch.object(registers, "ask", mistaken)]
 
 
+# ---------------------------------------------------------------------------------- the coordinator, which has it decided
+
+
+@mistake(2, 1, 8, 13, world=_GIVEN)
+def _has_it_decided_before_all_have_voted() -> Patches:
+    return [patch.object(phases, "_voting", lambda _row: [])]
+
+
+@mistake(13, 1, 5, 6, 12, world=_GIVEN)
+def _calls_it_aborted_when_the_decider_does_not_answer() -> Patches:
+    def mistaken(state: Any, row: Any, session: Any, message: Any) -> None:
+        phases.abort(state, row, PRESUMED)
+
+    return [coordinator_does(State.DECIDING, kind, mistaken) for kind in _SILENCE]
+
+
+@mistake(13, 1, 5, 6, 12, world=replace(_GIVEN, late_requests=40, transactions=6))
+def _forgets_that_it_has_given_the_right_to_decide_away() -> Patches:
+    undecided = registers.undecided
+
+    def mistaken(state: Any, row: Any, session: Any, message: Any) -> None:
+        undecided(state, row, session, message)
+        del state.transactions[row.xid]
+
+    return [coordinator_does(State.DECIDING, kind, mistaken) for kind in _SILENCE]
+
+
+@mistake(13, 1, 5, 6, 12, world=_GIVEN)
+def _takes_a_coordinator_that_does_not_know_for_one_that_has_aborted() -> Patches:
+    def mistaken(client: Any, part: Any) -> Any:
+        reason = Reason(AbortCode.COORDINATOR_UNAVAILABLE)
+        yield from completion._undo(client, part, part.refs, reason)
+        return Outcome.ABORTED, reason
+
+    return [patch.object(completion, "_learn", mistaken)]
+
+
+@mistake(5, 1, 2, 6, 12, 13, world=_GIVEN)
+def _writes_a_decision_over_a_refusal() -> Patches:
+    ask = Register.ask
+
+    def mistaken(self: Any, register: Any, xid: Any, claim: bool, commit: Any = None) -> Any:
+        if commit is not None and xid in self.rows:
+            del self.rows[xid]
+        return ask(self, register, xid, claim, commit)
+
+    return [patch.object(Register, "ask", mistaken)]
+
+
 # ------------------------------------------------------------------------------------------------------- the participant
+
+
+@mistake(1, 2, 5, 6, 12, 13, 14, world=_GIVEN)
+def _commits_without_the_decision() -> Patches:
+    def mistaken(state: Any, row: Any, message: Any) -> None:
+        phase_one.one_phase(state, row, message)
+
+    return [participant_does(BranchState.ACTIVE, BranchInput.DECIDE, mistaken)]
 
 
 @mistake(14, 13, world=_WORLD)
@@ -208,10 +268,10 @@ def _decides_though_calls_ran_twice() -> Patches:
 def _writes_a_refusal_over_a_decision() -> Patches:
     ask = Register.ask
 
-    def mistaken(self: Any, register: Any, xid: Any, claim: bool) -> Any:
+    def mistaken(self: Any, register: Any, xid: Any, claim: bool, commit: Any = None) -> Any:
         if claim and xid in self.rows:
             del self.rows[xid]
-        return ask(self, register, xid, claim)
+        return ask(self, register, xid, claim, commit)
 
     return [patch.object(Register, "ask", mistaken)]
 

@@ -9,6 +9,7 @@ of his own transaction.)
 from __future__ import annotations
 
 import logging
+from dataclasses import replace
 from typing import Any
 
 from txrpc._coordinator.driver import _fields
@@ -24,6 +25,7 @@ from txrpc._protocol.coordinator.events import (
     Woke,
 )
 from txrpc._protocol.coordinator.machine import Coordinator
+from txrpc._protocol.deciding import RegisterAnswer
 from txrpc._protocol.messages import (
     Acked,
     BranchRef,
@@ -43,10 +45,12 @@ from txrpc._protocol.messages import (
     RollbackRequest,
     Vote,
     Voted,
+    Wait,
 )
-from txrpc._protocol.records import Decision, Opened
+from txrpc._protocol.outcomes import Found
+from txrpc._protocol.records import Decision, Opened, PreparedBranch
 from txrpc.errors import AbortCode, Reason
-from txrpc.ids import BranchId, Epoch, Gid, ParticipantId, Xid
+from txrpc.ids import BranchId, Epoch, Gid, ParticipantId, RegisterId, Xid
 
 __all__ = ["core"]
 
@@ -55,6 +59,10 @@ _OWNER = Owner("c1", Epoch.make(3, 7))
 _EPOCHS = (_OWNER.epoch, Epoch.make(2, 7), Epoch.make(9, 9))
 _NAMES = ("bank-a", "bank-b", "nobody")
 _XIDS = tuple(Xid.make(1_000_000 + n, bytes([n] * 10)) for n in range(3))
+_REGISTERED = tuple(Xid.make(1_000_000 + n, bytes([n] * 10)) for n in (8, 9))
+"""Transactions that a register decides: it has committed the first, and will never commit the second."""
+_REGISTER = RegisterId(bytes(24))
+_NO_DECISION = tuple(found for found in Found if found is not Found.COMMITTED)
 _BRANCHES = tuple(BranchId(bytes([n] * 8)) for n in range(4))
 _PARTICIPANTS = tuple(ParticipantId(bytes([n] * 8)) for n in range(3))
 _REASON = Reason(AbortCode.REQUESTED, "it says so")
@@ -109,7 +117,7 @@ class _Stage:
                 self.waiting.append(SessionClosed(number))
 
     def _watch(self, message: Any) -> None:
-        if not isinstance(message, Commit | Rollback):
+        if not isinstance(message, Commit | Rollback) or message.gid.xid not in _XIDS:
             return
         xid, branch = message.gid.xid, message.gid.branch
         decided = {each.branch for each in self.log[xid].branches} if xid in self.log else set()
@@ -129,7 +137,8 @@ class _Stage:
             return
         self.sessions += 1
         who = self.dice.below(3)
-        resources = (ResourceInfo(_NAMES[who], "test"),) if self.dice.below(2) else ()
+        register = self.dice.of((None, _REGISTER))
+        resources = (ResourceInfo(_NAMES[who], "test", register=register),) if self.dice.below(2) else ()
         hello = Hello(1, "default", _PARTICIPANTS[who], "p", resources, self.dice.of((None, _OWNER)))
         self.open.append(self.sessions)
         self.step(SessionOpened(self.sessions, hello))
@@ -177,9 +186,32 @@ class _Stage:
             for branch in branches
         )
 
+    def _about_register(self) -> Any:
+        """What is said of transactions that a register decides; a register that contradicts itself is none."""
+        dice, xid = self.dice, self.dice.of(_REGISTERED)
+        refs = tuple(replace(ref, register=dice.of((_REGISTER, _REGISTER, None))) for ref in self._refs())
+        listed = tuple(PreparedBranch(ref.branch, ref.participant, ref.resource, "7") for ref in refs)
+        begun, left_ms = 900 + dice.below(250), dice.of((0, 1_000, 2**32 - 1))
+        match dice.below(4):
+            case 0:
+                right, decider = dice.of((None, _REGISTER)), dice.of((None, *_BRANCHES))
+                return CommitRequest(xid, dice.of(_EPOCHS), begun, refs, left_ms, dice.of(Wait), right, decider)
+            case 1:
+                gid = Gid(
+                    "default", "", Epoch(0), xid, _BRANCHES[0], dice.of(_PARTICIPANTS), dice.of(_NAMES), _REGISTER
+                )
+                return Inquiry(gid, dice.below(3), dice.below(3))
+            case 2:
+                return OutcomeRequest(xid, dice.of(_EPOCHS), begun, refs, dice.of((None, _REGISTER)))
+            case _:
+                found = Found.COMMITTED if xid == _REGISTERED[0] else dice.of(_NO_DECISION)
+                return RegisterAnswer(_REGISTER, xid, found, listed if found is Found.COMMITTED else ())
+
     def _message(self) -> Any:
         dice = self.dice
-        xid, branch, epoch = dice.of(_XIDS), dice.of(_BRANCHES), dice.of(_EPOCHS)
+        if dice.below(4) == 0:
+            return self._about_register()
+        xid, branch, epoch = dice.of((*_XIDS, *_XIDS, *_REGISTERED)), dice.of(_BRANCHES), dice.of(_EPOCHS)
         match dice.below(9):
             case 0:
                 return CommitRequest(xid, epoch, 900 + dice.below(250), self._refs(), dice.of((0, 1_000, 2**32 - 1)))

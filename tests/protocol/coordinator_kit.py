@@ -121,8 +121,12 @@ def commit_request(
     epoch: Epoch = EPOCH,
     tick: int = BEGUN,
     wait: Wait = Wait.ACKNOWLEDGED,
+    register: RegisterId | None = None,
+    decider: int | None = None,
 ) -> CommitRequest:
-    return CommitRequest(xid(tx), epoch, tick, refs, LEFT_MS, wait)
+    """*register*: the right to decide is given away with it; *decider*: the number of the branch that then decides."""
+    by = refs[decider - 1].branch if decider is not None else None
+    return CommitRequest(xid(tx), epoch, tick, refs, LEFT_MS, wait, register, by)
 
 
 def outcome_request(

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from txrpc._protocol import messages as m
+from txrpc._protocol.deciding import Decide
 from txrpc._protocol.messages import (
     Commit,
     CommitOnePhase,
@@ -15,8 +16,9 @@ from txrpc._protocol.messages import (
 )
 from txrpc._protocol.participant.branch import BranchInput, BranchState, Do, Effects, Operation, ParticipantBranch
 from txrpc._protocol.participant.machine import Participant
+from txrpc._protocol.records import PreparedBranch
 from txrpc.errors import AbortCode, Reason
-from txrpc.ids import BranchId, Epoch, Gid, ParticipantId, Xid
+from txrpc.ids import BranchId, Epoch, Gid, ParticipantId, RegisterId, Xid
 from verification.words import words
 
 T0 = 1_000_000
@@ -27,6 +29,7 @@ FAILED = Reason(AbortCode.CANNOT_PREPARE, "the database refused")
 ENOUGH = Reason(AbortCode.REQUESTED, "the root gave up")
 ME = ParticipantId(b"process1")
 OTHER = ParticipantId(b"process2")
+REGISTER = RegisterId(bytes(23) + b"r")
 
 
 def gid(branch: int = 1, xid: int = 1, resource: str = "accounts", participant: ParticipantId = ME) -> Gid:
@@ -51,7 +54,7 @@ class Process:
         row.calls = calls
         return row
 
-    def hear(self, message: m.Prepare | m.CommitOnePhase | m.Commit | m.Rollback | m.Resolve) -> Effects:
+    def hear(self, message: m.Prepare | m.CommitOnePhase | Decide | m.Commit | m.Rollback | m.Resolve) -> Effects:
         """Take a message of the coordinator's."""
         return self._keep(self.table.received(message, self.now_ms))
 
@@ -92,6 +95,10 @@ def prepare(gid: Gid, calls: int = 1) -> Prepare:
 
 def one_phase(gid: Gid, calls: int = 1) -> CommitOnePhase:
     return CommitOnePhase(gid.xid, gid.branch, calls)
+
+
+def decide(gid: Gid, calls: int = 1, branches: tuple[PreparedBranch, ...] = ()) -> Decide:
+    return Decide(gid.xid, gid.branch, calls, gid.register or REGISTER, branches)
 
 
 def commit(gid: Gid, token: str = "t1") -> Commit:

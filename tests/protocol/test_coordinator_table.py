@@ -21,6 +21,7 @@ from tests.protocol.coordinator_kit import (
     LIMITS,
     ONE,
     OTHER_CLIENT,
+    REGISTER,
     TWO,
     CoordinatorHarness,
     L,
@@ -142,6 +143,29 @@ def _polled() -> CoordinatorHarness:
     return harness
 
 
+def _deciding() -> CoordinatorHarness:
+    """The first branch is to decide."""
+    harness = _absent()
+    harness.hear(CLIENT, commit_request(registered(*TWO), register=REGISTER, decider=1))
+    harness.hear(P, polled(2))
+    return harness
+
+
+def _deciding_row() -> CoordinatorHarness:
+    """None of them is: a process with the register writes the row alone."""
+    harness = _absent()
+    harness.hear(CLIENT, commit_request(registered(*EARLY), register=REGISTER))
+    return harness
+
+
+def _left() -> CoordinatorHarness:
+    """It was to decide, and its process was lost."""
+    harness = _deciding()
+    harness.leave(P)
+    harness.join(P)
+    return harness
+
+
 def _committing_elsewhere() -> CoordinatorHarness:
     harness = _polled()
     harness.hear(L, decided(1, 2))
@@ -176,6 +200,9 @@ STORIES: dict[str, Callable[[], CoordinatorHarness]] = {
     "committing, client told": _committing_client_told,
     "committing, recovered": _committing_recovered,
     "polled": _polled,
+    "deciding": _deciding,
+    "deciding, the row alone": _deciding_row,
+    "left": _left,
     "committing, decided elsewhere": _committing_elsewhere,
     "committed": _committed,
     "aborted": _aborted,
@@ -244,7 +271,11 @@ INPUTS: dict[str, Callable[[CoordinatorHarness], Output]] = {
     "decided": lambda o: o.hear(L, decided(1, 2)),
     "decided, no branches": lambda o: o.hear(L, decided()),
     "decided, by another": lambda o: o.hear(P, decided(1, 2)),
-    "register was not asked": lambda o: o.hear(L, answer(Found.ABORTED)),
+    "the register has it committed": lambda o: o.hear(L, answer(Found.COMMITTED, 1, 2)),
+    "the register has it aborted": lambda o: o.hear(L, answer(Found.ABORTED)),
+    "the register cannot tell": lambda o: o.hear(L, answer(Found.UNREACHABLE)),
+    "the register refuses": lambda o: o.hear(L, answer(Found.LOST)),
+    "session with the register lost": lambda o: o.leave(L),
     "doubt": lambda o: o.hear(P, doubt(1)),
     "doubt, not listed": lambda o: o.hear(P, doubt(9)),
     "doubt, time left": lambda o: o.hear(P, doubt(1, left_ms=1_000)),
@@ -308,9 +339,8 @@ def test_an_end_stays_whatever_comes_after(name: str, word: str) -> None:
     ended = harness.state()
     for again in (word, word, *INPUTS):
         forgotten = harness.state() is State.ABSENT and ended is not State.ABSENT
-        if again.startswith(("session found", "session replaced", "looked", "decided", "doubt, and")) or (
-            forgotten and again == "rollback request"
-        ):
+        untrue = "session found", "session replaced", "looked", "decided", "doubt, and", "the register"
+        if again.startswith(untrue) or (forgotten and again == "rollback request"):
             continue
         INPUTS[again](harness)
         ended = harness.state() if harness.state() is not State.ABSENT else ended
@@ -356,6 +386,7 @@ def _bare(kind: Input) -> tuple[int | None, object]:
         Input.NOT_LOGGED: (None, FULL),
         Input.DECIDED: (L, decided(1, 2)),
         Input.CLAIMED: (L, answer(Found.ABORTED)),
+        Input.UNDECIDED: (L, answer(Found.UNREACHABLE)),
         Input.SESSION_LOST: (P, ONE[0].branch),
         Input.SESSION_FOUND: (P, ONE[0].branch),
     }

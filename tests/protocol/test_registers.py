@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
@@ -24,6 +25,7 @@ from tests.protocol.coordinator_kit import (
     doubt,
     effects,
     hello,
+    one_phase_done,
     outcome_request,
     polled,
     registered,
@@ -34,10 +36,10 @@ from tests.protocol.coordinator_kit import (
 )
 from txrpc._protocol.coordinator.events import LogHealth, SessionOpened
 from txrpc._protocol.coordinator.rows import State
-from txrpc._protocol.deciding import DecisionDone, RegisterQuestion, Registers, Votes
+from txrpc._protocol.deciding import Decide, DecisionDone, RegisterQuestion, Registers, Votes
 from txrpc._protocol.messages import Commit, Outcome, Rollback, Tick, Vote, Welcome
 from txrpc._protocol.outcomes import Found
-from txrpc.ids import RegisterId
+from txrpc.ids import BranchId, RegisterId
 
 UNDER = registered(*TWO)
 
@@ -129,6 +131,104 @@ def test_the_root_gives_up_before_it_has_decided() -> None:
         assert out == ["11 Rollback 1", "11 Rollback 2", "1 reply ABORTED REQUESTED"]
         rollbacks = [message for _, message in o.all.send if isinstance(message, Rollback)]
         assert {(each.gid.register, each.gid.node) for each in rollbacks} == {(REGISTER, "")}
+
+
+# ---------------------------------------------------------------------------------------- having it decided, when it may
+
+
+def give(o: CoordinatorHarness, decider: int | None = 1, **changes: Any) -> list[str]:
+    """The root gives the right to decide away: to branch *decider*, or to the row alone."""
+    return sent(o.hear(CLIENT, commit_request(UNDER, register=REGISTER, decider=decider, **changes)))
+
+
+def test_the_branch_that_decides_is_told_once_and_only_after_all_votes() -> None:
+    o = harness()
+    assert give(o) == ["11 Prepare 2"]
+    o.hear(P, polled(2))
+    (told,) = [message for _, message in o.all.send if isinstance(message, Decide)]
+    assert (told.branch, told.calls, told.register) == (TWO[0].branch, TWO[0].calls, REGISTER)
+    assert [each.branch for each in told.branches] == [TWO[1].branch]
+    assert give(o) == give(o, None) == [], "the same question again"
+    assert not o.all.append, "nothing is recorded here"
+
+
+@pytest.mark.parametrize("what", ["against", "lost", "late"])
+def test_rule_5_what_is_not_told_to_decide_aborts_without_a_write_and_stays_aborted(what: str) -> None:
+    o = harness()
+    give(o)
+    if what == "against":
+        o.hear(P, polled(2, Vote.ABORT))
+    elif what == "lost":
+        o.leave(P)
+    else:
+        o.sleep(LEFT_MS)
+    assert o.state() is State.ABORTED
+    o.join(P + 100)
+    assert give(o)[-1].startswith("1 reply ABORTED")
+    assert not [message for _, message in o.all.send if isinstance(message, Decide | RegisterQuestion)]
+
+
+def test_rule_5_the_right_to_decide_is_not_taken_from_another_epoch_or_another_time() -> None:
+    for changes in ({"epoch": EARLIER}, {"tick": 2**31}):
+        o = harness()
+        assert give(o, **changes) == ["1 reply UNKNOWN RESOURCE_UNAVAILABLE"]
+        assert o.state() is State.ABSENT
+
+
+def test_rule_15_a_decider_that_is_not_listed_or_has_voted_is_refused() -> None:
+    o = harness()
+    requests = (
+        replace(commit_request(UNDER, register=REGISTER, decider=1), decider=BranchId(b"another!")),
+        commit_request(registered(*EARLY), tx=2, register=REGISTER, decider=1),
+        commit_request((UNDER[0], TWO[1]), tx=3, register=REGISTER),
+    )
+    for request in requests:
+        assert sent(o.hear(CLIENT, request))[-1] == "1 reply ABORTED PROTOCOL_VIOLATION"
+
+
+def test_v18_once_it_was_told_to_decide_only_its_register_says_that_it_is_aborted() -> None:
+    o = harness()
+    give(o)
+    o.hear(P, polled(2))
+    assert sent(o.leave(P)) == ["1 reply UNKNOWN RESOURCE_UNAVAILABLE"]
+    o.join(P)
+    assert give(o) == ["1 reply UNKNOWN RESOURCE_UNAVAILABLE"], "it is not begun again"
+    claim = outcome_request(UNDER)
+    assert sent(o.hear(CLIENT, replace(claim, register=REGISTER))) == ["14 RegisterQuestion"]
+    assert sent(o.hear(L, answer(Found.COMMITTED, 2))) == ["11 Commit 2"]
+
+
+def test_the_row_alone_decides_and_a_claim_that_was_on_its_way_counts_before_it() -> None:
+    o = harness()
+    o.hear(P, doubt(2))
+    assert questions(o) == [(L, True)]
+    o.hear(CLIENT, commit_request(registered(*EARLY), register=REGISTER))
+    assert questions(o) == [(L, True)], "its answer says what is true"
+    assert "1 reply ABORTED PRESUMED" in sent(o.hear(L, answer(Found.ABORTED)))
+
+
+def test_a_question_that_only_read_is_asked_again_to_decide() -> None:
+    o = harness()
+    o.hear(P, doubt(2, left_ms=1_000))
+    o.hear(CLIENT, commit_request(registered(*EARLY), register=REGISTER))
+    (_, asked) = [message for _, message in o.all.send if isinstance(message, RegisterQuestion)]
+    assert asked.commit is not None
+    assert sent(o.hear(L, answer(Found.OPEN))) == [], "to the question that only read"
+    assert sent(o.hear(L, answer(Found.COMMITTED, 1, 2)))[:2] == ["11 Commit 1", "11 Commit 2"]
+
+
+@pytest.mark.parametrize("found", [Found.LOST, Found.ELSEWHERE, Found.FORGOTTEN])
+def test_a_register_that_refuses_the_only_decision_aborts_it(found: Found) -> None:
+    o = harness()
+    o.hear(CLIENT, commit_request(registered(*EARLY), register=REGISTER))
+    told = sent(o.hear(L, answer(found)))
+    assert told == ["11 Rollback 1", "11 Rollback 2", "1 reply ABORTED RESOURCE_UNAVAILABLE"]
+
+
+def test_an_answer_of_the_decider_to_an_epoch_that_had_not_asked_is_no_violation() -> None:
+    o = harness()
+    o.hear(L, decided(2))
+    assert effects(o.hear(P, one_phase_done())) == []
 
 
 # ------------------------------------------------------------------------------------------------------- the second phase

@@ -23,6 +23,8 @@ OUTCOMES = {
     "the ledger decides": {"COMMITTED", "ABORTED", "not asked"},
     "the ledger decides when all have voted": {"COMMITTED", "ABORTED", "not asked"},
     "the ledger is to decide, the root gives up": {"ABORTED"},
+    "a service decides": {"COMMITTED", "ABORTED", "not asked"},
+    "a register decides, without work": {"COMMITTED", "ABORTED", "not asked"},
 }
 
 
@@ -32,6 +34,7 @@ DEAR = (
     "one of two only reads",
     "the ledger decides",
     "the ledger decides when all have voted",
+    "a register decides, without work",
 )
 """Stories in which a crash can come at very many moments."""
 
@@ -114,6 +117,9 @@ MISTAKES = {
     "presumes abort where there is no row": ("the ledger decides", Budget(0, 0, 1)),
     "gives a promise up at its deadline": ("the ledger decides", Budget(0, 0, 1)),
     "never asks under a register": ("the ledger is to decide, the root gives up", Budget(0, 1)),
+    "has it decided before all have voted": ("a service decides", Budget(0, 0)),
+    "calls it aborted when the decider does not answer": ("a service decides", Budget(1, 0)),
+    "forgets that it has given the right to decide away": ("a service decides", Budget(1, 1)),
 }
 
 

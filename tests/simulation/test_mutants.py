@@ -13,7 +13,11 @@ from verification.simulation.history import Violation
 
 assert mutants_deciding.__all__ == []  # it enters its own into the same list
 MOST = 3_000
-DEAR = ("lets late calls in", "listens to an epoch that is over")
+DEAR = (
+    "lets late calls in",
+    "listens to an epoch that is over",
+    "forgets that it has given the right to decide away",
+)
 """Those that take hundreds of worlds."""
 
 

@@ -18,6 +18,7 @@ from sqlalchemy.engine import Connection, Engine
 import txrpc.sql
 from tests.mariadb import MariaServer, needs_mariadb
 from tests.sql.kit import insert, rows
+from tests.sql.registers import check_decisions_without_work, check_the_race_for_a_row
 from tests.waiting import eventually
 from txrpc._protocol.outcomes import Found, Outcome
 from txrpc.errors import ResourceUnavailable
@@ -321,3 +322,30 @@ def test_deciders_claimers_and_forgetting_at_once_never_contradict_each_other(
     assert {which: worked(bank, which) for which in xids} == {
         which: int(Found.COMMITTED in told.get(which, ())) for which in xids
     }
+
+
+def test_the_row_alone_decides(register: MysqlRegister, aside: Connection) -> None:
+    check_decisions_without_work(register, aside, [xid() for _ in range(4)])
+
+
+def test_deciders_without_work_and_claimers_at_once_hear_one_word(
+    bank: txrpc.sql.ResourceManager, register: MysqlRegister
+) -> None:
+    def ask(which: Xid, branches: bytes | None) -> Found:
+        with aside_of(bank.engine) as connection:
+            return register.ask(connection, register.id, which, True, branches).found
+
+    check_the_race_for_a_row(ask, [xid() for _ in range(30)])
+
+
+def test_rule_22_a_decision_without_work_that_a_crash_may_undo_is_not_written(
+    register: MysqlRegister, aside: Connection, mariadb: MariaServer
+) -> None:
+    one = xid()
+    mariadb.execute("SET GLOBAL innodb_flush_log_at_trx_commit = 0")
+    try:
+        with pytest.raises(ResourceUnavailable, match="crash"):
+            register.ask(aside, register.id, one, True, LIST)
+    finally:
+        mariadb.execute("SET GLOBAL innodb_flush_log_at_trx_commit = 1")
+    assert register.read(aside, one) == Row(Found.OPEN)

@@ -18,6 +18,7 @@ from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import create_async_engine
 
 from tests.postgres import Server
+from tests.sql.registers import check_decisions_without_work, check_the_race_for_a_row
 from tests.waiting import until_a_backend_waits_for
 from txrpc._protocol.outcomes import Found
 from txrpc.errors import ConfigurationError, ResourceUnavailable
@@ -429,3 +430,15 @@ def test_deciders_claimers_and_forgetting_at_once_never_contradict_each_other(en
         names = [name.split()[0] for name in connection.scalars(sa.text("SELECT name FROM row"))]
     assert sorted(names) == sorted(str(which) for which, words in told.items() if Found.COMMITTED in words)
     assert {Found.COMMITTED, Found.ABORTED} <= {found for _, found in heard}
+
+
+def test_the_row_alone_decides(register: PostgresqlRegister, aside: Connection) -> None:
+    check_decisions_without_work(register, aside, [xid() for _ in range(4)])
+
+
+def test_deciders_without_work_and_claimers_at_once_hear_one_word(engine: Engine, register: PostgresqlRegister) -> None:
+    def ask(which: Xid, branches: bytes | None) -> Found:
+        with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
+            return register.ask(connection, register.id, which, True, branches).found
+
+    check_the_race_for_a_row(ask, [xid() for _ in range(30)])

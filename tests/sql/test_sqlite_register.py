@@ -17,6 +17,7 @@ from sqlalchemy.engine import Connection, Engine
 
 import txrpc.sql
 from tests.sql.kit import insert, rows
+from tests.sql.registers import check_decisions_without_work, check_the_race_for_a_row
 from txrpc._client.flow import run
 from txrpc._protocol.outcomes import Found, Outcome
 from txrpc.errors import ResourceUnavailable
@@ -298,3 +299,15 @@ def test_deciders_claimers_and_forgetting_at_once_never_contradict_each_other(
     assert {which: worked(engine, which) for which in xids} == {
         which: int(Found.COMMITTED in told.get(which, ())) for which in xids
     }
+
+
+def test_the_row_alone_decides(register: SqliteRegister, aside: Connection) -> None:
+    check_decisions_without_work(register, aside, [xid() for _ in range(4)])
+
+
+def test_deciders_without_work_and_claimers_at_once_hear_one_word(engine: Engine, register: SqliteRegister) -> None:
+    def ask(which: Xid, branches: bytes | None) -> Found:
+        with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
+            return register.ask(connection, register.id, which, True, branches).found
+
+    check_the_race_for_a_row(ask, [xid() for _ in range(30)])

@@ -31,9 +31,13 @@ def make_world(servers: dict[str, Server], tmp_path: Path) -> Iterator[Callable[
         log: str = "",
         group: int = 0,
         spare: int = 0,
+        decides: str = "",
         **failpoints: str,
     ) -> World:
-        world = World(tmp_path, servers, next(_numbers), options or [], nodes=nodes, log=log, group=group, spare=spare)
+        number = next(_numbers)
+        world = World(
+            tmp_path, servers, number, options or [], nodes=nodes, log=log, group=group, spare=spare, decides=decides
+        )
         worlds.append(world)
         world.start(**failpoints)
         return world

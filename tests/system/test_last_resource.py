@@ -463,9 +463,10 @@ class Ledger:
 
     def root(self, final: bool) -> Child:
         addresses = [service.address for service in self.world.services.values()]
-        program = [sys.executable, "-m", "tests.system.ledger_program", self.world.addresses, self.database.url]
+        program = [sys.executable, "-m", "tests.system.ledger_program", self.world.addresses, *addresses]
+        program += ["--ledger", self.database.url, *(["--final"] if final else [])]
         output = self.world.folder / f"root{next(numbers)}.log"
-        return Child([*program, *addresses, *(["--final"] if final else [])], name="root", output=output, ready="ready")
+        return Child(program, name="root", output=output, ready="ready")
 
     def keeper(self) -> txrpc.TransactionManager:
         """Another process with the register: one that knows nothing of the transaction."""

@@ -32,14 +32,16 @@ class Place(Protocol):
 class Service(Child):
     """One bank of `examples.bank.service`."""
 
-    def __init__(self, world: World, name: str, database: str, coordinator: str = "", port: int = 0) -> None:
+    def __init__(
+        self, world: World, name: str, database: str, coordinator: str = "", port: int = 0, decides: bool = False
+    ) -> None:
         place = world.places.get(name)
         self.host = place.address if place else "127.0.0.1"
         self.port = port or free_port()
         arguments = [*(place.launch if place else []), sys.executable, "-m", "examples.bank.service"]
         arguments += ["--name", name, "--listen", self.address]
         arguments += ["--database", database, "--coordinator", coordinator or world.addresses]
-        arguments += ["--accounts", "20", "--cents", str(START)]
+        arguments += ["--accounts", "20", "--cents", str(START), *(["--decides"] if decides else [])]
         super().__init__(arguments, name=name, output=world.folder / f"{name}.log", ready="serving")
 
     @property
@@ -61,8 +63,11 @@ class World:
         log: str = "",
         group: int = 0,
         spare: int = 0,
+        decides: str = "",
     ) -> None:
         """*nodes*: coordinators, all on one log, which is *log* or a file of the first one's.
+
+        *decides*: the bank whose database decides, where a transaction says so.
 
         *group*: or as many, each with a disk of its own; and as many *spare* addresses of members that may be added.
         """
@@ -81,7 +86,7 @@ class World:
         self.coordinator = self.coordinators[0]
         self.addresses = ",".join(f"{host}:{port}" for host, port in self._ports.values())
         self.urls = {name: server.create_database(self.databases[name]) for name, server in servers.items()}
-        self.services = {name: Service(self, name, url) for name, url in self.urls.items()}
+        self.services = {name: Service(self, name, url, decides=name == decides) for name, url in self.urls.items()}
 
     def _host(self, node: str) -> str:
         place = self.places.get(node)

@@ -35,7 +35,7 @@ from txrpc._protocol.coordinator.events import (
     Woke,
 )
 from txrpc._protocol.coordinator.machine import Coordinator
-from txrpc._protocol.deciding import Decided, RegisterAnswer
+from txrpc._protocol.deciding import Decide, Decided, RegisterAnswer
 from txrpc._protocol.messages import (
     Abandon,
     Acked,
@@ -111,6 +111,7 @@ def _is_option(word: str) -> bool:
         "begun",
         "deadline",
         "holds",
+        "decides",
     )
 
 
@@ -201,11 +202,18 @@ class CoordinatorMachine(Machine):
         return session, xid(words[0]), epoch(int(options.get("epoch", self.number))), tuple(map(ref, words[1:])), begun
 
     def do_commit(self, words: list[str], options: Options) -> None:
-        """commit tx1 a1 b1 [left=5s] [wait=DECISION] [epoch=1] [begun=SECONDS]: the root asks for it."""
+        """commit tx1 a1 b1 [left=5s] [wait=DECISION] [epoch=1] [begun=SECONDS] [decides=a1^|register]: the root asks for it.
+
+        *decides*: which branch is to decide with its work, or that the register is to without any.
+        """
         session, key, of, refs, begun = self._root(words, options)
-        request = CommitRequest(
-            key, of, begun, refs, _ms(options.get("left", "5s")), Wait[options.get("wait", "ACKNOWLEDGED")]
+        left_ms, wait, by = (
+            _ms(options.get("left", "5s")),
+            Wait[options.get("wait", "ACKNOWLEDGED")],
+            options.get("decides"),
         )
+        decider = branch(by) if by not in (None, "register") else None
+        request = CommitRequest(key, of, begun, refs, left_ms, wait, REGISTER if by else None, decider)
         self._step(Received(session, NODE, request))
 
     def do_rollback(self, words: list[str], options: Options) -> None:
@@ -361,6 +369,12 @@ class ParticipantMachine(Machine):
     def do_commit_one_phase(self, words: list[str], options: Options) -> None:
         """commit-one-phase a1 tx1 [calls=1]."""
         self._hear(CommitOnePhase(xid(words[1]), branch(words[0]), int(options.get("calls", 1))))
+
+    def do_decide(self, words: list[str], options: Options) -> None:
+        """decide a1 tx1 b1 c1 [calls=1]: all others have voted, and these are prepared."""
+        name, tx, *others = words
+        branches = tuple(map(listed, others))
+        self._hear(Decide(xid(tx), branch(name), int(options.get("calls", 1)), REGISTER, branches))
 
     def do_commit(self, words: list[str], _options: Options) -> None:
         """commit a1 tx1."""

@@ -47,7 +47,7 @@ from txrpc.errors import (
     OutcomeUnknown,
     Reason,
 )
-from txrpc.ids import Epoch, Xid
+from txrpc.ids import BranchId, Epoch, Xid
 
 __all__ = ["cancel_calls", "commit", "keep_unknown", "outcome", "rollback", "settle"]
 
@@ -174,7 +174,7 @@ def _learn(client: ClientState, part: LocalTransaction) -> Flow[Ended]:
     if found is None or found.outcome is Outcome.UNKNOWN:
         why = found.reason.text if found is not None and found.reason is not None else "no coordinator answers"
         return Outcome.UNKNOWN, Reason(
-            AbortCode.RESOURCE_UNAVAILABLE, f"the call that decides was not answered, and {why}"
+            AbortCode.RESOURCE_UNAVAILABLE, f"{part.decides_in} has not said that it has decided, and {why}"
         )
     part.pending = found.pending
     if found.outcome is Outcome.ABORTED:
@@ -199,17 +199,35 @@ def _commit_deciding(client: ClientState, part: LocalTransaction, wait: Wait) ->
 def _commit_there(client: ClientState, part: LocalTransaction, wait: Wait) -> Flow[Ended]:
     client.committing.add(part.xid)
     try:
-        if _asks_only_here(client, part):
+        decider = deciding.elsewhere(part)
+        if _asks_only_here(client, part, decider):
             # Prepared in the root's own thread, with no message and no change of threads.
             yield from branches.vote_early(client, part)
         reason = part.doom or part.miscounted()
-        future = reason or (yield from requests.send_commit(client, part, part.refs, wait))
+        future = reason or (yield from requests.send_commit(client, part, part.refs, wait, decider))
         if isinstance(future, Reason):
             yield from _undo(client, part, part.refs, future)
             return Outcome.ABORTED, future
+        if part.register is not None:
+            return (yield from _await_decision(client, part, future))
         return (yield from _await_reply(client, part, future))
     finally:
         client.committing.discard(part.xid)
+
+
+def _await_decision(client: ClientState, part: LocalTransaction, future: Any) -> Flow[Ended]:
+    """Return what the coordinator says that was asked to have the transaction decided; without a word only the register knows."""
+    part.asked_to_decide = True
+    until_ms = part.deadline_ms + client.commit_timeout_ms
+    try:
+        reply: OutcomeReply = yield client.runtime.wait, (future, max(0, until_ms - client.now_ms()) / 1000)
+    except (TimeoutError, CoordinatorUnavailable):
+        return (yield from _learn(client, part))
+    if reply.outcome is Outcome.UNKNOWN:
+        return (yield from _learn(client, part))
+    part.pending = reply.pending
+    part.heuristic = reply.heuristic
+    return reply.outcome, reply.reason
 
 
 def _await_reply(client: ClientState, part: LocalTransaction, future: Any) -> Flow[Ended]:
@@ -231,13 +249,13 @@ def _await_reply(client: ClientState, part: LocalTransaction, future: Any) -> Fl
     return reply.outcome, reply.reason
 
 
-def _asks_only_here(client: ClientState, part: LocalTransaction) -> bool:
+def _asks_only_here(client: ClientState, part: LocalTransaction, decider: BranchId | None) -> bool:
     """Return whether all votes that are missing are those of this process, and there is a coordinator to tell them to.
 
-    Where others must be asked as well, all prepare at the same time.
+    Where others must be asked as well, all prepare at the same time.  *decider* gives no vote.
     """
     known = live(client, part.owner.node) if part.owner is not None else None
-    missing = [ref for ref in part.refs if ref.vote is None]
+    missing = [ref for ref in part.refs if ref.vote is None and ref.branch != decider]
     return known is not None and all(ref.participant == client.participant_id for ref in missing)
 
 

@@ -25,14 +25,16 @@ from txrpc._client import effects, greeting, registers, requests
 from txrpc._client.coordinators import KnownCoordinator, Outbox, live
 from txrpc._client.local_transaction import LocalTransaction
 from txrpc._client.state import ClientState, ManagerStatus
-from txrpc._protocol.deciding import DecisionDone, RegisterQuestion, Registers, Votes
+from txrpc._protocol.deciding import Decide, DecisionDone, RegisterQuestion, Registers, Votes
 from txrpc._protocol.messages import (
     Abandon,
     Commit,
     FromCoordinator,
     GoAway,
     Hello,
+    OnePhaseDone,
     OnePhaseToken,
+    Outcome,
     OutcomeReply,
     Owner,
     Resolve,
@@ -228,6 +230,12 @@ class ClientCore:
             longest_ms = known.welcome.max_timeout_ms
             effects.apply(self.state, self.state.participant.abandon(message, self.state.resources, longest_ms, now_ms))
             return
+        if isinstance(message, Decide) and self._is_elsewhere(message):
+            # Another database has its name (rule 17), or it keeps no decisions.
+            refused = Reason(AbortCode.PROTOCOL_VIOLATION, "it was to decide in a register that it does not have")
+            answer = OnePhaseDone(message.xid, message.branch, Outcome.ABORTED, refused)
+            effects.tell(self.state, known.owner.node, answer)
+            return
         if isinstance(message, Resolve) and self._is_foreign(message):
             effects.apply(
                 self.state,
@@ -242,6 +250,11 @@ class ClientCore:
         if isinstance(message, Commit) and message.gid.register is not None:
             self.state.ordered_by.setdefault(message.gid.branch, {})[self.state.asker] = None
         effects.apply(self.state, self.state.participant.received(message, now_ms))
+
+    def _is_elsewhere(self, message: Decide) -> bool:
+        """Return whether the branch that is to decide is not in the resource that has the register."""
+        row = self.state.participant.rows.get(message.branch)
+        return row is not None and registers.holder(self.state, message.register) != row.gid.resource
 
     def _is_foreign(self, message: Resolve) -> bool:
         """Return whether this asks about another process's branch, which this one's database can tell."""

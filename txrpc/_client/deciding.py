@@ -1,9 +1,12 @@
 """How a root commits a transaction that one of its own resources decides.
 
 How to think of it
-    The right to decide is the root's and never leaves it.  It sees to it that all other branches have voted: what was told in
+    The right to decide is the root's, and stays there.  It sees to it that all other branches have voted: what was told in
     advance that its call was the last has, branches of this process are asked here, and for the others a coordinator collects the
     votes.  Then the deciding resource commits its own work together with the decision, in one transaction of its database.
+
+    If the resource is another process's, and no last call was told to decide (`txrpc._client.deciding_call`), the root gives the
+    right to decide to its coordinator, with the commit request: that collects the votes, and has the resource decide, once.
 
     Until that begins the root may abort without a write.  From then on only the register says how the transaction ends, and
     what it has said is true whatever becomes of this process: the second phase is driven by any coordinator.
@@ -25,8 +28,9 @@ from txrpc._protocol.messages import BranchRef, Outcome, OutcomeReply, OutcomeRe
 from txrpc._protocol.participant.branch import Deciding
 from txrpc._protocol.records import PreparedBranch
 from txrpc.errors import AbortCode, CoordinatorUnavailable, LimitExceeded, Reason, TxrpcError
+from txrpc.ids import BranchId
 
-__all__ = ["commit", "join", "second_phase"]
+__all__ = ["commit", "elsewhere", "join", "second_phase"]
 
 logger = logging.getLogger("txrpc.client")
 
@@ -34,6 +38,11 @@ logger = logging.getLogger("txrpc.client")
 def _mine(client: ClientState, part: LocalTransaction) -> BranchRef | None:
     me, name = client.participant_id, part.decides_in
     return next((ref for ref in part.refs if (ref.participant, ref.resource) == (me, name)), None)
+
+
+def elsewhere(part: LocalTransaction) -> BranchId | None:
+    """Return the branch of another process that decides, with its work; None if its resource was not used, or has voted."""
+    return next((ref.branch for ref in part.refs if ref.resource == part.decides_in and ref.vote is None), None)
 
 
 def join(client: ClientState, part: LocalTransaction) -> Flow[None]:

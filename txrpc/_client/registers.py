@@ -19,11 +19,11 @@ from txrpc._client import effects, greeting
 from txrpc._client.state import ClientState
 from txrpc._protocol.deciding import DecisionDone, RegisterAnswer, RegisterQuestion
 from txrpc._protocol.outcomes import Found
-from txrpc._wire.deciding import decode_decision
+from txrpc._wire.deciding import decode_decision, encode_decision
 from txrpc.errors import BadMessage, ConfigurationError, ResourceUnavailable, UsageError
 from txrpc.ids import RegisterId, Xid
 
-__all__ = ["asked", "default_of", "done", "look_through", "mark", "register_of"]
+__all__ = ["asked", "default_of", "done", "holder", "look_through", "mark", "register_of"]
 
 logger = logging.getLogger("txrpc.client")
 
@@ -77,7 +77,7 @@ def register_of(client: ClientState, given: Any) -> tuple[str, RegisterId]:
     return name, register
 
 
-def _holder(client: ClientState, register: RegisterId) -> str | None:
+def holder(client: ClientState, register: RegisterId) -> str | None:
     """Return the resource that may be asked, also for what an earlier incarnation of its database has decided."""
     for name in client.resources:
         known = client.starting.register(name)
@@ -88,13 +88,15 @@ def _holder(client: ClientState, register: RegisterId) -> str | None:
 
 def asked(client: ClientState, node: str, question: RegisterQuestion) -> None:
     """Coordinator *node* has asked: ask the register, and answer."""
-    name = _holder(client, question.register)
+    name = holder(client, question.register)
     answer = functools.partial(_answer, client, node, question)
     if name is None:
         answer(ResourceUnavailable("this process does not have it"))
     else:
-        ask = client.resources[name].decider.ask
-        client.runtime.aside(name, ask, (question.register, question.xid, question.claim), answer)
+        ask, commit = client.resources[name].decider.ask, None
+        if question.commit is not None:
+            commit = encode_decision(question.register, question.commit)
+        client.runtime.aside(name, ask, (question.register, question.xid, question.claim, commit), answer)
 
 
 def _answer(client: ClientState, node: str, question: RegisterQuestion, said: Any) -> None:
@@ -151,7 +153,7 @@ def done(client: ClientState, message: DecisionDone) -> None:
 
     A mark is a commit of its own in the database, and nothing waits for it.
     """
-    name = _holder(client, message.register)
+    name = holder(client, message.register)
     if name is None:
         return
     client.to_mark.setdefault(name, []).extend(message.xids)

@@ -90,9 +90,20 @@ def commit_here(client: ClientState, part: LocalTransaction, ref: BranchRef, ord
     return result, reason
 
 
-def send_commit(client: ClientState, part: LocalTransaction, refs: tuple[BranchRef, ...], wait: Wait) -> Flow[Any]:
-    """Send the commit request to the owner, waiting for its session while there is time; or return why it was never sent."""
+def send_commit(
+    client: ClientState,
+    part: LocalTransaction,
+    refs: tuple[BranchRef, ...],
+    wait: Wait,
+    decider: BranchId | None = None,
+) -> Flow[Any]:
+    """Send the commit request to the owner, waiting for its session while there is time; or return why it was never sent.
+
+    If a resource of another process decides, that gives the owner the right to have it decide, with branch *decider* if there is
+    one.
+    """
     owner = part.owner
+    register = part.register if part.decides_in not in client.resources else None
     if owner is None:
         return Reason(AbortCode.COORDINATOR_UNAVAILABLE, "it began with no coordinator in reach")
     while True:
@@ -102,7 +113,11 @@ def send_commit(client: ClientState, part: LocalTransaction, refs: tuple[BranchR
             if live != owner and part.register is None:
                 text = f"it began under epoch {owner.epoch} of {owner.node}, which is in epoch {live.epoch} now"
                 return Reason(AbortCode.COORDINATOR_RESTARTED, text)
-            request = CommitRequest(part.xid, owner.epoch, part.begun_tick, refs, max(0, left_ms), wait)
+            left_ms, epoch, tick = max(0, left_ms), owner.epoch, part.begun_tick
+            if register is not None:
+                # The right to decide is given to the epoch that is there now: no other one had it.
+                epoch, tick = live.epoch, client.coordinators[live.node].tick
+            request = CommitRequest(part.xid, epoch, tick, refs, left_ms, wait, register, decider)
             return post(client, owner.node, request)
         except CoordinatorUnavailable as error:
             if client.now_ms() >= part.deadline_ms or all_over(client):

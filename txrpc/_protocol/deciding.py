@@ -15,10 +15,11 @@ from dataclasses import dataclass
 
 from txrpc._protocol.outcomes import Found
 from txrpc._protocol.records import PreparedBranch
-from txrpc.ids import RegisterId, Xid
+from txrpc.ids import BranchId, RegisterId, Xid
 
 __all__ = [
     "AboutRegister",
+    "Decide",
     "Decided",
     "DecisionDone",
     "FromRegister",
@@ -45,6 +46,21 @@ class Votes:
 
 
 @dataclass(frozen=True, slots=True)
+class Decide:
+    """To the process that holds *branch*: all others have voted, and *branches* are prepared; commit it with the decision.
+
+    It is said once, by the only coordinator that the root has asked to.  `OnePhaseDone` answers it; without an answer only the
+    register knows, and is asked.
+    """
+
+    xid: Xid
+    branch: BranchId
+    calls: int
+    register: RegisterId
+    branches: tuple[PreparedBranch, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Decided:
     """A process that has *register* says that the transaction is COMMITTED there, and which branches must be told."""
 
@@ -63,11 +79,15 @@ class DecisionDone:
 
 @dataclass(frozen=True, slots=True)
 class RegisterQuestion:
-    """To a process that has *register*: how does the transaction end?  *claim*: it is ABORTED from now on if that is open."""
+    """To a process that has *register*: how does the transaction end?
+
+    *claim*: if that is open, it is ABORTED from now on; or COMMITTED, with the prepared branches *commit*, if they are given.
+    """
 
     register: RegisterId
     xid: Xid
     claim: bool
+    commit: tuple[PreparedBranch, ...] | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from txrpc._protocol.calls import BranchRef, CallReport, Owner, TransactionContext
-from txrpc._protocol.deciding import AboutRegister, FromRegister, Votes
+from txrpc._protocol.deciding import AboutRegister, Decide, FromRegister, Votes
 from txrpc._protocol.outcomes import FinishResult, Outcome, Vote, Wait
 from txrpc.errors import Reason
 from txrpc.ids import BranchId, Epoch, Gid, ParticipantId, RegisterId, Xid
@@ -97,7 +97,9 @@ class Hello:
 class CommitRequest:
     """The root asks for the commit.  `begun_tick` is the coordinator's own clock as the client knew it at begin.
 
-    If its branches are under a register, it asks for their votes only (`Votes`), and decides itself.
+    If its branches are under a register, it asks for their votes only (`Votes`), and decides itself.  With *register* it gives that
+    away: the coordinator has the transaction decided there, once all others have voted, by the branch *decider*, with that one's
+    work; None: by the row alone.
     """
 
     xid: Xid
@@ -106,6 +108,8 @@ class CommitRequest:
     branches: tuple[BranchRef, ...]
     time_left_ms: int
     wait: Wait = Wait.ACKNOWLEDGED
+    register: RegisterId | None = None
+    decider: BranchId | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,7 +170,7 @@ class Committing:
 
 @dataclass(frozen=True, slots=True)
 class OnePhaseDone:
-    """Answer to CommitOnePhase."""
+    """Answer to CommitOnePhase, and to Decide."""
 
     xid: Xid
     branch: BranchId
@@ -350,5 +354,5 @@ BranchAnswer = Voted | Committing | OnePhaseDone | Resolved | Acked
 
 ToCoordinator = Hello | AboutEnd | BranchAnswer | Inquiry | Trouble | FromRegister
 FromCoordinator = (
-    Welcome | Takeover | Tick | AboutBranch | AboutRegister | OnePhaseToken | OutcomeReply | Votes | GoAway
+    Welcome | Takeover | Tick | AboutBranch | Decide | AboutRegister | OnePhaseToken | OutcomeReply | Votes | GoAway
 )

@@ -116,6 +116,8 @@ def _commit_request_to(x: m.CommitRequest) -> pb.CommitRequest:
         branches=map(c.branch_to, x.branches),
         time_left_ms=x.time_left_ms,
         wait=_any(x.wait),
+        register=x.register or b"",
+        decider=x.decider or b"",
     )
 
 
@@ -127,6 +129,8 @@ def _commit_request_from(x: pb.CommitRequest) -> m.CommitRequest:
         c.branches_from(x.branches),
         x.time_left_ms,
         c.member(m.Wait, "wait", x.wait),
+        c.register_from(x.register),
+        c.branch_id(x.decider) if x.decider else None,
     )
 
 
@@ -374,6 +378,7 @@ FROM_COORDINATOR: Final = (
     _Kind(m.GoAway, "go_away", _go_away_to, _go_away_from),
     _Kind(m.OnePhaseToken, "one_phase_token", _one_phase_token_to, _one_phase_token_from),
     _Kind(deciding.Votes, "votes", d.votes_to, d.votes_from),
+    _Kind(deciding.Decide, "decide", d.decide_to, d.decide_from),
     _Kind(deciding.RegisterQuestion, "register_question", d.question_to, d.question_from),
     _Kind(deciding.Registers, "registers", d.registers_to, d.registers_from),
     _Kind(deciding.DecisionDone, "decision_done", d.done_to, d.done_from),

@@ -17,6 +17,8 @@ from txrpc.ids import RESOURCE_MAX, RegisterId, Xid
 __all__ = [
     "answer_from",
     "answer_to",
+    "decide_from",
+    "decide_to",
     "decided_from",
     "decided_to",
     "decode_decision",
@@ -112,12 +114,23 @@ def registers_from(x: pb.Registers) -> m.Registers:
     return m.Registers(tuple(sorted(named)))
 
 
+def decide_to(x: m.Decide) -> pb.Decide:
+    return pb.Decide(xid=x.xid, branch=x.branch, calls=x.calls, register=x.register, branches=listed_to(x.branches))
+
+
+def decide_from(x: pb.Decide) -> m.Decide:
+    branches = listed_from(x.branches)
+    return m.Decide(c.xid_from(x.xid), c.branch_id(x.branch), x.calls, _register(x.register), branches)
+
+
 def question_to(x: m.RegisterQuestion) -> pb.RegisterQuestion:
-    return pb.RegisterQuestion(register=x.register, xid=x.xid, claim=x.claim)
+    commit = pb.DecidedBranches(branches=listed_to(x.commit)) if x.commit is not None else None
+    return pb.RegisterQuestion(register=x.register, xid=x.xid, claim=x.claim, commit=commit)
 
 
 def question_from(x: pb.RegisterQuestion) -> m.RegisterQuestion:
-    return m.RegisterQuestion(_register(x.register), c.xid_from(x.xid), x.claim)
+    commit = listed_from(x.commit.branches) if x.HasField("commit") else None
+    return m.RegisterQuestion(_register(x.register), c.xid_from(x.xid), x.claim, commit)
 
 
 def answer_to(x: m.RegisterAnswer) -> pb.RegisterAnswer:

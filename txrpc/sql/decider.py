@@ -51,9 +51,9 @@ class Decider:
         """See `txrpc.resource.Decider.how_it_was_decided`."""
         return _OUTCOMES[run(deciding.settle(self._hands, self._register, work, xid))]
 
-    def ask(self, register: RegisterId, xid: Xid, claim: bool) -> tuple[Found, bytes]:
+    def ask(self, register: RegisterId, xid: Xid, claim: bool, commit: bytes | None = None) -> tuple[Found, bytes]:
         """See `txrpc.resource.Decider.ask`."""
-        row: Row = self._hands.aside(self._register.ask, register, xid, claim)
+        row: Row = self._hands.aside(self._register.ask, register, xid, claim, commit)
         return row.found, row.branches
 
     def undone(self) -> Sequence[tuple[Xid, bytes]]:

@@ -49,9 +49,11 @@ class AsyncDecider:
         """See `txrpc.resource.Decider.how_it_was_decided`."""
         return _OUTCOMES[await arun(deciding.settle(self._hands, self._register, work, xid))]
 
-    async def ask(self, register: RegisterId, xid: Xid, claim: bool) -> tuple[Found, bytes]:
+    async def ask(
+        self, register: RegisterId, xid: Xid, claim: bool, commit: bytes | None = None
+    ) -> tuple[Found, bytes]:
         """See `txrpc.resource.Decider.ask`."""
-        row: Row = await self._hands.aside(self._register.ask, register, xid, claim)
+        row: Row = await self._hands.aside(self._register.ask, register, xid, claim, commit)
         return row.found, row.branches
 
     async def undone(self) -> Sequence[tuple[Xid, bytes]]:

@@ -18,7 +18,7 @@ from txrpc.errors import ResourceUnavailable
 from txrpc.ids import RegisterId, Xid
 from txrpc.sql.mysql_errors import DUPLICATE, code_of, is_locked
 from txrpc.sql.mysql_preflight import DECISIONS, REGISTER, is_durable, one
-from txrpc.sql.register import Row, Verdict, register_id
+from txrpc.sql.register import Row, Verdict, register_id, written
 
 __all__ = ["MysqlRegister", "open_register"]
 
@@ -52,13 +52,14 @@ class MysqlRegister:
         is_fit = misfit is None and xid > floor and is_durable(connection)
         return Verdict.DECIDED if is_fit else Verdict.REFUSED
 
-    def claim(self, connection: Connection, xid: Xid) -> Row:
+    def claim(self, connection: Connection, xid: Xid, commit: bytes | None = None) -> Row:
         """See `Register.ask`.  Waits for a branch that is deciding, for some seconds, and then raises `ResourceUnavailable`."""
         misfit, _floor = self._look(connection)
         if misfit is not None:
             return (self._row(connection, xid) if misfit is Found.LOST else None) or Row(misfit)
         connection.exec_driver_sql(f"SET SESSION innodb_lock_wait_timeout = {_CLAIM_S}")
-        insert = f"INSERT INTO {DECISIONS} VALUES (X'{xid.hex()}', FALSE, X'', FALSE)"  # noqa: S608
+        ended = "FALSE, X'', FALSE" if commit is None else f"TRUE, X'{commit.hex()}', {'FALSE' if commit else 'TRUE'}"
+        insert = f"INSERT INTO {DECISIONS} VALUES (X'{xid.hex()}', {ended})"  # noqa: S608
         with _transaction(connection, f"{xid} is being decided at this moment") as own:
             try:
                 connection.exec_driver_sql(insert)
@@ -72,12 +73,16 @@ class MysqlRegister:
             # Only now: while this waited for the key the floor may have passed.
             misfit, floor = self._look(connection, _LATEST)
             own.undone = misfit is not None or xid <= floor
-            return Row(Found.FORGOTTEN if own.undone else Found.ABORTED)
+            if commit is not None and not is_durable(connection):
+                raise ResourceUnavailable(f"a crash of the server could undo the decision about {xid}")
+            return Row(Found.FORGOTTEN) if own.undone else written(commit)
 
-    def ask(self, connection: Connection, register: RegisterId, xid: Xid, claim: bool) -> Row:
+    def ask(
+        self, connection: Connection, register: RegisterId, xid: Xid, claim: bool, commit: bytes | None = None
+    ) -> Row:
         """See `Register.ask`."""
         as_it_was = replace(self, id=register)
-        return as_it_was.claim(connection, xid) if claim else as_it_was.read(connection, xid)
+        return as_it_was.claim(connection, xid, commit) if claim else as_it_was.read(connection, xid)
 
     def read(self, connection: Connection, xid: Xid) -> Row:
         """Return what is known of *xid*, and change nothing."""

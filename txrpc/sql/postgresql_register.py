@@ -19,7 +19,7 @@ from txrpc._replication import watch_replication
 from txrpc.errors import ConfigurationError, ResourceUnavailable
 from txrpc.ids import RegisterId, Xid
 from txrpc.sql.postgresql_errors import sqlstate
-from txrpc.sql.register import Row, Verdict, register_id
+from txrpc.sql.register import Row, Verdict, register_id, written
 from txrpc.sql.tables import make_tables
 
 __all__ = ["PostgresqlRegister", "open_register"]
@@ -82,27 +82,28 @@ class PostgresqlRegister:
         floor = self._floor(connection, current)
         return Verdict.DECIDED if floor is not None and xid > floor else Verdict.REFUSED
 
-    def claim(self, connection: Connection, xid: Xid) -> Row:
-        """Learn how *xid* ends; if that is not decided, it is ABORTED from now on.  Never OPEN.
+    def claim(self, connection: Connection, xid: Xid, commit: bytes | None = None) -> Row:
+        """Learn how *xid* ends; if that is not decided, it is ABORTED from now on, or COMMITTED with *commit*.  Never OPEN.
 
         Only for those whose patience is over: it ends a transaction that might have gone on.  Waits for a branch that is deciding,
         for some seconds, and then raises `ResourceUnavailable`.
         """
         for _ in range(_ATTEMPTS):
             with _transaction(connection) as own:
-                row = self._claim(connection, xid)
+                row = self._claim(connection, xid, commit)
                 own.undone = row is not None and row.found is Found.FORGOTTEN
             if row is not None:
                 return row
         raise ResourceUnavailable(f"the decision about {xid} is written and deleted again and again")
 
-    def _claim(self, connection: Connection, xid: Xid) -> Row | None:
+    def _claim(self, connection: Connection, xid: Xid, commit: bytes | None) -> Row | None:
         """None: what had taken the key has gone meanwhile."""
         if (misfit := self._misfit(connection)) is not None:
             return (self._row(connection, xid) if misfit is Found.LOST else None) or Row(misfit)
         connection.exec_driver_sql(f"SELECT set_config('lock_timeout', '{_CLAIM_MS}', true)")
+        ended = "false, '', false" if commit is None else f"true, {_bytes(commit)}, {'false' if commit else 'true'}"
         insert = (
-            f"INSERT INTO {self.decisions} (xid, committed, branches) VALUES ({_bytes(xid)}, false, '') "  # noqa: S608
+            f"INSERT INTO {self.decisions} (xid, committed, branches, done) VALUES ({_bytes(xid)}, {ended}) "  # noqa: S608
             "ON CONFLICT DO NOTHING RETURNING true"
         )
         try:
@@ -115,15 +116,17 @@ class PostgresqlRegister:
             return self._row(connection, xid)
         # Only now: while this waited for the key the floor may have passed.
         floor = self._floor(connection)
-        return Row(Found.ABORTED if floor is not None and xid > floor else Found.FORGOTTEN)
+        return written(commit) if floor is not None and xid > floor else Row(Found.FORGOTTEN)
 
-    def ask(self, connection: Connection, register: RegisterId, xid: Xid, claim: bool) -> Row:
+    def ask(
+        self, connection: Connection, register: RegisterId, xid: Xid, claim: bool, commit: bytes | None = None
+    ) -> Row:
         """`claim` or `read` on behalf of a transaction that is decided in *register*: this one, as it is or was, or another.
 
         Raises `ResourceUnavailable` if COMMITTED may not be as durable yet as the database's owner wants it (rule 22).
         """
         as_it_was = replace(self, id=register)
-        row = as_it_was.claim(connection, xid) if claim else as_it_was.read(connection, xid)
+        row = as_it_was.claim(connection, xid, commit) if claim else as_it_was.read(connection, xid)
         if row.found is Found.COMMITTED:
             self._wait_for_standbys(connection)
         return row

@@ -3,7 +3,7 @@
 How to think of it
     A decision is a row, and its key is the transaction's identifier: it is written once, by the first that inserts it.  The
     branch that decides inserts COMMITTED in its own transaction, with its work (`Register.decide`).  A process that can wait no
-    longer inserts ABORTED (`Register.claim`), and if the key is taken reads what the other has said; if that one has not
+    longer inserts ABORTED (it *claims* the transaction), and if the key is taken reads what the other has said; if that one has not
     committed yet, the database itself makes the claim wait.  So no two can say different things, without a clock, lease or fence.
 
     A row that is not there means *not decided*, and never ABORTED.  Rows are deleted all the same, some day, and a deleted one
@@ -33,7 +33,7 @@ from sqlalchemy.engine import Connection
 from txrpc._protocol.outcomes import Found
 from txrpc.ids import RegisterId, Xid
 
-__all__ = ["Register", "Row", "Verdict", "register_id"]
+__all__ = ["Register", "Row", "Verdict", "register_id", "written"]
 
 
 class Verdict(enum.Enum):
@@ -71,10 +71,13 @@ class Register(Protocol):
         the database has such.  After an exception, and when the end of the COMMIT is not known, only `ask` may say what is true.
         """
 
-    def ask(self, connection: Connection, register: RegisterId, xid: Xid, claim: bool) -> Row:
+    def ask(
+        self, connection: Connection, register: RegisterId, xid: Xid, claim: bool, commit: bytes | None = None
+    ) -> Row:
         """Return what *register* says about *xid*: this one, as it is or was, or another.
 
-        *claim*: if it is not decided, it is ABORTED from now on, for all; only for those whose patience is over.
+        *claim*: if it is not decided, it is ABORTED from now on, for all; only for those whose patience is over.  With *commit* it
+        is COMMITTED instead, with these branches: only for the one that has the right to decide, and no work to commit with that.
         """
 
     def undone(self, connection: Connection) -> Sequence[tuple[Xid, bytes]]:
@@ -85,6 +88,11 @@ class Register(Protocol):
 
     def forget(self, connection: Connection, horizon_ms: int, limit: int) -> int:
         """Raise the floor to *horizon_ms* before the database's time, and delete rows at or below it that are over; how many."""
+
+
+def written(commit: bytes | None) -> Row:
+    """Return the answer of a register in which `Register.ask` has just written what it was to claim."""
+    return Row(Found.ABORTED) if commit is None else Row(Found.COMMITTED, commit)
 
 
 def register_id(table: bytes, incarnation: str) -> RegisterId:

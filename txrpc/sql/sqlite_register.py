@@ -18,7 +18,7 @@ from sqlalchemy.exc import DBAPIError
 from txrpc._protocol.outcomes import Found
 from txrpc.errors import ResourceUnavailable
 from txrpc.ids import RegisterId, Xid
-from txrpc.sql.register import Row, Verdict, register_id
+from txrpc.sql.register import Row, Verdict, register_id, written
 from txrpc.sql.sqlite_file import DECISIONS, REGISTER, in_writing, incarnation, is_busy, is_durable, prove
 
 __all__ = ["SqliteRegister", "open_register"]
@@ -44,7 +44,7 @@ class SqliteRegister:
         is_fit = misfit is None and xid > floor and is_durable(connection)
         return Verdict.DECIDED if is_fit else Verdict.REFUSED
 
-    def claim(self, connection: Connection, xid: Xid) -> Row:
+    def claim(self, connection: Connection, xid: Xid, commit: bytes | None = None) -> Row:
         """See `Register.ask`.  Raises `ResourceUnavailable` while a branch, or another program, writes."""
         with _writing(connection, f"{xid} cannot be decided"):
             misfit, floor = self._look(connection)
@@ -54,13 +54,15 @@ class SqliteRegister:
                 return row
             if xid <= floor:
                 return Row(Found.FORGOTTEN)
-            connection.exec_driver_sql(_INSERT, (xid, False, b"", False))
-            return Row(Found.ABORTED)
+            connection.exec_driver_sql(_INSERT, (xid, commit is not None, commit or b"", commit == b""))
+            return written(commit)
 
-    def ask(self, connection: Connection, register: RegisterId, xid: Xid, claim: bool) -> Row:
+    def ask(
+        self, connection: Connection, register: RegisterId, xid: Xid, claim: bool, commit: bytes | None = None
+    ) -> Row:
         """See `Register.ask`."""
         as_it_was = replace(self, id=register)
-        return as_it_was.claim(connection, xid) if claim else as_it_was.read(connection, xid)
+        return as_it_was.claim(connection, xid, commit) if claim else as_it_was.read(connection, xid)
 
     def read(self, connection: Connection, xid: Xid) -> Row:
         """Return what is known of *xid*, and change nothing."""

@@ -201,7 +201,8 @@ class Cluster:
             else:
                 yield from client.call(part, self._perhaps_final(call))
             self._saw(part, call)
-        if part.decides_in and part.decides_in not in client.state.resources:
+        elsewhere = part.decides_in and part.decides_in not in client.state.resources
+        if elsewhere and self._deciding_dice.random() < 0.5:  # the others are decided when they are committed
             yield from self._decide_elsewhere(client, part, f"{name}/last")
 
     def _decide_elsewhere(self, client: Process, part: LocalTransaction, name: str) -> Flow[None]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from txrpc._protocol.messages import Welcome
 from verification.simulation.history import History
 from verification.simulation.options import Options
 from verification.simulation.scheduler import Node, Scheduler
@@ -62,6 +63,7 @@ class Stream:
     """One session between two incarnations: ordered each way, until it breaks, which each end notices for itself.
 
     Real streams neither lose nor repeat nor reorder.  This one does, if the options say so: the protocol must be safe without.
+    Nothing overtakes a greeting all the same: what came before it would be dropped, and waited for as long as the stream lives.
     """
 
     def __init__(self, network: Network, scheduler: Scheduler, history: History, near: Node, far: Node) -> None:
@@ -69,6 +71,7 @@ class Stream:
         self._ends = {near.name: near, far.name: far}
         self._lives = {near.name: near.life, far.name: far.life}
         self._last_ms = {near.name: 0, far.name: 0}
+        self._greeted_ms = {near.name: 0, far.name: 0}
         self._open = {near.name, far.name}
         self._broken = False
         self.on_end: dict[str, Callable[[], None]] = {}
@@ -90,6 +93,9 @@ class Stream:
             when_ms = self._scheduler.now_ms + self._network.delay_ms()
             if not (options.reordering and dice.random() < options.reordering):
                 when_ms = self._last_ms[target] = max(when_ms, self._last_ms[target])
+            when_ms = max(when_ms, self._greeted_ms[target])
+            if isinstance(message[1], Welcome):
+                self._greeted_ms[target] = when_ms
             self._scheduler.at(when_ms, self._arrive, source, target, message)
 
     def break_(self) -> None:

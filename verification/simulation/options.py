@@ -146,7 +146,9 @@ class Options:
         chosen["patience_s"] = dice.choice((10, 10, 1))
         chosen["final_calls"] = random.Random(f"final {seed}").choice((0.0, 0.0, 0.0, 0.3, 1.0))
         # Of a branch that voted before all that its log remembers, no one can say that it was not decided: an operator must look.
-        keeps = (1_000,) if chosen["final_calls"] else (1_000, 1_000, 1_000, 5, 0)
+        # A log that was restored has an older clock, by which a branch may seem to have.
+        may_seem_old = chosen["final_calls"] or "log_restores" in chosen
+        keeps = (1_000,) if may_seem_old else (1_000, 1_000, 1_000, 5, 0)
         chosen["log_keeps"] = random.Random(f"log {seed}").choice(keeps)
         chosen["decides"] = random.Random(f"decides {seed}").choice((0.0, 0.0, 0.0, 0.5, 1.0))
         if "log_restores" in chosen:

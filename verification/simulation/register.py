@@ -59,6 +59,9 @@ class Register:
     def commit(self, xid: Xid, branch: BranchId | None) -> None:
         """The transaction that has inserted it commits."""
         _work, branches = self._inserted.pop(xid)
+        self._decided(xid, branch, branches)
+
+    def _decided(self, xid: Xid, branch: BranchId | None, branches: bytes) -> None:
         self.rows[xid] = True, branches
         decided = decode_decision(xid, branches)
         listed = [prepared.branch for prepared in decided.branches] if decided is not None else []
@@ -71,7 +74,7 @@ class Register:
         for xid in [xid for xid, (owner, _) in self._inserted.items() if owner is work]:
             del self._inserted[xid]
 
-    def ask(self, register: RegisterId, xid: Xid, claim: bool) -> tuple[Found, bytes]:
+    def ask(self, register: RegisterId, xid: Xid, claim: bool, commit: bytes | None = None) -> tuple[Found, bytes]:
         """See `Decider.ask`."""
         if register != self.id:
             return Found.ELSEWHERE, b""
@@ -79,7 +82,9 @@ class Register:
             if claim:
                 raise ResourceUnavailable(f"{xid} is being decided at this moment")
             return Found.OPEN, b""
-        if xid not in self.rows and claim:
+        if xid not in self.rows and commit is not None:
+            self._decided(xid, None, commit)
+        elif xid not in self.rows and claim:
             self.rows[xid] = False, b""
             self._history.note("refused", xid)
             self._history.line("register", "register", lambda: f"{xid} is claimed: aborted")
@@ -139,9 +144,9 @@ class SimDecider:
         asked.then(lambda kept: promise.keep(None if kept.error else _OUTCOMES.get(kept.value[0], Outcome.ABORTED)))
         return promise
 
-    def ask(self, register: RegisterId, xid: Xid, claim: bool) -> Promise:
+    def ask(self, register: RegisterId, xid: Xid, claim: bool, commit: bytes | None = None) -> Promise:
         """See `Decider.ask`."""
-        return self._ask(self._database.register.ask, register, xid, claim)
+        return self._ask(self._database.register.ask, register, xid, claim, commit)
 
     def undone(self) -> Promise:
         """See `Decider.undone`."""

@@ -7,9 +7,6 @@ How to think of it
     state.  `requests`, `recovery` and `phases` have those actions, as functions of a `CoordinatorState` (`state`).  Calls go one
     way: machine, table, requests and recovery, one_phase, phases, state.
 
-    A commit request from below the remembered horizon or of another epoch is refused (rule 5); asking again adds a waiter and
-    never starts anything twice (rule 12).
-
 Time
     `now_ms` is the shell's monotonic clock.  The coordinator's own clock runs with it from a start that is never behind the
     log, so no jump of the machine's clock can reach the protocol.  Its seconds are the *tick*.
@@ -47,6 +44,7 @@ from txrpc._protocol.coordinator.state import CoordinatorState
 from txrpc._protocol.coordinator.table import enter
 from txrpc._protocol.deciding import Decided, RegisterAnswer
 from txrpc._protocol.messages import (
+    AboutEnd,
     Acked,
     BranchAnswer,
     CommitRequest,
@@ -114,7 +112,7 @@ class Coordinator:
     @property
     def deciding(self) -> int:
         """Transactions whose outcome is still open: what a graceful shutdown waits for."""
-        undecided = (State.PREPARING, State.ONE_PHASE, State.RECORDING)
+        undecided = (State.PREPARING, State.ONE_PHASE, State.DECIDING, State.RECORDING)
         return sum(1 for row in self.state.transactions.values() if row.state in undecided)
 
     def idle_sessions(self) -> list[int]:
@@ -147,10 +145,9 @@ def _session_opened(state: CoordinatorState, event: SessionOpened) -> None:
         _drop(state, previous.session)
     entry = state.directory.add(event.session, hello, state.now_ms)
     state.bind(hello)
-    limits, longest_ms = state.limits, state.limits.max_timeout_ms
-    most = longest_ms, limits.max_branches, limits.max_message_bytes
-    welcome = Welcome(state.owner, state.tick, *most, state.position, hello.version)
-    state.send(event.session, welcome)
+    limits = state.limits
+    most = limits.max_timeout_ms, limits.max_branches, limits.max_message_bytes
+    state.send(event.session, Welcome(state.owner, state.tick, *most, state.position, hello.version))
     _found(state, entry)
 
 
@@ -166,7 +163,7 @@ def _received(state: CoordinatorState, event: Received) -> None:
         _MESSAGES[type(message)](state, session, message)
         return
     state.violation(session, message, f"is for coordinator {event.node}")
-    if isinstance(message, CommitRequest | RollbackRequest | OutcomeRequest):
+    if isinstance(message, AboutEnd):
         text = f"it belongs to coordinator {event.node}, and this is {state.owner.node}"
         reason = Reason(AbortCode.UNSPECIFIED, text)
         state.send(session, OutcomeReply(message.xid, Outcome.UNKNOWN, reason))
@@ -209,8 +206,7 @@ def _woke(state: CoordinatorState, _: Woke) -> None:
         held, state.held = state.held, []
         for session, message in held:
             _received(state, Received(session, state.owner.node, message))
-    # By the coordinator's own clock, which no machine's clock can push (rule 5).
-    state.remembered.advance(state.tick)
+    state.remembered.advance(state.tick)  # by the coordinator's own clock, which no machine's clock can push (rule 5)
     if state.now_ms - state.ticked_ms >= state.limits.tick_ms:
         state.ticked_ms = state.now_ms
         for entry in state.directory.sessions.values():
@@ -239,7 +235,8 @@ def _drop(state: CoordinatorState, session: int) -> None:
         return
     for xid, branch in sorted(entry.awaiting_reply):
         enter(state, xid, Input.SESSION_LOST, session, branch)
-    registers.session_lost(state, session)
+    for xid in registers.session_lost(state, session):
+        enter(state, xid, Input.SESSION_LOST, session, None)
     state.reports.left(session, state.now_ms)
 
 
@@ -295,9 +292,7 @@ def _means(state: CoordinatorState, name: str, identity: str) -> None:
 # ---------------------------------------------------------------------------------------------------- messages
 
 
-def _client_request(
-    state: CoordinatorState, session: int, message: CommitRequest | RollbackRequest | OutcomeRequest
-) -> None:
+def _client_request(state: CoordinatorState, session: int, message: AboutEnd) -> None:
     enter(state, message.xid, _INPUTS[type(message)], session, message)
 
 
@@ -317,6 +312,8 @@ def _register_answer(state: CoordinatorState, session: int, message: RegisterAns
         enter(state, message.xid, Input.DECIDED, session, Decided(message.register, message.xid, message.branches))
     elif message.found is Found.ABORTED:
         enter(state, message.xid, Input.CLAIMED, session, message)
+    elif state.state_of(message.xid) is State.DECIDING:
+        enter(state, message.xid, Input.UNDECIDED, session, message)
     registers.tell(state, question, message)
 
 
@@ -326,7 +323,9 @@ def _branch_answer(state: CoordinatorState, session: int, message: BranchAnswer)
     if row is not None:
         branch = row.branches.get(message.branch)
         if branch is None:
-            state.violation(session, message, "names a branch that the transaction does not have")
+            # One that has decided is not listed where that is heard of by its register alone: an earlier epoch had told it to.
+            if row.register is None or not isinstance(message, OnePhaseDone):
+                state.violation(session, message, "names a branch that the transaction does not have")
             return
         if branch.session != session:
             return  # said before, or not by the process that was asked last

@@ -12,11 +12,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+from txrpc._protocol.coordinator import questions
 from txrpc._protocol.coordinator.events import Close
 from txrpc._protocol.coordinator.rows import BranchRow, State, TransactionRow, aborted_vote
 from txrpc._protocol.coordinator.sessions import SessionEntry
 from txrpc._protocol.coordinator.state import CoordinatorState, sentence
-from txrpc._protocol.deciding import DecisionDone, Votes
+from txrpc._protocol.deciding import Decide, DecisionDone, Votes
 from txrpc._protocol.messages import (
     Acked,
     BranchRef,
@@ -30,7 +31,7 @@ from txrpc._protocol.messages import (
     Voted,
     Wait,
 )
-from txrpc._protocol.records import Decision, Incident
+from txrpc._protocol.records import Decision, Incident, PreparedBranch
 from txrpc.errors import AbortCode, Reason
 from txrpc.ids import BranchId, Epoch, Xid
 
@@ -53,7 +54,7 @@ def prepare(state: CoordinatorState, row: TransactionRow) -> None:
     if doomed is not None:
         not_all(state, row, doomed)
         return
-    voting = [b for b in row.branches.values() if b.vote is None]
+    voting = _voting(row)
     row.missing = len(voting)
     entries = [(b, state.directory.owner(b.ref.participant)) for b in voting]
     for branch, entry in entries:
@@ -65,6 +66,11 @@ def prepare(state: CoordinatorState, row: TransactionRow) -> None:
             state.expect_reply(entry, row, branch, Prepare(row.xid, branch.ref.branch, branch.ref.calls))
     if not row.missing:
         decide(state, row)
+
+
+def _voting(row: TransactionRow) -> list[BranchRow]:
+    """The branches whose vote is missing; one that decides gives none."""
+    return [b for b in row.branches.values() if b.vote is None and b.ref.branch != row.decider]
 
 
 def voted(state: CoordinatorState, row: TransactionRow, session: int, vote: Voted) -> None:
@@ -85,7 +91,9 @@ def voted(state: CoordinatorState, row: TransactionRow, session: int, vote: Vote
 def decide(state: CoordinatorState, row: TransactionRow) -> None:
     # Rule 3: from here to LOGGED neither outcome may be told, because the log may have it, or not.
     prepared = row.prepared()
-    if row.register is not None:
+    if row.may_decide:
+        have_decided(state, row, prepared)
+    elif row.register is not None:
         tell_votes(state, row)
     elif not prepared:
         finish(state, row, None)  # no branch wrote: there is nothing to make durable
@@ -104,6 +112,24 @@ def tell_votes(state: CoordinatorState, row: TransactionRow) -> None:
     for waiter in row.waiters:
         state.send(waiter, votes)
     row.waiters.clear()
+
+
+def have_decided(state: CoordinatorState, row: TransactionRow, prepared: tuple[PreparedBranch, ...]) -> None:
+    """Give the right to decide, which the root has given to this coordinator, to the register: once, whatever comes of it."""
+    assert row.register is not None
+    row.state = State.DECIDING
+    decider = row.branches.get(row.decider) if row.decider is not None else None
+    if decider is None:
+        trouble = questions.put(state, row.register, row.xid, claim=True, commit=prepared)
+        if isinstance(trouble, str):
+            abort(state, row, Reason(AbortCode.RESOURCE_UNAVAILABLE, trouble))
+        return
+    entry = state.directory.owner(decider.ref.participant)
+    if entry is None:
+        abort(state, row, lost(decider))
+        return
+    decide = Decide(row.xid, decider.ref.branch, decider.ref.calls, row.register, prepared)
+    state.expect_reply(entry, row, decider, decide)
 
 
 def recorded(state: CoordinatorState, row: TransactionRow, session: None, message: None) -> None:
@@ -222,7 +248,7 @@ def ack_time_up(state: CoordinatorState, row: TransactionRow, session: None, mes
 
 def not_all(state: CoordinatorState, row: TransactionRow, reason: Reason) -> None:
     """A branch votes against, or not in time."""
-    if row.register is None:
+    if row.register is None or row.may_decide:
         abort(state, row, reason)
         return
     # Only the root may abort: this may be a request of long ago, and the transaction be committed.  It is told why, and will.
@@ -259,7 +285,7 @@ def _tell_rollback(state: CoordinatorState, row: TransactionRow, branch: BranchR
 
 def time_up(state: CoordinatorState, row: TransactionRow, session: None, message: None) -> None:
     # Rule 11: what has not voted by the deadline holds others' locks; aborting needs no agreement.
-    slow = sorted({b.ref.resource for b in row.branches.values() if b.vote is None})
+    slow = sorted({branch.ref.resource for branch in _voting(row)})
     not_all(state, row, Reason(AbortCode.TIMED_OUT, f"no vote in time from {', '.join(slow)}"))
 
 

@@ -16,16 +16,17 @@ from __future__ import annotations
 
 from typing import Final
 
-from txrpc._protocol.coordinator import phases
+from txrpc._protocol.coordinator import phases, questions
 from txrpc._protocol.coordinator.rows import Question, State, TransactionRow
 from txrpc._protocol.coordinator.sessions import SessionEntry
-from txrpc._protocol.coordinator.state import CoordinatorState
-from txrpc._protocol.deciding import Decided, DecisionDone, RegisterAnswer, RegisterQuestion, Registers, Votes
+from txrpc._protocol.coordinator.state import MARGIN_MS, CoordinatorState
+from txrpc._protocol.deciding import Decided, DecisionDone, RegisterAnswer, Registers, Votes
 from txrpc._protocol.messages import (
     AboutEnd,
     Commit,
     CommitRequest,
     Inquiry,
+    OnePhaseDone,
     Outcome,
     OutcomeReply,
     OutcomeRequest,
@@ -35,21 +36,25 @@ from txrpc._protocol.messages import (
 )
 from txrpc._protocol.outcomes import Found
 from txrpc.errors import AbortCode, Reason
-from txrpc.ids import RegisterId
+from txrpc.ids import RegisterId, Xid
 
 __all__ = [
     "answered",
     "ask",
     "claimed",
     "decided",
+    "decider_done",
     "heard_of",
     "inquiry",
     "leave",
+    "not_written",
     "outcome",
     "register_of",
     "say_done",
     "session_lost",
+    "still_undecided",
     "tell",
+    "undecided",
     "votes",
 ]
 
@@ -85,7 +90,7 @@ def heard_of(state: CoordinatorState, entry: SessionEntry) -> None:
 
 def register_of(request: AboutEnd) -> RegisterId | None:
     """Return the register in which *request*'s transaction is decided, or None if it is decided by a coordinator."""
-    if isinstance(request, OutcomeRequest) and request.register is not None:
+    if isinstance(request, CommitRequest | OutcomeRequest) and request.register is not None:
         return request.register
     return next((ref.register for ref in request.branches if ref.register is not None), None)
 
@@ -108,6 +113,51 @@ def outcome(state: CoordinatorState, row: TransactionRow, session: int, request:
     ask(state, row.register, session, request, claim=register_of(request) is not None)
 
 
+# ---------------------------------------------------------------------------------- the coordinator, which has it decided
+
+
+def decider_done(state: CoordinatorState, row: TransactionRow, session: int, message: OnePhaseDone) -> None:
+    branch = row.branches[message.branch]
+    state.cancel_wait(row, branch)
+    if message.result is Outcome.UNKNOWN:
+        undecided(state, row, session, message)
+    elif message.result is Outcome.ABORTED:
+        # It was told once, by this coordinator alone, and its work is undone: no other can decide (rule 5).
+        branch.vote = Vote.ABORT
+        reason = message.reason or Reason(AbortCode.UNSPECIFIED)
+        phases.abort(state, row, Reason(reason.code, f"{branch.ref.resource}: {reason.text}".removesuffix(": ")))
+    elif row.prepared():
+        phases.begin_phase_two(state, row)  # rule 3: its process has seen it durable
+    else:
+        phases.finish(state, row, None)
+
+
+def undecided(state: CoordinatorState, row: TransactionRow, session: int | None, message: object) -> None:
+    """Whether it was decided only the register knows: its root, and the branches in doubt, have it asked."""
+    row.state = State.LEFT
+    for branch in row.branches.values():
+        state.cancel_wait(row, branch)
+    for waiter in row.waiters:
+        still_undecided(state, row, waiter, None)
+    row.waiters.clear()
+    # A copy of the request that came now would begin all over, and might end otherwise: it stays known for as long as one counts.
+    state.wake_at(row, state.now_ms + state.limits.max_timeout_ms + MARGIN_MS)
+
+
+def not_written(state: CoordinatorState, row: TransactionRow, session: int, answer: RegisterAnswer) -> None:
+    """The register has not written the decision; if it refuses to, no other one can (rule 5)."""
+    if answer.found in _REFUSED:
+        text = "the register refuses the decision: it came too late, or its database has failed over"
+        phases.abort(state, row, Reason(AbortCode.RESOURCE_UNAVAILABLE, text))
+    else:
+        undecided(state, row, session, answer)
+
+
+def still_undecided(state: CoordinatorState, row: TransactionRow, session: int, message: object) -> None:
+    reason = Reason(AbortCode.RESOURCE_UNAVAILABLE, "the database that decides has not answered")
+    state.send(session, OutcomeReply(row.xid, Outcome.UNKNOWN, reason))
+
+
 # ------------------------------------------------------------------------------------------------ what a register says
 
 
@@ -123,8 +173,10 @@ def decided(state: CoordinatorState, before: TransactionRow | None, session: int
         for branch in before.branches.values():
             state.cancel_wait(before, branch)
         row.waiters = before.waiters
+        # The process that was told to decide may still say so itself.
+        row = before if before.state is State.DECIDING else row
     state.transactions[row.xid] = row
-    if row.branches:
+    if row.prepared():
         phases.begin_phase_two(state, row)
     else:
         phases.mark_done(state, row)
@@ -178,22 +230,11 @@ def ask(
 ) -> None:
     """Ask *register* on behalf of *message*, together with all that wait for the same answer."""
     xid, branch = (message.gid.xid, message.gid.branch) if isinstance(message, Inquiry) else (message.xid, None)
-    question, holder = state.questions.get((register, xid)), state.directory.holder(register)
-    if question is not None:
-        question.waiting[session, branch] = message
-        if not claim or question.claim:
-            return
-        question.claim = True
-    elif holder is None:
-        _cannot_tell(state, session, message, "no process with the register of its decision is connected")
-        return
-    elif len(state.questions) >= state.limits.max_transactions:
-        _cannot_tell(state, session, message, f"the coordinator's max_transactions is {len(state.questions)}")
-        return
+    question = questions.put(state, register, xid, claim)
+    if isinstance(question, str):
+        _cannot_tell(state, session, message, question)
     else:
-        question = Question(register, holder.session, claim, {(session, branch): message})
-        state.questions[register, xid] = question
-    state.send(question.session, RegisterQuestion(register, xid, claim))
+        question.waiting[session, branch] = message
 
 
 def answered(state: CoordinatorState, session: int, answer: RegisterAnswer) -> Question | None:
@@ -255,11 +296,15 @@ def _cannot_tell(
         )
 
 
-def session_lost(state: CoordinatorState, session: int) -> None:
-    """What was asked there is asked elsewhere, if that is possible."""
+def session_lost(state: CoordinatorState, session: int) -> list[Xid]:
+    """What was asked there is asked elsewhere, if that is possible; return what was to be decided there."""
+    to_decide = []
     for key, question in list(state.questions.items()):
         question.waiting = {waiter: asked for waiter, asked in question.waiting.items() if waiter[0] != session}
         if question.session == session:
             del state.questions[key]
+            if question.commit and state.state_of(key[1]) is State.DECIDING:
+                to_decide.append(key[1])
             for (waiting, _branch), message in question.waiting.items():
                 ask(state, question.register, waiting, message, question.claim)
+    return to_decide

@@ -34,8 +34,12 @@ def begin_commit(state: CoordinatorState, row: None, session: int, request: Comm
     if register is None and not _of_this_time(state, request):
         _ask_log(state, session, request)
         return
+    may_decide = request.register is not None
+    if may_decide and not _of_this_time(state, request):
+        _leave_to_register(state, session, request)
+        return
     reason = _refuse_commit(state, request)
-    if reason is not None and register is not None:
+    if reason is not None and register is not None and not may_decide:
         state.send(session, OutcomeReply(request.xid, Outcome.UNKNOWN, reason))
         return
     if reason is not None:
@@ -51,6 +55,8 @@ def begin_commit(state: CoordinatorState, row: None, session: int, request: Comm
         state.now_ms + left_ms,
         waiters={session: request.wait},
         register=register,
+        may_decide=may_decide,
+        decider=request.decider,
     )
     state.transactions[request.xid] = begun
     state.wake_at(begun, begun.time_up_ms)
@@ -58,6 +64,12 @@ def begin_commit(state: CoordinatorState, row: None, session: int, request: Comm
         one_phase.delegate(state, begun)
     else:
         phases.prepare(state, begun)
+
+
+def _leave_to_register(state: CoordinatorState, session: int, request: CommitRequest) -> None:
+    # The right to decide was given to another epoch, or this is a copy of long ago: only the register may say anything.
+    reason = Reason(AbortCode.RESOURCE_UNAVAILABLE, "the coordinator restarted before it had the transaction decided")
+    state.send(session, OutcomeReply(request.xid, Outcome.UNKNOWN, reason))
 
 
 def _refuse_commit(state: CoordinatorState, request: CommitRequest) -> Reason | None:
@@ -72,7 +84,19 @@ def _refuse_commit(state: CoordinatorState, request: CommitRequest) -> Reason | 
         )
     if request.time_left_ms <= 0:
         return Reason(AbortCode.TIMED_OUT, "no time was left when the commit was asked for")
-    return check_branches(request.branches, state.limits)
+    return check_branches(request.branches, state.limits) or _check_decider(request)
+
+
+def _check_decider(request: CommitRequest) -> Reason | None:
+    """Return why the transaction cannot be decided as its root asks."""
+    if request.register is None:
+        return None
+    if any(ref.register != request.register for ref in request.branches):
+        return Reason(AbortCode.PROTOCOL_VIOLATION, "a branch is under another register than the one that is to decide")
+    waits = (ref.branch for ref in request.branches if ref.vote is None)
+    if request.decider is not None and request.decider not in waits:
+        return Reason(AbortCode.PROTOCOL_VIOLATION, "the branch that is to decide is not listed, or has voted")
+    return None
 
 
 def join_waiters(state: CoordinatorState, row: TransactionRow, session: int, request: ToCoordinator) -> None:

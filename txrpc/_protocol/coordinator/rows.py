@@ -21,6 +21,8 @@ class State(KeyEnum):
     PREPARING = "preparing"  # votes are missing
     ONE_PHASE = "one phase"  # its only branch was told to commit at once
     POLLED = "polled"  # all have voted, and the root, which decides in a register, has been told
+    DECIDING = "deciding"  # all others have voted, and the branch that decides, or its register, was told to decide
+    LEFT = "left"  # it was told once, and has not answered: whether it has decided only the register knows
     RECORDING = "recording"  # the decision is on its way into the log: neither outcome may be told
     COMMITTING = "committing"  # the decision is durable; a branch has not acknowledged
     COMMITTED = "committed"
@@ -40,6 +42,7 @@ class Input(KeyEnum):
     ACKED = "acked"
     DECIDED = "decided"  # a register has it COMMITTED
     CLAIMED = "claimed"  # a register has it ABORTED
+    UNDECIDED = "undecided"  # a register was to decide it, and says neither
     LOGGED = "logged"
     NOT_LOGGED = "not logged"
     SESSION_LOST = "session lost"
@@ -80,6 +83,10 @@ class TransactionRow:
     """A sentence if a branch was found ended against the decision (rule 1)."""
     register: RegisterId | None = None
     """Where it is decided, if not here."""
+    may_decide: bool = False
+    """Whether the root has given the right to decide to this coordinator."""
+    decider: BranchId | None = None
+    """The branch that then decides, with its work."""
 
     def gid(self, group: str, owner: Owner, branch: BranchRow) -> Gid:
         """The identifier under which the database of *branch* holds it."""
@@ -133,6 +140,8 @@ class Question:
     register: RegisterId
     session: int
     claim: bool
+    commit: bool = False
+    """Whether it was to make the transaction COMMITTED."""
     waiting: dict[tuple[int, BranchId | None], Inquiry | OutcomeRequest] = field(default_factory=dict)
     """By session, and branch if one has asked."""
 

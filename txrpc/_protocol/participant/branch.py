@@ -34,6 +34,7 @@ class BranchInput(KeyEnum):
     PREPARE = "prepare"
     VOTE_EARLY = "vote early"  # the transaction's last call here has ended
     COMMIT_ONE_PHASE = "commit one phase"
+    DECIDE = "decide"  # commit in one phase, with the decision
     COMMIT = "commit"
     ROLLBACK = "rollback"
     RESOLVE = "resolve"

@@ -27,6 +27,7 @@ import heapq
 from collections.abc import Callable, Iterable
 from typing import Final
 
+from txrpc._protocol.deciding import Decide
 from txrpc._protocol.messages import (
     Abandon,
     Commit,
@@ -104,7 +105,9 @@ class Participant:
 
     # -------------------------------------------------------------------------------------------------- the coordinator
 
-    def received(self, message: Prepare | CommitOnePhase | Commit | Rollback | Resolve, now_ms: int) -> Effects:
+    def received(
+        self, message: Prepare | CommitOnePhase | Decide | Commit | Rollback | Resolve, now_ms: int
+    ) -> Effects:
         """Take a message of the coordinator's that concerns a branch."""
         self.state.begin(now_ms)
         kind = _MESSAGES[type(message)]
@@ -197,6 +200,7 @@ _S, _I = BranchState, BranchInput
 _MESSAGES: Final[dict[type, BranchInput]] = {
     Prepare: _I.PREPARE,
     CommitOnePhase: _I.COMMIT_ONE_PHASE,
+    Decide: _I.DECIDE,
     Commit: _I.COMMIT,
     Rollback: _I.ROLLBACK,
     Resolve: _I.RESOLVE,

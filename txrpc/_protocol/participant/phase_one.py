@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from txrpc._protocol.deciding import Decided
+from txrpc._protocol.deciding import Decide, Decided
 from txrpc._protocol.messages import (
     CommitOnePhase,
     Committing,
@@ -25,6 +25,8 @@ from txrpc.ids import BranchId
 
 __all__ = [
     "committing",
+    "decide",
+    "decide_again",
     "did_prepare",
     "kept_open",
     "local_commit",
@@ -175,10 +177,24 @@ def prepare_failed(state: ParticipantState, row: ParticipantBranch, reason: Reas
 # -------------------------------------------------------------------------------------------------------- one phase
 
 
-def one_phase(state: ParticipantState, row: ParticipantBranch, message: CommitOnePhase) -> None:
+def decide(state: ParticipantState, row: ParticipantBranch, message: Decide) -> None:
+    """All others have voted: commit, and in the same transaction of the database write down that all is committed."""
+    row.decides = message.branches
+    elsewhere = None
+    if row.gid.register != message.register:
+        elsewhere = Reason(AbortCode.PROTOCOL_VIOLATION, "it is to be decided in another register than it began under")
+    one_phase(state, row, message, elsewhere)
+
+
+def one_phase(
+    state: ParticipantState,
+    row: ParticipantBranch,
+    message: CommitOnePhase | Decide,
+    refused: Reason | None = None,
+) -> None:
     # Rule 9 here as well: a branch that saw other calls than the root must not commit by itself.
     state.close(row)
-    reason = _objection(state, row, message.calls)
+    reason = refused or _objection(state, row, message.calls)
     if reason is None:
         row.state = BranchState.ONE_PHASE
         state.do(Operation.COMMIT_ONE_PHASE, row)
@@ -187,11 +203,19 @@ def one_phase(state: ParticipantState, row: ParticipantBranch, message: CommitOn
         phase_two.undo_work(state, row, reason)
 
 
-def one_phase_unknown(state: ParticipantState, row: None, message: CommitOnePhase) -> None:
+def decide_again(state: ParticipantState, row: ParticipantBranch, message: Decide) -> None:
+    if row.decides is None:
+        reason = Reason(AbortCode.PROTOCOL_VIOLATION, "it had ended before it was to decide")
+        state.out.send.append(OnePhaseDone(row.xid, row.branch, Outcome.ABORTED, reason))
+    else:
+        one_phase_again(state, row, message)
+
+
+def one_phase_unknown(state: ParticipantState, row: None, message: CommitOnePhase | Decide) -> None:
     state.out.send.append(OnePhaseDone(message.xid, message.branch, Outcome.ABORTED, _LOST))
 
 
-def one_phase_again(state: ParticipantState, row: ParticipantBranch, message: CommitOnePhase) -> None:
+def one_phase_again(state: ParticipantState, row: ParticipantBranch, message: CommitOnePhase | Decide) -> None:
     state.out.send.append(OnePhaseDone(row.xid, row.branch, row.outcome, row.why))
 
 
@@ -218,7 +242,7 @@ def committing(state: ParticipantState, branch: BranchId, token: str) -> Committ
     return None if row.local else Committing(row.xid, branch, token)
 
 
-def one_phase_undone(state: ParticipantState, row: ParticipantBranch, message: CommitOnePhase) -> None:
+def one_phase_undone(state: ParticipantState, row: ParticipantBranch, message: CommitOnePhase | Decide) -> None:
     state.out.send.append(OnePhaseDone(row.xid, row.branch, Outcome.ABORTED, row.doom))
 
 
@@ -226,7 +250,7 @@ def one_phase_ended(state: ParticipantState, row: ParticipantBranch, detail: tup
     # UNKNOWN is told as such: the asker has the token, and asks again when the database is back (rule 13).
     result, reason = detail
     row.vote_reason = reason
-    if row.decides and result is Outcome.COMMITTED and row.gid.register is not None:
+    if row.local and row.decides and result is Outcome.COMMITTED and row.gid.register is not None:
         # Rule 3: the decision is durable.  Should this get lost, its row is found when the register is looked through.
         state.out.send.append(Decided(row.gid.register, row.xid, row.decides))
     if row.local:

@@ -239,6 +239,7 @@ class CoordinatorItem(_message.Message):
     REGISTER_QUESTION_FIELD_NUMBER: _builtins.int
     DECISION_DONE_FIELD_NUMBER: _builtins.int
     REGISTERS_FIELD_NUMBER: _builtins.int
+    DECIDE_FIELD_NUMBER: _builtins.int
     node: _builtins.str
     """The coordinator that says it."""
     @_builtins.property
@@ -273,6 +274,8 @@ class CoordinatorItem(_message.Message):
     def decision_done(self) -> Global___DecisionDone: ...
     @_builtins.property
     def registers(self) -> Global___Registers: ...
+    @_builtins.property
+    def decide(self) -> Global___Decide: ...
     def __init__(
         self,
         *,
@@ -293,12 +296,13 @@ class CoordinatorItem(_message.Message):
         register_question: Global___RegisterQuestion | None = ...,
         decision_done: Global___DecisionDone | None = ...,
         registers: Global___Registers | None = ...,
+        decide: Global___Decide | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["abandon", b"abandon", "commit", b"commit", "commit_one_phase", b"commit_one_phase", "decision_done", b"decision_done", "go_away", b"go_away", "item", b"item", "one_phase_token", b"one_phase_token", "outcome_reply", b"outcome_reply", "prepare", b"prepare", "register_question", b"register_question", "registers", b"registers", "resolve", b"resolve", "rollback", b"rollback", "takeover", b"takeover", "tick", b"tick", "votes", b"votes", "welcome", b"welcome"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["abandon", b"abandon", "commit", b"commit", "commit_one_phase", b"commit_one_phase", "decide", b"decide", "decision_done", b"decision_done", "go_away", b"go_away", "item", b"item", "one_phase_token", b"one_phase_token", "outcome_reply", b"outcome_reply", "prepare", b"prepare", "register_question", b"register_question", "registers", b"registers", "resolve", b"resolve", "rollback", b"rollback", "takeover", b"takeover", "tick", b"tick", "votes", b"votes", "welcome", b"welcome"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["abandon", b"abandon", "commit", b"commit", "commit_one_phase", b"commit_one_phase", "decision_done", b"decision_done", "go_away", b"go_away", "item", b"item", "node", b"node", "one_phase_token", b"one_phase_token", "outcome_reply", b"outcome_reply", "prepare", b"prepare", "register_question", b"register_question", "registers", b"registers", "resolve", b"resolve", "rollback", b"rollback", "takeover", b"takeover", "tick", b"tick", "votes", b"votes", "welcome", b"welcome"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["abandon", b"abandon", "commit", b"commit", "commit_one_phase", b"commit_one_phase", "decide", b"decide", "decision_done", b"decision_done", "go_away", b"go_away", "item", b"item", "node", b"node", "one_phase_token", b"one_phase_token", "outcome_reply", b"outcome_reply", "prepare", b"prepare", "register_question", b"register_question", "registers", b"registers", "resolve", b"resolve", "rollback", b"rollback", "takeover", b"takeover", "tick", b"tick", "votes", b"votes", "welcome", b"welcome"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_item: _TypeAlias = _typing.Literal["welcome", "tick", "prepare", "commit_one_phase", "commit", "rollback", "resolve", "outcome_reply", "go_away", "abandon", "one_phase_token", "takeover", "votes", "register_question", "decision_done", "registers"]  # noqa: Y015
+    _WhichOneofReturnType_item: _TypeAlias = _typing.Literal["welcome", "tick", "prepare", "commit_one_phase", "commit", "rollback", "resolve", "outcome_reply", "go_away", "abandon", "one_phase_token", "takeover", "votes", "register_question", "decision_done", "registers", "decide"]  # noqa: Y015
     _WhichOneofArgType_item: _TypeAlias = _typing.Literal["item", b"item"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_item) -> _WhichOneofReturnType_item | None: ...
 
@@ -434,11 +438,17 @@ class CommitRequest(_message.Message):
     BRANCHES_FIELD_NUMBER: _builtins.int
     TIME_LEFT_MS_FIELD_NUMBER: _builtins.int
     WAIT_FIELD_NUMBER: _builtins.int
+    REGISTER_FIELD_NUMBER: _builtins.int
+    DECIDER_FIELD_NUMBER: _builtins.int
     xid: _builtins.bytes
     epoch: _builtins.int
     begun_tick: _builtins.int
     time_left_ms: _builtins.int
     wait: Global___Wait.ValueType
+    register: _builtins.bytes
+    """Where the coordinator is to have it decided, if the root does not do that itself."""
+    decider: _builtins.bytes
+    """The branch that decides with its work; empty: none does."""
     @_builtins.property
     def branches(self) -> _containers.RepeatedCompositeFieldContainer[_context_pb2.BranchRef]: ...
     def __init__(
@@ -450,10 +460,12 @@ class CommitRequest(_message.Message):
         branches: _abc.Iterable[_context_pb2.BranchRef] | None = ...,
         time_left_ms: _builtins.int = ...,
         wait: Global___Wait.ValueType = ...,
+        register: _builtins.bytes = ...,
+        decider: _builtins.bytes = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["begun_tick", b"begun_tick", "branches", b"branches", "epoch", b"epoch", "time_left_ms", b"time_left_ms", "wait", b"wait", "xid", b"xid"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["begun_tick", b"begun_tick", "branches", b"branches", "decider", b"decider", "epoch", b"epoch", "register", b"register", "time_left_ms", b"time_left_ms", "wait", b"wait", "xid", b"xid"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1071,6 +1083,40 @@ class Votes(_message.Message):
 Global___Votes: _TypeAlias = Votes  # noqa: Y015
 
 @_typing.final
+class Decide(_message.Message):
+    """All others have voted: commit the branch with the decision, in its own database.  OnePhaseDone answers."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    XID_FIELD_NUMBER: _builtins.int
+    BRANCH_FIELD_NUMBER: _builtins.int
+    CALLS_FIELD_NUMBER: _builtins.int
+    REGISTER_FIELD_NUMBER: _builtins.int
+    BRANCHES_FIELD_NUMBER: _builtins.int
+    xid: _builtins.bytes
+    branch: _builtins.bytes
+    calls: _builtins.int
+    register: _builtins.bytes
+    @_builtins.property
+    def branches(self) -> _containers.RepeatedCompositeFieldContainer[_context_pb2.BranchRef]: ...
+    def __init__(
+        self,
+        *,
+        xid: _builtins.bytes = ...,
+        branch: _builtins.bytes = ...,
+        calls: _builtins.int = ...,
+        register: _builtins.bytes = ...,
+        branches: _abc.Iterable[_context_pb2.BranchRef] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["branch", b"branch", "branches", b"branches", "calls", b"calls", "register", b"register", "xid", b"xid"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Decide: _TypeAlias = Decide  # noqa: Y015
+
+@_typing.final
 class Decided(_message.Message):
     """A register has the transaction COMMITTED, with these prepared branches."""
 
@@ -1172,20 +1218,26 @@ class RegisterQuestion(_message.Message):
     REGISTER_FIELD_NUMBER: _builtins.int
     XID_FIELD_NUMBER: _builtins.int
     CLAIM_FIELD_NUMBER: _builtins.int
+    COMMIT_FIELD_NUMBER: _builtins.int
     register: _builtins.bytes
     xid: _builtins.bytes
     claim: _builtins.bool
     """It is ABORTED from now on, if that was open."""
+    @_builtins.property
+    def commit(self) -> Global___DecidedBranches:
+        """It is COMMITTED instead, with these prepared branches."""
+
     def __init__(
         self,
         *,
         register: _builtins.bytes = ...,
         xid: _builtins.bytes = ...,
         claim: _builtins.bool = ...,
+        commit: Global___DecidedBranches | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["commit", b"commit"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["claim", b"claim", "register", b"register", "xid", b"xid"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["claim", b"claim", "commit", b"commit", "register", b"register", "xid", b"xid"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
