@@ -69,10 +69,30 @@ MUTANTS: dict[str, tuple[Change, str]] = {
     "a claim is taken below the floor": (
         Change(
             _SQL + "postgresql_register",
-            "Found.ABORTED if floor is not None and xid > floor else",
-            "Found.ABORTED if floor is not None else",
+            "written(commit) if floor is not None and xid > floor else",
+            "written(commit) if floor is not None else",
         ),
         "tests/sql/test_register.py -k v1_v2_v3",
+    ),
+    "a decision without work that lists no branch is never done": (
+        Change(
+            _SQL + "postgresql_register",
+            "true, {_bytes(commit)}, {'false' if commit else 'true'}",
+            "true, {_bytes(commit)}, false",
+        ),
+        "tests/sql/test_register.py -k row_alone",
+    ),
+    "a decision without work is taken for a refusal": (
+        Change(
+            _SQL + "register",
+            "return Row(Found.ABORTED) if commit is None else",
+            "return Row(Found.ABORTED) if True else",
+        ),
+        "tests/sql/test_register.py -k row_alone",
+    ),
+    "a server's crash may undo a decision without work": (
+        Change(_SQL + "mysql_register", "if commit is not None and not is_durable(connection):", "if False:"),
+        "tests/sql/test_mysql_register.py -k without_work_that_a_crash",
     ),
     "a decision reads the floor in an old snapshot": (
         Change(_SQL + "postgresql_register", " FOR SHARE", " FOR KEY SHARE"),

@@ -12,6 +12,7 @@ BANKS = ("bank-a", "bank-b")
 _TAKEOVER = {"coordinator.takeover"}
 REGISTER = {
     "coordinator.votes",
+    "coordinator.decide",
     "coordinator.register_question",
     "coordinator.registers",
     "coordinator.decision_done",
@@ -21,7 +22,8 @@ REGISTER = {
     "participant.register_answer",
 }
 HERE = frozenset(point for point in POINTS if re.sub(r"\.(before|after)_", ".", point) not in _TAKEOVER | REGISTER)
-"""The points of this matrix.  The others need a second coordinator (`test_takeover`), or a register (`test_last_resource`)."""
+"""The points of this matrix.  The others need a second coordinator (`test_takeover`), or a register (`test_last_resource`,
+`test_decided_elsewhere`)."""
 
 
 @dataclass(frozen=True, slots=True)
