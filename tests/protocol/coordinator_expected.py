@@ -478,7 +478,7 @@ EXPECTED: dict[str, dict[str, str]] = {
         "voted, not listed": "deciding; violation",
         "committing": "deciding; violation",
         "one phase committed": "committing; 11 Commit 2",
-        "one phase aborted": "aborted; 11 Rollback 2; 1 reply ABORTED UNSPECIFIED",
+        "one phase aborted": "aborted; 11 Rollback 2; 1 reply ABORTED CANNOT_PREPARE",
         "one phase unknown": "left; 1 reply UNKNOWN RESOURCE_UNAVAILABLE",
         "resolved committed": "deciding; violation",
         "acked": "deciding; violation",

@@ -14,6 +14,7 @@ from txrpc._client.flow import Flow
 from txrpc._client.local_transaction import LocalTransaction
 from txrpc._client.state import ClientState, OpenBranch
 from txrpc._protocol.messages import BranchRef, Owner, Vote
+from txrpc._protocol.outcomes import refusal
 from txrpc._protocol.participant.branch import BranchInput, BranchState, Do, ParticipantBranch
 from txrpc.errors import (
     AbortCode,
@@ -126,16 +127,9 @@ def vote_early(client: ClientState, part: LocalTransaction, besides: str = "") -
         if vote is None:
             continue  # it will be asked for
         if vote is Vote.ABORT:
-            part.set_doom(_against(row.gid.resource, reason))
+            part.set_doom(refusal(row.gid.resource, reason))
         else:
             part.voted(_ref(client, row, vote))
-
-
-def _against(resource: str, reason: Reason | None) -> Reason:
-    """Return *reason* with the name of its resource, as a coordinator tells it."""
-    if reason is None:
-        return Reason(AbortCode.CANNOT_PREPARE, f"{resource} voted to abort")
-    return Reason(reason.code, f"{resource}: {reason.text}".removesuffix(": "))
 
 
 def _begin_vote(client: ClientState, row: ParticipantBranch) -> tuple[ParticipantBranch, Any, list[Do]]:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from txrpc._enums import NamedIntEnum
+from txrpc.errors import AbortCode, Reason
 
-__all__ = ["FinishResult", "Found", "Outcome", "Vote", "Wait"]
+__all__ = ["FinishResult", "Found", "Outcome", "Vote", "Wait", "refusal"]
 
 
 class Vote(NamedIntEnum):
@@ -55,3 +56,10 @@ class Wait(NamedIntEnum):
 
     ACKNOWLEDGED = 0  # when every branch has ended, so that the caller reads its own writes
     DECISION = 1  # as soon as the decision is durable
+
+
+def refusal(resource: str, reason: Reason | None) -> Reason:
+    """Return why *resource* does not commit, as roots are told: what it said, with its name.  (Early votes say nothing.)"""
+    if reason is None:
+        return Reason(AbortCode.CANNOT_PREPARE, f"{resource} voted to abort")
+    return Reason(reason.code, f"{resource}: {reason.text}".removesuffix(": "))

@@ -14,7 +14,7 @@ from collections.abc import Iterable
 
 from txrpc._protocol.coordinator import questions
 from txrpc._protocol.coordinator.events import Close
-from txrpc._protocol.coordinator.rows import BranchRow, State, TransactionRow, aborted_vote
+from txrpc._protocol.coordinator.rows import BranchRow, State, TransactionRow
 from txrpc._protocol.coordinator.sessions import SessionEntry
 from txrpc._protocol.coordinator.state import CoordinatorState, sentence
 from txrpc._protocol.deciding import Decide, DecisionDone, Votes
@@ -31,6 +31,7 @@ from txrpc._protocol.messages import (
     Voted,
     Wait,
 )
+from txrpc._protocol.outcomes import refusal
 from txrpc._protocol.records import Decision, Incident, PreparedBranch
 from txrpc.errors import AbortCode, Reason
 from txrpc.ids import BranchId, Epoch, Xid
@@ -50,9 +51,9 @@ def lost(branch: BranchRow) -> Reason:
 
 def prepare(state: CoordinatorState, row: TransactionRow) -> None:
     # All branches at once; the slowest one counts, not their sum.  An early vote is not asked for again.
-    doomed = aborted_vote(row.branches)
-    if doomed is not None:
-        not_all(state, row, doomed)
+    against = [b.ref.resource for b in row.branches.values() if b.vote is Vote.ABORT]
+    if against:
+        not_all(state, row, refusal(against[0], None))
         return
     voting = _voting(row)
     row.missing = len(voting)
@@ -80,8 +81,7 @@ def voted(state: CoordinatorState, row: TransactionRow, session: int, vote: Vote
     state.cancel_wait(row, branch)
     if vote.vote is Vote.ABORT or vote.register != row.register:
         elsewhere = Reason(AbortCode.PROTOCOL_VIOLATION, "it voted under another register, or under none")
-        reason = elsewhere if vote.vote is not Vote.ABORT else vote.reason or Reason(AbortCode.UNSPECIFIED)
-        not_all(state, row, Reason(reason.code, f"{branch.ref.resource}: {reason.text}".removesuffix(": ")))
+        not_all(state, row, refusal(branch.ref.resource, vote.reason if vote.vote is Vote.ABORT else elsewhere))
         return
     row.missing -= 1
     if not row.missing:

@@ -34,7 +34,7 @@ from txrpc._protocol.messages import (
     Vote,
     Wait,
 )
-from txrpc._protocol.outcomes import Found
+from txrpc._protocol.outcomes import Found, refusal
 from txrpc.errors import AbortCode, Reason
 from txrpc.ids import RegisterId, Xid
 
@@ -124,8 +124,7 @@ def decider_done(state: CoordinatorState, row: TransactionRow, session: int, mes
     elif message.result is Outcome.ABORTED:
         # It was told once, by this coordinator alone, and its work is undone: no other can decide (rule 5).
         branch.vote = Vote.ABORT
-        reason = message.reason or Reason(AbortCode.UNSPECIFIED)
-        phases.abort(state, row, Reason(reason.code, f"{branch.ref.resource}: {reason.text}".removesuffix(": ")))
+        phases.abort(state, row, refusal(branch.ref.resource, message.reason))
     elif row.prepared():
         phases.begin_phase_two(state, row)  # rule 3: its process has seen it durable
     else:

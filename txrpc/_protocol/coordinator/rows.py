@@ -8,10 +8,9 @@ from txrpc._enums import KeyEnum
 from txrpc._protocol.deciding import Decided
 from txrpc._protocol.messages import BranchRef, Inquiry, OutcomeRequest, Owner, Vote, Wait
 from txrpc._protocol.records import Decision, PreparedBranch
-from txrpc.errors import AbortCode, Reason
 from txrpc.ids import BranchId, Epoch, Gid, RegisterId, Xid
 
-__all__ = ["BranchRow", "Input", "Question", "State", "TransactionRow", "aborted_vote"]
+__all__ = ["BranchRow", "Input", "Question", "State", "TransactionRow"]
 
 
 class State(KeyEnum):
@@ -144,11 +143,3 @@ class Question:
     """Whether it was to make the transaction COMMITTED."""
     waiting: dict[tuple[int, BranchId | None], Inquiry | OutcomeRequest] = field(default_factory=dict)
     """By session, and branch if one has asked."""
-
-
-def aborted_vote(branches: dict[BranchId, BranchRow]) -> Reason | None:
-    """The early vote that already dooms the transaction, if there is one.  (Early ABORT votes carry no reason of their own.)"""
-    for branch in branches.values():
-        if branch.vote is Vote.ABORT:
-            return Reason(AbortCode.CANNOT_PREPARE, f"{branch.ref.resource} voted to abort")
-    return None
