@@ -34,10 +34,10 @@ from tests.protocol.coordinator_kit import (
     voted,
     xid,
 )
-from txrpc._protocol.coordinator.events import LogHealth, SessionOpened
+from txrpc._protocol.coordinator.events import Close, LogHealth, SessionOpened
 from txrpc._protocol.coordinator.rows import State
 from txrpc._protocol.deciding import Decide, DecisionDone, RegisterQuestion, Registers, Votes
-from txrpc._protocol.messages import Commit, Outcome, Rollback, Tick, Vote, Welcome
+from txrpc._protocol.messages import Commit, FinishResult, Outcome, Rollback, Tick, Vote, Welcome
 from txrpc._protocol.outcomes import Found
 from txrpc.ids import BranchId, RegisterId
 
@@ -244,6 +244,17 @@ def test_a_decision_is_carried_out_and_then_its_register_may_forget_it() -> None
     assert not o.all.done, "there is no record of its own"
     assert o.state() is State.COMMITTED
     assert sent(o.hear(L, decided(1, 2))) == ["14 DecisionDone"], "the mark was lost"
+
+
+def test_rule_1_a_branch_that_ended_otherwise_keeps_the_decision_until_an_operator_has_seen_to_it() -> None:
+    """The incident is not in the log at once: should the coordinator crash, the register must tell of the decision again."""
+    o = harness()
+    o.hear(L, decided(1))
+    out = o.hear(P, acked(1, FinishResult.HEURISTIC))
+    assert [each.finish for each in out.incidents] == [FinishResult.HEURISTIC]
+    assert sent(out) == sent(o.hear(L, decided(1))) == []
+    o.step(Close(xid()))
+    assert sent(o.hear(L, decided(1))) == ["14 DecisionDone"]
 
 
 def test_any_coordinator_carries_it_out_also_one_that_knows_nothing_of_it() -> None:

@@ -34,7 +34,7 @@ from txrpc._protocol.messages import (
 from txrpc._protocol.outcomes import refusal
 from txrpc._protocol.records import Decision, Incident, PreparedBranch
 from txrpc.errors import AbortCode, Reason
-from txrpc.ids import BranchId, Epoch, Xid
+from txrpc.ids import BranchId, Epoch, RegisterId, Xid
 
 __all__ = ["PRESUMED"]
 
@@ -230,9 +230,19 @@ def _acknowledged(state: CoordinatorState, row: TransactionRow, branch: BranchRo
 def mark_done(state: CoordinatorState, row: TransactionRow) -> None:
     if row.register is None:
         state.out.done.append(row.xid)
-    elif (holder := state.directory.holder(row.register)) is not None:
-        state.send(holder.session, DecisionDone(row.register, (row.xid,)))
+    else:
+        tell_done(state, row.register, row.xid)
     finish(state, row, None)
+
+
+def tell_done(state: CoordinatorState, register: RegisterId, xid: Xid) -> None:
+    """A process with *register* may mark the decision as done, unless a branch did not end so: that may be in memory alone.
+
+    The register tells of it again and again, until an operator has closed the incident.
+    """
+    holder = state.directory.holder(register)
+    if holder is not None and all(key[0] != xid for key in state.incidents):
+        state.send(holder.session, DecisionDone(register, (xid,)))
 
 
 def ack_time_up(state: CoordinatorState, row: TransactionRow, session: None, message: None) -> None:

@@ -20,7 +20,7 @@ from txrpc._protocol.coordinator import phases, questions
 from txrpc._protocol.coordinator.rows import Question, State, TransactionRow
 from txrpc._protocol.coordinator.sessions import SessionEntry
 from txrpc._protocol.coordinator.state import MARGIN_MS, CoordinatorState
-from txrpc._protocol.deciding import Decided, DecisionDone, RegisterAnswer, Registers, Votes
+from txrpc._protocol.deciding import Decided, RegisterAnswer, Registers, Votes
 from txrpc._protocol.messages import (
     AboutEnd,
     Commit,
@@ -191,9 +191,7 @@ def claimed(state: CoordinatorState, row: TransactionRow | None, session: int | 
 
 def say_done(state: CoordinatorState, row: None, session: int | None, message: Decided) -> None:
     # The mark was lost on its way, or with its process.
-    holder = state.directory.holder(message.register)
-    if holder is not None:
-        state.send(holder.session, DecisionDone(message.register, (message.xid,)))
+    phases.tell_done(state, message.register, message.xid)
 
 
 # ------------------------------------------------------------------------------------------------------- questions
