@@ -139,9 +139,10 @@ def transaction(
     needs: resources of this process, or their names.  Before the block begins, the transaction waits for a connection to each of
         them, in one order for all transactions: so no two of them can wait for each other's connections.
         Each resource named takes part from then on.
-    decide_in: a resource of this process, or its name, made with ``decides=True``: its database commits the decision together with
-        its own work.  The other branches should have voted before: see `txrpc.final_call`.  ``""``: the coordinator, where
-        `txrpc.aio.connect` was given a resource that decides.
+    decide_in: a resource that was made with ``decides=True``, or its name, of this process or of another one that is connected: its
+        database commits the decision together with its own work.  It saves most where the resource is this process's, and the
+        others have voted before: see `txrpc.aio.final_call`.  ``""``: the coordinator, where `txrpc.aio.connect` was given a
+        resource that decides.
     rollback_for, no_rollback_for: exception types and `grpc.StatusCode` members that do, or do not, roll back.
     manager: instead of the one of the last `txrpc.aio.connect`.
 
