@@ -179,14 +179,15 @@ class Decider(Protocol):
     def open(self) -> RegisterId:
         """Return which register it is now, and make it if it is not there.  Called again and again: a database may fail over."""
 
-    def decide(self, work: Work, xid: Xid, branches: bytes) -> Outcome | None:
+    def decide(self, work: Work, xid: Xid, register: RegisterId, branches: bytes) -> Outcome | None:
         """Commit *work* and the row that *xid* is COMMITTED, with *branches*, in one transaction of the database.
 
-        ABORTED if that is what the register says, or if it refuses: nothing of *work* is left.  None: not known yet.
-        An exception means that nothing was begun.
+        ABORTED if that is what the register says, or if it refuses: nothing of *work* is left.  It refuses if it is not *register*,
+        under which the others have voted, or has become another incarnation since: what was said about *xid* may be lost.
+        UNKNOWN: it cannot be known.  None: not known yet.  An exception means that nothing was begun.
         """
 
-    def how_it_was_decided(self, work: Work, xid: Xid) -> Outcome | None:
+    def how_it_was_decided(self, work: Work, xid: Xid, register: RegisterId) -> Outcome | None:
         """After `decide` returned None: ask once, and claim ABORTED if there is no row; None to be called again in a moment."""
 
     def ask(self, register: RegisterId, xid: Xid, claim: bool, commit: bytes | None = None) -> tuple[Found, bytes]:

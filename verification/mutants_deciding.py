@@ -49,6 +49,22 @@ _ELSEWHERE = replace(
 _GIVEN = replace(_CUT, databases=3, services=3, clients=3, calls=3, transactions=4, own_resource=0, nested=0)
 """Many a root has another process's database decide when it commits."""
 _SILENCE = Input.SESSION_LOST, Input.TIME_UP, Input.UNDECIDED
+_OLDER = replace(
+    _WORLD,
+    databases=1,
+    clients=2,
+    services=2,
+    transactions=6,
+    final_calls=0.7,
+    own_resource=0.3,
+    amnesia=8,
+    sleeps=8,
+    crashes=0,
+    client_deaths=0,
+    database_crashes=0,
+    delay_ms=20,
+)
+"""Databases come back without their last decisions."""
 _ASKED = replace(_WORLD, late_requests=30, final_calls=0.3)
 
 
@@ -262,6 +278,16 @@ def _never_looks_its_register_through() -> Patches:
 @mistake(9, 1, 2, 6, 13, world=replace(_WORLD, final_calls=0.0, duplication=0.4))
 def _decides_though_calls_ran_twice() -> Patches:
     return [patch.object(phase_one, "_objection", lambda *_: None)]
+
+
+@mistake(13, 1, 5, 8, 12, world=_OLDER)
+def _claims_in_another_incarnation_than_it_decided_in() -> Patches:
+    ask = SimDecider.how_it_was_decided
+
+    def mistaken(self: Any, work: Any, xid: Any, under: Any) -> Any:
+        return ask(self, work, xid, self.opened)
+
+    return [patch.object(SimDecider, "how_it_was_decided", mistaken)]
 
 
 @mistake(5, 1, 6, 12, 13, world=_WORLD)

@@ -94,6 +94,14 @@ MUTANTS: dict[str, tuple[Change, str]] = {
         Change(_SQL + "mysql_register", "if commit is not None and not is_durable(connection):", "if False:"),
         "tests/sql/test_mysql_register.py -k without_work_that_a_crash",
     ),
+    "what was begun before a fail-over is decided after it": (
+        Change(_SQL + "deciding", "    if under != register.id:", "    if False:"),
+        "tests/sql/test_deciding.py -k v15",
+    ),
+    "a decision that may be lost is called aborted": (
+        Change(_SQL + "deciding", "(register.ask, under, xid, True)", "(register.ask, register.id, xid, True)"),
+        "tests/sql/test_deciding.py -k v15",
+    ),
     "a decision reads the floor in an old snapshot": (
         Change(_SQL + "postgresql_register", " FOR SHARE", " FOR KEY SHARE"),
         "tests/sql/test_register.py -k v4",
@@ -247,7 +255,7 @@ MUTANTS: dict[str, tuple[Change, str]] = {
     "a COMMIT without an answer is an abort": (
         Change(
             _SQL + "deciding",
-            "        return (yield from settle(hands, register, work, xid))\n    except BaseException",
+            "        return (yield from settle(hands, register, work, xid, under))\n    except BaseException",
             "        return Decided.ABORTED\n    except BaseException",
         ),
         "tests/sql/test_deciding.py -k answer_was_lost",

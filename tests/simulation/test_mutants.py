@@ -17,16 +17,15 @@ DEAR = (
     "lets late calls in",
     "listens to an epoch that is over",
     "forgets that it has given the right to decide away",
+    "claims in another incarnation than it decided in",
 )
 """Those that take hundreds of worlds."""
+_DEAR = [pytest.mark.proof, pytest.mark.long, pytest.mark.timeout(900)]
 
 
 @pytest.mark.parametrize(
     "mutant",
-    [
-        pytest.param(mutant, id=mutant.name, marks=[pytest.mark.proof, pytest.mark.long] if mutant.name in DEAR else [])
-        for mutant in MUTANTS
-    ],
+    [pytest.param(mutant, id=mutant.name, marks=_DEAR if mutant.name in DEAR else []) for mutant in MUTANTS],
 )
 def test_the_simulator_catches(mutant: Mutant) -> None:
     with mutant.made():

@@ -62,6 +62,7 @@ def test_every_fault_happens_and_every_option_is_drawn() -> None:
         "freeze",
     }
     databases = {"database crash", "log restore", "log brought back", "fail-over", "hand", "misname"}
+    databases |= {"branch of a lost decision"}
     several = {"coordinator death", "usurpation", "lost disk", "change of members"}
     others = {"clock jump", "drift", "sleep", "forgery", "late request", "overtaken write"}
     assert counted | databases | several | others == set(tally.faults)

@@ -16,7 +16,7 @@ from tests.sql.kit import Make, Proxy, insert, rows
 from tests.waiting import eventually, until_a_backend_waits_for
 from txrpc._client.flow import arun, run
 from txrpc._protocol.outcomes import Found
-from txrpc.ids import Xid
+from txrpc.ids import RegisterId, Xid
 from txrpc.sql.deciding import Decided, Hands, decide, settle
 from txrpc.sql.postgresql_register import PostgresqlRegister, open_register
 from txrpc.sql.register import Row
@@ -50,11 +50,11 @@ def found(resource: txrpc.sql.ResourceManager, register: PostgresqlRegister, whi
 
 def decided(resource: txrpc.sql.ResourceManager, register: PostgresqlRegister, work: object, which: Xid) -> Decided:
     """The last word, asked for until it is there."""
-    said = [run(decide(hands(resource), register, "bank", work, which, LIST))]  # type: ignore[arg-type]
+    said = [run(decide(hands(resource), register, "bank", work, which, register.id, LIST))]  # type: ignore[arg-type]
 
     def is_known() -> bool:
         if said[-1] is None:
-            said.append(run(settle(hands(resource), register, work, which)))  # type: ignore[arg-type]
+            said.append(run(settle(hands(resource), register, work, which, register.id)))  # type: ignore[arg-type]
         return said[-1] is not None
 
     eventually(is_known)
@@ -80,7 +80,7 @@ def test_the_work_and_the_decision_are_there_together(make: Make) -> None:
     register = register_of(bank)
     work = bank.begin(False)
     insert(work)
-    assert run(decide(hands(bank), register, "bank", work, one, LIST)) is Decided.COMMITTED
+    assert run(decide(hands(bank), register, "bank", work, one, register.id, LIST)) is Decided.COMMITTED
     assert rows(bank) == ["a"]
     assert found(bank, register, one) == Row(Found.COMMITTED, LIST)
     assert bank.engine.pool.checkedout() == 0  # type: ignore[attr-defined]
@@ -89,7 +89,7 @@ def test_the_work_and_the_decision_are_there_together(make: Make) -> None:
 def test_a_branch_that_did_nothing_may_decide(make: Make) -> None:
     bank, one = make(), xid()
     register = register_of(bank)
-    assert run(decide(hands(bank), register, "bank", bank.begin(False), one, LIST)) is Decided.COMMITTED
+    assert run(decide(hands(bank), register, "bank", bank.begin(False), one, register.id, LIST)) is Decided.COMMITTED
     assert found(bank, register, one) == Row(Found.COMMITTED, LIST)
 
 
@@ -99,7 +99,7 @@ def test_what_another_one_has_claimed_is_aborted_and_undone(make: Make) -> None:
     assert bank._aside(register.claim, one) == Row(Found.ABORTED)
     work = bank.begin(False)
     insert(work)
-    assert run(decide(hands(bank), register, "bank", work, one, LIST)) is Decided.ABORTED
+    assert run(decide(hands(bank), register, "bank", work, one, register.id, LIST)) is Decided.ABORTED
     assert rows(bank) == []
     assert bank.engine.pool.checkedout() == 0  # type: ignore[attr-defined]
 
@@ -110,7 +110,7 @@ def test_an_order_that_comes_twice_hears_the_truth_and_works_once(make: Make) ->
     for name in ("a", "b"):
         work = bank.begin(False)
         insert(work, name)
-        assert run(decide(hands(bank), register, "bank", work, one, LIST)) is Decided.COMMITTED
+        assert run(decide(hands(bank), register, "bank", work, one, register.id, LIST)) is Decided.COMMITTED
     assert rows(bank) == ["a"]
 
 
@@ -120,9 +120,35 @@ def test_an_order_from_below_the_floor_is_refused_which_is_not_aborted(make: Mak
     bank._aside(register.forget, 1_000)
     work = bank.begin(False)
     insert(work)
-    assert run(decide(hands(bank), register, "bank", work, one, LIST)) is Decided.REFUSED
+    assert run(decide(hands(bank), register, "bank", work, one, register.id, LIST)) is Decided.REFUSED
     assert rows(bank) == []
     assert found(bank, register, one) == Row(Found.OPEN)
+
+
+def test_v15_what_was_begun_before_a_fail_over_is_not_decided_after_it(make: Make) -> None:
+    """A claim of ABORTED may be among the commits that were lost: others may have heard of it."""
+    bank, one = make(), xid()
+    register = register_of(bank)
+    before = RegisterId(register.id.table + bytes(8))
+    work = bank.begin(False)
+    insert(work)
+    assert run(decide(hands(bank), register, "bank", work, one, before, LIST)) is Decided.REFUSED
+    assert rows(bank) == []
+    assert found(bank, register, one) == Row(Found.OPEN)
+    assert bank.engine.pool.checkedout() == 0  # type: ignore[attr-defined]
+
+
+def test_v15_after_a_fail_over_a_decision_that_may_be_lost_is_not_called_aborted(make: Make) -> None:
+    """COMMIT was not answered, and its database has failed over: others may have heard of the decision."""
+    bank, one, two = make(), xid(), xid()
+    register = register_of(bank)
+    before = RegisterId(register.id.table + bytes(8))
+    work = bank.begin(False)
+    bank.rollback(work)
+    assert run(settle(hands(bank), register, work, one, before)) is Decided.LOST
+    assert found(bank, register, one) == Row(Found.OPEN), "nothing is claimed in another incarnation"
+    assert run(decide(hands(bank), register, "bank", bank.begin(False), two, register.id, LIST)) is Decided.COMMITTED
+    assert run(settle(hands(bank), register, work, two, before)) is Decided.COMMITTED, "a row that is there is true"
 
 
 def test_v7_what_the_database_refuses_at_commit_is_claimed_before_it_is_called_aborted(
@@ -134,7 +160,7 @@ def test_v7_what_the_database_refuses_at_commit_is_claimed_before_it_is_called_a
     work = bank.begin(False)
     insert(work, "a")
     insert(work, "b")
-    assert run(decide(hands(bank), register, "bank", work, one, LIST)) is Decided.ABORTED
+    assert run(decide(hands(bank), register, "bank", work, one, register.id, LIST)) is Decided.ABORTED
     assert found(bank, register, one) == Row(Found.ABORTED)
     assert rows(bank) == []
 
@@ -198,12 +224,12 @@ def test_while_the_database_is_away_nothing_is_said(make: Make, url: str, proxy:
 
     breaker = threading.Thread(target=break_off)
     breaker.start()
-    assert run(decide(hands(far), register, "bank", work, one, LIST)) is None
+    assert run(decide(hands(far), register, "bank", work, one, register.id, LIST)) is None
     breaker.join()
-    assert run(settle(hands(far), register, work, one)) is None
+    assert run(settle(hands(far), register, work, one, register.id)) is None
     eventually(lambda: rows(bank) == ["a"])  # the backend has not noticed anything
     proxy.refusing = 0
-    assert run(settle(hands(far), register, work, one)) is Decided.COMMITTED
+    assert run(settle(hands(far), register, work, one, register.id)) is Decided.COMMITTED
 
 
 @pytest.mark.parametrize("driver", ["asyncpg", "psycopg"])
@@ -222,7 +248,7 @@ async def test_the_same_flows_serve_asyncio(url: str, driver: str) -> None:
     for which, said in ((one, Decided.COMMITTED), (two, Decided.ABORTED)):
         work = await bank.begin(False)
         await work.connection.execute(sa.text("INSERT INTO row VALUES (:name, 1)"), {"name": str(which)})
-        assert await arun(decide(ports, register, "bank", work, which, LIST)) is said
+        assert await arun(decide(ports, register, "bank", work, which, register.id, LIST)) is said
     async with engine.connect() as connection:
         assert list(await connection.scalars(sa.text("SELECT name FROM row"))) == [str(one)]
     await bank.close()

@@ -266,7 +266,7 @@ def test_a_branch_decides_through_its_resource(bank: txrpc.sql.ResourceManager) 
     one = xid()
     work = bank.begin(False)
     insert(work)
-    assert bank.decider.decide(work, one, LIST) is Outcome.COMMITTED
+    assert bank.decider.decide(work, one, bank.decider.open(), LIST) is Outcome.COMMITTED
     assert rows(bank) == ["a"]
     assert bank.decider.undone() == [(one, LIST)]
     bank.decider.mark_done([one])

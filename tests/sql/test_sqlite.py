@@ -302,7 +302,7 @@ def test_a_driver_that_is_always_in_a_transaction_can_decide(url: str) -> None:
     assert bank.decider is not None
     work, one = bank.begin(False), txrpc.Xid.make(int(time.time() * 1000), bytes(10))
     insert(work)
-    assert bank.decider.decide(work, one, b"list") is Outcome.COMMITTED
+    assert bank.decider.decide(work, one, bank.decider.open(), b"list") is Outcome.COMMITTED
     assert rows(bank) == ["a"]
     assert bank.decider.ask(bank.decider.open(), one, True) == (Found.COMMITTED, b"list")
     bank.decider.mark_done([one])

@@ -238,7 +238,7 @@ def test_v11_another_transaction_than_the_one_that_worked_does_not_decide(
     driver = work.connection.connection.driver_connection
     for statement in ("ROLLBACK", "BEGIN IMMEDIATE"):
         driver.execute(statement)
-    assert run(deciding.decide(hands, register, "ledger", work, one, LIST)) is deciding.Decided.ABORTED
+    assert run(deciding.decide(hands, register, "ledger", work, one, register.id, LIST)) is deciding.Decided.ABORTED
     assert rows(bank) == []
     assert register.read(aside, one) == Row(Found.ABORTED), "it was claimed"
 
@@ -248,7 +248,7 @@ def test_a_branch_decides_through_its_resource(bank: txrpc.sql.ResourceManager) 
     one = xid()
     work = bank.begin(False)
     insert(work)
-    assert bank.decider.decide(work, one, LIST) is Outcome.COMMITTED
+    assert bank.decider.decide(work, one, bank.decider.open(), LIST) is Outcome.COMMITTED
     assert rows(bank) == ["a"]
     assert bank.decider.undone() == [(one, LIST)]
     bank.decider.mark_done([one])

@@ -17,7 +17,7 @@ from txrpc._protocol.participant.branch import BranchInput, Do, Operation
 from txrpc._protocol.records import PreparedBranch
 from txrpc._wire.deciding import encode_decision
 from txrpc.errors import AbortCode, Reason, ResourceUnavailable
-from txrpc.ids import Xid
+from txrpc.ids import RegisterId, Xid
 from txrpc.resource import AsyncResource, Prepared, Resource, Work
 
 __all__ = ["broke", "operate"]
@@ -139,20 +139,21 @@ def _commit_one_phase(
 
 def _decide(do: Do, resource: Any, work: Work, branches: tuple[PreparedBranch, ...]) -> Flow[Result | Later]:
     """Commit with the decision.  Whatever goes wrong once that has begun, the register is asked, and nothing else."""
-    xid = do.gid.xid
+    about = do.gid.xid, do.gid.register
     try:
         assert do.gid.register is not None
-        outcome = yield resource.decider.decide, (work, xid, encode_decision(do.gid.register, branches))
+        outcome = yield resource.decider.decide, (work, *about, encode_decision(do.gid.register, branches))
     except Exception as error:
         aborted = BranchInput.ONE_PHASE_ENDED, (Outcome.ABORTED, _why(resource, error))
         return (yield from _rollback(resource, work, aborted))
     if outcome is None:
-        return Later(functools.partial(_how_it_was_decided, resource, work, xid), _ended(resource, Outcome.UNKNOWN))
+        ask = functools.partial(_how_it_was_decided, resource, work, *about)
+        return Later(ask, _ended(resource, Outcome.UNKNOWN))
     return _decided(resource, outcome)
 
 
-def _how_it_was_decided(resource: Any, work: Work, xid: Xid) -> Flow[Result | None]:
-    outcome: Outcome | None = yield resource.decider.how_it_was_decided, (work, xid)
+def _how_it_was_decided(resource: Any, work: Work, *about: Xid | RegisterId | None) -> Flow[Result | None]:
+    outcome: Outcome | None = yield resource.decider.how_it_was_decided, (work, *about)
     return None if outcome is None else _decided(resource, outcome)
 
 

@@ -42,14 +42,14 @@ class Decider:
             raise ResourceUnavailable(f"resource {self._resource!r} is not ready")
         return self._opened
 
-    def decide(self, work: Any, xid: Xid, branches: bytes) -> Outcome | None:
+    def decide(self, work: Any, xid: Xid, register: RegisterId, branches: bytes) -> Outcome | None:
         """See `txrpc.resource.Decider.decide`."""
-        found = run(deciding.decide(self._hands, self._register, self._resource, work, xid, branches))
+        found = run(deciding.decide(self._hands, self._register, self._resource, work, xid, register, branches))
         return _OUTCOMES[found]
 
-    def how_it_was_decided(self, work: Any, xid: Xid) -> Outcome | None:
+    def how_it_was_decided(self, work: Any, xid: Xid, register: RegisterId) -> Outcome | None:
         """See `txrpc.resource.Decider.how_it_was_decided`."""
-        return _OUTCOMES[run(deciding.settle(self._hands, self._register, work, xid))]
+        return _OUTCOMES[run(deciding.settle(self._hands, self._register, work, xid, register))]
 
     def ask(self, register: RegisterId, xid: Xid, claim: bool, commit: bytes | None = None) -> tuple[Found, bytes]:
         """See `txrpc.resource.Decider.ask`."""
@@ -76,5 +76,6 @@ _OUTCOMES: Final[dict[Decided | None, Outcome | None]] = {
     Decided.ABORTED: Outcome.ABORTED,
     # Its root decides once, and has been refused: nothing and no one else can write COMMITTED any more.
     Decided.REFUSED: Outcome.ABORTED,
+    Decided.LOST: Outcome.UNKNOWN,
     None: None,
 }

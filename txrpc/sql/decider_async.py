@@ -40,14 +40,14 @@ class AsyncDecider:
             raise ResourceUnavailable(f"resource {self._resource!r} is not ready")
         return self._opened
 
-    async def decide(self, work: Any, xid: Xid, branches: bytes) -> Outcome | None:
+    async def decide(self, work: Any, xid: Xid, register: RegisterId, branches: bytes) -> Outcome | None:
         """See `txrpc.resource.Decider.decide`."""
-        found = await arun(deciding.decide(self._hands, self._register, self._resource, work, xid, branches))
+        found = await arun(deciding.decide(self._hands, self._register, self._resource, work, xid, register, branches))
         return _OUTCOMES[found]
 
-    async def how_it_was_decided(self, work: Any, xid: Xid) -> Outcome | None:
+    async def how_it_was_decided(self, work: Any, xid: Xid, register: RegisterId) -> Outcome | None:
         """See `txrpc.resource.Decider.how_it_was_decided`."""
-        return _OUTCOMES[await arun(deciding.settle(self._hands, self._register, work, xid))]
+        return _OUTCOMES[await arun(deciding.settle(self._hands, self._register, work, xid, register))]
 
     async def ask(
         self, register: RegisterId, xid: Xid, claim: bool, commit: bytes | None = None
@@ -76,5 +76,6 @@ _OUTCOMES: Final[dict[Decided | None, Outcome | None]] = {
     Decided.ABORTED: Outcome.ABORTED,
     # Its root decides once, and has been refused: nothing and no one else can write COMMITTED any more.
     Decided.REFUSED: Outcome.ABORTED,
+    Decided.LOST: Outcome.UNKNOWN,
     None: None,
 }

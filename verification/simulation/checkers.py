@@ -206,6 +206,7 @@ class NoEarlyForgetting:
 
     def lost(self, _now_ms: int, xids: Iterable[Any]) -> None:
         self._records.difference_update(xids)
+        self._registered.difference_update(xids)
 
     def rest(self, _now_ms: int) -> None:
         if self._records:
@@ -350,10 +351,13 @@ class Truth:
         self._committed: set[Any] = set()
         self._denied: set[Any] = set()
         self._crowded = False
-        """Whether a record was deleted before the retention time, because the log was full."""
+        """Whether a decision may be gone: its log was full, or its register has come back older."""
 
     def deleted(self, _now_ms: int, _xid: Any, early: bool) -> None:
         self._crowded |= early
+
+    def reborn(self, _now_ms: int) -> None:
+        self._crowded = True
 
     def replied(self, _now_ms: int, xid: Any, outcome: Outcome) -> None:
         """Whoever asks, and however late: what is answered is what happened."""

@@ -25,6 +25,7 @@ from txrpc.errors import (
     TransactionAborted,
     TxrpcError,
 )
+from txrpc.ids import BranchId
 from verification.simulation.checkers import all_checkers
 from verification.simulation.coordinator import CoordinatorProcess
 from verification.simulation.database import Database, Refused
@@ -132,7 +133,15 @@ class Cluster:
         name = f"coordinator-{self._started}"
         process = CoordinatorProcess(self.scheduler, name, node, self.disk, self.options, self.history, wall_ms)
         process.on_behind = lambda: self.scheduler.after(self._dice.randint(50, 2_000), self._bring_log_back)
+        process.call_operator = self._end_by_hand
         self.coordinators[node] = process
+
+    def _end_by_hand(self, branch: BranchId) -> None:
+        """An operator is told of a branch whose decision is lost."""
+        held = next((database for database in self.databases if branch in database.prepared), None)
+        if held is not None:
+            self.note_fault("branch of a lost decision", held.name, "has a branch that is ended by hand")
+            held.by_hand(branch, False)
 
     def _bring_log_back(self) -> None:
         """An operator has found the right log after all."""

@@ -10,7 +10,7 @@ from txrpc._protocol.coordinator.events import Received, SessionClosed, SessionO
 from txrpc._protocol.messages import GoAway, Hello, Takeover
 from txrpc._protocol.takeover import NodeRow, NodeWatch
 from txrpc.errors import Fenced
-from txrpc.ids import Epoch
+from txrpc.ids import BranchId, Epoch
 from verification.simulation.engine import Disk, Engine
 from verification.simulation.history import History
 from verification.simulation.network import Stream
@@ -34,6 +34,8 @@ class CoordinatorProcess(Node):
         self.node = node
         self._disk, self._options, self._history, self._wall_ms = disk, options, history, wall_ms - scheduler.now_ms
         self.on_behind: Callable[[], None] = lambda: None
+        self.call_operator: Callable[[BranchId], None] = lambda _: None
+        """See `Host`."""
         """What an operator does about a log that has lost decisions."""
         self._parts: dict[int, tuple[Stream, str]] = {}
         """Sessions: on which stream, and of which node."""
@@ -122,6 +124,7 @@ class CoordinatorProcess(Node):
 
     def _beat(self) -> None:
         self.alarm(_BEAT_MS, self._beat)
+        self._disk.hear_of_epochs()
         rows = self._beats.beat()
         epochs = {row.node: row.epoch for row in rows}
         for engine in self.engines:

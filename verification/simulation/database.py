@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import Any
 
 from txrpc._protocol.messages import FinishResult, Outcome, ResourceInfo
 from txrpc.errors import AbortCode, Reason, ResourceUnavailable, TxrpcError
-from txrpc.ids import BranchId, Gid, Xid
+from txrpc.ids import BranchId, Gid, RegisterId, Xid
 from txrpc.resource import Prepared, ReadOnly
 from verification.simulation.history import History
 from verification.simulation.options import Options
-from verification.simulation.register import Register, SimDecider
+from verification.simulation.register import Register, SimDecider, WrongIncarnation
 from verification.simulation.scheduler import Node, Promise, Scheduler
 
 __all__ = ["Database", "Refused", "SimResource", "Work"]
@@ -53,6 +54,8 @@ class Database(Node):
         self.ended: dict[str, bool] = {}
         """Whether the work of each token was committed."""
         self.register = Register(name, history)
+        self.decided: list[Work] = []
+        """The work that was committed with a decision."""
 
     def crash(self) -> None:
         """Lose what is not prepared."""
@@ -73,6 +76,17 @@ class Database(Node):
             self.ended[work.token] = False
         self.prepared.clear()
         self.timeline += 1
+        self._lose_decisions(random.Random(f"{self.name} {self.scheduler.now_ms}").choice((0, 0, 1, 2)))
+
+    def _lose_decisions(self, count: int) -> None:
+        """The standby lacks the last decisions as well, and the work that was committed with them."""
+        gone = set(self.register.come_back_older(count))
+        for work in [work for work in self.decided if work.xid in gone]:
+            self._history.note("damaged", work.xid, work.branch)
+            self.ended[work.token] = False
+            self.decided.remove(work)
+        self._history.note("lost", gone)
+        self._history.note("reborn")
 
     def by_hand(self, branch: BranchId, commit: bool) -> None:
         """An operator ends a prepared branch."""
@@ -177,10 +191,13 @@ class Database(Node):
         """Whether *token* is of another history than this one."""
         return token.partition("-")[2] != f"{self.timeline:08X}"
 
-    def insert_decision(self, work: Work, xid: Xid, branches: bytes) -> bool:
+    def insert_decision(self, work: Work, register: RegisterId | None, xid: Xid, branches: bytes) -> bool:
         """The first half of a decision: its row, which others wait for; whether it could be written."""
         if not work.open:
             raise Refused("the connection was lost")
+        if register != self.register.id:
+            self._undo(work)
+            raise WrongIncarnation("its database has failed over")
         if not self.register.insert(xid, work, branches):
             self._undo(work)
             return False
@@ -212,6 +229,7 @@ class Database(Node):
         self._history.line(self.name, self.name, lambda: f"{xid} is decided: committed")
         self._close(work)
         self._commit(work, False)
+        self.decided.append(work)
 
     def _close(self, work: Work) -> None:
         work.open = False
@@ -285,7 +303,13 @@ class SimResource:
     def start(self) -> Promise:
         """See `Resource.start`."""
         database = self._database
-        return self._ask(lambda: ResourceInfo(self.name, self.kind, database.name, register=database.register.id))
+        started = self._ask(lambda: ResourceInfo(self.name, self.kind, database.name, register=database.register.id))
+        started.then(self._started)
+        return started
+
+    def _started(self, kept: Promise) -> None:
+        if kept.error is None:
+            self.decider.opened = kept.value.register
 
     def begin(self, _read_only: bool, _within_s: float | None = None) -> Promise:
         """See `Resource.begin`."""

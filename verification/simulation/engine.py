@@ -7,7 +7,7 @@ import copy
 from collections import deque
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 from txrpc._coordinator.in_doubt import in_doubt
 from txrpc._decision_log.memory import MemoryLog, MemoryStore
@@ -77,6 +77,9 @@ class Disk(MemoryStore):
     def repair(self) -> None:
         """From now on nothing goes wrong."""
 
+    def hear_of_epochs(self) -> None:
+        """Heartbeats come: let them show what the logs say themselves."""
+
     def tells_of_epochs(self) -> bool:
         """Return whether a coordinator sees now that its log was opened anew."""
         return True
@@ -142,6 +145,9 @@ class Host(Protocol):
 
     def ended(self, engine: Engine, behind: str) -> None:
         """The engine is fenced; or its log is *behind*, and why."""
+
+    def call_operator(self, branch: BranchId) -> None:
+        """Nothing but a person can end this branch."""
 
 
 class Engine:
@@ -254,6 +260,9 @@ class Engine:
         self._done += out.done
         for lookup in out.look:
             self.machine.later(self.machine.scheduler.dice.randint(0, 20), self._look, lookup)
+        for note in out.notes:
+            if note.event == "branch of a lost decision":
+                self._host.call_operator(cast("BranchId", note.fields["branch"]))
         for session, farewell in out.close:
             self._host.hang_up(session, self.node, farewell)
             self.step(SessionClosed(session))

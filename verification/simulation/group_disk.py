@@ -26,7 +26,7 @@ from txrpc._group.replica import NoQuorum
 from txrpc._group.shared import SHARED, SharedLog
 from txrpc._protocol.quorum.acceptor import Answer, Question, answer
 from txrpc._protocol.quorum.acceptor import Disk as AcceptorDisk
-from txrpc._protocol.quorum.commands import LogState
+from txrpc._protocol.quorum.commands import LogState, Marker
 from txrpc._protocol.quorum.views import View
 from txrpc._wire.commands import view_from, view_to
 from txrpc._wire.peer import answer_to, question_from
@@ -41,7 +41,7 @@ __all__ = ["GroupDisk"]
 
 _FIRST = ("c1", "c2", "c3")
 _LATE_MS = 30_000
-_PATIENCE = 200
+_PATIENCE = 5_000
 
 
 class _Inbox(Inbox):
@@ -236,6 +236,16 @@ class GroupDisk(Disk):
         """What the members' heartbeats say."""
         MemoryLog(self).open(node, 0, holder)
         self.nodes[node].epochs, self.nodes[node].holder = {epoch: 0}, holder
+
+    def hear_of_epochs(self) -> None:
+        """See `Disk.hear_of_epochs`: an epoch that has only begun to open a log is in the way of who expects an earlier one."""
+        for node in self.nodes:
+            disks = [member.disks[node] for member in self.members.values() if node in member.disks]
+            markers = [slot.command for disk in disks for slot in disk.slots.values()]
+            begun = [(each.epoch, each.holder) for each in markers if isinstance(each, Marker)]
+            epoch, holder = max([(disk.base.epoch, disk.base.holder) for disk in disks] + begun)
+            if epoch > max(self.nodes[node].epochs):
+                self._show(node, epoch, holder or node)
 
     def tells_of_epochs(self) -> bool:
         """See `Disk.tells_of_epochs`: sometimes it learns only when it is fenced."""

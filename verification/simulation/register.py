@@ -8,15 +8,19 @@ from typing import Any, Protocol
 from txrpc._protocol.messages import Outcome
 from txrpc._protocol.outcomes import Found
 from txrpc._wire.deciding import decode_decision
-from txrpc.errors import ResourceUnavailable
+from txrpc.errors import ResourceUnavailable, TxrpcError
 from txrpc.ids import BranchId, RegisterId, Xid
 from verification.simulation.history import History
 from verification.simulation.scheduler import Promise
 
-__all__ = ["Deciding", "Register", "SimDecider"]
+__all__ = ["Deciding", "Register", "SimDecider", "WrongIncarnation"]
 
 Work = Any
 """An open transaction of the database."""
+
+
+class WrongIncarnation(TxrpcError):
+    """The register is not the one that was opened."""
 
 
 class Deciding(Protocol):
@@ -24,8 +28,8 @@ class Deciding(Protocol):
 
     register: Register
 
-    def insert_decision(self, work: Work, xid: Xid, branches: bytes) -> bool:
-        """The first half of a decision."""
+    def insert_decision(self, work: Work, register: RegisterId | None, xid: Xid, branches: bytes) -> bool:
+        """The first half of a decision.  Raises `WrongIncarnation`."""
 
     def commit_decision(self, work: Work, xid: Xid) -> None:
         """The second half."""
@@ -41,13 +45,28 @@ class Register:
     """The decisions that a database holds, as `txrpc.sql.register` keeps them; a row is there when it is committed."""
 
     def __init__(self, name: str, history: History) -> None:
-        self.id = RegisterId(name.encode().ljust(24, b"."))
+        self._table = name.encode().ljust(16, b".")
+        self.incarnation = 1
         self.rows: dict[Xid, tuple[bool, bytes]] = {}
-        """Whether it is committed, and its branches."""
+        """Whether it is committed, and its branches; in the order in which they were written."""
         self.done: set[Xid] = set()
         self._inserted: dict[Xid, tuple[Work, bytes]] = {}
         """Of transactions that are open."""
         self._history = history
+
+    @property
+    def id(self) -> RegisterId:
+        """Its identifier, with the incarnation."""
+        return RegisterId(self._table + self.incarnation.to_bytes(8, "big"))
+
+    def come_back_older(self, without: int) -> list[Xid]:
+        """Another incarnation, which has never heard of the last decisions: *without* how many; return which."""
+        self.incarnation += 1
+        gone = list(self.rows)[len(self.rows) - without :]
+        for xid in gone:
+            del self.rows[xid]
+            self.done.discard(xid)
+        return gone
 
     def insert(self, xid: Xid, work: Work, branches: bytes) -> bool:
         """Write the row that *xid* is committed, in the open transaction of *work*."""
@@ -76,8 +95,10 @@ class Register:
 
     def ask(self, register: RegisterId, xid: Xid, claim: bool, commit: bytes | None = None) -> tuple[Found, bytes]:
         """See `Decider.ask`."""
-        if register != self.id:
+        if register.table != self._table:
             return Found.ELSEWHERE, b""
+        if register != self.id and xid not in self.rows:
+            return Found.LOST, b""
         if xid in self._inserted:
             if claim:
                 raise ResourceUnavailable(f"{xid} is being decided at this moment")
@@ -112,14 +133,23 @@ class SimDecider:
         """*ask* has the database do something."""
         self._ask = ask
         self._database = database
+        self.opened: RegisterId | None = None
+        """Which register it was when it was looked at last."""
 
     def open(self) -> Promise:
         """See `Decider.open`."""
-        return self._ask(lambda: self._database.register.id)
+        promise = self._ask(lambda: self._database.register.id)
+        promise.then(self._is)
+        return promise
 
-    def decide(self, work: Work, xid: Xid, branches: bytes) -> Promise:
+    def _is(self, kept: Promise) -> None:
+        if kept.error is None:
+            self.opened = kept.value
+
+    def decide(self, work: Work, xid: Xid, under: RegisterId, branches: bytes) -> Promise:
         """See `Decider.decide`: two statements, and between them anything may happen."""
         promise, ask, database = Promise(), self._ask, self._database
+        register = under if under == self.opened else None
 
         def inserted(kept: Promise) -> None:
             if kept.value and database.cuts():
@@ -128,20 +158,22 @@ class SimDecider:
                 promise.keep(None)
             elif kept.value:
                 ask(database.commit_decision, work, xid).then(committed)
+            elif isinstance(kept.error, WrongIncarnation):
+                promise.keep(Outcome.ABORTED)
             else:
                 promise.keep(None)  # whatever it was, the register knows
 
         def committed(kept: Promise) -> None:
             promise.keep(None if kept.error else Outcome.COMMITTED)
 
-        ask(database.insert_decision, work, xid, branches).then(inserted)
+        ask(database.insert_decision, work, register, xid, branches).then(inserted)
         return promise
 
-    def how_it_was_decided(self, _work: Work, xid: Xid) -> Promise:
+    def how_it_was_decided(self, _work: Work, xid: Xid, under: RegisterId) -> Promise:
         """See `Decider.how_it_was_decided`."""
         promise, register = Promise(), self._database.register
-        asked = self._ask(register.ask, register.id, xid, True)
-        asked.then(lambda kept: promise.keep(None if kept.error else _OUTCOMES.get(kept.value[0], Outcome.ABORTED)))
+        asked = self._ask(register.ask, under, xid, True)
+        asked.then(lambda kept: promise.keep(None if kept.error else _OUTCOMES.get(kept.value[0], Outcome.UNKNOWN)))
         return promise
 
     def ask(self, register: RegisterId, xid: Xid, claim: bool, commit: bytes | None = None) -> Promise:
