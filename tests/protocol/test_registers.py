@@ -225,6 +225,15 @@ def test_a_register_that_refuses_the_only_decision_aborts_it(found: Found) -> No
     assert told == ["11 Rollback 1", "11 Rollback 2", "1 reply ABORTED RESOURCE_UNAVAILABLE"]
 
 
+def test_a_register_that_may_have_refused_another_question_has_not_refused_the_decision() -> None:
+    """Its answer is to the question that only read; the other may reach the database that its name means next."""
+    o = harness()
+    o.hear(P, doubt(2, left_ms=1_000))
+    o.hear(CLIENT, commit_request(registered(*EARLY), register=REGISTER))
+    assert sent(o.hear(L, answer(Found.LOST))) == ["1 reply UNKNOWN RESOURCE_UNAVAILABLE"]
+    assert o.state() is State.LEFT
+
+
 def test_an_answer_of_the_decider_to_an_epoch_that_had_not_asked_is_no_violation() -> None:
     o = harness()
     o.hear(L, decided(2))

@@ -26,7 +26,7 @@ def put(
     if question is not None and (question.claim or not claim):
         return question
     if question is not None:
-        question.claim, question.commit = True, commit is not None
+        question.claim, question.commit, question.times = True, commit is not None, question.times + 1
     elif holder is None:
         return "no process with the register of its decision is connected"
     elif len(state.questions) >= state.limits.max_transactions:

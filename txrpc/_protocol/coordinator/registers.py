@@ -47,8 +47,8 @@ __all__ = [
     "heard_of",
     "inquiry",
     "leave",
-    "not_written",
     "outcome",
+    "refuses",
     "register_of",
     "say_done",
     "session_lost",
@@ -59,6 +59,10 @@ __all__ = [
 ]
 
 _CLAIMED: Final = Reason(AbortCode.PRESUMED, "its root had not decided in time")
+_TOO_LATE: Final = Reason(
+    AbortCode.RESOURCE_UNAVAILABLE,
+    "the register refuses the decision: it came too late, or its database has failed over",
+)
 
 _ENDS: Final = {
     Found.COMMITTED: frozenset({State.COMMITTING, State.COMMITTED}),
@@ -143,15 +147,6 @@ def undecided(state: CoordinatorState, row: TransactionRow, session: int | None,
     state.wake_at(row, state.now_ms + state.limits.max_timeout_ms + MARGIN_MS)
 
 
-def not_written(state: CoordinatorState, row: TransactionRow, session: int, answer: RegisterAnswer) -> None:
-    """The register has not written the decision; if it refuses to, no other one can (rule 5)."""
-    if answer.found in _REFUSED:
-        text = "the register refuses the decision: it came too late, or its database has failed over"
-        phases.abort(state, row, Reason(AbortCode.RESOURCE_UNAVAILABLE, text))
-    else:
-        undecided(state, row, session, answer)
-
-
 def still_undecided(state: CoordinatorState, row: TransactionRow, session: int, message: object) -> None:
     reason = Reason(AbortCode.RESOURCE_UNAVAILABLE, "the database that decides has not answered")
     state.send(session, OutcomeReply(row.xid, Outcome.UNKNOWN, reason))
@@ -184,7 +179,7 @@ def decided(state: CoordinatorState, before: TransactionRow | None, session: int
 def claimed(state: CoordinatorState, row: TransactionRow | None, session: int | None, message: RegisterAnswer) -> None:
     # Rule 5: from now on it can never be committed, by any coordinator or none.
     if row is not None:
-        phases.abort(state, row, _CLAIMED)
+        phases.abort(state, row, _CLAIMED if message.found is Found.ABORTED else _TOO_LATE)
     else:
         state.remembered.add(message.xid, _CLAIMED)
 
@@ -240,6 +235,12 @@ def answered(state: CoordinatorState, session: int, answer: RegisterAnswer) -> Q
     if question is None or question.session != session or (question.claim and answer.found is Found.OPEN):
         return None
     return state.questions.pop((answer.register, answer.xid))
+
+
+def refuses(state: CoordinatorState, question: Question, answer: RegisterAnswer) -> bool:
+    """Return whether the register says that it will not write the decision: it was asked once, and no other one can (rule 5)."""
+    to_decide = question.commit and question.times == 1 and state.state_of(answer.xid) is State.DECIDING
+    return to_decide and answer.found in _REFUSED
 
 
 def tell(state: CoordinatorState, question: Question, answer: RegisterAnswer) -> None:

@@ -141,5 +141,7 @@ class Question:
     claim: bool
     commit: bool = False
     """Whether it was to make the transaction COMMITTED."""
+    times: int = 1
+    """How often it was put: of several answers it is not known which question each is to."""
     waiting: dict[tuple[int, BranchId | None], Inquiry | OutcomeRequest] = field(default_factory=dict)
     """By session, and branch if one has asked."""

@@ -95,7 +95,7 @@ TABLE: Final[dict[tuple[State, Input], Entry]] = {
     (_S.DECIDING, _I.ONE_PHASE_DONE): _to(registers.decider_done, _S.ABORTED, _S.COMMITTED, _S.COMMITTING, _S.LEFT),
     (_S.DECIDING, _I.DECIDED): _to(registers.decided, _S.COMMITTED, _S.COMMITTING),
     (_S.DECIDING, _I.CLAIMED): _to(registers.claimed, _S.ABORTED),
-    (_S.DECIDING, _I.UNDECIDED): _to(registers.not_written, _S.ABORTED, _S.LEFT),
+    (_S.DECIDING, _I.UNDECIDED): _to(registers.undecided, _S.LEFT),
     (_S.DECIDING, _I.SESSION_LOST): _to(registers.undecided, _S.LEFT),
     (_S.DECIDING, _I.TIME_UP): _to(registers.undecided, _S.LEFT),
     (_S.LEFT, _I.COMMIT_REQUEST): _to(registers.still_undecided, _S.LEFT),
