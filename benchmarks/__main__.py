@@ -19,6 +19,7 @@ FORMS = (
     Form("plain", "two services, each commits alone", "plain", "plain"),
     Form("two", "two remote branches", "txrpc", "plain"),
     Form("two-final", "two remote branches, final calls", "txrpc", "plain"),
+    Form("two-elsewhere", "two remote branches, one decides at commit", "txrpc", "plain"),
     Form("two-decides", "two remote branches, the last call decides", "txrpc", "plain"),
     Form("plain-own", "own database and a service, each commits alone", "plain", "plain-own"),
     Form("own", "own database and a remote branch", "txrpc", "plain-own"),

@@ -67,27 +67,29 @@ def plain(place: Place) -> Iterator[Transfer]:
 
 
 @contextlib.contextmanager
-def two_branches(place: Place, final: bool = False, decides: bool = False) -> Iterator[Transfer]:
+def two_branches(
+    place: Place, final: bool = False, decide_in: str | None = None, last: bool = False
+) -> Iterator[Transfer]:
     """The same calls in a transaction of txrpc's.
 
-    *final*: each service is told that it is called no more.  *decides*: and the second one's database decides.
+    *final*: each service is told that it is called no more.  *decide_in*: its database decides, with the *last* call or at the end.
     """
     with txrpc.connect(place.coordinator, process="customers"):
         bank_a, bank_b = (bank_pb2_grpc.AccountsStub(_in_transactions(each)) for each in place.services)
 
         def transfer(account: str) -> None:
-            with txrpc.transaction(), txrpc.final_call() if final else contextlib.nullcontext():
+            with txrpc.transaction(decide_in=decide_in), txrpc.final_call() if final else contextlib.nullcontext():
                 bank_a.Withdraw(_amount(account))
                 bank_b.Deposit(_amount(account))
 
         def decided(account: str) -> None:
-            with txrpc.transaction(decide_in="bank-b"):
+            with txrpc.transaction(decide_in=decide_in):
                 with txrpc.final_call():
                     bank_a.Withdraw(_amount(account))
                 with txrpc.final_call(decides=True):
                     bank_b.Deposit(_amount(account))
 
-        yield decided if decides else transfer
+        yield decided if last else transfer
 
 
 @contextlib.contextmanager
@@ -291,7 +293,8 @@ FORMS: dict[str, Callable[[Place], contextlib.AbstractContextManager[Transfer]]]
     "plain": plain,
     "two": two_branches,
     "two-final": functools.partial(two_branches, final=True),
-    "two-decides": functools.partial(two_branches, decides=True),
+    "two-elsewhere": functools.partial(two_branches, decide_in="bank-b"),
+    "two-decides": functools.partial(two_branches, decide_in="bank-b", last=True),
     "plain-own": plain_own,
     "own": own_branch,
     "own-final": functools.partial(own_branch, final=True),
@@ -325,24 +328,26 @@ async def plain_async(place: Place) -> AsyncIterator[AsyncTransfer]:
 
 
 @contextlib.asynccontextmanager
-async def two_branches_async(place: Place, final: bool = False, decides: bool = False) -> AsyncIterator[AsyncTransfer]:
+async def two_branches_async(
+    place: Place, final: bool = False, decide_in: str | None = None, last: bool = False
+) -> AsyncIterator[AsyncTransfer]:
     async with await txrpc.aio.connect(place.coordinator, process="customers"):
         bank_a, bank_b = (bank_pb2_grpc.AccountsStub(_in_transactions_async(each)) for each in place.services)
 
         async def transfer(account: str) -> None:
-            async with txrpc.aio.transaction():
+            async with txrpc.aio.transaction(decide_in=decide_in):
                 with txrpc.aio.final_call() if final else contextlib.nullcontext():
                     await bank_a.Withdraw(_amount(account))
                     await bank_b.Deposit(_amount(account))
 
         async def decided(account: str) -> None:
-            async with txrpc.aio.transaction(decide_in="bank-b"):
+            async with txrpc.aio.transaction(decide_in=decide_in):
                 with txrpc.aio.final_call():
                     await bank_a.Withdraw(_amount(account))
                 with txrpc.aio.final_call(decides=True):
                     await bank_b.Deposit(_amount(account))
 
-        yield decided if decides else transfer
+        yield decided if last else transfer
 
 
 @contextlib.asynccontextmanager
@@ -430,7 +435,8 @@ ASYNC_FORMS: dict[str, Callable[[Place], contextlib.AbstractAsyncContextManager[
     "plain": plain_async,
     "two": two_branches_async,
     "two-final": functools.partial(two_branches_async, final=True),
-    "two-decides": functools.partial(two_branches_async, decides=True),
+    "two-elsewhere": functools.partial(two_branches_async, decide_in="bank-b"),
+    "two-decides": functools.partial(two_branches_async, decide_in="bank-b", last=True),
     "plain-own": plain_own_async,
     "own": own_branch_async,
     "own-final": functools.partial(own_branch_async, final=True),

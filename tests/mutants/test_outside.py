@@ -26,11 +26,11 @@ DEAR = (
     "a frozen coordinator keeps MariaDB's log",
 )
 """Those that are noticed only after a minute."""
-_SLOW = ("tests/system", "tests/log/test_membership.py", "tests/log/test_etcd.py")
+_SLOW = ("tests/system", "tests/sql", "tests/log/test_membership.py", "tests/log/test_etcd.py")
 
 
 def _marks(name: str, tests: str) -> list[pytest.MarkDecorator]:
-    """What starts processes, or waits for a thread, takes its time: in CI."""
+    """What starts processes or a database, or waits for a thread, takes its time: in CI."""
     starts_mariadb = "mysql" in tests or "mariadb" in tests
     marks = [needs_mariadb] if starts_mariadb else []
     if name in DEAR:
