@@ -186,6 +186,17 @@ def test_rule_15_a_decider_that_is_not_listed_or_has_voted_is_refused() -> None:
         assert sent(o.hear(CLIENT, request))[-1] == "1 reply ABORTED PROTOCOL_VIOLATION"
 
 
+@pytest.mark.parametrize("found", [Found.OPEN, Found.UNREACHABLE])
+def test_what_a_branch_in_doubt_hears_meanwhile_does_not_end_the_wait_for_the_decider(found: Found) -> None:
+    o = harness()
+    give(o)
+    o.hear(P, polled(2))
+    o.hear(P, doubt(2, left_ms=1_000))
+    assert sent(o.hear(L, answer(found))) == []
+    assert o.state() is State.DECIDING
+    assert sent(o.hear(P, one_phase_done())) == ["11 Commit 2"]
+
+
 def test_v18_once_it_was_told_to_decide_only_its_register_says_that_it_is_aborted() -> None:
     o = harness()
     give(o)

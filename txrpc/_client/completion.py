@@ -160,7 +160,7 @@ def _undo(client: ClientState, part: LocalTransaction, refs: tuple[BranchRef, ..
 
 
 def _learn(client: ClientState, part: LocalTransaction) -> Flow[Ended]:
-    """How a transaction has ended whose last call was to decide it: that call's reply has said so, or its register is asked."""
+    """How a transaction has ended whose right to decide was given away: a reply has said so, or its register is asked."""
     part.pending = tuple(sorted({ref.resource for ref in part.refs if ref.vote is Vote.PREPARED}))
     if part.committed_there:
         return Outcome.COMMITTED, None
@@ -220,13 +220,12 @@ def _await_decision(client: ClientState, part: LocalTransaction, future: Any) ->
     part.asked_to_decide = True
     until_ms = part.deadline_ms + client.commit_timeout_ms
     try:
-        reply: OutcomeReply = yield client.runtime.wait, (future, max(0, until_ms - client.now_ms()) / 1000)
+        reply: OutcomeReply | None = yield client.runtime.wait, (future, max(0, until_ms - client.now_ms()) / 1000)
     except (TimeoutError, CoordinatorUnavailable):
+        reply = None
+    if reply is None or reply.outcome is Outcome.UNKNOWN:
         return (yield from _learn(client, part))
-    if reply.outcome is Outcome.UNKNOWN:
-        return (yield from _learn(client, part))
-    part.pending = reply.pending
-    part.heuristic = reply.heuristic
+    part.pending, part.heuristic = reply.pending, reply.heuristic
     return reply.outcome, reply.reason
 
 

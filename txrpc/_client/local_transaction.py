@@ -145,9 +145,9 @@ class LocalTransaction:
         self.decides_in = ""
         """The root's: which resource that is."""
         self.asked_to_decide = False
-        """Whether a call was sent that decides: from then on only the register says how the transaction ends."""
+        """Whether a call, or the coordinator, was told to decide: from then on only the register says how the transaction ends."""
         self.committed_there = False
-        """Whether the reply of that call has said that it is committed."""
+        """Whether the reply of such a call has said that it is committed."""
         self.begun_tick = begun_tick
         self.around: tuple[Xid, ...] = ()
         """The transactions whose code waits for the end of this one."""

@@ -139,10 +139,10 @@ class SimDecider:
     def open(self) -> Promise:
         """See `Decider.open`."""
         promise = self._ask(lambda: self._database.register.id)
-        promise.then(self._is)
+        promise.then(self._was_opened)
         return promise
 
-    def _is(self, kept: Promise) -> None:
+    def _was_opened(self, kept: Promise) -> None:
         if kept.error is None:
             self.opened = kept.value
 

@@ -312,7 +312,7 @@ def _register_answer(state: CoordinatorState, session: int, message: RegisterAns
         enter(state, message.xid, Input.DECIDED, session, Decided(message.register, message.xid, message.branches))
     elif message.found is Found.ABORTED or registers.refuses(state, question, message):
         enter(state, message.xid, Input.CLAIMED, session, message)
-    elif state.state_of(message.xid) is State.DECIDING:
+    elif question.commit and state.state_of(message.xid) is State.DECIDING:
         enter(state, message.xid, Input.UNDECIDED, session, message)
     registers.tell(state, question, message)
 
