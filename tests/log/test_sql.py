@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import signal
 import sqlite3
@@ -10,12 +11,13 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from sqlalchemy import create_engine, event, make_url, text
+from sqlalchemy import create_engine, make_url, text
 
 from tests.log.test_contract import decision
 from tests.waiting import until_a_backend_waits_for
@@ -387,6 +389,70 @@ def test_a_damaged_record_is_said_to_be_one() -> None:
         unpack(whole[:-1] + b"\xff")
 
 
+def test_a_batch_is_one_statement_of_postgresqls(sql_log: Make, postgres: PostgresServer) -> None:
+    url = postgres.create_database("shortlog")
+    postgres.execute("ALTER DATABASE shortlog SET log_statement = 'all'")
+    log = sql_log(url)
+    epoch = log.open("c1", 1).epoch
+    for batch in ([decision(epoch)], [decision(epoch), decision(epoch)], []):
+        begun = len(postgres.log())
+        log.record(batch)
+        said = re.findall(r"(?:statement|execute [^:]+): (\S+ \S+)", postgres.log()[begun:])
+        assert said == ["WITH fence"]
+
+
+def _trigger_function(name: str, body: str) -> str:
+    return f"CREATE FUNCTION {name}() RETURNS trigger LANGUAGE plpgsql AS $$BEGIN {body} END$$"
+
+
+def test_what_postgresql_refuses_is_certainly_not_recorded(sql_log: Make, postgres: PostgresServer) -> None:
+    url = postgres.create_database("fulllog")
+    log = sql_log(url)
+    opened = log.open("c1", 1)
+    for statement in (
+        _trigger_function("refuse", "RAISE disk_full USING HINT = 'Check free disk space.';"),
+        "CREATE TRIGGER refuse BEFORE INSERT ON txrpc_decision FOR EACH ROW EXECUTE FUNCTION refuse()",
+    ):
+        postgres.execute(statement, "fulllog")
+    one = decision(opened.epoch)
+    with pytest.raises(NotRecorded, match="free some space"):
+        log.record([one])
+    postgres.execute("DROP TRIGGER refuse ON txrpc_decision", "fulllog")
+    assert log.outcome(one.xid) is None
+    assert log.record([one]) == opened.position + 1, "nothing of the first try has stayed"
+
+
+def test_a_batch_whose_connection_is_ended_is_uncertain(sql_log: Make, postgres: PostgresServer) -> None:
+    """The statement commits by itself: when its backend is ended, only the log can tell how far it had come."""
+    url = postgres.create_database("endedlog")
+    log = sql_log(url)
+    one = decision(log.open("c1", 1).epoch)
+    with held_at_inserts(url) as go, ThreadPoolExecutor(1) as pool:
+        writer = pool.submit(log.record, [one])
+        until_a_backend_waits_for(postgres, "endedlog", "advisory")
+        postgres.execute("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE wait_event = 'advisory'")
+        with pytest.raises(RecordUncertain):
+            writer.result(60)
+        go()
+    log.record([one])
+    assert list(log.pending()) == [one]
+
+
+@contextmanager
+def held_at_inserts(url: str) -> Iterator[Callable[[], None]]:
+    """A decision that is being written waits in the database, with the fence in its hand, until what this returns is called."""
+    engine = create_engine(url, isolation_level="AUTOCOMMIT")
+    with engine.connect() as holder:
+        for statement in (
+            "SELECT pg_advisory_lock(1)",
+            _trigger_function("hold", "PERFORM pg_advisory_xact_lock_shared(1); RETURN NEW;"),
+            "CREATE TRIGGER hold BEFORE INSERT ON txrpc_decision FOR EACH ROW EXECUTE FUNCTION hold()",
+        ):
+            holder.exec_driver_sql(statement)
+        yield holder.invalidate
+    engine.dispose()
+
+
 def test_rule_14_a_takeover_finds_the_decision_that_is_being_committed_at_any_isolation_level(
     postgres: PostgresServer, sql_log: Make
 ) -> None:
@@ -395,18 +461,11 @@ def test_rule_14_a_takeover_finds_the_decision_that_is_being_committed_at_any_is
     postgres.execute("ALTER DATABASE repeatable SET default_transaction_isolation = 'repeatable read'")
     old = sql_log(url)
     one = decision(old.open("c1", 1).epoch)
-    there, go = threading.Event(), threading.Event()
-
-    @event.listens_for(old._engine, "commit")
-    def hold(_connection: object) -> None:
-        there.set()
-        assert go.wait(60)
-
-    with ThreadPoolExecutor(2) as pool:
+    with held_at_inserts(url) as go, ThreadPoolExecutor(2) as pool:
         writer = pool.submit(old.record, [one])
-        assert there.wait(60)
+        until_a_backend_waits_for(postgres, "repeatable", "advisory")
         opener = pool.submit(sql_log(url).open, "c1", 2)
         until_a_backend_waits_for(postgres, "repeatable", "transactionid")
-        go.set()
+        go()
         writer.result(60)
         assert opener.result(60).pending == (one,)

@@ -285,8 +285,32 @@ MUTANTS: dict[str, tuple[Change, str]] = {
         "tests/log/test_contract.py -k rule_7",
     ),
     "no answer to COMMIT means not recorded": (
-        Change(_LOG + "sql", "if sent and not had_no_room(error):", "if False:"),
+        Change(_LOG + "sql", "if attempt.sent and not was_refused(error):", "if False:"),
         "tests/log/test_sql.py -k uncertain",
+    ),
+    "PostgreSQL's log is not fenced": (
+        Change(_LOG + "sql", 'AND epoch = :epoch "', 'AND :epoch > 0 "'),
+        "tests/log/test_contract.py -k rule_7",
+    ),
+    "PostgreSQL's log stands still": (
+        Change(_LOG + "sql", "position + :count", "position + 0 * :count"),
+        "tests/log/test_contract.py -k rule_18",
+    ),
+    "PostgreSQL changes a decision": (
+        Change(_LOG + "sql", "THEN held.branches END", "THEN held.branches ELSE excluded.branches END"),
+        "tests/log/test_contract.py -k never_changes",
+    ),
+    "what PostgreSQL refuses may have been recorded": (
+        Change(_LOG + "database", "return said_no or", "return"),
+        "tests/log/test_sql.py -k refuses",
+    ),
+    "a backend that was ended has said no": (
+        Change(
+            _LOG + "database",
+            "or error.connection_invalidated:\n        return False",
+            "or error.connection_invalidated:\n        return True",
+        ),
+        "tests/log/test_sql.py -k is_ended",
     ),
     "the log's position stands still": (
         Change(_LOG + "sql", "self._fence(connection) + len(rows)", "self._fence(connection)"),

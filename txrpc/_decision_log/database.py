@@ -34,12 +34,12 @@ from txrpc.errors import ConfigurationError
 
 __all__ = [
     "checked_url",
-    "had_no_room",
     "make_engine",
     "sentence",
     "shown",
     "warn_if_careless",
     "was_made_meanwhile",
+    "was_refused",
 ]
 
 logger = logging.getLogger("txrpc.decision_log")
@@ -90,13 +90,19 @@ _REMEDY = {
 }
 
 
-def had_no_room(error: BaseException) -> bool:
-    """Return whether SQLite found the disk full, even if only at COMMIT: then it is certain that nothing was committed.
+def was_refused(error: BaseException) -> bool:
+    """Return whether it is certain that nothing was committed, although what commits was sent.
 
-    The last page of a commit is what makes it one, and SQLite writes no further (no padding, on the file systems of today); a page
-    that could not be written whole has a wrong checksum, so that recovery does not take it for one either.
+    PostgreSQL has said so where the connection lives on: an error rolls the statement back that was a transaction of its own.
+    SQLite has where it found the disk full: the last page of a commit is what makes it one, and SQLite writes no further (no
+    padding, on the file systems of today); a page that could not be written whole has a wrong checksum, so that recovery does
+    not take it for one either.
     """
-    return getattr(getattr(error, "orig", None), "sqlite_errorname", "") == "SQLITE_FULL"
+    if not isinstance(error, DBAPIError) or error.connection_invalidated:
+        return False
+    state = getattr(error.orig, "sqlstate", None) or getattr(error.orig, "pgcode", None) or ""
+    said_no = bool(state) and state[:2] != "08" and state[:3] != "57P"
+    return said_no or getattr(error.orig, "sqlite_errorname", "") == "SQLITE_FULL"
 
 
 def was_made_meanwhile(error: BaseException) -> bool:

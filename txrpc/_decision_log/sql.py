@@ -7,7 +7,10 @@ How to think of it
     An error *before* COMMIT was sent means that the batch is not recorded.  An error *at* COMMIT leaves the end unknown; then the
     caller repeats the batch, which is harmless because a decision is written once and never changes.
 
-    It stays unknown until a repeat succeeds: a repeat that fails *before* COMMIT says nothing about the first try.
+    On PostgreSQL a batch is one statement that commits by itself, fence and all: every transaction waits for its decision, and
+    each round trip to the log's database would be one more to wait for.
+
+    The end stays unknown until a repeat succeeds: a repeat that fails *before* COMMIT says nothing about the first try.
 
 What the connections are set to, so that a commit is on the disk when it returns and nothing waits for ever, is in
 `txrpc._decision_log.database`.  One connection is used, by one thread at a time.
@@ -16,22 +19,24 @@ What the connections are set to, so that a commit is on the disk when it returns
 from __future__ import annotations
 
 import contextlib
+import json
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Final
 
-from sqlalchemy import bindparam, delete, func, insert, select, update
+from sqlalchemy import bindparam, delete, func, insert, select, text, update
 from sqlalchemy.engine import Connection, Row
-from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.exc import IntegrityError, SQLAlchemyError
 
 from txrpc._decision_log.database import (
     checked_url,
-    had_no_room,
     make_engine,
     sentence,
     shown,
     warn_if_careless,
     was_made_meanwhile,
+    was_refused,
 )
 from txrpc._decision_log.port import Decision, LogError, NotRecorded, Opened, RecordUncertain
 from txrpc._decision_log.schema import decisions, epochs, incidents, nodes, pack, prepare_schema, resources, unpack
@@ -53,6 +58,28 @@ _MARK_DONE = update(decisions).where(
 )
 _ADVANCE = update(nodes).where(nodes.c.node == bindparam("b_node")).values(position=bindparam("b_position"))
 
+_AT_ONCE: Final = text(
+    f"WITH fence AS (UPDATE {nodes.name} SET position = position + :count WHERE node = :node AND epoch = :epoch "  # noqa: S608
+    f"RETURNING node, position), written AS (INSERT INTO {decisions.name} AS held (node, xid, epoch, decided_ms, branches) "
+    "SELECT fence.node, decode(r.xid, 'hex'), r.epoch, r.decided_ms, decode(r.branches, 'hex') FROM fence, "
+    "json_to_recordset(CAST(:rows AS json)) AS r(xid text, epoch bigint, decided_ms bigint, branches text) "
+    "ON CONFLICT (node, xid) DO UPDATE SET branches = CASE WHEN (held.epoch, held.decided_ms, held.branches) = "
+    "(excluded.epoch, excluded.decided_ms, excluded.branches) THEN held.branches END) SELECT position FROM fence"
+)
+"""PostgreSQL's: fence, position and decisions in one statement, whose text is the same for any number of rows and any driver.
+
+While a later epoch holds the node's row it waits, and then sees that epoch and does nothing.  A row that is there stays as it is;
+if it is another decision, its branches would become null, which the table refuses, and all is undone.
+"""
+
+
+@dataclass(slots=True)
+class _Attempt:
+    """One try to record a batch."""
+
+    sent: bool = False
+    """Whether what commits was sent: from then on an error may leave the end unknown."""
+
 
 class SqlLog:
     """See `txrpc._decision_log.port.DecisionLog`."""
@@ -62,6 +89,8 @@ class SqlLog:
         parsed = checked_url(url)
         self.location: str = shown(parsed)
         self._engine = make_engine(parsed)
+        self._committing = self._engine.execution_options(isolation_level="AUTOCOMMIT")
+        """The same connections; each statement commits by itself."""
         self._backend = parsed.get_backend_name()
         self._record = insert_new(self._backend, decisions)
         self._node = ""
@@ -130,29 +159,49 @@ class SqlLog:
             for decision in batch
         ]
         xids = {decision.xid for decision in batch}
-        sent = False
+        record, attempt = (self._at_once if self._backend == "postgresql" else self._in_steps), _Attempt()
         try:
-            with self._engine.connect() as connection:
-                position = self._fence(connection) + len(rows)
-                # Also without a decision: whether the log works shows in a write only.
-                connection.execute(_ADVANCE, {"b_node": self._node, "b_position": position})
-                if rows:
-                    written = connection.execute(self._record, rows).rowcount
-                    if written != len(rows) or not counts_new_rows(self._backend):
-                        self._check_same(connection, rows)  # some were there, or nothing has counted
-                sent = True
-                with watch_replication(connection.connection.driver_connection) as cancelled:
-                    connection.commit()
-                if cancelled:
-                    raise SQLAlchemyError(cancelled[0])
+            position = record(rows, attempt)
         except (SQLAlchemyError, OSError) as error:
-            if sent and not had_no_room(error):
+            if attempt.sent and not was_refused(error):
                 self._uncertain |= xids
                 raise RecordUncertain(f"no answer to COMMIT from {self.location}: {sentence(error)}") from error
             if not self._uncertain.isdisjoint(xids):
                 raise RecordUncertain(f"no answer to COMMIT yet from {self.location}: {sentence(error)}") from error
             raise NotRecorded(f"cannot write to {self.location}: {sentence(error)}") from error
         self._uncertain -= xids
+        return position
+
+    def _at_once(self, rows: Sequence[dict[str, Any]], attempt: _Attempt) -> int:
+        """Record *rows* in PostgreSQL and return the log's position; each commits with its own statement."""
+        told = [{**row, "xid": row["xid"].hex(), "branches": row["branches"].hex()} for row in rows]
+        values = {"node": self._node, "epoch": int(self._epoch), "count": len(rows), "rows": json.dumps(told)}
+        with self._committing.connect() as connection:
+            attempt.sent = True
+            with watch_replication(connection.connection.driver_connection) as cancelled:
+                try:
+                    position: int | None = connection.scalar(_AT_ONCE, values)
+                except IntegrityError:
+                    self._check_same(connection, rows)
+                    raise
+            if cancelled:
+                raise SQLAlchemyError(cancelled[0])
+            if position is None:
+                raise self._fenced(connection.scalar(_FENCE, {"b_node": self._node}))
+        return position
+
+    def _in_steps(self, rows: Sequence[dict[str, Any]], attempt: _Attempt) -> int:
+        """Record *rows* and return the log's position, in a transaction of several statements."""
+        with self._engine.connect() as connection:
+            position = self._fence(connection) + len(rows)
+            # Also without a decision: whether the log works shows in a write only.
+            connection.execute(_ADVANCE, {"b_node": self._node, "b_position": position})
+            if rows:
+                written = connection.execute(self._record, rows).rowcount
+                if written != len(rows) or not counts_new_rows(self._backend):
+                    self._check_same(connection, rows)  # some were there, or nothing has counted
+            attempt.sent = True
+            connection.commit()
         return position
 
     def done(self, xids: Iterable[Xid], now_ms: int) -> None:
@@ -267,12 +316,13 @@ class SqlLog:
         """
         row = connection.execute(_FENCE, {"b_node": self._node}).one_or_none()
         if row is None or row.epoch != self._epoch:
-            later = Epoch(row.epoch) if row else "none"
-            raise Fenced(
-                f"epoch {self._epoch} of node {self._node!r} is over: {later} has opened the log {self.location}"
-            )
+            raise self._fenced(row.epoch if row else None)
         position: int = row.position
         return position
+
+    def _fenced(self, later: int | None) -> Fenced:
+        told = "none" if later is None else Epoch(later)
+        return Fenced(f"epoch {self._epoch} of node {self._node!r} is over: {told} has opened the log {self.location}")
 
     def _check_same(self, connection: Connection, rows: Sequence[dict[str, Any]]) -> None:
         """A decision never changes: what is there under these xids is what was to be written."""
