@@ -292,6 +292,18 @@ MUTANTS: dict[str, tuple[Change, str]] = {
         Change(_LOG + "sql", 'AND epoch = :epoch "', 'AND :epoch > 0 "'),
         "tests/log/test_contract.py -k rule_7",
     ),
+    "SQLite's log is not fenced": (
+        Change(_LOG + "sql", "if epoch != self._epoch:", "if epoch is None:"),
+        "tests/log/test_contract.py -k rule_7",
+    ),
+    "SQLite's log stands still": (
+        Change(_LOG + "sql", "(position + len(rows), self._node)", "(position, self._node)"),
+        "tests/log/test_contract.py -k rule_18",
+    ),
+    "SQLite changes a decision": (
+        Change(_LOG + "sql", 'DO NOTHING"', 'DO UPDATE SET branches = excluded.branches"'),
+        "tests/log/test_contract.py -k never_changes",
+    ),
     "PostgreSQL's log stands still": (
         Change(_LOG + "sql", "position + :count", "position + 0 * :count"),
         "tests/log/test_contract.py -k rule_18",
@@ -301,7 +313,7 @@ MUTANTS: dict[str, tuple[Change, str]] = {
         "tests/log/test_contract.py -k never_changes",
     ),
     "what PostgreSQL refuses may have been recorded": (
-        Change(_LOG + "database", "return said_no or", "return"),
+        Change(_LOG + "database", "return bool(state) and", "return False and"),
         "tests/log/test_sql.py -k refuses",
     ),
     "a backend that was ended has said no": (
@@ -314,7 +326,7 @@ MUTANTS: dict[str, tuple[Change, str]] = {
     ),
     "the log's position stands still": (
         Change(_LOG + "sql", "self._fence(connection) + len(rows)", "self._fence(connection)"),
-        "tests/log/test_contract.py -k rule_18",
+        "tests/log/test_contract.py -k rule_18 and mariadb",
     ),
     "an incident is closed for good": (
         Change(_LOG + "sql", '("finish", "at_ms", "closed_ms")', '("finish", "at_ms")'),

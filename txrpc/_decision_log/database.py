@@ -98,11 +98,12 @@ def was_refused(error: BaseException) -> bool:
     padding, on the file systems of today); a page that could not be written whole has a wrong checksum, so that recovery does
     not take it for one either.
     """
+    if getattr(error, "sqlite_errorname", "") == "SQLITE_FULL":
+        return True
     if not isinstance(error, DBAPIError) or error.connection_invalidated:
         return False
     state = getattr(error.orig, "sqlstate", None) or getattr(error.orig, "pgcode", None) or ""
-    said_no = bool(state) and state[:2] != "08" and state[:3] != "57P"
-    return said_no or getattr(error.orig, "sqlite_errorname", "") == "SQLITE_FULL"
+    return bool(state) and state[:2] != "08" and state[:3] != "57P"
 
 
 def was_made_meanwhile(error: BaseException) -> bool:

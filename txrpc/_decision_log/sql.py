@@ -8,7 +8,8 @@ How to think of it
     caller repeats the batch, which is harmless because a decision is written once and never changes.
 
     On PostgreSQL a batch is one statement that commits by itself, fence and all: every transaction waits for its decision, and
-    each round trip to the log's database would be one more to wait for.
+    each round trip to the log's database would be one more to wait for.  On SQLite it is written through the driver alone, in half
+    the time.
 
     The end stays unknown until a repeat succeeds: a repeat that fails *before* COMMIT says nothing about the first try.
 
@@ -20,6 +21,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import sqlite3
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -71,6 +73,14 @@ _AT_ONCE: Final = text(
 While a later epoch holds the node's row it waits, and then sees that epoch and does nothing.  A row that is there stays as it is;
 if it is another decision, its branches would become null, which the table refuses, and all is undone.
 """
+
+_FILE_FENCE: Final = f"SELECT epoch, position FROM {nodes.name} WHERE node = ?"  # noqa: S608
+_FILE_ADVANCE: Final = f"UPDATE {nodes.name} SET position = ? WHERE node = ?"  # noqa: S608
+_FILE_RECORD: Final = (
+    f"INSERT INTO {decisions.name} (node, xid, epoch, decided_ms, branches) "  # noqa: S608
+    "VALUES (:node, :xid, :epoch, :decided_ms, :branches) ON CONFLICT DO NOTHING"
+)
+"""SQLite's."""
 
 
 @dataclass(slots=True)
@@ -159,10 +169,11 @@ class SqlLog:
             for decision in batch
         ]
         xids = {decision.xid for decision in batch}
-        record, attempt = (self._at_once if self._backend == "postgresql" else self._in_steps), _Attempt()
+        record = {"postgresql": self._at_once, "sqlite": self._in_file}.get(self._backend, self._in_steps)
+        attempt = _Attempt()
         try:
             position = record(rows, attempt)
-        except (SQLAlchemyError, OSError) as error:
+        except (SQLAlchemyError, sqlite3.Error, OSError) as error:
             if attempt.sent and not was_refused(error):
                 self._uncertain |= xids
                 raise RecordUncertain(f"no answer to COMMIT from {self.location}: {sentence(error)}") from error
@@ -189,6 +200,21 @@ class SqlLog:
             if position is None:
                 raise self._fenced(connection.scalar(_FENCE, {"b_node": self._node}))
         return position
+
+    def _in_file(self, rows: Sequence[dict[str, Any]], attempt: _Attempt) -> int:
+        """Record *rows* in a SQLite file and return the log's position."""
+        with contextlib.closing(self._engine.raw_connection()) as pooled:  # which rolls back what is open on it
+            file: Any = pooled.driver_connection
+            file.execute("BEGIN IMMEDIATE")
+            epoch, position = file.execute(_FILE_FENCE, (self._node,)).fetchone() or (None, 0)
+            if epoch != self._epoch:
+                raise self._fenced(epoch)
+            file.execute(_FILE_ADVANCE, (position + len(rows), self._node))
+            if file.executemany(_FILE_RECORD, rows).rowcount == len(rows):
+                attempt.sent = True
+                file.execute("COMMIT")
+                return int(position) + len(rows)
+        return self._in_steps(rows, attempt)  # some were there
 
     def _in_steps(self, rows: Sequence[dict[str, Any]], attempt: _Attempt) -> int:
         """Record *rows* and return the log's position, in a transaction of several statements."""
