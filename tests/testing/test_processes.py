@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import os
 import random
 import subprocess
 import sys
 
 import pytest
 
+from tests.waiting import eventually
+from txrpc.testing import processes
 from txrpc.testing.processes import free_port
 
 
@@ -45,3 +48,44 @@ def test_a_port_that_another_process_was_given_is_not_given_here(monkeypatch: py
         other.communicate()
     draw(monkeypatch, theirs)
     assert free_port() == theirs
+
+
+PARENT = """
+import sys
+from txrpc.testing.processes import Child
+children = [Child([sys.executable, "-c", "import time; time.sleep(600)"], name=name) for name in ("left", "killed")]
+for child in children:
+    child.start()
+children[1].kill()
+print(children[0].pid, flush=True)
+sys.stdin.read()
+"""
+
+
+@pytest.mark.parametrize("killed", [True, False])
+def test_children_end_with_their_parent(killed: bool) -> None:
+    """A coordinator ran on for ever when the tests that had started it were killed."""
+    with subprocess.Popen([sys.executable, "-c", PARENT], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as parent:
+        assert parent.stdout is not None
+        child = int(parent.stdout.readline())
+        assert _is_alive(child)
+        if killed:
+            parent.kill()
+    eventually(lambda: not _is_alive(child))
+
+
+def _is_alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+def test_what_has_ended_is_not_killed_by_the_watchdog() -> None:
+    """Its number may be another process's by then."""
+    told = b"started 11\nstarted 22\nstarted 33\nended 22\nended 44\n"
+    done = subprocess.run(
+        ["/bin/sh", "-c", 'kill() { echo "$@"; }' + processes._WATCHDOG], input=told, capture_output=True, check=True
+    )
+    assert done.stdout.split() == [b"-9", b"11", b"-9", b"33"]

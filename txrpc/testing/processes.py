@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import fcntl
 import functools
@@ -27,6 +28,16 @@ __all__ = ["Child", "CoordinatorProcess", "free_port"]
 _PORTS_FROM = 10_240
 _GIVEN_MAX = 1_000
 _STOPS_WITHIN_S = 10.0
+_WATCHDOG = """
+while read -r what pid; do
+    case $what in
+        started) alive="$alive $pid" ;;
+        ended) left=; for each in $alive; do [ "$each" = "$pid" ] || left="$left $each"; done; alive=$left ;;
+    esac
+done
+for each in $alive; do kill -9 "$each"; done
+"""
+"""Reads what becomes of children, and kills those that are left when their parent is gone, however that came."""
 _giving = threading.Lock()
 _given: deque[int] = deque()
 """The ports that were given last, newest at the end: what was given may be bound only later."""
@@ -75,10 +86,38 @@ def _first_outgoing_port() -> int:
     return first if first > _PORTS_FROM else 32_768
 
 
+@functools.cache
+def _watchdog() -> subprocess.Popen[bytes]:
+    """Return what watches over this process's children.  In a session of its own it hears no Ctrl-C."""
+    process = subprocess.Popen(
+        ["/bin/sh", "-c", _WATCHDOG],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+    atexit.register(_dismiss, process)
+    return process
+
+
+def _dismiss(watchdog: subprocess.Popen[bytes]) -> None:
+    assert watchdog.stdin is not None
+    watchdog.stdin.close()
+    with contextlib.suppress(subprocess.TimeoutExpired):  # a fork of this process has its end of the pipe
+        watchdog.wait(2)
+
+
+def _tell_watchdog(what: str, pid: int) -> None:
+    told = _watchdog().stdin
+    assert told is not None
+    with contextlib.suppress(OSError):  # it was ended from outside: then children are not watched
+        os.write(told.fileno(), f"{what} {pid}\n".encode())
+
+
 class Child:
     """One program that can be started again and again with the same arguments; its output goes to one file.
 
-    Not thread-safe.  As a context manager it is killed at the end.
+    Not thread-safe.  As a context manager it is killed at the end; and when this process dies, whatever it dies of.
     """
 
     def __init__(
@@ -125,7 +164,12 @@ class Child:
     @property
     def running(self) -> bool:
         """Return whether it has been started and has not ended."""
-        return self._process is not None and self._process.poll() is None
+        if self._process is None or self._process.returncode is not None:
+            return False
+        if self._process.poll() is None:
+            return True
+        _tell_watchdog("ended", self._process.pid)
+        return False
 
     @property
     def suspended(self) -> bool:
@@ -157,12 +201,13 @@ class Child:
             self._process = subprocess.Popen(
                 self._arguments, stdout=out, stderr=out, stdin=subprocess.DEVNULL, env=self.environment
             )
+        _tell_watchdog("started", self._process.pid)
 
     def kill(self) -> None:
         """SIGKILL, as a power cut would; fine if it is not running."""
         self._signal(signal.SIGKILL)
         if self._process is not None:
-            self._process.wait(30)
+            self.wait(30)
 
     def terminate(self, timeout_s: float = 20.0) -> int:
         """SIGTERM, and wait for its exit code."""
@@ -173,7 +218,11 @@ class Child:
         """Wait for its end and return its exit code."""
         if self._process is None:
             raise RuntimeError(f"{self.name} has not been started")
-        return self._process.wait(timeout_s)
+        had_ended = self._process.returncode is not None
+        code = self._process.wait(timeout_s)
+        if not had_ended:
+            _tell_watchdog("ended", self._process.pid)
+        return code
 
     def suspend(self) -> None:
         """SIGSTOP, and wait until it stands still: it stays connected and does nothing."""
@@ -211,11 +260,13 @@ class Child:
             if not self.running:
                 break
             time.sleep(0.02)
-        state = "is running" if self.running else f"ended with code {self._process.poll() if self._process else None}"
+        state = (
+            "is running" if self.running else f"ended with code {self._process.returncode if self._process else None}"
+        )
         raise RuntimeError(f"{self.name} did not write {text!r} ({state}):\n{self.text()[-4000:]}")
 
     def _signal(self, number: int) -> None:
-        if self._process is not None and self._process.poll() is None:
+        if self.running and self._process is not None:
             with contextlib.suppress(ProcessLookupError):
                 self._process.send_signal(number)
 
