@@ -18,7 +18,6 @@ import threading
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import grpc
 from sqlalchemy import text
@@ -532,15 +531,16 @@ def main() -> None:
     parser.add_argument("--database", action="append", default=[])
     parser.add_argument("--coordinator", default="")
     parser.add_argument("--watch", action="append", default=[], help="NAME=PID")
+    parser.add_argument("--counting", default="", help="the coordinator whose messages are counted")
     given = parser.parse_args()
     place = Place(given.service, given.database, given.coordinator)
-    watch = Watch([*given.watch, f"customers={os.getpid()}"], given.database)
+    watch = Watch([*given.watch, f"customers={os.getpid()}"], given.database, given.counting)
     if given.style == "sync":
         window = measure(given.form, place, given.clients, given.seconds, watch)
     else:
         window = asyncio.run(measure_async(given.form, place, given.clients, given.seconds, watch))
-    found: dict[str, Any] = {"took_s": window.took_s, "cpu_s": watch.cpu_s, "wal_syncs": watch.wal_syncs}
-    print(json.dumps(found), flush=True)
+    spent = {name: getattr(watch, name) for name in ("cpu_s", "wal_syncs", "messages", "decisions", "log_writes")}
+    print(json.dumps({"took_s": window.took_s, **spent}), flush=True)
     sys.stdout.flush()
     os._exit(0)  # what a form leaves running is not measured any more
 

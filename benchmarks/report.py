@@ -63,6 +63,8 @@ def show(runs: Sequence[Run], forms: Sequence[Form], console: Console) -> None:
             "coordinator",
             "databases",
             "forced",
+            "messages",
+            "decisions a log write",
         ):
             table.add_column(name, justify="right")
         for form in forms:
@@ -80,8 +82,11 @@ def _cells(runs: Sequence[Run], form: Form, series: Sequence[Run]) -> list[str]:
     for words in (("customers",), (" bank-",), ("coordinator",), ("postgres",)):
         spent = [_cpu_ms(run, words) for run in series]
         cells.append(f"{statistics.median(spent):.1f}" if any(spent) else "")
-    forced = statistics.median(run.wal_syncs / max(1, len(run.took_s)) for run in series)
-    return [*cells, f"{forced:.1f}"]
+    for counted in ("wal_syncs", "messages"):
+        each = statistics.median(getattr(run, counted) / max(1, len(run.took_s)) for run in series)
+        cells.append(f"{each:.1f}" if each else "")
+    together = statistics.median(run.decisions / max(1, run.log_writes) for run in series)
+    return [*cells, f"{together:.1f}" if together else ""]
 
 
 def _cpu_ms(run: Run, words: Sequence[str]) -> float:

@@ -1,4 +1,7 @@
-"""What processes and databases spend between two moments: processor time from /proc, forced writes from PostgreSQL's own counters."""
+"""What processes and databases spend between two moments.
+
+Processor time is from /proc, forced writes are from PostgreSQL's own counters, messages and decisions from the coordinator's.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +12,9 @@ from pathlib import Path
 
 import psycopg
 from sqlalchemy.engine import make_url
+
+from txrpc.cli.overview import ask
+from txrpc.cli.reach import Reach
 
 __all__ = ["Watch"]
 
@@ -27,24 +33,37 @@ def _cpu_s(pid: int, with_children: bool) -> float:
 
 
 class Watch:
-    """*processes*: "NAME=PID"; a name that begins with "postgres" stands for a server and its backends."""
+    """*processes*: "NAME=PID"; a name that begins with "postgres" stands for a server and its backends.
 
-    def __init__(self, processes: Sequence[str], databases: Sequence[str]) -> None:
+    *coordinator*: the address of one, or "".
+    """
+
+    def __init__(self, processes: Sequence[str], databases: Sequence[str], coordinator: str) -> None:
         self._pids = {name: int(pid) for name, _, pid in (each.partition("=") for each in processes)}
         self._urls = [
             make_url(url).set(drivername="postgresql").render_as_string(hide_password=False) for url in databases
         ]
         self.cpu_s: dict[str, float] = {}
-        self.wal_syncs = 0
+        self.wal_syncs = self.messages = self.decisions = self.log_writes = 0
+        self._coordinator = coordinator
 
     def begin(self) -> None:
         """Note what has been spent so far."""
+        self._count(-1)
         self.wal_syncs, self.cpu_s = -self._syncs(), {name: -spent for name, spent in self._spent().items()}
 
     def end(self) -> None:
         """Set the attributes to what has been spent since `begin`."""
         self.cpu_s = {name: spent + self.cpu_s[name] for name, spent in self._spent().items()}
         self.wal_syncs += self._syncs()
+        self._count(1)
+
+    def _count(self, sign: int) -> None:
+        if self._coordinator:
+            reply = ask(Reach(self._coordinator), 1, 10)
+            self.messages += sign * sum(reply.messages.values())
+            self.decisions += sign * reply.log_decisions
+            self.log_writes += sign * reply.log_batches
 
     def _spent(self) -> dict[str, float]:
         return {name: _cpu_s(pid, name.startswith("postgres")) for name, pid in self._pids.items()}

@@ -49,6 +49,9 @@ class Run:
     took_s: list[float]
     cpu_s: dict[str, float] = field(default_factory=dict)
     wal_syncs: int = 0
+    messages: int = 0
+    decisions: int = 0
+    log_writes: int = 0
 
     @property
     def rate(self) -> float:
@@ -100,6 +103,8 @@ class World:
         kind = form.services or ("txrpc" if form.name == "local" else "")
         if kind:
             arguments += ["--coordinator", self._coordinator(kind)]
+            if kind == "txrpc":
+                arguments += ["--counting", self._coordinator(kind)]
             for address in self._services(kind, style) if form.services else ():
                 arguments += ["--service", address]
             watched |= {
@@ -117,7 +122,7 @@ class World:
         if done.returncode:
             raise RuntimeError(f"{form.name} {style} failed:\n{done.stdout[-2000:]}{done.stderr[-4000:]}")
         found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
-        return Run(form.name, style, clients, seconds, found["took_s"], found["cpu_s"], found["wal_syncs"])
+        return Run(form.name, style, clients, seconds, **found)
 
     def _coordinator(self, kind: str) -> str:
         if kind == "plain":
