@@ -22,7 +22,9 @@ from tests.protocol.participant_kit import (
 from txrpc._protocol.messages import FinishResult, OnePhaseDone, Outcome, Prepare, Voted
 from txrpc._protocol.participant.branch import BranchInput as In
 from txrpc._protocol.participant.branch import BranchState, Operation
+from txrpc._protocol.participant.state import TOMBSTONE_MS
 from txrpc.errors import AbortCode
+from txrpc.ids import BranchId, Gid
 
 ONE = gid(1)
 
@@ -169,6 +171,34 @@ def test_a_committed_branch_in_an_old_listing_is_left_alone() -> None:
     process.local(In.FINISHED, ONE, FinishResult.DONE)
     effects = process.table.in_doubt(ONE, 10, process.now_ms)
     assert (effects.do, effects.send) == ([], [])
+
+
+def test_rule_14_a_branch_that_other_hands_have_ended_is_asked_for_no_more() -> None:
+    """An operator had ended it, as the manual said, and it was shown in doubt until its process restarted."""
+    process = prepared()
+    late_ms = DEADLINE_MS + TOMBSTONE_MS
+    process.sleep(late_ms - process.now_ms)
+
+    def sweep(*held: BranchId, resource: str = ONE.resource, began_ms: int = late_ms) -> list[Gid]:
+        return process.table.swept(resource, held, began_ms, process.now_ms)
+
+    assert sweep(ONE.branch) == sweep(resource="another") == []
+    assert sweep(began_ms=late_ms - 1) == [], "a message about it may be on its way, and an old look knows nothing"
+    assert answers(process.sleep(15_000).send) == ["Inquiry"]
+    assert sweep() == [ONE]
+    assert process.sleep(60_000).send == []
+    assert process.table.rows == process.table.state.by_use == process.table.state.closed_until_ms == {}
+    # Should it be decided after all, its database says how it has ended.
+    assert [do.operation for do in process.hear(commit(ONE)).do] == [Operation.COMMIT_PREPARED]
+    assert answers(process.local(In.FINISHED, ONE, FinishResult.HEURISTIC).send) == ["Acked HEURISTIC"]
+
+
+def test_rule_14_what_is_being_finished_is_left_alone_by_a_sweep_that_does_not_find_it() -> None:
+    process = prepared()
+    process.hear(commit(ONE))
+    late_ms = DEADLINE_MS + TOMBSTONE_MS
+    assert process.table.swept(ONE.resource, (), late_ms, late_ms) == []
+    assert process.state(ONE) is BranchState.COMMITTING
 
 
 def test_rule_9_a_local_commit_counts_the_calls_that_came_in_through_services() -> None:

@@ -133,12 +133,12 @@ def test_prepared_branches_ask_the_node_that_they_belong_to_where_it_is_now(
                   ParticipantId(bytes(8)), "notebook")  # fmt: skip
         found.append((gid, 0))
     wires[0].said.clear()
-    client.core.swept("notebook", found)
+    client.core.swept("notebook", client.state.now_ms(), found)
     asked = [(wire.address, node) for wire in wires for node, x in wire.said if isinstance(x, Inquiry)]
     assert asked == [("host-1:1", "c1"), ("host-2:1", "c2")]
     taken_over(client, wires)
     wires[1].said.clear()
-    client.core.swept("notebook", found)
+    client.core.swept("notebook", client.state.now_ms(), found)
     assert [node for node, x in wires[1].said if isinstance(x, Inquiry)] == ["c1", "c2"]
 
 

@@ -296,7 +296,7 @@ class Client:
             self._start_resource(name)
         else:
             sweep = self.state.resources[name].in_doubt
-            self._aside(sweep, (self.state.group,), functools.partial(self.core.swept, name))
+            self._aside(sweep, (self.state.group,), functools.partial(self.core.swept, name, self.state.now_ms()))
 
     def _start_resource(self, name: str) -> None:
         try:

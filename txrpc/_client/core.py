@@ -338,14 +338,18 @@ class ClientCore:
                 return sweep_ms
             return next_ms
 
-    def swept(self, name: str, found: Sequence[tuple[Gid, int]] | BaseException) -> None:
-        """What the database of resource *name* holds prepared for this group, or why it could not say."""
+    def swept(self, name: str, began_ms: int, found: Sequence[tuple[Gid, int]] | BaseException) -> None:
+        """What the database of resource *name* holds prepared for this group, asked at *began_ms*; or why it could not say."""
         with self.state.lock:
             if isinstance(found, BaseException):
                 logger.warning("cannot look for branches in doubt in resource %s: %s", name, found)
                 self.state.sweep_at[name] = self.state.now_ms() + int(_SWEEP_RETRY_MS * (0.5 + self.state.jitter()))
                 self.state.runtime.wake()
                 return
+            for gone in self.state.participant.swept(
+                name, {gid.branch for gid, _ in found}, began_ms, self.state.now_ms()
+            ):
+                logger.warning("%s is not prepared any more: it was ended by hand, or its database has lost it", gone)
             for gid, since_ms in found:
                 if live(self.state, gid.node) is not None:
                     effects.apply(self.state, self.state.participant.in_doubt(gid, since_ms, self.state.now_ms()))

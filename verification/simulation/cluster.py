@@ -340,6 +340,9 @@ class Cluster:
                 return (
                     f"{database.name} holds {len(database.works)} open and {len(database.prepared)} prepared branches"
                 )
+        asking = [row for process in self.processes if process.up for row in process.in_doubt()]
+        if asking:
+            return f"a process is in doubt about {asking}"
         processes = [*self.coordinators.values(), *self.old]
         engines = [engine for process in processes if process.up for engine in process.engines]
         missing = set(self.nodes) - {engine.node for engine in engines if not engine.over}

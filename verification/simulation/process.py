@@ -30,9 +30,9 @@ from txrpc._protocol.messages import (
     Voted,
     Welcome,
 )
-from txrpc._protocol.participant.branch import Do, Operation
+from txrpc._protocol.participant.branch import BranchState, Do, Operation
 from txrpc.errors import AbortCode, BadMessage, CoordinatorUnavailable, Reason, TxrpcError
-from txrpc.ids import Xid
+from txrpc.ids import Gid, Xid
 from verification.simulation.database import Database, Refused, SimResource
 from verification.simulation.history import History
 from verification.simulation.network import Network, Stream
@@ -150,8 +150,10 @@ class SimRuntime:
         resource: SimResource = self.state.resources[name]
         starts = bool(self.state.starting.trouble(name))
         promise = resource.start() if starts else resource.in_doubt(self.state.group)
-        told = self.core.started if starts else self.core.swept
-        promise.then(lambda kept: self._process.soon(told, name, kept.error or kept.value))
+        told: Callable[..., None] = functools.partial(self.core.swept, name, self.state.now_ms())
+        if starts:
+            told = functools.partial(self.core.started, name)
+        promise.then(lambda kept: self._process.soon(told, kept.error or kept.value))
 
     def aside(
         self, _name: str, verb: Callable[..., Promise], arguments: tuple[Any, ...], then: Callable[[Any], None]
@@ -331,6 +333,11 @@ class Process(Node):
     def core(self) -> ClientCore:
         """The client's, of this incarnation."""
         return self.runtime.core
+
+    def in_doubt(self) -> list[Gid]:
+        """The branches of this incarnation that it asks for."""
+        rows = self.state.participant.rows.values()
+        return [row.gid for row in rows if row.state is BranchState.PREPARED]
 
     def unix_ms(self) -> int:
         """This machine's own idea of the time."""

@@ -24,7 +24,7 @@ Where things are
 from __future__ import annotations
 
 import heapq
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Container, Iterable
 from typing import Final
 
 from txrpc._protocol.deciding import Decide
@@ -182,6 +182,25 @@ class Participant:
         elif row.state is BranchState.ENDED and row.outcome is Outcome.ABORTED:
             phase_two.undo_prepared(self.state, row)
         return self.state.out
+
+    def swept(self, resource: str, held: Container[BranchId], began_ms: int, now_ms: int) -> list[Gid]:
+        """A look at *resource* that was begun at *began_ms* has found *held* prepared; return the branches that are not any more.
+
+        Other hands have ended them, or their database has lost them.  It is asked for them no more: whoever is told to finish one
+        has the database prove what became of it (rule 16), and if it is there after all, the next look finds it.
+        """
+        self.state.begin(now_ms)
+        gone = [
+            row
+            for row in self.state.rows.values()
+            if row.gid.resource == resource
+            and row.state is BranchState.PREPARED
+            and row.branch not in held
+            and max(row.in_doubt_ms + 1, self.state.closed_until_ms.get(row.xid, 0)) <= began_ms
+        ]
+        for row in gone:
+            phase_two.expire(self.state, row, None)
+        return [row.gid for row in gone]
 
     def resolve_foreign(self, gid: Gid, token: str, now_ms: int) -> Effects:
         """Ask the database for the end of a commit in one phase that another process had begun."""
