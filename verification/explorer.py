@@ -2,9 +2,10 @@
 
 A state is a whole `SmallWorld` with what may still go wrong in it.  From each state every next step is taken: any message that is
 first on its way, any operation of a database, any write of the log; a crash and restart of any node, with what it was doing having
-taken effect or not; a lost message (its connection breaks) or a repeated one; a deadline that passes too early.  States are told
-apart by a hash of everything in them, and counted.  Where nothing is under way, time goes on to whatever is due; where nothing is
-due either, all must have ended in agreement.
+taken effect or not; a lost message (its connection breaks) or a repeated one; a deadline that passes too early; a standby that
+takes over the database that decides, with its latest decision or without.  States are told apart by a hash of everything in them,
+and counted.  Where nothing is under way, time goes on to whatever is due; where nothing is due either, all must have ended in
+agreement.
 
 (After Holzmann's SPIN and the model checkers of TLA+, but on the code itself.)
 """
@@ -31,7 +32,7 @@ from txrpc.ids import BranchId, Epoch, ParticipantId, RegisterId, Xid
 from verification.explorer_model import SmallWorld, early
 from verification.explorer_nodes import Database, Ledger
 
-__all__ = ["STORIES", "Budget", "Explored", "Mistake", "explore", "main"]
+__all__ = ["DECIDED", "STORIES", "Budget", "Explored", "Mistake", "explore", "main"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +46,8 @@ class Budget:
     """Deadlines that pass while messages are on their way."""
     takeovers: int = 0
     """Another process opens the log, while the coordinator sleeps in the middle of whatever it does."""
+    failovers: int = 0
+    """A standby takes over the database that decides."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,7 +101,7 @@ def _both_vote_early_and_the_root_gives_up(world: SmallWorld) -> None:
 
 def _the_ledger_decides(world: SmallWorld) -> None:
     refs = early([service.call() for service in world.services], world.services)
-    world.client.decide(*[ref.prepared for ref in refs])
+    world.client.decide(*refs)
 
 
 def _the_ledger_decides_when_all_have_voted(world: SmallWorld) -> None:
@@ -107,6 +110,7 @@ def _the_ledger_decides_when_all_have_voted(world: SmallWorld) -> None:
 
 def _a_service_decides(world: SmallWorld) -> None:
     refs = [service.call() for service in world.services]
+    world.has_work_in_the_ledger(refs[0])
     world.client.commit(*refs, decider=refs[0])
 
 
@@ -137,6 +141,8 @@ _Step = tuple[str, Callable[[], None], Budget]
 def _steps(world: SmallWorld, budget: Budget) -> Iterator[_Step]:
     """All that can happen now: its name, how to do it, and what may go wrong afterwards."""
     jobs = list(dict.fromkeys(world.jobs))
+    if not all(map(world.is_for_an_operator, jobs)):  # who looks when nothing is under way any more
+        jobs = [job for job in jobs if not world.is_for_an_operator(job)]
     for job in jobs:
         yield world.name_of(job), partial(world.carry_out, job), budget
     if all(map(world.is_asleep, jobs)) and not world.quiet:
@@ -152,6 +158,12 @@ def _steps(world: SmallWorld, budget: Budget) -> Iterator[_Step]:
         for landed in (False, True):
             how = "what it was writing gets there before" if landed else "what it was writing comes too late"
             yield f"the coordinator sleeps and is taken over, {how}", partial(world.take_over, landed), after
+
+    if budget.failovers and world.ledger is not None:
+        after = replace(budget, failovers=budget.failovers - 1)
+        for kept in (False, True):
+            how = "which has the latest decision" if kept else "which lacks the latest decision"
+            yield f"a standby takes the ledger over, {how}", partial(world.fail_over, kept), after
 
 
 def _crashes(world: SmallWorld, after: Budget) -> Iterator[_Step]:
@@ -313,12 +325,13 @@ class _Shelf:
 @click.option("--crashes", default=1, show_default=True)
 @click.option("--messages", default=1, show_default=True, help="Lost or repeated.")
 @click.option("--early", default=0, show_default=True, help="Deadlines that pass too early.")
+@click.option("--failovers", default=0, show_default=True, help="Of the database that decides.")
 @click.argument("stories", nargs=-1)
-def main(stories: tuple[str, ...], crashes: int, messages: int, early: int) -> None:
+def main(stories: tuple[str, ...], crashes: int, messages: int, early: int, failovers: int) -> None:
     """Walk through every interleaving of STORIES (all of them by default)."""
     for story in stories or STORIES:
         try:
-            found = explore(story, Budget(crashes, messages, early))
+            found = explore(story, Budget(crashes, messages, early, failovers=failovers))
         except Mistake as mistake:
             click.echo(str(mistake))
             sys.exit(1)

@@ -23,6 +23,7 @@ from txrpc._protocol.coordinator.events import (
     Woke,
 )
 from txrpc._protocol.coordinator.machine import Coordinator
+from txrpc._protocol.coordinator.rows import State
 from txrpc._protocol.deciding import Decided, RegisterQuestion, Registers
 from txrpc._protocol.messages import (
     BranchRef,
@@ -42,7 +43,7 @@ from txrpc._protocol.messages import (
 from txrpc._protocol.outcomes import Found
 from txrpc._protocol.participant.branch import BranchState, Do
 from txrpc._protocol.records import Decision, Opened, PreparedBranch
-from txrpc.ids import Epoch, Xid
+from txrpc.ids import BranchId, Epoch, RegisterId, Xid
 from verification.explorer_nodes import LIMITS, LONGEST_MS, REGISTER, XID, Client, Database, Ledger, Link, Service
 
 __all__ = ["SmallWorld", "early"]
@@ -54,7 +55,7 @@ def _order(job: tuple[Any, ...]) -> tuple[str, str]:
         return kind, f"{arguments[0].id}{arguments[1].operation.value}{arguments[1].gid.branch}"
     if kind == "ask":
         return kind, f"{arguments[0].id}{arguments[1].claim}"
-    return kind, str(arguments[0]) if kind in ("up", "down") else ""
+    return kind, str(arguments[0]) if kind in ("up", "down", "operator") else ""
 
 
 NODE: Final = "c1"
@@ -152,6 +153,13 @@ class SmallWorld:
             self.jobs.append(("look", coordinator, lookup))
         for session, _ in output.close:
             self.links.pop(session, None)
+        for note in output.notes:
+            if note.event == "branch of a lost decision":
+                row = coordinator.state.transactions.get(XID)
+                assert row is None or row.state is State.LEFT, (
+                    f"an operator is called, and it is {row.state.value} here"
+                )
+                self.jobs.append(("operator", note.fields["branch"]))
         if not self.repeated:
             assert not [note for note in output.notes if note.event == "protocol violation"], output.notes
 
@@ -166,7 +174,7 @@ class SmallWorld:
         self.said |= {word for word, said in (("committed", committed), ("aborted", aborted)) if said}
         assert len(self.said) < 2, "said both"
         held = any(state == "prepared" for database in self.databases.values() for state in database.branches.values())
-        decided = self.ledger is not None and self.ledger.row is Found.COMMITTED
+        decided = self.ledger is not None and (self.ledger.row is Found.COMMITTED or self.ledger.lost)
         assert not (committed and held) or self.log or decided, "said before it was durable"
 
     # -------------------------------------------------------------------------------------------------------- time
@@ -220,9 +228,9 @@ class SmallWorld:
 
     def _job_insert(self, prepared: tuple[PreparedBranch, ...]) -> None:
         assert self.ledger is not None
-        if self.ledger.row is Found.ABORTED:
+        if self.ledger.row is Found.ABORTED or self.ledger.id != REGISTER:
             self.ledger.work = "rolled back"
-            self.client.told(Outcome.ABORTED)
+            self.client.refused()
             return
         self.ledger.work, self.ledger.branches = "inserted", prepared
         self.jobs.append(("commit",))
@@ -233,6 +241,27 @@ class SmallWorld:
         self.ledger.work, self.ledger.row = "committed", Found.COMMITTED
         self.client.told(Outcome.COMMITTED)
         self.send_up(self.client.session, Decided(REGISTER, XID, self.ledger.branches))
+
+    def _job_learn(self) -> None:
+        """The connection broke in COMMIT: the root asks the register."""
+        assert self.ledger is not None
+        found, branches = self.ledger.ask(REGISTER, True, None)
+        if found is Found.COMMITTED:
+            self.client.told(Outcome.COMMITTED)
+            self.send_up(self.client.session, Decided(REGISTER, XID, branches))
+        elif found is Found.ABORTED:
+            self.client.refused()
+        else:
+            self.client.told(Outcome.UNKNOWN)
+
+    def _job_operator(self, branch: BranchId) -> None:
+        """A branch whose decision is lost is ended by hand, as its transaction has ended where it has."""
+        for database in self.databases.values():
+            if database.prepared.pop(branch, None) is not None:
+                committed = "committed" in {
+                    state for each in self.databases.values() for state in each.branches.values()
+                }
+                database.branches[branch] = "committed" if committed else "rolled back"
 
     def _job_ask(self, service: Service, question: RegisterQuestion) -> None:
         service.answer(question)
@@ -335,6 +364,32 @@ class SmallWorld:
             return arguments[0] in self.links and self.links[arguments[0]].coordinator is self.sleeper
         return kind in ("log", "look", "heard") and arguments[0] is self.sleeper
 
+    def has_work_in_the_ledger(self, ref: BranchRef) -> None:
+        """The work of this branch is in the database that decides."""
+        assert self.ledger is not None
+        self.ledger.worker = ref.branch
+
+    def fail_over(self, kept: bool) -> None:
+        """A standby takes over the database that decides; *kept*: with the latest row, and the work that was committed with it."""
+        ledger = self.ledger
+        assert ledger is not None
+        ledger.id = RegisterId(REGISTER.table + b"another!")
+        if ("commit",) in self.jobs:
+            self.jobs[self.jobs.index(("commit",))] = ("learn",)
+            if kept:
+                ledger.work, ledger.row = "committed", Found.COMMITTED
+        if not kept and ledger.row is not Found.OPEN:
+            ledger.row, ledger.lost = Found.OPEN, True
+        after = {
+            "active": "rolled back",
+            "inserted": "rolled back",
+            "committed": "lost" if ledger.lost else "committed",
+        }
+        ledger.work = after.get(ledger.work, ledger.work)
+        for database in self.databases.values():
+            if ledger.worker is not None and (state := database.branches.get(ledger.worker)) is not None:
+                database.branches[ledger.worker] = after.get(state, state)
+
     def cut(self, peer: Service | Client) -> None:
         """Break the connection of *peer*, which connects again."""
         del self.links[peer.session]
@@ -349,7 +404,7 @@ class SmallWorld:
         del self.links[self.client.session]
         self.honour(self.coordinator.step(SessionClosed(self.client.session), self.now_ms))
         self.client.asked = False
-        self.jobs = [job for job in self.jobs if job[0] not in ("insert", "commit")]
+        self.jobs = [job for job in self.jobs if job[0] not in ("insert", "commit", "learn")]
         if self.ledger is not None and self.ledger.work in ("active", "inserted"):
             self.ledger.work = "rolled back"  # its database notices
 
@@ -380,6 +435,10 @@ class SmallWorld:
         peer = self.links[session].peer
         return peer.resource if isinstance(peer, Service) else "the client"
 
+    def is_for_an_operator(self, job: tuple[Any, ...]) -> bool:
+        """Whether a person is to do it, who takes longer than any message."""
+        return bool(job[0] == "operator")
+
     def name_of(self, job: tuple[Any, ...]) -> str:
         """A job in a few words."""
         kind, *arguments = job
@@ -393,8 +452,10 @@ class SmallWorld:
             return f"{arguments[0].resource}: {arguments[1].operation.value}"
         if kind == "ask":
             return f"the register is {'claimed' if arguments[1].claim else 'read'} through {arguments[0].resource}"
-        if kind in ("insert", "commit"):
+        if kind in ("insert", "commit", "learn"):
             return f"the ledger: {kind}"
+        if kind == "operator":
+            return "an operator ends a branch by hand"
         name = {"log": "the log writes", "look": "the log is asked", "heard": "the log has written"}[kind]
         return f"{name} (for the sleeper)" if arguments[0] is self.sleeper else name
 
@@ -425,6 +486,8 @@ class SmallWorld:
         outcomes = {reply.outcome for reply in self.client.replies}
         assert len(outcomes) <= 1
         outcome = next(iter(outcomes), None)
+        if self.ledger is not None and self.ledger.lost:
+            return outcome  # what was true then has been lost
         if outcome is Outcome.COMMITTED:
             assert "rolled back" not in states
         elif outcome is Outcome.ABORTED:

@@ -22,6 +22,7 @@ from txrpc._protocol.messages import (
     ResourceInfo,
     RollbackRequest,
     Tick,
+    Vote,
     Welcome,
 )
 from txrpc._protocol.outcomes import Found
@@ -81,11 +82,20 @@ class Ledger:
     work: str = "active"
     row: Found = Found.OPEN
     branches: tuple[PreparedBranch, ...] = ()
+    worker: BranchId | None = None
+    """The branch of a service's whose work is in this database."""
+    id: RegisterId = REGISTER
+    lost: bool = False
+    """Whether it has come back without a row that it had."""
 
-    def ask(self, claim: bool, commit: tuple[PreparedBranch, ...] | None) -> tuple[Found, tuple[PreparedBranch, ...]]:
+    def ask(
+        self, register: RegisterId, claim: bool, commit: tuple[PreparedBranch, ...] | None
+    ) -> tuple[Found, tuple[PreparedBranch, ...]]:
         """What the register says; *claim*: if that is open, it is aborted from now on, or committed, with *commit*."""
         if self.work == "inserted":  # a claim waits for it
             return (Found.UNREACHABLE if claim else Found.OPEN), ()
+        if self.row is Found.OPEN and register != self.id:
+            return Found.LOST, ()
         if self.row is Found.OPEN and commit is not None:
             self.row, self.branches = Found.COMMITTED, commit
         elif self.row is Found.OPEN and claim:
@@ -132,8 +142,7 @@ class Service:
             return
         if isinstance(message, Welcome):
             self.honour(self.table.connected("c1", now_ms))
-            for gid in list(self.database.prepared.values()):
-                self.honour(self.table.in_doubt(gid, 0, now_ms))
+            self._sweep()
             self._look_through()
         elif isinstance(message, RegisterQuestion):
             self.world.jobs.append(("ask", self, message))
@@ -156,12 +165,21 @@ class Service:
     def answer(self, question: RegisterQuestion) -> None:
         """The database of the ledger, which this process reaches as well, has been asked."""
         assert self.world.ledger is not None
-        found, branches = self.world.ledger.ask(question.claim, question.commit)
+        found, branches = self.world.ledger.ask(question.register, question.claim, question.commit)
         self.world.send_up(self.session, RegisterAnswer(REGISTER, XID, found, branches))
 
     def woke(self) -> None:
         """Time has passed."""
-        self.honour(self.table.woke(self.world.now_ms))
+        now_ms = self.world.now_ms
+        self.honour(self.table.woke(now_ms))
+        if self.world.ledger is not None and self.world.ledger.id != REGISTER:
+            # Where a decision may be lost, it takes more than messages: a sweep, and an operator.
+            self.table.swept(self.resource, self.database.prepared, now_ms, now_ms)
+            self._sweep()
+
+    def _sweep(self) -> None:
+        for gid in list(self.database.prepared.values()):
+            self.honour(self.table.in_doubt(gid, 0, self.world.now_ms))
 
     def honour(self, effects: Effects) -> None:
         """Do what the table says."""
@@ -190,11 +208,11 @@ class Service:
     def _decide(self, gid: Gid, branches: tuple[PreparedBranch, ...]) -> tuple[BranchInput, object]:
         ledger = self.world.ledger
         assert ledger is not None
-        assert self.database.branches[gid.branch] == "active"
         assert ledger.row is not Found.COMMITTED, "decided twice"
-        if ledger.row is Found.ABORTED:
+        if ledger.row is Found.ABORTED or gid.register != ledger.id:
             self.database.branches[gid.branch] = "rolled back"
             return BranchInput.ONE_PHASE_ENDED, (Outcome.ABORTED, REFUSED)
+        assert self.database.branches[gid.branch] == "active"
         assert "aborted" not in self.world.said, "decided after its abort was told"
         ledger.row, ledger.branches = Found.COMMITTED, branches
         self.database.branches[gid.branch] = "committed"
@@ -220,7 +238,7 @@ class Service:
         return BranchInput.ONE_PHASE_ENDED, (Outcome.COMMITTED, None)
 
     def _rollback(self, gid: Gid) -> tuple[BranchInput, object]:
-        assert self.database.branches[gid.branch] == "active"
+        assert self.database.branches[gid.branch] in ("active", "rolled back")
         self.database.branches[gid.branch] = "rolled back"
         return BranchInput.ROLLED_BACK, None
 
@@ -256,6 +274,8 @@ class Client:
         self.owner = world.owner
         self.begun_tick = world.coordinator.state.tick
         self.refs: tuple[BranchRef, ...] = ()
+        self.others: tuple[BranchRef, ...] = ()
+        """The branches that have voted, where a database of its own decides."""
         self.asked = False
         self.replies: list[OutcomeReply] = []
 
@@ -272,10 +292,16 @@ class Client:
         request = CommitRequest(XID, self.owner.epoch, self.begun_tick, refs, TIMEOUT_MS - 1_000, register=register)
         self.world.send_up(self.session, replace(request, decider=decider.branch if decider is not None else None))
 
-    def decide(self, *prepared: PreparedBranch) -> None:
+    def decide(self, *refs: BranchRef) -> None:
         """All have voted: decide, in the database of its own."""
-        self.asked = True
-        self.world.jobs.append(("insert", prepared))
+        self.asked, self.others = True, refs
+        self.world.jobs.append(("insert", tuple(ref.prepared for ref in refs)))
+
+    def refused(self) -> None:
+        """Its database has refused the decision."""
+        self.told(Outcome.ABORTED)
+        request = RollbackRequest(XID, self.owner.epoch, self.begun_tick, self.others, GAVE_UP)
+        self.world.send_up(self.session, request)
 
     def told(self, outcome: Outcome) -> None:
         """How it has ended, as its own database says, or itself before that was asked."""
@@ -294,6 +320,7 @@ class Client:
         """A message of the coordinator's has come."""
         ledger = self.world.ledger
         unknown = isinstance(message, OutcomeReply) and message.outcome is Outcome.UNKNOWN
+        unknown = unknown and message.reason is not None and message.reason.code is AbortCode.RESOURCE_UNAVAILABLE
         if ledger is not None and ledger.work != "elsewhere":
             self._take_votes(message, ledger)
         elif isinstance(message, Welcome) or (unknown and ledger is not None):
@@ -305,10 +332,11 @@ class Client:
             self.replies.append(message)
 
     def _take_votes(self, message: Any, ledger: Ledger) -> None:
-        polling = bool(self.refs) and not self.replies and ledger.work == "active"
+        polling = bool(self.refs) and not self.replies
         if isinstance(message, Votes) and polling:
-            self.refs = ()
-            self.decide(*message.branches)
+            refs, self.refs = self.refs, ()
+            listed = {each.branch for each in message.branches}
+            self.decide(*[replace(ref, vote=Vote.PREPARED) for ref in refs if ref.branch in listed])
         elif isinstance(message, OutcomeReply | Welcome) and polling:
             self.give_up(*self.refs)  # not all have voted, or the coordinator is gone that was asked for that
         elif isinstance(message, Welcome) and ledger.row is Found.COMMITTED:

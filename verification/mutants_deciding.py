@@ -275,6 +275,11 @@ def _never_looks_its_register_through() -> Patches:
     return [patch.object(client_registers, "look_through", lambda *_: None)]
 
 
+@mistake(14, world=_OLDER)
+def _asks_for_ever_for_what_other_hands_have_ended() -> Patches:
+    return [patch.object(Participant, "swept", lambda *_: [])]
+
+
 @mistake(9, 1, 2, 6, 13, world=replace(_WORLD, final_calls=0.0, duplication=0.4))
 def _decides_though_calls_ran_twice() -> Patches:
     return [patch.object(phase_one, "_objection", lambda *_: None)]

@@ -187,7 +187,9 @@ def test_rule_14_a_branch_that_other_hands_have_ended_is_asked_for_no_more() -> 
     assert answers(process.sleep(15_000).send) == ["Inquiry"]
     assert sweep() == [ONE]
     assert process.sleep(60_000).send == []
-    assert process.table.rows == process.table.state.by_use == process.table.state.closed_until_ms == {}
+    assert not process.table.rows
+    assert not process.table.state.by_use
+    assert not process.table.state.closed_until_ms
     # Should it be decided after all, its database says how it has ended.
     assert [do.operation for do in process.hear(commit(ONE)).do] == [Operation.COMMIT_PREPARED]
     assert answers(process.local(In.FINISHED, ONE, FinishResult.HEURISTIC).send) == ["Acked HEURISTIC"]

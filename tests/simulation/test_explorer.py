@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
 from tests.proof import note_proof
+from txrpc._protocol.coordinator import registers
 from verification import mutants_deciding
-from verification.explorer import STORIES, Budget, Mistake, explore
+from verification.explorer import DECIDED, STORIES, Budget, Explored, Mistake, explore
 from verification.explorer_model import SmallWorld
 from verification.mutants import MUTANTS
 
@@ -39,6 +41,20 @@ DEAR = (
 """Stories in which a crash can come at very many moments."""
 
 
+def _note(story: str, budget: Budget, found: Explored) -> None:
+    note_proof(
+        "explorer",
+        story=story,
+        crashes=budget.crashes,
+        messages=budget.messages,
+        early=budget.early,
+        takeovers=budget.takeovers,
+        failovers=budget.failovers,
+        states=found.states,
+        steps=found.steps,
+    )
+
+
 @pytest.mark.parametrize(
     ("story", "budget"),
     [
@@ -58,16 +74,7 @@ def test_rule_1_every_interleaving_ends_in_agreement(story: str, budget: Budget)
     if budget.crashes:
         assert found.outcomes == OUTCOMES[story], "a crash can bring about every outcome that there is"
     assert found.ends > 0
-    note_proof(
-        "explorer",
-        story=story,
-        crashes=budget.crashes,
-        messages=budget.messages,
-        early=budget.early,
-        takeovers=budget.takeovers,
-        states=found.states,
-        steps=found.steps,
-    )
+    _note(story, budget, found)
 
 
 @pytest.mark.proof
@@ -101,6 +108,29 @@ def test_rule_7_a_coordinator_may_be_taken_over_while_it_sleeps_in_the_middle_of
     test_rule_1_every_interleaving_ends_in_agreement(story, Budget(0, 0, takeovers=1))
 
 
+@pytest.mark.timeout(1_500)
+@pytest.mark.parametrize(
+    ("story", "budget"),
+    [
+        pytest.param(story, replace(others, failovers=1), id=f"{story}-{kind}", marks=marks)
+        for kind, others, marks in (
+            ("alone", Budget(0, 0), []),
+            ("message", Budget(0, 1), [pytest.mark.proof]),
+            ("deadline", Budget(0, 0, 1), [pytest.mark.proof, pytest.mark.long]),
+            ("crash", Budget(1, 0), [pytest.mark.proof, pytest.mark.long]),
+        )
+        for story in DECIDED
+    ],
+)
+def test_rule_16_a_standby_may_take_over_the_database_that_decides_with_its_latest_decision_or_without(
+    story: str, budget: Budget
+) -> None:
+    """What was not decided before cannot be after it; where a decision may be lost, an operator is called, and only there."""
+    found = explore(story, budget)
+    assert found.outcomes <= OUTCOMES[story] | {"UNKNOWN"}
+    _note(story, budget, found)
+
+
 MISTAKES = {
     "tells before the decision is durable": ("two that write", Budget(0, 0)),
     "marks the record done at the decision": ("two that write", Budget(1, 0)),
@@ -120,6 +150,7 @@ MISTAKES = {
     "has it decided before all have voted": ("a service decides", Budget(0, 0)),
     "calls it aborted when the decider does not answer": ("a service decides", Budget(1, 0)),
     "forgets that it has given the right to decide away": ("a service decides", Budget(1, 1)),
+    "asks for ever for what other hands have ended": ("the ledger decides", Budget(0, 0, failovers=1)),
 }
 
 
@@ -161,6 +192,21 @@ def test_the_explorer_finds_a_sleeper_that_is_not_stopped(
     monkeypatch.setattr(SmallWorld, job, mistaken)
     with pytest.raises(Mistake, match=said):
         explore(story, Budget(0, 0, takeovers=1), most=20_000)
+
+
+def test_the_explorer_finds_an_operator_who_is_called_while_it_is_being_decided(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A branch was called one of a lost decision although this coordinator knew it, or was waiting for it to be made."""
+    tell = registers._cannot_tell
+    final = {registers._UNKNOWN[found] for found in registers._REFUSED}
+
+    def mistaken(state: Any, session: int, message: Any, text: str, refused: bool = False) -> None:
+        tell(state, session, message, text, text in final)
+
+    monkeypatch.setattr(registers, "_cannot_tell", mistaken)
+    with pytest.raises(Mistake, match="an operator is called, and it is deciding here"):
+        explore("a register decides, without work", Budget(0, 0, 1, failovers=1), most=20_000)
 
 
 def test_a_mistake_comes_with_the_shortest_way_to_it() -> None:

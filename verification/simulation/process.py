@@ -335,7 +335,7 @@ class Process(Node):
         return self.runtime.core
 
     def in_doubt(self) -> list[Gid]:
-        """The branches of this incarnation that it asks for."""
+        """The branches that this incarnation asks for."""
         rows = self.state.participant.rows.values()
         return [row.gid for row in rows if row.state is BranchState.PREPARED]
 

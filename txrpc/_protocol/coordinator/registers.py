@@ -196,11 +196,7 @@ def inquiry(state: CoordinatorState, session: int, message: Inquiry, register: R
     """A branch that is prepared under *register* asks."""
     gid, row = message.gid, state.transactions.get(message.gid.xid)
     if row is not None and row.state is State.COMMITTING:
-        listed = row.branches.get(gid.branch)
-        if listed is not None and listed.vote is Vote.PREPARED:
-            phases.tell_commit(state, row, listed, state.directory.sessions[session])
-        else:
-            _roll_back(state, session, message)
+        _tell_as_decided(state, row, session, message)
         return
     if gid.xid in state.remembered and state.remembered[gid.xid] is not None:
         _roll_back(state, session, message)
@@ -209,6 +205,14 @@ def inquiry(state: CoordinatorState, session: int, message: Inquiry, register: R
     owner = state.directory.owner(gid.participant)
     awaited = message.time_left_ms > 0 or (owner is not None and owner.session != session)
     ask(state, register, session, message, claim=not awaited)
+
+
+def _tell_as_decided(state: CoordinatorState, row: TransactionRow, session: int, message: Inquiry) -> None:
+    listed = row.branches.get(message.gid.branch)
+    if listed is not None and listed.vote is Vote.PREPARED:
+        phases.tell_commit(state, row, listed, state.directory.sessions[session])
+    else:
+        _roll_back(state, session, message)
 
 
 def _roll_back(state: CoordinatorState, session: int, message: Inquiry) -> None:
@@ -254,14 +258,19 @@ def tell(state: CoordinatorState, question: Question, answer: RegisterAnswer) ->
 
 
 def _tell(state: CoordinatorState, session: int, message: Inquiry | OutcomeRequest, answer: RegisterAnswer) -> None:
-    if answer.found not in _ENDS:
-        _cannot_tell(state, session, message, _UNKNOWN[answer.found], answer.found in _REFUSED)
+    row = state.transactions.get(answer.xid)
+    if answer.found not in _ENDS and isinstance(message, Inquiry) and row is not None and row.state is State.COMMITTING:
+        _tell_as_decided(state, row, session, message)  # it was heard of meanwhile
+    elif answer.found not in _ENDS:
+        # What is under way here goes on, and may yet tell.
+        refused = answer.found in _REFUSED and (row is None or row.state is State.LEFT)
+        _cannot_tell(state, session, message, _UNKNOWN[answer.found], refused)
     elif isinstance(message, Inquiry):
         _tell_branch(state, session, message, answer)
     elif answer.found is Found.ABORTED:
         # Those that voted early know nothing of it, and would ask at their deadline only.
         phases.abort_unknown(state, session, message.xid, message.epoch, message.branches, _CLAIMED, count=False)
-    elif (row := state.transactions.get(message.xid)) is not None:
+    elif row is not None:
         row.waiters[session] = Wait.ACKNOWLEDGED
     else:
         state.send(session, OutcomeReply(message.xid, Outcome.COMMITTED))
