@@ -66,7 +66,7 @@ def test_a_coordinator_that_froze_with_the_fence_in_its_hand_is_replaced(
     frozen, successor = sql_log(url), sql_log(url)
     epoch = frozen.open("c1", 1).epoch
     with frozen._engine.connect() as connection:
-        frozen._fence(connection)
+        frozen._fence.lock(connection)
         began = time.monotonic()
         assert successor.open("c1", 2).epoch.number == 2
         assert time.monotonic() - began < 10

@@ -281,7 +281,7 @@ MUTANTS: dict[str, tuple[Change, str]] = {
         "tests/log/test_mysql.py -k froze",
     ),
     "the log's fence compares nothing": (
-        Change(_LOG + "sql", "if row is None or row.epoch != self._epoch:", "if row is None:"),
+        Change(_LOG + "recording", "if row is None or row.epoch != self.epoch:", "if row is None:"),
         "tests/log/test_contract.py -k rule_7",
     ),
     "no answer to COMMIT means not recorded": (
@@ -289,27 +289,27 @@ MUTANTS: dict[str, tuple[Change, str]] = {
         "tests/log/test_sql.py -k uncertain",
     ),
     "PostgreSQL's log is not fenced": (
-        Change(_LOG + "sql", 'AND epoch = :epoch "', 'AND :epoch > 0 "'),
+        Change(_LOG + "recording", 'AND epoch = :epoch "', 'AND :epoch > 0 "'),
         "tests/log/test_contract.py -k rule_7",
     ),
     "SQLite's log is not fenced": (
-        Change(_LOG + "sql", "if epoch != self._epoch:", "if epoch is None:"),
+        Change(_LOG + "recording", "if epoch != self._fence.epoch:", "if epoch is None:"),
         "tests/log/test_contract.py -k rule_7",
     ),
     "SQLite's log stands still": (
-        Change(_LOG + "sql", "(position + len(rows), self._node)", "(position, self._node)"),
+        Change(_LOG + "recording", "(position + len(rows), self._fence.node)", "(position, self._fence.node)"),
         "tests/log/test_contract.py -k rule_18",
     ),
     "SQLite changes a decision": (
-        Change(_LOG + "sql", 'DO NOTHING"', 'DO UPDATE SET branches = excluded.branches"'),
+        Change(_LOG + "recording", 'DO NOTHING"', 'DO UPDATE SET branches = excluded.branches"'),
         "tests/log/test_contract.py -k never_changes",
     ),
     "PostgreSQL's log stands still": (
-        Change(_LOG + "sql", "position + :count", "position + 0 * :count"),
+        Change(_LOG + "recording", "position + :count", "position + 0 * :count"),
         "tests/log/test_contract.py -k rule_18",
     ),
     "PostgreSQL changes a decision": (
-        Change(_LOG + "sql", "THEN held.branches END", "THEN held.branches ELSE excluded.branches END"),
+        Change(_LOG + "recording", "THEN held.branches END", "THEN held.branches ELSE excluded.branches END"),
         "tests/log/test_contract.py -k never_changes",
     ),
     "what PostgreSQL refuses may have been recorded": (
@@ -325,7 +325,7 @@ MUTANTS: dict[str, tuple[Change, str]] = {
         "tests/log/test_sql.py -k is_ended",
     ),
     "the log's position stands still": (
-        Change(_LOG + "sql", "self._fence(connection) + len(rows)", "self._fence(connection)"),
+        Change(_LOG + "recording", "self._fence.lock(connection) + len(rows)", "self._fence.lock(connection)"),
         "tests/log/test_contract.py -k rule_18 and mariadb",
     ),
     "an incident is closed for good": (
