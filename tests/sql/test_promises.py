@@ -17,8 +17,11 @@ import txrpc.sql
 from tests.postgres import Server
 from tests.runtime.conftest import NoSession
 from tests.sql.kit import Make, gid, insert
+from tests.waiting import eventually
 from txrpc._client.client import Client
-from txrpc._protocol.messages import FinishResult, Outcome
+from txrpc._client.manager import TransactionManager
+from txrpc._protocol.messages import FinishResult, Outcome, Owner, Prepare, Welcome
+from txrpc.ids import Epoch
 from txrpc.resource import Prepared, ReadOnly
 from txrpc.testing.postgres import PostgresServer
 
@@ -249,3 +252,38 @@ def test_rule_20_a_branch_of_a_role_that_may_not_be_taken_stays_and_says_why(
     assert reason is not None
     assert "42501" in reason.text
     assert owner.commit_prepared(branch, "") is FinishResult.DONE
+
+
+class _Deaf(NoSession):
+    """Takes everything and answers nothing, as a coordinator does that cannot know the decision."""
+
+    trouble = ""
+
+    def send(self, node: str, *messages: object) -> None: ...
+
+
+@pytest.mark.parametrize("verb", ["COMMIT", "ROLLBACK"])
+def test_rule_14_what_an_operator_has_ended_is_asked_for_no_more(
+    make: Make, url: str, server: Server, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, verb: str
+) -> None:
+    """It was shown in doubt until the process was started again."""
+    monkeypatch.setattr("txrpc._client.core._SWEEP_MS", 20)
+    resource, session, owner = make(), _Deaf(), Owner("c1", Epoch.make(1, 1))
+    with Client("default", [resource]) as client:
+        client.start(session)
+        client.core.on_welcome(session, Welcome(owner, 5, 60_000, 100, 100_000))
+        tx = TransactionManager(client).begin(60)
+        with resource.connection() as connection:
+            connection.execute(sa.text("INSERT INTO row VALUES ('a', 1)"))
+        (ref,) = tx._part.refs
+        client.core.on_message(session, owner.node, Prepare(tx.xid, ref.branch, ref.calls))
+        prepared = "SELECT gid FROM pg_prepared_xacts WHERE database = current_database()"
+        database = sa.make_url(url).database or ""
+        eventually(lambda: server.execute(prepared, database))
+        ((name,),) = server.execute(prepared, database)
+        server.execute(f"{verb} PREPARED '{name}'", database)
+        now_ms = client.state.now_ms
+        client.state.now_ms = lambda: now_ms() + 180_000
+        eventually(lambda: not client.state.participant.rows)
+        assert f"{name} is not prepared any more: it was ended by hand" in caplog.text
+        tx.rollback()
