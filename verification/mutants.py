@@ -403,7 +403,7 @@ def _acknowledges_a_commit_that_failed() -> Patches:
 
 @mistake(14, world=Options(crashes=10, cut_prepares=0.5, transactions=5, read_only=0.0))
 def _never_looks_for_branches_that_no_process_knows() -> Patches:
-    return [patch.object(ClientCore, "swept", lambda self, name, found: None)]
+    return [patch.object(ClientCore, "swept", lambda *_: None)]
 
 
 @mistake(13, world=Options(crashes=12, transactions=6, calls=1, read_only=0.0, databases=1, services=1))
