@@ -280,11 +280,8 @@ class AsyncClient:
         if self.state.starting.trouble(name):
             await self._start_resource(name)
         else:
-            sweep, then = (
-                self.state.resources[name].in_doubt,
-                functools.partial(self.core.swept, name, self.state.now_ms()),
-            )
-            await self._aside(name, sweep, (self.state.group,), then)
+            then = functools.partial(self.core.swept, name, self.state.now_ms())
+            await self._aside(name, self.state.resources[name].in_doubt, (self.state.group,), then)
 
     async def _start_resource(self, name: str) -> None:
         try:
