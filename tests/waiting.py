@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import time
 from collections.abc import Callable
 
 from tests.postgres import Server
 
-__all__ = ["aeventually", "eventually", "until_a_backend_waits_for"]
+__all__ = ["aeventually", "eventually", "is_alive", "until_a_backend_waits_for"]
 
 PATIENCE_S = 30.0
 
@@ -31,6 +32,15 @@ async def aeventually(
         if time.monotonic() > until:
             raise AssertionError(f"{_what(holds)} did not come true in {timeout_s} s\n{evidence()}")
         await asyncio.sleep(0.01)
+
+
+def is_alive(pid: int) -> bool:
+    """Whether there is a process of that number."""
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    return True
 
 
 def until_a_backend_waits_for(server: Server, database: str, event: str) -> None:

@@ -313,14 +313,12 @@ MUTANTS: dict[str, tuple[Change, str]] = {
         "tests/log/test_contract.py -k never_changes",
     ),
     "what PostgreSQL refuses may have been recorded": (
-        Change(_LOG + "database", "return bool(state) and", "return False and"),
+        Change(_LOG + "database", "return refused(error) or", "return"),
         "tests/log/test_sql.py -k refuses",
     ),
     "a backend that was ended has said no": (
         Change(
-            _LOG + "database",
-            "or error.connection_invalidated:\n        return False",
-            "or error.connection_invalidated:\n        return True",
+            "txrpc._sqlstate", "and bool(sqlstate(error)) and not connection_lost(error)", "and bool(sqlstate(error))"
         ),
         "tests/log/test_sql.py -k is_ended",
     ),

@@ -88,6 +88,7 @@ def test_there_are_mistakes_in_every_package() -> None:
         "_decision_log",
         "_embedded_session",
         "_etcd",
+        "_sqlstate",
         "_group",
         "_client",
         "_grpc",

@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
@@ -16,6 +16,7 @@ import psycopg
 import pytest
 
 from tests.postgres import needs_own_server
+from tests.waiting import eventually, is_alive
 from txrpc.testing.postgres import PostgresServer, embedded_binaries, installed_binaries
 from txrpc.testing.processes import free_port
 
@@ -26,21 +27,6 @@ pytestmark = needs_own_server
 def server() -> Iterator[PostgresServer]:
     with PostgresServer.start_new() as server:
         yield server
-
-
-def until(condition: Callable[[], bool], timeout_s: float = 20.0) -> None:
-    deadline = time.monotonic() + timeout_s
-    while not condition():
-        assert time.monotonic() < deadline, "it took too long"
-        time.sleep(0.05)
-
-
-def alive(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    return True
 
 
 def stopped(pid: int) -> bool:
@@ -56,7 +42,7 @@ def test_both_kinds_of_binaries_serve(which: str) -> None:
         assert server.execute("SHOW max_connections") == [("30",)]
         assert server.execute("SHOW listen_addresses") == [("127.0.0.1",)]
         pid, place = server.pid, server.folder
-    assert not alive(pid)
+    assert not is_alive(pid)
     assert not place.exists()
 
 
@@ -125,7 +111,7 @@ def test_suspend_and_resume(server: PostgresServer) -> None:
         server.suspend()
         try:
             for pid in (server.pid, backend):
-                until(partial(stopped, pid))
+                eventually(partial(stopped, pid))
         finally:
             server.resume()
         assert connection.execute("SELECT 1").fetchall() == [(1,)]
@@ -147,5 +133,5 @@ def test_nothing_is_left_when_its_parent_dies(number: int) -> None:
         pid, folder = parent.stdout.readline().split()
         parent.send_signal(number)
         parent.wait(10)
-    until(lambda: not alive(int(pid)))
-    until(lambda: not Path(folder).exists())
+    eventually(lambda: not is_alive(int(pid)))
+    eventually(lambda: not Path(folder).exists())

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import os
 import random
 import subprocess
 import sys
 
 import pytest
 
-from tests.waiting import eventually
+from tests.waiting import eventually, is_alive
 from txrpc.testing import processes
 from txrpc.testing.processes import free_port
 
@@ -68,18 +67,10 @@ def test_children_end_with_their_parent(killed: bool) -> None:
     with subprocess.Popen([sys.executable, "-c", PARENT], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as parent:
         assert parent.stdout is not None
         child = int(parent.stdout.readline())
-        assert _is_alive(child)
+        assert is_alive(child)
         if killed:
             parent.kill()
-    eventually(lambda: not _is_alive(child))
-
-
-def _is_alive(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    return True
+    eventually(lambda: not is_alive(child))
 
 
 def test_what_has_ended_is_not_killed_by_the_watchdog() -> None:

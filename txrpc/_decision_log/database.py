@@ -30,6 +30,7 @@ from sqlalchemy.pool import QueuePool
 
 from txrpc._decision_log.upserts import BACKENDS
 from txrpc._replication import deaf
+from txrpc._sqlstate import refused
 from txrpc.errors import ConfigurationError
 
 __all__ = [
@@ -98,12 +99,7 @@ def was_refused(error: BaseException) -> bool:
     padding, on the file systems of today); a page that could not be written whole has a wrong checksum, so that recovery does
     not take it for one either.
     """
-    if getattr(error, "sqlite_errorname", "") == "SQLITE_FULL":
-        return True
-    if not isinstance(error, DBAPIError) or error.connection_invalidated:
-        return False
-    state = getattr(error.orig, "sqlstate", None) or getattr(error.orig, "pgcode", None) or ""
-    return bool(state) and state[:2] != "08" and state[:3] != "57P"
+    return refused(error) or getattr(error, "sqlite_errorname", "") == "SQLITE_FULL"
 
 
 def was_made_meanwhile(error: BaseException) -> bool:

@@ -103,7 +103,7 @@ class Recorder:
         return how(rows, attempt)
 
     def _at_once(self, rows: Sequence[dict[str, Any]], attempt: Attempt) -> int:
-        """Record *rows* in PostgreSQL and return the log's position; each commits with its own statement."""
+        """Record *rows* in PostgreSQL and return the log's position, with one statement, which commits by itself."""
         told = [{**row, "xid": row["xid"].hex(), "branches": row["branches"].hex()} for row in rows]
         values = {
             "node": self._fence.node,

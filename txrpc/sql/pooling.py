@@ -9,8 +9,9 @@ from typing import Final
 from sqlalchemy.engine import Connection, Engine
 from sqlalchemy.exc import DBAPIError
 
+from txrpc._sqlstate import connection_lost, sqlstate
 from txrpc.errors import ConfigurationError, ResourceUnavailable
-from txrpc.sql.postgresql_errors import connection_lost, sentence, sqlstate
+from txrpc.sql.postgresql_errors import sentence
 
 __all__ = ["check_pooler", "starting"]
 

@@ -30,12 +30,13 @@ from sqlalchemy.exc import DBAPIError
 
 from txrpc._protocol.messages import FinishResult, Outcome
 from txrpc._replication import watch_replication
+from txrpc._sqlstate import connection_lost, refused, sqlstate
 from txrpc.errors import ResourceUnavailable
 from txrpc.ids import Gid
 from txrpc.sql.backend import Backend, backend_pid, hides_backends, interrupt, is_gone
 from txrpc.sql.markers import Marker, clean, holds, prepare_table
 from txrpc.sql.pooling import check_pooler, starting
-from txrpc.sql.postgresql_errors import classify, connection_lost, no_connection, refused, sentence, sqlstate
+from txrpc.sql.postgresql_errors import classify, no_connection, sentence
 from txrpc.sql.postgresql_preflight import current_token, preflight
 from txrpc.sql.postgresql_register import open_register
 

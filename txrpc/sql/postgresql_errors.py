@@ -5,19 +5,18 @@ from __future__ import annotations
 import re
 from typing import Any, Final
 
-from sqlalchemy.exc import DataError, DBAPIError, NotSupportedError, ProgrammingError
+from sqlalchemy.exc import DBAPIError
 
+from txrpc._sqlstate import DRIVERS_OWN, connection_lost, sqlstate
 from txrpc.errors import AbortCode, Reason, ResourceUnavailable
 
-__all__ = ["classify", "connection_lost", "no_connection", "refused", "sentence", "sqlstate"]
+__all__ = ["classify", "no_connection", "sentence"]
 
 _BY_STATE: Final = {
     "40001": AbortCode.SERIALIZATION_FAILURE,
     "40P01": AbortCode.DEADLOCK,
     "55P03": AbortCode.LOCK_TIMEOUT,
 }
-_DRIVERS_OWN: Final = (ProgrammingError, DataError, NotSupportedError)
-"""Without an SQLSTATE these are the driver's, about the statement or its values; the connection has nothing to do with them."""
 _GONE: Final = (
     "the connection broke, and its driver does not say why: a restart, an administrator, or a time-out of the server's own "
     "(idle_in_transaction_session_timeout)"
@@ -26,32 +25,11 @@ _SAYS_NO_VALUES = ("0A", "25", "28", "3D", "40", "53", "55", "57", "58", "08")
 """Classes whose messages hold no user's data."""
 
 
-def sqlstate(error: BaseException) -> str:
-    """The SQLSTATE of a driver's error, or ""."""
-    origin: Any = getattr(error, "orig", error)
-    return getattr(origin, "sqlstate", None) or getattr(origin, "pgcode", None) or ""
-
-
-def connection_lost(error: BaseException) -> bool:
-    """Return whether *error* means that the connection is gone, so that the end of the statement is not known."""
-    if not isinstance(error, DBAPIError):
-        return isinstance(error, OSError)
-    state = sqlstate(error)
-    if not state:
-        return error.connection_invalidated or not isinstance(error, _DRIVERS_OWN)
-    return error.connection_invalidated or state[:2] == "08" or state[:3] == "57P"
-
-
 def no_connection(error: BaseException) -> bool:
     """Return whether *error*, which came without a statement, means that the server could not be reached or did not let us in."""
     if isinstance(error, DBAPIError) and error.connection_invalidated:
         return False
     return connection_lost(error) or sqlstate(error)[:2] in ("28", "3D", "53")
-
-
-def refused(error: BaseException) -> bool:
-    """Return whether the server itself has said no, so that what was asked for has certainly not been done."""
-    return isinstance(error, DBAPIError) and bool(sqlstate(error)) and not connection_lost(error)
 
 
 def classify(error: BaseException) -> Reason | None:
@@ -82,7 +60,7 @@ def sentence(error: BaseException) -> str:
     if state and state[:2] not in _SAYS_NO_VALUES:
         constraint = getattr(getattr(origin, "diag", None), "constraint_name", None)
         return f"{kind} (SQLSTATE {state})" + (f" of constraint {constraint}" if constraint else "")
-    if not state and isinstance(error, _DRIVERS_OWN):
+    if not state and isinstance(error, DRIVERS_OWN):
         return kind
     lines = str(origin).strip().splitlines()
     said = re.sub(r"^<class '[\w.]+'>: ", "", lines[0]) if lines else ""

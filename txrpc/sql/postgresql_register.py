@@ -16,9 +16,9 @@ from sqlalchemy.exc import DBAPIError
 
 from txrpc._protocol.outcomes import Found
 from txrpc._replication import watch_replication
+from txrpc._sqlstate import sqlstate
 from txrpc.errors import ConfigurationError, ResourceUnavailable
 from txrpc.ids import RegisterId, Xid
-from txrpc.sql.postgresql_errors import sqlstate
 from txrpc.sql.register import Row, Verdict, register_id, written
 from txrpc.sql.tables import make_tables
 

@@ -8,7 +8,7 @@ from typing import Final
 from sqlalchemy.engine import Connection
 from sqlalchemy.exc import DBAPIError
 
-from txrpc.sql.postgresql_errors import sqlstate
+from txrpc._sqlstate import sqlstate
 
 __all__ = ["make_tables"]
 

@@ -186,8 +186,8 @@ class Participant:
     def swept(self, resource: str, held: Container[BranchId], began_ms: int, now_ms: int) -> list[Gid]:
         """A look at *resource* that was begun at *began_ms* has found *held* prepared; return the branches that are not any more.
 
-        Other hands have ended them, or their database has lost them.  It is asked for them no more: whoever is told to finish one
-        has the database prove what became of it (rule 16), and if it is there after all, the next look finds it.
+        Other hands have ended them, or their database has lost them.  They are asked for no more: a process that is told to finish
+        one has the database prove what became of it (rule 16), and if it is there after all, the next look finds it.
         """
         self.state.begin(now_ms)
         gone = [
