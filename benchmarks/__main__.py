@@ -58,21 +58,21 @@ def main() -> None:
     wide = Console(width=max(150, console.width))
     console.print(machine())
     runs: list[Run] = []
+    styles = [(form, style) for form in wanted for style in form.styles if style in given.styles]
     with tempfile.TemporaryDirectory() as folder, World(Path(folder)) as world:
+        statements = {(form.name, style): world.statements(form, style) for form, style in styles}
         for number in range(given.rounds):
             for clients in given.clients:
-                for form in wanted:
-                    for style in form.styles:
-                        if style in given.styles:
-                            run = world.run(form, style, clients, given.seconds)
-                            runs.append(run)
-                            console.print(
-                                f"round {number + 1}: {form.label}, {style}, {clients}: {run.rate:.0f}/s", style="dim"
-                            )
+                for form, style in styles:
+                    run = world.run(form, style, clients, given.seconds)
+                    runs.append(run)
+                    console.print(
+                        f"round {number + 1}: {form.label}, {style}, {clients}: {run.rate:.0f}/s", style="dim"
+                    )
     ordered = [form for form in FORMS if form in wanted]
-    show(runs, ordered, wide)
+    show(runs, ordered, statements, wide)
     draw(runs, ordered, wide, given.into / "ratios.png")
-    save(runs, given.into / "results.json")
+    save(runs, statements, given.into / "results.json")
 
 
 if __name__ == "__main__":

@@ -18,6 +18,7 @@ import threading
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import grpc
 from sqlalchemy import text
@@ -532,14 +533,15 @@ def main() -> None:
     parser.add_argument("--coordinator", default="")
     parser.add_argument("--watch", action="append", default=[], help="NAME=PID")
     parser.add_argument("--counting", default="", help="the coordinator whose messages are counted")
+    parser.add_argument("--log", action="append", default=[], type=Path, help="of a database that logs its statements")
     given = parser.parse_args()
     place = Place(given.service, given.database, given.coordinator)
-    watch = Watch([*given.watch, f"customers={os.getpid()}"], given.database, given.counting)
+    watch = Watch([*given.watch, f"customers={os.getpid()}"], given.database, given.counting, given.log)
     if given.style == "sync":
         window = measure(given.form, place, given.clients, given.seconds, watch)
     else:
         window = asyncio.run(measure_async(given.form, place, given.clients, given.seconds, watch))
-    spent = {name: getattr(watch, name) for name in ("cpu_s", "wal_syncs", "messages", "decisions", "log_writes")}
+    spent = {name: getattr(watch, name) for name in Watch.COUNTED}
     print(json.dumps({"took_s": window.took_s, **spent}), flush=True)
     sys.stdout.flush()
     os._exit(0)  # what a form leaves running is not measured any more

@@ -6,7 +6,7 @@ import json
 import os
 import platform
 import statistics
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
@@ -15,7 +15,7 @@ from rich.table import Table
 
 from benchmarks.world import Form, Run
 
-__all__ = ["draw", "machine", "ratios", "save", "show"]
+__all__ = ["Statements", "draw", "machine", "ratios", "save", "show"]
 
 _BAR = 40
 
@@ -48,45 +48,63 @@ def _range(values: Iterable[float], digits: int) -> str:
     return middle if low == high else f"{middle} ({low}–{high})"
 
 
-def show(runs: Sequence[Run], forms: Sequence[Form], console: Console) -> None:
-    """Print a table for each style and number of clients, medians with their ranges."""
+Statements = Mapping[tuple[str, str], Sequence[float]]
+"""What each database executes for a transfer, by form and style."""
+
+
+_PROCESSES = {
+    "client": ("customers",),
+    "services": (" bank-",),
+    "coordinator": ("coordinator",),
+    "databases": ("postgres",),
+}
+
+
+def show(runs: Sequence[Run], forms: Sequence[Form], statements: Statements, console: Console) -> None:
+    """Print two tables for each style and number of clients, medians with ranges: what was timed, and what was counted."""
     for style, clients in sorted({(run.style, run.clients) for run in runs}):
-        table = Table(title=f"{style}, {clients} client{'s' if clients > 1 else ''}", title_justify="left")
-        table.add_column("", no_wrap=True)
-        for name in (
-            "a second",
-            "ratio",
-            "p50 ms",
-            "p99 ms",
-            "CPU ms: client",
-            "services",
-            "coordinator",
-            "databases",
-            "forced",
-            "messages",
-            "decisions a log write",
-        ):
-            table.add_column(name, justify="right")
+        title = f"{style}, {clients} client{'s' if clients > 1 else ''}"
+        spent = [f"CPU ms: {next(iter(_PROCESSES))}", *list(_PROCESSES)[1:]]
+        timed = _table(title, "a second", "ratio", "p50 ms", "p99 ms", *spent)
+        columns = ("forced writes", "messages", "batches", "decisions a log write", "statements")
+        counted = _table(f"{title}: counted, a transfer", *columns)
         for form in forms:
-            series = _series(runs, form.name, style, clients)
-            if series:
-                table.add_row(form.label, *_cells(runs, form, series))
-        console.print(table)
+            if series := _series(runs, form.name, style, clients):
+                timed.add_row(form.label, *_timed(runs, form, series))
+                counted.add_row(form.label, *_counted(series), _executed(statements.get((form.name, style), ())))
+        console.print(timed, counted)
 
 
-def _cells(runs: Sequence[Run], form: Form, series: Sequence[Run]) -> list[str]:
+def _table(title: str, *columns: str) -> Table:
+    table = Table(title=title, title_justify="left")
+    table.add_column("", no_wrap=True)
+    for name in columns:
+        table.add_column(name, justify="right")
+    return table
+
+
+def _timed(runs: Sequence[Run], form: Form, series: Sequence[Run]) -> list[str]:
     first = series[0]
     ratio = "" if form.base == form.name else _range(ratios(runs, form, first.style, first.clients), 2)
     cells = [_range((run.rate for run in series), 0), ratio]
     cells += [f"{statistics.median(run.percentile_ms(percent) for run in series):.1f}" for percent in (50, 99)]
-    for words in (("customers",), (" bank-",), ("coordinator",), ("postgres",)):
-        spent = [_cpu_ms(run, words) for run in series]
-        cells.append(f"{statistics.median(spent):.1f}" if any(spent) else "")
-    for counted in ("wal_syncs", "messages"):
-        each = statistics.median(getattr(run, counted) / max(1, len(run.took_s)) for run in series)
-        cells.append(f"{each:.1f}" if each else "")
+    spent = [statistics.median(_cpu_ms(run, words) for run in series) for words in _PROCESSES.values()]
+    return [*cells, *(f"{each:.1f}" if each else "" for each in spent)]
+
+
+def _counted(series: Sequence[Run]) -> list[str]:
+    each = [
+        statistics.median(getattr(run, counted) / max(1, len(run.took_s)) for run in series)
+        for counted in ("wal_syncs", "messages", "batches")
+    ]
     together = statistics.median(run.decisions / max(1, run.log_writes) for run in series)
-    return [*cells, f"{together:.1f}" if together else ""]
+    return [f"{number:.1f}" if number else "" for number in (*each, together)]
+
+
+def _executed(statements: Sequence[float]) -> str:
+    """What each database executes: as a rule each the same."""
+    shown = sorted({f"{each:.1f}" for each in statements if each >= 0.05})
+    return shown[0] + (" each" if len(statements) > 1 else "") if len(shown) == 1 else " and ".join(shown)
 
 
 def _cpu_ms(run: Run, words: Sequence[str]) -> float:
@@ -127,12 +145,13 @@ def draw(runs: Sequence[Run], forms: Sequence[Form], console: Console, picture: 
     console.print(f"drawn: {picture}")
 
 
-def save(runs: Sequence[Run], path: Path) -> None:
+def save(runs: Sequence[Run], statements: Statements, path: Path) -> None:
     """Write what was measured as JSON, latencies as percentiles."""
+    counted = [{"form": form, "style": style, "a transfer": each} for (form, style), each in statements.items()]
     rows = []
     for run in runs:
         row = asdict(run)
-        del row["took_s"]
+        del row["took_s"], row["statements"]
         row |= {"rate": run.rate, "p50_ms": run.percentile_ms(50), "p99_ms": run.percentile_ms(99)}
         rows.append(row)
-    path.write_text(json.dumps({"machine": machine(), "runs": rows}, indent=1), encoding="utf-8")
+    path.write_text(json.dumps({"machine": machine(), "statements": counted, "runs": rows}, indent=1), encoding="utf-8")

@@ -6,6 +6,7 @@ import contextlib
 import json
 import subprocess
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
@@ -50,8 +51,11 @@ class Run:
     cpu_s: dict[str, float] = field(default_factory=dict)
     wal_syncs: int = 0
     messages: int = 0
+    batches: int = 0
     decisions: int = 0
     log_writes: int = 0
+    statements: list[int] = field(default_factory=list)
+    """Of each database, if they were counted."""
 
     @property
     def rate(self) -> float:
@@ -94,7 +98,21 @@ class World:
     ) -> None:
         self._stack.close()
 
-    def run(self, form: Form, style: str, clients: int, seconds: float) -> Run:
+    def statements(self, form: Form, style: str) -> list[float]:
+        """Count, apart from what is timed, how many statements each database executes for a transfer."""
+        self._log_statements("all")
+        try:
+            run = self.run(form, style, 1, 1.0, [server.folder / "server.log" for server in self._postgres])
+        finally:
+            self._log_statements("none")
+        return [number / max(1, len(run.took_s)) for number in run.statements]
+
+    def _log_statements(self, which: str) -> None:
+        for server in self._postgres:
+            server.execute(f"ALTER SYSTEM SET log_statement = '{which}'")
+            server.execute("SELECT pg_reload_conf()")
+
+    def run(self, form: Form, style: str, clients: int, seconds: float, logs: Sequence[Path] = ()) -> Run:
         """Measure *form* in a process of its own, beside services that stay; raises `RuntimeError` with what it wrote."""
         watched = {name: pid for name, pid in self._pids.items() if name.startswith("postgres")}
         arguments = ["--form", form.name, "--style", style, "--clients", str(clients), "--seconds", str(seconds)]
@@ -110,6 +128,8 @@ class World:
             watched |= {
                 name: pid for name, pid in self._pids.items() if name.startswith((f"{kind} {style}", f"{kind} c"))
             }
+        for log in logs:
+            arguments += ["--log", str(log)]
         for name, pid in watched.items():
             arguments += ["--watch", f"{name}={pid}"]
         done = subprocess.run(

@@ -128,6 +128,15 @@ async def test_rule_15_a_violation_of_the_protocol_is_logged_and_ends_nothing(
     assert not [record for record in caplog.records if record.levelname == "ERROR"]
 
 
+async def test_batches_are_counted_beside_the_messages_in_them(house: House) -> None:
+    call = house.call()
+    questions = [OutcomeRequest(Xid.make(number, bytes(10)), house.driver.owner.epoch, 0) for number in range(20)]
+    await say(call, HELLO, *questions)
+    await house.until(lambda: house.driver.messages["sent OutcomeReply"] == len(questions))
+    assert house.sessions.batches["received"] == 1
+    assert 1 <= house.sessions.batches["sent"] <= house.driver.messages.total()
+
+
 async def test_who_says_nothing_is_sent_away(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(service, "_HELLO_S", 0.1)
     farewell = await hear(house.call())

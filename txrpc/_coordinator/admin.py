@@ -56,6 +56,7 @@ class AdminService(admin_pb2_grpc.AdminServicer):
         await self._check_open(context)
         limit = min(request.limit or _LIMIT, _LIMIT_MAX)
         reply = self._status(self._host.home, limit)
+        reply.batches.update(self._sessions.batches)
         reply.taken_over.extend(self._status(guest, limit) for guest in self._host.guests.values())
         for row, lives, leads, trouble in self._host.view():
             node = admin_pb2.NodeStatus(node=row.node, lives=lives, holder=row.holder, leads=leads, epoch=row.epoch)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections import deque
+from collections import Counter, deque
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -182,6 +182,8 @@ class SessionService(session_pb2_grpc.CoordinatorServicer):
         self._host = host
         self._limits = limits
         self.open = 0
+        self.batches: Counter[str] = Counter()
+        """Batches that were received and sent."""
         self._streams: dict[_Stream, str] = {}
 
     @property
@@ -215,6 +217,7 @@ class SessionService(session_pb2_grpc.CoordinatorServicer):
         try:
             async with asyncio.timeout(None) as mailbox.patience:
                 async for batch in mailbox.batches():
+                    self.batches["sent"] += 1
                     await context.write(batch)
         except TimeoutError:
             logger.warning("session did not read", extra={"peer": context.peer()})
@@ -247,7 +250,7 @@ class SessionService(session_pb2_grpc.CoordinatorServicer):
         first = await asyncio.wait_for(context.read(), _HELLO_S)
         if first is _EOF:
             return
-        self._measure(first)
+        self._take_in(first)
         items = decode_process_batch(first)
         if not items or not isinstance(items[0][1], Hello):
             raise BadMessage("the first message of a session is Hello")
@@ -261,11 +264,12 @@ class SessionService(session_pb2_grpc.CoordinatorServicer):
             batch = await context.read()
             if batch is _EOF:
                 return
-            self._measure(batch)
+            self._take_in(batch)
             rest = decode_process_batch(batch)
 
-    def _measure(self, batch: session_pb2.ProcessBatch) -> None:
-        """Refuse what is too long; gRPC does it as well, unless this server takes longer messages of its peers."""
+    def _take_in(self, batch: session_pb2.ProcessBatch) -> None:
+        """Count it; refuse what is too long, as gRPC does, unless this server takes longer messages of its peers."""
+        self.batches["received"] += 1
         if batch.ByteSize() > self._limits.max_message_bytes:
             raise BadMessage(
                 f"a batch of {batch.ByteSize():,} bytes: max_message_bytes is {self._limits.max_message_bytes:,}"

@@ -55,7 +55,8 @@ def as_dict(reply: admin_pb2.StatusReply) -> dict[str, Any]:
     shown: dict[str, Any] = MessageToDict(reply, preserving_proto_field_name=True, **_WITH_DEFAULTS)
     for key in _NUMBERS:
         shown[key] = int(shown[key])
-    shown["messages"] = {kind: int(count) for kind, count in sorted(shown["messages"].items())}
+    for counted in ("messages", "batches"):
+        shown[counted] = {kind: int(count) for kind, count in sorted(shown[counted].items())}
     shown["owner"]["epoch"] = str(Epoch(reply.owner.epoch))
     for session, source in zip(shown["sessions"], reply.sessions, strict=True):
         session.update(participant=source.participant.hex(), age_ms=source.age_ms)

@@ -15,7 +15,7 @@ from txrpc._wire.v1 import context_pb2 as txrpc_dot_v1_dot_context__pb2
 from txrpc._wire.v1 import session_pb2 as txrpc_dot_v1_dot_session__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x14txrpc/v1/admin.proto\x12\x08txrpc.v1\x1a\x16txrpc/v1/context.proto\x1a\x16txrpc/v1/session.proto\"\x1e\n\rStatusRequest\x12\r\n\x05limit\x18\x01 \x01(\r\"\xa4\x06\n\x0bStatusReply\x12\x1e\n\x05owner\x18\x01 \x01(\x0b\x32\x0f.txrpc.v1.Owner\x12\r\n\x05group\x18\x02 \x01(\t\x12\x0f\n\x07version\x18\x03 \x01(\t\x12\x0b\n\x03log\x18\x04 \x01(\t\x12\x13\n\x0blog_healthy\x18\x05 \x01(\x08\x12\x11\n\tuptime_ms\x18\x06 \x01(\x04\x12\x11\n\tcommitted\x18\x07 \x01(\x04\x12\x0f\n\x07\x61\x62orted\x18\x08 \x01(\x04\x12\x11\n\theuristic\x18\t \x01(\x04\x12\x0c\n\x04open\x18\n \x01(\x04\x12\x10\n\x08in_doubt\x18\x0b \x01(\x04\x12)\n\x08sessions\x18\x0c \x03(\x0b\x32\x17.txrpc.v1.SessionStatus\x12\x31\n\x0ctransactions\x18\r \x03(\x0b\x32\x1b.txrpc.v1.TransactionStatus\x12\x35\n\x08messages\x18\x0e \x03(\x0b\x32#.txrpc.v1.StatusReply.MessagesEntry\x12\x13\n\x0blog_batches\x18\x0f \x01(\x04\x12\x15\n\rlog_decisions\x18\x10 \x01(\x04\x12\x0c\n\x04lost\x18\x11 \x01(\x04\x12\'\n\x06\x64oubts\x18\x12 \x03(\x0b\x32\x17.txrpc.v1.InDoubtBranch\x12+\n\tincidents\x18\x13 \x03(\x0b\x32\x18.txrpc.v1.IncidentStatus\x12\x10\n\x08position\x18\x14 \x01(\x04\x12\x39\n\nidentities\x18\x15 \x03(\x0b\x32%.txrpc.v1.StatusReply.IdentitiesEntry\x12)\n\ntaken_over\x18\x16 \x03(\x0b\x32\x15.txrpc.v1.StatusReply\x12#\n\x05nodes\x18\x17 \x03(\x0b\x32\x14.txrpc.v1.NodeStatus\x12#\n\x04view\x18\x18 \x01(\x0b\x32\x15.txrpc.v1.GroupStatus\x1a/\n\rMessagesEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x04:\x02\x38\x01\x1a\x31\n\x0fIdentitiesEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"h\n\nNodeStatus\x12\x0c\n\x04node\x18\x01 \x01(\t\x12\r\n\x05lives\x18\x02 \x01(\x08\x12\x0e\n\x06holder\x18\x03 \x01(\t\x12\r\n\x05leads\x18\x04 \x01(\x08\x12\r\n\x05\x65poch\x18\x05 \x01(\x06\x12\x0f\n\x07trouble\x18\x06 \x01(\t\"\x0e\n\x0cGroupRequest\"\xaf\x02\n\x0bGroupStatus\x12\x0e\n\x06number\x18\x01 \x01(\x04\x12\x37\n\taddresses\x18\x02 \x03(\x0b\x32$.txrpc.v1.GroupStatus.AddressesEntry\x12\r\n\x05reads\x18\x03 \x01(\r\x12\x0e\n\x06writes\x18\x04 \x01(\r\x12\x0e\n\x06\x66ormer\x18\x05 \x03(\t\x12\x11\n\ttolerance\x18\x06 \x01(\t\x12\x33\n\x07trouble\x18\x07 \x03(\x0b\x32\".txrpc.v1.GroupStatus.TroubleEntry\x1a\x30\n\x0e\x41\x64\x64ressesEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\x1a.\n\x0cTroubleEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"\xa2\x01\n\x12\x43hangeGroupRequest\x12\x34\n\x04\x63ome\x18\x01 \x03(\x0b\x32&.txrpc.v1.ChangeGroupRequest.ComeEntry\x12\n\n\x02go\x18\x02 \x03(\t\x12\r\n\x05reads\x18\x03 \x01(\r\x12\x0e\n\x06writes\x18\x04 \x01(\r\x1a+\n\tComeEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"^\n\rInDoubtBranch\x12\x0b\n\x03xid\x18\x01 \x01(\x0c\x12\x0e\n\x06\x62ranch\x18\x02 \x01(\x0c\x12\x10\n\x08resource\x18\x03 \x01(\t\x12\x0e\n\x06\x61ge_ms\x18\x04 \x01(\x04\x12\x0e\n\x06reason\x18\x05 \x01(\t\"\x84\x01\n\x0eIncidentStatus\x12\x0b\n\x03xid\x18\x01 \x01(\x0c\x12\x0e\n\x06\x62ranch\x18\x02 \x01(\x0c\x12\x10\n\x08resource\x18\x03 \x01(\t\x12&\n\x06\x66inish\x18\x04 \x01(\x0e\x32\x16.txrpc.v1.FinishResult\x12\r\n\x05\x61t_ms\x18\x05 \x01(\x04\x12\x0c\n\x04text\x18\x06 \x01(\t\"+\n\x0c\x43loseRequest\x12\x0b\n\x03xid\x18\x01 \x01(\x0c\x12\x0e\n\x06\x62ranch\x18\x02 \x01(\x0c\"\x1c\n\nCloseReply\x12\x0e\n\x06\x63losed\x18\x01 \x01(\r\"/\n\rRebindRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x10\n\x08identity\x18\x02 \x01(\t\"\x1d\n\x0bRebindReply\x12\x0e\n\x06\x62\x65\x66ore\x18\x01 \x01(\t\"~\n\rSessionStatus\x12\x13\n\x0bparticipant\x18\x01 \x01(\x0c\x12\x0f\n\x07process\x18\x02 \x01(\t\x12\x0c\n\x04peer\x18\x03 \x01(\t\x12\x0e\n\x06\x61ge_ms\x18\x04 \x01(\x04\x12)\n\tresources\x18\x05 \x03(\x0b\x32\x16.txrpc.v1.ResourceInfo\"i\n\x11TransactionStatus\x12\x0b\n\x03xid\x18\x01 \x01(\x0c\x12\r\n\x05state\x18\x02 \x01(\t\x12\x0e\n\x06\x61ge_ms\x18\x03 \x01(\x04\x12(\n\x08\x62ranches\x18\x04 \x03(\x0b\x32\x16.txrpc.v1.BranchStatus\"d\n\x0c\x42ranchStatus\x12\x0e\n\x06\x62ranch\x18\x01 \x01(\x0c\x12\x13\n\x0bparticipant\x18\x02 \x01(\x0c\x12\x10\n\x08resource\x18\x03 \x01(\t\x12\r\n\x05state\x18\x04 \x01(\t\x12\x0e\n\x06reason\x18\x05 \x01(\t2\xae\x02\n\x05\x41\x64min\x12\x38\n\x06Status\x12\x17.txrpc.v1.StatusRequest\x1a\x15.txrpc.v1.StatusReply\x12\x35\n\x05\x43lose\x12\x16.txrpc.v1.CloseRequest\x1a\x14.txrpc.v1.CloseReply\x12\x38\n\x06Rebind\x12\x17.txrpc.v1.RebindRequest\x1a\x15.txrpc.v1.RebindReply\x12\x36\n\x05Group\x12\x16.txrpc.v1.GroupRequest\x1a\x15.txrpc.v1.GroupStatus\x12\x42\n\x0b\x43hangeGroup\x12\x1c.txrpc.v1.ChangeGroupRequest\x1a\x15.txrpc.v1.GroupStatusb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x14txrpc/v1/admin.proto\x12\x08txrpc.v1\x1a\x16txrpc/v1/context.proto\x1a\x16txrpc/v1/session.proto\"\x1e\n\rStatusRequest\x12\r\n\x05limit\x18\x01 \x01(\r\"\x89\x07\n\x0bStatusReply\x12\x1e\n\x05owner\x18\x01 \x01(\x0b\x32\x0f.txrpc.v1.Owner\x12\r\n\x05group\x18\x02 \x01(\t\x12\x0f\n\x07version\x18\x03 \x01(\t\x12\x0b\n\x03log\x18\x04 \x01(\t\x12\x13\n\x0blog_healthy\x18\x05 \x01(\x08\x12\x11\n\tuptime_ms\x18\x06 \x01(\x04\x12\x11\n\tcommitted\x18\x07 \x01(\x04\x12\x0f\n\x07\x61\x62orted\x18\x08 \x01(\x04\x12\x11\n\theuristic\x18\t \x01(\x04\x12\x0c\n\x04open\x18\n \x01(\x04\x12\x10\n\x08in_doubt\x18\x0b \x01(\x04\x12)\n\x08sessions\x18\x0c \x03(\x0b\x32\x17.txrpc.v1.SessionStatus\x12\x31\n\x0ctransactions\x18\r \x03(\x0b\x32\x1b.txrpc.v1.TransactionStatus\x12\x35\n\x08messages\x18\x0e \x03(\x0b\x32#.txrpc.v1.StatusReply.MessagesEntry\x12\x13\n\x0blog_batches\x18\x0f \x01(\x04\x12\x15\n\rlog_decisions\x18\x10 \x01(\x04\x12\x0c\n\x04lost\x18\x11 \x01(\x04\x12\'\n\x06\x64oubts\x18\x12 \x03(\x0b\x32\x17.txrpc.v1.InDoubtBranch\x12+\n\tincidents\x18\x13 \x03(\x0b\x32\x18.txrpc.v1.IncidentStatus\x12\x10\n\x08position\x18\x14 \x01(\x04\x12\x39\n\nidentities\x18\x15 \x03(\x0b\x32%.txrpc.v1.StatusReply.IdentitiesEntry\x12)\n\ntaken_over\x18\x16 \x03(\x0b\x32\x15.txrpc.v1.StatusReply\x12#\n\x05nodes\x18\x17 \x03(\x0b\x32\x14.txrpc.v1.NodeStatus\x12#\n\x04view\x18\x18 \x01(\x0b\x32\x15.txrpc.v1.GroupStatus\x12\x33\n\x07\x62\x61tches\x18\x19 \x03(\x0b\x32\".txrpc.v1.StatusReply.BatchesEntry\x1a/\n\rMessagesEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x04:\x02\x38\x01\x1a\x31\n\x0fIdentitiesEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\x1a.\n\x0c\x42\x61tchesEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x04:\x02\x38\x01\"h\n\nNodeStatus\x12\x0c\n\x04node\x18\x01 \x01(\t\x12\r\n\x05lives\x18\x02 \x01(\x08\x12\x0e\n\x06holder\x18\x03 \x01(\t\x12\r\n\x05leads\x18\x04 \x01(\x08\x12\r\n\x05\x65poch\x18\x05 \x01(\x06\x12\x0f\n\x07trouble\x18\x06 \x01(\t\"\x0e\n\x0cGroupRequest\"\xaf\x02\n\x0bGroupStatus\x12\x0e\n\x06number\x18\x01 \x01(\x04\x12\x37\n\taddresses\x18\x02 \x03(\x0b\x32$.txrpc.v1.GroupStatus.AddressesEntry\x12\r\n\x05reads\x18\x03 \x01(\r\x12\x0e\n\x06writes\x18\x04 \x01(\r\x12\x0e\n\x06\x66ormer\x18\x05 \x03(\t\x12\x11\n\ttolerance\x18\x06 \x01(\t\x12\x33\n\x07trouble\x18\x07 \x03(\x0b\x32\".txrpc.v1.GroupStatus.TroubleEntry\x1a\x30\n\x0e\x41\x64\x64ressesEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\x1a.\n\x0cTroubleEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"\xa2\x01\n\x12\x43hangeGroupRequest\x12\x34\n\x04\x63ome\x18\x01 \x03(\x0b\x32&.txrpc.v1.ChangeGroupRequest.ComeEntry\x12\n\n\x02go\x18\x02 \x03(\t\x12\r\n\x05reads\x18\x03 \x01(\r\x12\x0e\n\x06writes\x18\x04 \x01(\r\x1a+\n\tComeEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"^\n\rInDoubtBranch\x12\x0b\n\x03xid\x18\x01 \x01(\x0c\x12\x0e\n\x06\x62ranch\x18\x02 \x01(\x0c\x12\x10\n\x08resource\x18\x03 \x01(\t\x12\x0e\n\x06\x61ge_ms\x18\x04 \x01(\x04\x12\x0e\n\x06reason\x18\x05 \x01(\t\"\x84\x01\n\x0eIncidentStatus\x12\x0b\n\x03xid\x18\x01 \x01(\x0c\x12\x0e\n\x06\x62ranch\x18\x02 \x01(\x0c\x12\x10\n\x08resource\x18\x03 \x01(\t\x12&\n\x06\x66inish\x18\x04 \x01(\x0e\x32\x16.txrpc.v1.FinishResult\x12\r\n\x05\x61t_ms\x18\x05 \x01(\x04\x12\x0c\n\x04text\x18\x06 \x01(\t\"+\n\x0c\x43loseRequest\x12\x0b\n\x03xid\x18\x01 \x01(\x0c\x12\x0e\n\x06\x62ranch\x18\x02 \x01(\x0c\"\x1c\n\nCloseReply\x12\x0e\n\x06\x63losed\x18\x01 \x01(\r\"/\n\rRebindRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x10\n\x08identity\x18\x02 \x01(\t\"\x1d\n\x0bRebindReply\x12\x0e\n\x06\x62\x65\x66ore\x18\x01 \x01(\t\"~\n\rSessionStatus\x12\x13\n\x0bparticipant\x18\x01 \x01(\x0c\x12\x0f\n\x07process\x18\x02 \x01(\t\x12\x0c\n\x04peer\x18\x03 \x01(\t\x12\x0e\n\x06\x61ge_ms\x18\x04 \x01(\x04\x12)\n\tresources\x18\x05 \x03(\x0b\x32\x16.txrpc.v1.ResourceInfo\"i\n\x11TransactionStatus\x12\x0b\n\x03xid\x18\x01 \x01(\x0c\x12\r\n\x05state\x18\x02 \x01(\t\x12\x0e\n\x06\x61ge_ms\x18\x03 \x01(\x04\x12(\n\x08\x62ranches\x18\x04 \x03(\x0b\x32\x16.txrpc.v1.BranchStatus\"d\n\x0c\x42ranchStatus\x12\x0e\n\x06\x62ranch\x18\x01 \x01(\x0c\x12\x13\n\x0bparticipant\x18\x02 \x01(\x0c\x12\x10\n\x08resource\x18\x03 \x01(\t\x12\r\n\x05state\x18\x04 \x01(\t\x12\x0e\n\x06reason\x18\x05 \x01(\t2\xae\x02\n\x05\x41\x64min\x12\x38\n\x06Status\x12\x17.txrpc.v1.StatusRequest\x1a\x15.txrpc.v1.StatusReply\x12\x35\n\x05\x43lose\x12\x16.txrpc.v1.CloseRequest\x1a\x14.txrpc.v1.CloseReply\x12\x38\n\x06Rebind\x12\x17.txrpc.v1.RebindRequest\x1a\x15.txrpc.v1.RebindReply\x12\x36\n\x05Group\x12\x16.txrpc.v1.GroupRequest\x1a\x15.txrpc.v1.GroupStatus\x12\x42\n\x0b\x43hangeGroup\x12\x1c.txrpc.v1.ChangeGroupRequest\x1a\x15.txrpc.v1.GroupStatusb\x06proto3')
 
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, globals())
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'txrpc.v1.admin_pb2', globals())
@@ -26,6 +26,8 @@ if _descriptor._USE_C_DESCRIPTORS == False:
   _STATUSREPLY_MESSAGESENTRY._serialized_options = b'8\001'
   _STATUSREPLY_IDENTITIESENTRY._options = None
   _STATUSREPLY_IDENTITIESENTRY._serialized_options = b'8\001'
+  _STATUSREPLY_BATCHESENTRY._options = None
+  _STATUSREPLY_BATCHESENTRY._serialized_options = b'8\001'
   _GROUPSTATUS_ADDRESSESENTRY._options = None
   _GROUPSTATUS_ADDRESSESENTRY._serialized_options = b'8\001'
   _GROUPSTATUS_TROUBLEENTRY._options = None
@@ -35,43 +37,45 @@ if _descriptor._USE_C_DESCRIPTORS == False:
   _STATUSREQUEST._serialized_start=82
   _STATUSREQUEST._serialized_end=112
   _STATUSREPLY._serialized_start=115
-  _STATUSREPLY._serialized_end=919
-  _STATUSREPLY_MESSAGESENTRY._serialized_start=821
-  _STATUSREPLY_MESSAGESENTRY._serialized_end=868
-  _STATUSREPLY_IDENTITIESENTRY._serialized_start=870
-  _STATUSREPLY_IDENTITIESENTRY._serialized_end=919
-  _NODESTATUS._serialized_start=921
-  _NODESTATUS._serialized_end=1025
-  _GROUPREQUEST._serialized_start=1027
-  _GROUPREQUEST._serialized_end=1041
-  _GROUPSTATUS._serialized_start=1044
-  _GROUPSTATUS._serialized_end=1347
-  _GROUPSTATUS_ADDRESSESENTRY._serialized_start=1251
-  _GROUPSTATUS_ADDRESSESENTRY._serialized_end=1299
-  _GROUPSTATUS_TROUBLEENTRY._serialized_start=1301
-  _GROUPSTATUS_TROUBLEENTRY._serialized_end=1347
-  _CHANGEGROUPREQUEST._serialized_start=1350
-  _CHANGEGROUPREQUEST._serialized_end=1512
-  _CHANGEGROUPREQUEST_COMEENTRY._serialized_start=1469
-  _CHANGEGROUPREQUEST_COMEENTRY._serialized_end=1512
-  _INDOUBTBRANCH._serialized_start=1514
-  _INDOUBTBRANCH._serialized_end=1608
-  _INCIDENTSTATUS._serialized_start=1611
-  _INCIDENTSTATUS._serialized_end=1743
-  _CLOSEREQUEST._serialized_start=1745
-  _CLOSEREQUEST._serialized_end=1788
-  _CLOSEREPLY._serialized_start=1790
-  _CLOSEREPLY._serialized_end=1818
-  _REBINDREQUEST._serialized_start=1820
-  _REBINDREQUEST._serialized_end=1867
-  _REBINDREPLY._serialized_start=1869
-  _REBINDREPLY._serialized_end=1898
-  _SESSIONSTATUS._serialized_start=1900
-  _SESSIONSTATUS._serialized_end=2026
-  _TRANSACTIONSTATUS._serialized_start=2028
-  _TRANSACTIONSTATUS._serialized_end=2133
-  _BRANCHSTATUS._serialized_start=2135
-  _BRANCHSTATUS._serialized_end=2235
-  _ADMIN._serialized_start=2238
-  _ADMIN._serialized_end=2540
+  _STATUSREPLY._serialized_end=1020
+  _STATUSREPLY_MESSAGESENTRY._serialized_start=874
+  _STATUSREPLY_MESSAGESENTRY._serialized_end=921
+  _STATUSREPLY_IDENTITIESENTRY._serialized_start=923
+  _STATUSREPLY_IDENTITIESENTRY._serialized_end=972
+  _STATUSREPLY_BATCHESENTRY._serialized_start=974
+  _STATUSREPLY_BATCHESENTRY._serialized_end=1020
+  _NODESTATUS._serialized_start=1022
+  _NODESTATUS._serialized_end=1126
+  _GROUPREQUEST._serialized_start=1128
+  _GROUPREQUEST._serialized_end=1142
+  _GROUPSTATUS._serialized_start=1145
+  _GROUPSTATUS._serialized_end=1448
+  _GROUPSTATUS_ADDRESSESENTRY._serialized_start=1352
+  _GROUPSTATUS_ADDRESSESENTRY._serialized_end=1400
+  _GROUPSTATUS_TROUBLEENTRY._serialized_start=1402
+  _GROUPSTATUS_TROUBLEENTRY._serialized_end=1448
+  _CHANGEGROUPREQUEST._serialized_start=1451
+  _CHANGEGROUPREQUEST._serialized_end=1613
+  _CHANGEGROUPREQUEST_COMEENTRY._serialized_start=1570
+  _CHANGEGROUPREQUEST_COMEENTRY._serialized_end=1613
+  _INDOUBTBRANCH._serialized_start=1615
+  _INDOUBTBRANCH._serialized_end=1709
+  _INCIDENTSTATUS._serialized_start=1712
+  _INCIDENTSTATUS._serialized_end=1844
+  _CLOSEREQUEST._serialized_start=1846
+  _CLOSEREQUEST._serialized_end=1889
+  _CLOSEREPLY._serialized_start=1891
+  _CLOSEREPLY._serialized_end=1919
+  _REBINDREQUEST._serialized_start=1921
+  _REBINDREQUEST._serialized_end=1968
+  _REBINDREPLY._serialized_start=1970
+  _REBINDREPLY._serialized_end=1999
+  _SESSIONSTATUS._serialized_start=2001
+  _SESSIONSTATUS._serialized_end=2127
+  _TRANSACTIONSTATUS._serialized_start=2129
+  _TRANSACTIONSTATUS._serialized_end=2234
+  _BRANCHSTATUS._serialized_start=2236
+  _BRANCHSTATUS._serialized_end=2336
+  _ADMIN._serialized_start=2339
+  _ADMIN._serialized_end=2641
 # @@protoc_insertion_point(module_scope)

@@ -84,6 +84,26 @@ class StatusReply(_message.Message):
         def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
         def WhichOneof(self, oneof_group: _Never) -> None: ...
 
+    @_typing.final
+    class BatchesEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.int
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.int = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
     OWNER_FIELD_NUMBER: _builtins.int
     GROUP_FIELD_NUMBER: _builtins.int
     VERSION_FIELD_NUMBER: _builtins.int
@@ -108,6 +128,7 @@ class StatusReply(_message.Message):
     TAKEN_OVER_FIELD_NUMBER: _builtins.int
     NODES_FIELD_NUMBER: _builtins.int
     VIEW_FIELD_NUMBER: _builtins.int
+    BATCHES_FIELD_NUMBER: _builtins.int
     group: _builtins.str
     version: _builtins.str
     log: _builtins.str
@@ -157,6 +178,10 @@ class StatusReply(_message.Message):
     def view(self) -> Global___GroupStatus:
         """Of a group of members with a disk each."""
 
+    @_builtins.property
+    def batches(self) -> _containers.ScalarMap[_builtins.str, _builtins.int]:
+        """Batches of messages since the start, "received" and "sent", of all nodes that run here; in the outermost reply."""
+
     def __init__(
         self,
         *,
@@ -184,10 +209,11 @@ class StatusReply(_message.Message):
         taken_over: _abc.Iterable[Global___StatusReply] | None = ...,
         nodes: _abc.Iterable[Global___NodeStatus] | None = ...,
         view: Global___GroupStatus | None = ...,
+        batches: _abc.Mapping[_builtins.str, _builtins.int] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["owner", b"owner", "view", b"view"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["aborted", b"aborted", "committed", b"committed", "doubts", b"doubts", "group", b"group", "heuristic", b"heuristic", "identities", b"identities", "in_doubt", b"in_doubt", "incidents", b"incidents", "log", b"log", "log_batches", b"log_batches", "log_decisions", b"log_decisions", "log_healthy", b"log_healthy", "lost", b"lost", "messages", b"messages", "nodes", b"nodes", "open", b"open", "owner", b"owner", "position", b"position", "sessions", b"sessions", "taken_over", b"taken_over", "transactions", b"transactions", "uptime_ms", b"uptime_ms", "version", b"version", "view", b"view"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["aborted", b"aborted", "batches", b"batches", "committed", b"committed", "doubts", b"doubts", "group", b"group", "heuristic", b"heuristic", "identities", b"identities", "in_doubt", b"in_doubt", "incidents", b"incidents", "log", b"log", "log_batches", b"log_batches", "log_decisions", b"log_decisions", "log_healthy", b"log_healthy", "lost", b"lost", "messages", b"messages", "nodes", b"nodes", "open", b"open", "owner", b"owner", "position", b"position", "sessions", b"sessions", "taken_over", b"taken_over", "transactions", b"transactions", "uptime_ms", b"uptime_ms", "version", b"version", "view", b"view"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
