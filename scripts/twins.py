@@ -126,6 +126,11 @@ PAIRS = [
         "txrpc/sql/decider.py",
         (("For `AsyncEngine`s.", "For `Engine`s."),),
     ),
+    Pair(
+        "txrpc/sql/kept_async.py",
+        "txrpc/sql/kept.py",
+        (("from sqlalchemy.ext.asyncio import AsyncConnection", "from sqlalchemy.engine import Connection"),),
+    ),
 ]
 
 

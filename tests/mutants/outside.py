@@ -208,6 +208,20 @@ MUTANTS: dict[str, tuple[Change, str]] = {
         Change(_SQL + "mysql_finishing", 'f"KILL {int(row[2])}"', '"DO 0"'),
         "tests/sql/test_mysql.py -k was_stopped",
     ),
+    "a branch of MariaDB's is finished while its connection is being closed": (
+        Change(_SQL + "mysql", "FINISHES_WHERE_PREPARED: Final = True", "FINISHES_WHERE_PREPARED: Final = False"),
+        "tests/sql/test_mysql.py -k connection_that_prepared",
+    ),
+    "MariaDB's word for a branch's end is taken": (
+        Change(
+            _SQL + "mysql_finishing", "return _proof(connection, commit, number, markers)", "return FinishResult.DONE"
+        ),
+        "tests/sql/test_mysql.py -k row_agrees",
+    ),
+    "connections of prepared branches are kept without a bound": (
+        Change(_SQL + "kept", "while len(self._kept) > _MOST:", "while False:"),
+        "tests/sql/test_mysql.py -k up_to_a_bound",
+    ),
     "MariaDB is asked for a branch that may still commit": (
         Change(_SQL + "mysql_finishing", " FOR UPDATE NOWAIT", ""),
         "tests/sql/test_mysql.py -k went_away",

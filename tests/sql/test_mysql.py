@@ -26,6 +26,7 @@ from txrpc._protocol.messages import FinishResult, Outcome
 from txrpc.errors import AbortCode, ConfigurationError, IllegalState, ResourceUnavailable
 from txrpc.ids import Gid
 from txrpc.resource import Prepared, ReadOnly
+from txrpc.sql import kept, kept_async
 from txrpc.sql.mysql import ends_the_transaction, writes
 from txrpc.sql.mysql_finishing import branch_name
 from txrpc.sql.mysql_preflight import number_of
@@ -113,6 +114,88 @@ def test_a_prepared_branch_is_rolled_back_by_any_process(make: Make) -> None:
     assert bank.commit_prepared(branch, token) is FinishResult.LOST
 
 
+VERB = {True: "COMMIT", False: "ROLLBACK"}
+
+
+@pytest.mark.parametrize("commit", [True, False])
+def test_a_branch_is_finished_on_the_connection_that_prepared_it(
+    make: Make, mariadb: MariaServer, commit: bool
+) -> None:
+    """While MariaDB closes that connection, it says to another one that it has ended the branch, and does nothing."""
+    bank = make()
+    mariadb.execute("SET GLOBAL log_output = 'TABLE'")
+    mariadb.execute("SET GLOBAL general_log = 1")
+    try:
+        branch, token = prepared(bank)
+        assert (bank.commit_prepared if commit else bank.rollback_prepared)(branch, token) is FinishResult.DONE
+    finally:
+        mariadb.execute("SET GLOBAL general_log = 0")
+    said = mariadb.execute(
+        "SELECT thread_id, argument FROM mysql.general_log WHERE command_type = 'Query' "
+        f"AND argument LIKE 'XA%{token.removeprefix('xa-')}%'"
+    )
+    verbs = [argument.partition(" X'")[0] for _, argument in said]
+    assert verbs == ["XA START", "XA END", "XA PREPARE", f"XA {VERB[commit]}"]
+    assert len({session for session, _ in said}) == 1
+    assert rows(bank) == (["a"] if commit else [])
+    listed = f"SELECT count(*) FROM information_schema.processlist WHERE id = {said[0][0]}"
+    eventually(lambda: mariadb.execute(listed) == [(0,)], 20)
+
+
+@pytest.mark.parametrize("commit", [True, False])
+def test_rule_16_what_the_server_says_of_a_branch_counts_if_its_row_agrees(make: Make, commit: bool) -> None:
+    bank, other = make(), make()
+    branch, token = prepared(bank)
+    finish = other.commit_prepared if commit else other.rollback_prepared
+
+    def agree_and_do_nothing(*arguments: Any) -> tuple[str, Any]:
+        """As MariaDB does while it closes the connection of the branch."""
+        statement, parameters = arguments[2:4]
+        return ("DO 0" if statement.startswith(f"XA {VERB[commit]}") else statement), parameters
+
+    sa.event.listen(sa.Engine, "before_cursor_execute", agree_and_do_nothing, retval=True)
+    try:
+        with pytest.raises(ResourceUnavailable, match="has not ended, though the server has said so"):
+            finish(branch, token)
+    finally:
+        sa.event.remove(sa.Engine, "before_cursor_execute", agree_and_do_nothing)
+    assert finish(branch, token) is FinishResult.DONE
+    assert rows(bank) == (["a"] if commit else [])
+    assert finish(branch, token) is FinishResult.ALREADY
+
+
+@pytest.mark.parametrize("commit", [True, False])
+def test_a_branch_whose_connection_has_broken_is_finished_on_another_one(
+    make: Make, mariadb: MariaServer, url: str, commit: bool
+) -> None:
+    bank = make()
+    branch, token = prepared(bank)
+    mariadb.execute("SET GLOBAL TRANSACTION ISOLATION LEVEL READ UNCOMMITTED")
+    try:
+        ((session,),) = mariadb.execute("SELECT session FROM txrpc_branch", sa.make_url(url).database)
+    finally:
+        mariadb.execute("SET GLOBAL TRANSACTION ISOLATION LEVEL REPEATABLE READ")
+    mariadb.execute(f"KILL {session}")
+    assert (bank.commit_prepared if commit else bank.rollback_prepared)(branch, token) is FinishResult.DONE
+    assert rows(bank) == (["a"] if commit else [])
+
+
+def test_connections_of_prepared_branches_are_kept_up_to_a_bound(
+    make: Make, mariadb: MariaServer, url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Then the oldest is closed; all branches can be finished."""
+    for half in (kept, kept_async):
+        monkeypatch.setattr(half, "_MOST", 2)
+    bank = make(poolclass=NullPool)
+    branches = [prepared(bank, name) for name in "abcde"]
+    listed = f"SELECT count(*) FROM information_schema.processlist WHERE db = '{sa.make_url(url).database}' AND id <> "
+    own = "(SELECT CONNECTION_ID())"
+    eventually(lambda: mariadb.execute(listed + own) == [(2,)], 20)
+    assert mariadb.prepared() == 5
+    assert [bank.commit_prepared(*each) for each in branches] == [FinishResult.DONE] * 5
+    assert rows(bank) == list("abcde")
+
+
 def test_a_branch_is_found_by_what_the_coordinator_calls_it(make: Make) -> None:
     """A process that heard no answer to PREPARE has no token."""
     bank = make()
@@ -175,22 +258,24 @@ def test_the_owner_that_was_stopped_before_it_closed_its_connection(make: Make, 
         owner.close()
 
 
-def test_rule_4_a_promise_stays_if_its_connection_cannot_be_closed(
+def test_rule_4_a_promise_stays_if_its_connection_cannot_be_kept(
     make: Make, mariadb: MariaServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What gives the connection back undoes what is open on it, and this is not."""
     bank, other = make(), make()
+    work, branch = bank.begin(False), gid()
+    insert(work, "a")
+
+    def fail(_connection: object) -> None:
+        raise RuntimeError("neither kept nor closed")
 
     with monkeypatch.context() as patch:
-
-        def fail(_connection: object, _error: object = None) -> None:
-            patch.undo()
-            raise RuntimeError("it cannot be closed")
-
+        patch.setattr(sa.Connection, "detach", fail)
         patch.setattr(sa.Connection, "invalidate", fail)
-        branch, token = prepared(bank)
+        vote = bank.prepare(work, branch)
+    bank.rollback(work)
     assert mariadb.prepared() == 1
-    assert other.commit_prepared(branch, token) is FinishResult.DONE
+    assert other.commit_prepared(branch, vote.token) is FinishResult.DONE
     assert rows(other) == ["a"]
 
 

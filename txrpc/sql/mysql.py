@@ -9,9 +9,10 @@ How to think of it
     number, and the row, which a dirty read sees, what the coordinator calls it.  As the branch has always written something, none
     is prepared that wrote nothing, which would be lost with its connection.
 
-    While the connection lives on which a branch was prepared, no other one can finish it.  It is therefore closed at once, and
-    its pool makes another one.  Where its process was stopped before it came to that, who wants to finish the branch ends the
-    connection, whose number is in the row.
+    While the connection lives on which a branch was prepared, no other one can finish it.  And while MariaDB closes it, there is a
+    moment in which it agrees to end the branch for another one, and does not (`trans_xa_detach` in its sql/xa.cc comes before
+    `innobase_close_connection`).  So the connection leaves its pool, and the branch is finished on it (`txrpc.sql.kept`).  Another
+    process ends that connection first, whose number is in the row; and what the server says then counts only if the row agrees.
 
     Inside ``XA START`` the server refuses whatever else would end the transaction: COMMIT, ROLLBACK, and every statement that
     commits as a side effect.  ``XA END`` with the number proves at the end that this is the transaction which worked.
@@ -41,6 +42,7 @@ from txrpc.sql.mysql_sessions import Session, hides_backends, interrupt, is_gone
 
 __all__ = [
     "ALWAYS_MARKS",
+    "FINISHES_WHERE_PREPARED",
     "ROLLBACK_IS_REFUSED",
     "abandon",
     "begin",
@@ -76,6 +78,9 @@ __all__ = [
 
 ALWAYS_MARKS: Final = True
 """Nothing else tells how a transaction has ended."""
+
+FINISHES_WHERE_PREPARED: Final = True
+"""On the connection that has prepared a branch: see above."""
 
 ROLLBACK_IS_REFUSED: Final = True
 """In a transaction of XA's, which `undo` must end before SQLAlchemy, or a pool, says ROLLBACK."""
@@ -199,7 +204,7 @@ def token_to_end(connection: Connection, pid: int, _always: bool, marker: Marker
 def prepare(
     connection: Connection, gid: Gid, pid: int, _always: bool, marker: Marker | None = None, early: bool = False
 ) -> str | None:
-    """Prepare the branch under *gid*, close its connection, and return its token; "" if it may only read, and is not prepared.
+    """Prepare the branch under *gid* and return its token; "" if it may only read, and is not prepared.
 
     *early*: the work elsewhere is not done.  None, and nothing is done: what was read is to stay as it was.
     """
@@ -211,8 +216,6 @@ def prepare(
     connection.exec_driver_sql(f"XA END {xa.name}")
     connection.exec_driver_sql(f"XA PREPARE {xa.name}")
     connection.info.pop(_INFO)  # from here on nothing here may undo it
-    with suppress(Exception):  # it is prepared, whatever becomes of the connection
-        connection.invalidate()
     return f"xa-{xa.number}"
 
 

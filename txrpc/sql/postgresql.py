@@ -42,6 +42,7 @@ from txrpc.sql.postgresql_register import open_register
 
 __all__ = [
     "ALWAYS_MARKS",
+    "FINISHES_WHERE_PREPARED",
     "ROLLBACK_IS_REFUSED",
     "abandon",
     "begin",
@@ -101,6 +102,7 @@ def bound_connecting(driver: str, arguments: dict[str, Any], seconds: int) -> No
 ALWAYS_MARKS: Final = False
 """The number of a transaction tells how it has ended."""
 
+FINISHES_WHERE_PREPARED: Final = False
 ROLLBACK_IS_REFUSED: Final = False
 """ROLLBACK undoes whatever is open."""
 

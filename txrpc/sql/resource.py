@@ -41,6 +41,7 @@ from txrpc.sql.common import (
 )
 from txrpc.sql.decider import Decider
 from txrpc.sql.deciding import Hands
+from txrpc.sql.kept import Kept
 from txrpc.sql.markers import Marker
 from txrpc.sql.outside import check_outside, refuse_outside
 from txrpc.sql.places import Places
@@ -101,6 +102,7 @@ class ResourceManager:
         self._side = side
         self._places = Places(capacity_of(engine))
         self._guard = Guard(engine, side, self._dialect)
+        self._kept = Kept()
         self._asks_for_pid = False
         hands = Hands(self._on_branch, self._let_go, self._aside, self._break_off, self._dialect)
         self.decider = Decider(self.name, hands) if decides else None
@@ -192,6 +194,7 @@ class ResourceManager:
     def close(self) -> None:
         """See `txrpc.resource.Resource.close`."""
         self._guard.remove()
+        self._kept.close()
         self._side.dispose()
 
     def begin(self, read_only: bool, within_s: float | None = None) -> BranchWork:
@@ -223,8 +226,7 @@ class ResourceManager:
         check_whole(work, self.name, self._dialect)
         work.ours = True
         token: str = self._dialect.prepare(work.connection, gid, *self._to_end(work))
-        self._let_go(work)
-        return Prepared(token) if token else ReadOnly()
+        return self._voted(work, gid, token)
 
     def prepare_early(self, work: BranchWork, gid: Gid) -> Prepared | ReadOnly | None:
         """See `txrpc.resource.KeepsReads.prepare_early`."""
@@ -234,7 +236,13 @@ class ResourceManager:
         if token is None:
             work.ours = False
             return None
-        self._let_go(work)
+        return self._voted(work, gid, token)
+
+    def _voted(self, work: BranchWork, gid: Gid, token: str) -> Prepared | ReadOnly:
+        if token and self._dialect.FINISHES_WHERE_PREPARED:
+            self._kept.keep(gid, token, work, self._guard)
+        else:
+            self._let_go(work)
         return Prepared(token) if token else ReadOnly()
 
     def commit_one_phase(self, work: BranchWork, committing: Callable[[str], None]) -> Outcome | None:
@@ -293,12 +301,16 @@ class ResourceManager:
 
     def commit_prepared(self, gid: Gid, token: str) -> FinishResult:
         """See `txrpc.resource.Resource.commit_prepared`."""
-        result: FinishResult = self._aside(self._dialect.finish, True, gid, token, self._markers)
-        return result
+        return self._finish(True, gid, token)
 
     def rollback_prepared(self, gid: Gid, token: str) -> FinishResult:
         """See `txrpc.resource.Resource.rollback_prepared`."""
-        result: FinishResult = self._aside(self._dialect.finish, False, gid, token, self._markers)
+        return self._finish(False, gid, token)
+
+    def _finish(self, commit: bool, gid: Gid, token: str) -> FinishResult:
+        if self._kept.finish(commit, gid):
+            return FinishResult.DONE
+        result: FinishResult = self._aside(self._dialect.finish, commit, gid, token, self._markers)
         return result
 
     def in_doubt(self, group: str) -> Sequence[tuple[Gid, int]]:

@@ -39,6 +39,7 @@ from txrpc.sql.common import (
 )
 from txrpc.sql.decider_async import AsyncDecider
 from txrpc.sql.deciding import Hands
+from txrpc.sql.kept_async import AsyncKept
 from txrpc.sql.markers import Marker
 from txrpc.sql.outside import check_outside, refuse_outside
 from txrpc.sql.places import AsyncPlaces
@@ -99,6 +100,7 @@ class AsyncResourceManager:
         self._side = AsyncEngine(side)
         self._places = AsyncPlaces(capacity_of(engine.sync_engine))
         self._guard = Guard(engine.sync_engine, side, self._dialect)
+        self._kept = AsyncKept()
         self._asks_for_pid = False
         hands = Hands(self._on_branch, self._let_go, self._aside, self._break_off, self._dialect)
         self.decider = AsyncDecider(self.name, hands) if decides else None
@@ -190,6 +192,7 @@ class AsyncResourceManager:
     async def close(self) -> None:
         """See `txrpc.resource.Resource.close`."""
         self._guard.remove()
+        await self._kept.close()
         await self._side.dispose()
 
     async def begin(self, read_only: bool, within_s: float | None = None) -> BranchWork:
@@ -221,8 +224,7 @@ class AsyncResourceManager:
         check_whole(work, self.name, self._dialect)
         work.ours = True
         token: str = await work.connection.run_sync(self._dialect.prepare, gid, *self._to_end(work))
-        await self._let_go(work)
-        return Prepared(token) if token else ReadOnly()
+        return await self._voted(work, gid, token)
 
     async def prepare_early(self, work: BranchWork, gid: Gid) -> Prepared | ReadOnly | None:
         """See `txrpc.resource.KeepsReads.prepare_early`."""
@@ -232,7 +234,13 @@ class AsyncResourceManager:
         if token is None:
             work.ours = False
             return None
-        await self._let_go(work)
+        return await self._voted(work, gid, token)
+
+    async def _voted(self, work: BranchWork, gid: Gid, token: str) -> Prepared | ReadOnly:
+        if token and self._dialect.FINISHES_WHERE_PREPARED:
+            await self._kept.keep(gid, token, work, self._guard)
+        else:
+            await self._let_go(work)
         return Prepared(token) if token else ReadOnly()
 
     async def commit_one_phase(self, work: BranchWork, committing: Callable[[str], Awaitable[None]]) -> Outcome | None:
@@ -291,12 +299,16 @@ class AsyncResourceManager:
 
     async def commit_prepared(self, gid: Gid, token: str) -> FinishResult:
         """See `txrpc.resource.Resource.commit_prepared`."""
-        result: FinishResult = await self._aside(self._dialect.finish, True, gid, token, self._markers)
-        return result
+        return await self._finish(True, gid, token)
 
     async def rollback_prepared(self, gid: Gid, token: str) -> FinishResult:
         """See `txrpc.resource.Resource.rollback_prepared`."""
-        result: FinishResult = await self._aside(self._dialect.finish, False, gid, token, self._markers)
+        return await self._finish(False, gid, token)
+
+    async def _finish(self, commit: bool, gid: Gid, token: str) -> FinishResult:
+        if await self._kept.finish(commit, gid):
+            return FinishResult.DONE
+        result: FinishResult = await self._aside(self._dialect.finish, commit, gid, token, self._markers)
         return result
 
     async def in_doubt(self, group: str) -> Sequence[tuple[Gid, int]]:

@@ -46,6 +46,7 @@ from txrpc.sql.sqlite_register import open_register
 
 __all__ = [
     "ALWAYS_MARKS",
+    "FINISHES_WHERE_PREPARED",
     "ROLLBACK_IS_REFUSED",
     "abandon",
     "begin",
@@ -80,6 +81,7 @@ __all__ = [
 ALWAYS_MARKS: Final = True
 """Nothing else tells how a transaction has ended."""
 
+FINISHES_WHERE_PREPARED: Final = False
 ROLLBACK_IS_REFUSED: Final = False
 """ROLLBACK undoes whatever is open."""
 
