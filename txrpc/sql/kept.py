@@ -36,7 +36,7 @@ class Kept:
             with suppress(Exception):
                 work.connection.invalidate()
         while len(self._kept) > _MOST:
-            with suppress(KeyError, RuntimeError):  # another one was faster
+            with suppress(KeyError, RuntimeError, StopIteration):  # another one was faster
                 self._close(*self._kept.pop(next(iter(self._kept)))[1:])
 
     def finish(self, commit: bool, gid: Gid) -> bool:

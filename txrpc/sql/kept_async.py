@@ -34,7 +34,7 @@ class AsyncKept:
             with suppress(Exception):
                 await work.connection.invalidate()
         while len(self._kept) > _MOST:
-            with suppress(KeyError, RuntimeError):  # another one was faster
+            with suppress(KeyError, RuntimeError, StopIteration):  # another one was faster
                 await self._close(*self._kept.pop(next(iter(self._kept)))[1:])
 
     async def finish(self, commit: bool, gid: Gid) -> bool:

@@ -39,8 +39,8 @@ CLOSING_S: Final = 0.1
 """Longer than MariaDB takes, as a rule, from the moment in which it would agree to end a branch to the one in which it would."""
 _LOOKS: Final = 20
 _STRANDED: Final = (
-    "branch {} has not ended, though the server has said so, and cannot be found by its name: it keeps its locks until the server "
-    "is restarted, which finds it again"
+    "has not ended, though the server has said so, and cannot be found by its name: it keeps its locks until the server is "
+    "restarted, which finds it again"
 )
 _TOKEN: Final = re.compile(r"xa-([0-9a-f]{28})")
 
@@ -105,7 +105,7 @@ def _proof(connection: Connection, commit: bool, number: str, markers: str) -> F
             break
         connection.exec_driver_sql("DO SLEEP(0.01)")
     else:
-        raise ResourceUnavailable(_STRANDED.format(number))
+        raise ResourceUnavailable(f"branch {number} {_STRANDED}")
     if committed is commit or not _is_remembered(number):
         return FinishResult.DONE
     return FinishResult.HEURISTIC if committed else FinishResult.LOST
@@ -126,7 +126,7 @@ def _who_ended_it(connection: Connection, commit: bool, number: str, markers: st
     """There is no such prepared branch (any more): did it end as it should have (rule 16)?"""
     committed = _committed(connection, number, markers)
     if committed is None:
-        raise ResourceUnavailable(f"branch {number} is being finished at this moment, or: {_STRANDED.format('it')}")
+        raise ResourceUnavailable(f"branch {number} is being finished at this moment, or {_STRANDED}")
     if committed:
         return FinishResult.ALREADY if commit else FinishResult.HEURISTIC
     if not _is_remembered(number):
