@@ -38,7 +38,7 @@ $(READY): $(DEMO_READY)
 	@$(PIP) -e '.[dev]' || { echo "$(NO_PIP)"; exit 1; }
 	@touch $(READY)
 
-test: $(READY) ## what to run all day: units, some thousand simulated worlds, and real crashes, one a rule at least
+test: $(READY) ## what to run all day: units, a thousand simulated worlds, and real crashes, one a rule at least
 	$(PYTEST_ALL) -m "not proof" --ignore=tests/house
 
 deep: $(READY) ## what CI runs beside the tests: every failpoint, networks, histories, fuzzing, the wheel, ...

@@ -28,7 +28,7 @@ def quiet(caplog: pytest.LogCaptureFixture) -> None:
 
 
 CHUNK = 1_000
-FEW, MANY, MORE = 2_000, 5_000, 100_000
+FEW, MANY, MORE = 1_000, 5_000, 100_000
 """Seeds in `make test`, in CI as well, and in `make proof`."""
 
 
