@@ -149,7 +149,7 @@ async def test_a_refused_call_does_not_run(aworld: AsyncWorld, shape: str) -> No
 
 @pytest.mark.parametrize("where", ["writing", "working"])
 async def test_a_client_that_vanishes(aworld: AsyncWorld, where: str) -> None:
-    called, root, go_on = service(), AsyncHandle(), threading.Event()
+    called, root, is_at_work, go_on = service(), AsyncHandle(), threading.Event(), threading.Event()
     ended_in: list[Any] = []
 
     def work(_request: bytes, _context: Any) -> Iterator[bytes]:
@@ -158,6 +158,7 @@ async def test_a_client_that_vanishes(aworld: AsyncWorld, where: str) -> None:
             yield b"more"
             while True:
                 if where == "working":
+                    is_at_work.set()
                     go_on.wait(10)
                 yield b"more"
         finally:
@@ -167,6 +168,8 @@ async def test_a_client_that_vanishes(aworld: AsyncWorld, where: str) -> None:
     with bind(root):
         call = stub.unary_stream(b"")
         assert await call.read() == b"more"
+        if where == "working":
+            await auntil(is_at_work.is_set)
         call.cancel()
     await root.asettle()
     assert root.call.end == "lost"
