@@ -18,6 +18,16 @@ from benchmarks.world import Form, Run
 __all__ = ["Statements", "draw", "machine", "ratios", "save", "show"]
 
 _BAR = 40
+_PROCESSES = {
+    "CPU ms: client": "customers",
+    "services": " bank-",
+    "coordinator": "coordinator",
+    "databases": "postgres",
+}
+"""What the names of those have in them whose processor time is shown together."""
+
+Statements = Mapping[tuple[str, str], Sequence[float]]
+"""What each database executes for a transfer, by form and style."""
 
 
 def machine() -> str:
@@ -48,24 +58,11 @@ def _range(values: Iterable[float], digits: int) -> str:
     return middle if low == high else f"{middle} ({low}–{high})"
 
 
-Statements = Mapping[tuple[str, str], Sequence[float]]
-"""What each database executes for a transfer, by form and style."""
-
-
-_PROCESSES = {
-    "client": ("customers",),
-    "services": (" bank-",),
-    "coordinator": ("coordinator",),
-    "databases": ("postgres",),
-}
-
-
 def show(runs: Sequence[Run], forms: Sequence[Form], statements: Statements, console: Console) -> None:
     """Print two tables for each style and number of clients, medians with ranges: what was timed, and what was counted."""
     for style, clients in sorted({(run.style, run.clients) for run in runs}):
         title = f"{style}, {clients} client{'s' if clients > 1 else ''}"
-        spent = [f"CPU ms: {next(iter(_PROCESSES))}", *list(_PROCESSES)[1:]]
-        timed = _table(title, "a second", "ratio", "p50 ms", "p99 ms", *spent)
+        timed = _table(title, "a second", "ratio", "p50 ms", "p99 ms", *_PROCESSES)
         columns = ("forced writes", "messages", "batches", "decisions a log write", "statements")
         counted = _table(f"{title}: counted, a transfer", *columns)
         for form in forms:
@@ -88,7 +85,7 @@ def _timed(runs: Sequence[Run], form: Form, series: Sequence[Run]) -> list[str]:
     ratio = "" if form.base == form.name else _range(ratios(runs, form, first.style, first.clients), 2)
     cells = [_range((run.rate for run in series), 0), ratio]
     cells += [f"{statistics.median(run.percentile_ms(percent) for run in series):.1f}" for percent in (50, 99)]
-    spent = [statistics.median(_cpu_ms(run, words) for run in series) for words in _PROCESSES.values()]
+    spent = [statistics.median(_cpu_ms(run, word) for run in series) for word in _PROCESSES.values()]
     return [*cells, *(f"{each:.1f}" if each else "" for each in spent)]
 
 
@@ -103,14 +100,13 @@ def _counted(series: Sequence[Run]) -> list[str]:
 
 def _executed(statements: Sequence[float]) -> str:
     """What each database executes: as a rule each the same."""
-    shown = sorted({f"{each:.1f}" for each in statements if each >= 0.05})
-    return shown[0] + (" each" if len(statements) > 1 else "") if len(shown) == 1 else " and ".join(shown)
+    shown = [f"{each:.1f}" for each in statements if each >= 0.05]
+    return f"{shown[0]} each" if len(shown) > 1 and len(set(shown)) == 1 else " and ".join(shown)
 
 
-def _cpu_ms(run: Run, words: Sequence[str]) -> float:
-    """Processor milliseconds a transfer of the processes whose names have one of *words*."""
-    is_postgres = "postgres" in words
-    names = [n for n in run.cpu_s if any(w in n for w in words) and n.startswith("postgres") == is_postgres]
+def _cpu_ms(run: Run, word: str) -> float:
+    """Processor milliseconds a transfer of the processes whose names have *word* in them."""
+    names = [name for name in run.cpu_s if word in name and name.startswith("postgres") == (word == "postgres")]
     return sum(run.cpu_s[name] for name in names) * 1000 / max(1, len(run.took_s))
 
 

@@ -214,7 +214,9 @@ MUTANTS: dict[str, tuple[Change, str]] = {
     ),
     "MariaDB's word for a branch's end is taken": (
         Change(
-            _SQL + "mysql_finishing", "return _proof(connection, commit, number, markers)", "return FinishResult.DONE"
+            _SQL + "mysql_finishing",
+            "proof = _who_ended_it(connection, commit, number, markers)",
+            "proof = FinishResult.DONE",
         ),
         "tests/sql/test_mysql.py -k row_agrees",
     ),

@@ -38,10 +38,6 @@ _TRIES: Final = 20
 CLOSING_S: Final = 0.1
 """Longer than MariaDB takes, as a rule, from the moment in which it would agree to end a branch to the one in which it would."""
 _LOOKS: Final = 20
-_STRANDED: Final = (
-    "has not ended, though the server has said so, and cannot be found by its name: it keeps its locks until the server is "
-    "restarted, which finds it again"
-)
 _TOKEN: Final = re.compile(r"xa-([0-9a-f]{28})")
 
 
@@ -81,7 +77,10 @@ def finish(connection: Connection, commit: bool, gid: Gid, token: str, markers: 
             if code_of(error) != NO_SUCH_XA:
                 raise
         else:
-            return _proof(connection, commit, number, markers)
+            # MariaDB says so, too, while it closes the connection of the branch, forgets the name, and leaves the branch as it is
+            # (seen with 10.11: 1 in 2,500, on a busy machine).
+            proof = _who_ended_it(connection, commit, number, markers)
+            return proof if proof in (FinishResult.LOST, FinishResult.HEURISTIC) else FinishResult.DONE
         if number not in recover(connection):
             return _who_ended_it(connection, commit, number, markers)
         # It is prepared, and its own connection is still open: it is being closed, or its process was stopped before that.
@@ -91,24 +90,6 @@ def finish(connection: Connection, commit: bool, gid: Gid, token: str, markers: 
                 connection.exec_driver_sql(f"KILL {int(row[2])}")
         connection.exec_driver_sql(f"DO SLEEP({CLOSING_S})")
     raise ResourceUnavailable(f"branch {gid} is prepared, and the connection that did so cannot be ended")
-
-
-def _proof(connection: Connection, commit: bool, number: str, markers: str) -> FinishResult:
-    """The server says that it has ended the branch: has it?
-
-    While MariaDB closes the connection of a prepared branch, it agrees to end it, forgets its name, and leaves it as it is (seen
-    with 10.11: 1 in 2,500, on a busy machine).
-    """
-    for _ in range(_LOOKS):  # others who ask how it ended hold its row for a moment
-        committed = _committed(connection, number, markers)
-        if committed is not None:
-            break
-        connection.exec_driver_sql("DO SLEEP(0.01)")
-    else:
-        raise ResourceUnavailable(f"branch {number} {_STRANDED}")
-    if committed is commit or not _is_remembered(number):
-        return FinishResult.DONE
-    return FinishResult.HEURISTIC if committed else FinishResult.LOST
 
 
 def _number(connection: Connection, gid: Gid, markers: str) -> str | None:
@@ -124,9 +105,16 @@ def _dirty(connection: Connection, where: str, table: str) -> Any:
 
 def _who_ended_it(connection: Connection, commit: bool, number: str, markers: str) -> FinishResult:
     """There is no such prepared branch (any more): did it end as it should have (rule 16)?"""
-    committed = _committed(connection, number, markers)
-    if committed is None:
-        raise ResourceUnavailable(f"branch {number} is being finished at this moment, or {_STRANDED}")
+    for _ in range(_LOOKS):  # others who ask hold its row for a moment
+        committed = _committed(connection, number, markers)
+        if committed is not None:
+            break
+        connection.exec_driver_sql("DO SLEEP(0.01)")
+    else:
+        raise ResourceUnavailable(
+            f"branch {number} is being finished at this moment; or it has not ended, though the server has said so, and cannot be "
+            "found by its name: then it keeps its locks until the server is restarted, which finds it again"
+        )
     if committed:
         return FinishResult.ALREADY if commit else FinishResult.HEURISTIC
     if not _is_remembered(number):
