@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import grpc
 
+from tests.waiting import eventually
+from txrpc._decision_log.port import LogError
 from txrpc._group.member import GroupMember
 from txrpc._group.members import founders
 from txrpc._protocol.quorum.views import View
+from txrpc._protocol.takeover import NodeRow
 from txrpc._wire.v1 import peer_pb2_grpc
 from txrpc.testing.processes import free_port
 
@@ -68,6 +72,20 @@ class RunningGroup:
     def stop(self, name: str) -> None:
         self._run(self._servers.pop(name).stop, None)
         self.running.pop(name).close()
+
+    def beat(self, name: str) -> Sequence[NodeRow]:
+        """Let a member beat until enough of the others have answered in time: a coordinator only tries again later."""
+        rows: Sequence[NodeRow] = ()
+
+        def heard() -> bool:
+            nonlocal rows
+            with contextlib.suppress(LogError):
+                rows = self.running[name].heartbeats.beat()
+                return True
+            return False
+
+        eventually(heard, 20)
+        return rows
 
     def close(self) -> None:
         self._closed.set()

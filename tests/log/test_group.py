@@ -219,9 +219,9 @@ def test_a_member_with_another_disk_has_itself_admitted_to_the_log_that_all_shar
 
 
 def beat_all(group: RunningGroup) -> None:
-    for member in group.running.values():
+    for name, member in group.running.items():
         member.heartbeats._keep_at = 0.0
-        member.heartbeats.beat()
+        group.beat(name)
 
 
 def older_disk(group: RunningGroup, name: str, work: Callable[[], object]) -> None:
@@ -532,7 +532,7 @@ def test_members_see_each_other_also_through_a_third_one(group: RunningGroup) ->
         member.heartbeats.join(name, "bank", 1_000 + number)
 
     def seen_by(name: str) -> dict[str, tuple[int, str, int]]:
-        rows = group.running[name].heartbeats.beat()
+        rows = group.beat(name)
         return {row.node: (row.epoch.number, row.holder, row.started_ms) for row in rows}
 
     everyone = {"c1": (1, "c1", 1_000), "c2": (1, "c2", 1_001), "c3": (1, "c3", 1_002)}
@@ -543,8 +543,8 @@ def test_members_see_each_other_also_through_a_third_one(group: RunningGroup) ->
     before = beat_seen(group, "c1", "c2")
 
     def grows() -> bool:
-        for member in group.running.values():
-            member.heartbeats.beat()
+        for name in group.running:
+            group.beat(name)
         return beat_seen(group, "c1", "c2") > before + 3
 
     eventually(grows, 20)
@@ -558,7 +558,7 @@ def cut(group: RunningGroup, one: str, other: str) -> None:
 
 
 def beat_seen(group: RunningGroup, by: str, node: str) -> int:
-    (row,) = [row for row in group.running[by].heartbeats.beat() if row.node == node]
+    (row,) = [row for row in group.beat(by) if row.node == node]
     return row.beat
 
 
@@ -567,12 +567,12 @@ def test_one_that_leaves_says_so_and_one_that_comes_back_is_later_whatever_its_c
     for name, member in group.running.items():
         log_of(group, name).open(name, 1)
         member.heartbeats.join(name, "bank", 5_000)
-    eventually(lambda: len(group.running["c1"].heartbeats.beat()) == 3, 60)
-    group.running["c2"].heartbeats.beat()
+    eventually(lambda: len(group.beat("c1")) == 3, 60)
+    group.beat("c2")
     group.running["c2"].heartbeats.leave()
 
     def beat_of(node: str) -> tuple[int, int]:
-        (row,) = [row for row in group.running["c1"].heartbeats.beat() if row.node == node]
+        (row,) = [row for row in group.beat("c1") if row.node == node]
         return row.beat, row.started_ms
 
     eventually(lambda: beat_of("c2") == (LEFT, 5_000), 60)
@@ -582,7 +582,7 @@ def test_one_that_leaves_says_so_and_one_that_comes_back_is_later_whatever_its_c
     group.running["c2"].heartbeats.join("c2", "bank", 17)
 
     def is_back() -> bool:
-        group.running["c2"].heartbeats.beat()
+        group.beat("c2")
         beat, started_ms = beat_of("c2")
         return beat > LEFT and started_ms > 5_000
 
@@ -594,7 +594,7 @@ def test_one_that_reaches_too_few_does_not_show_that_it_lives(group: RunningGrou
     log_of(group, "c1").open("c1", 1)
     beats = group.running["c1"].heartbeats
     beats.join("c1", "bank", 1_000)
-    eventually(lambda: beats.beat()[0].beat > 3, 60)
+    eventually(lambda: group.beat("c1")[0].beat > 3, 60)
     group.stop("c2")
     group.stop("c3")
 

@@ -116,7 +116,7 @@ def test_a_member_is_removed_and_its_log_is_run_by_another_one(group: RunningGro
     rows = {}
     for name in ("c1", "c2"):
         group.running[name].heartbeats.join(name, "bank", 1)
-        rows[name] = {row.node: row for row in group.running[name].heartbeats.beat()}
+        rows[name] = {row.node: row for row in group.beat(name)}
     assert rows["c1"]["c3"].beat == rows["c2"]["c3"].beat == LEFT
     late = opened(group, "c1", "c3")
     assert late.outcome(ONE.xid) == ONE
