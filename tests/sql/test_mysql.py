@@ -193,6 +193,18 @@ def test_connections_of_prepared_branches_are_kept_up_to_a_bound(
     assert rows(bank) == list("abcde")
 
 
+def test_a_vote_that_outlasts_the_close_keeps_no_connection(make: Make, mariadb: MariaServer, url: str) -> None:
+    """It would have kept the branch from all others until the program ends."""
+    late = make(poolclass=NullPool)
+    work, branch = late.begin(False), gid()
+    insert(work, "a")
+    late.close()
+    vote = late.prepare(work, branch)
+    listed = f"SELECT count(*) FROM information_schema.processlist WHERE db = '{sa.make_url(url).database}'"
+    eventually(lambda: mariadb.execute(listed) == [(0,)], 20)
+    assert make().commit_prepared(branch, vote.token) is FinishResult.DONE
+
+
 def test_a_branch_is_found_by_what_the_coordinator_calls_it(make: Make) -> None:
     """A process that heard no answer to PREPARE has no token."""
     bank = make()

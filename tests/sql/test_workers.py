@@ -302,3 +302,17 @@ def test_what_outlasts_the_close_leaves_no_connection_behind(
     monkeypatch.setattr(postgresql, "one_phase_result", ask)
     resource.one_phase_result("")
     assert used[0].is_closed() if driver == "asyncpg" else used[0].closed
+
+
+def test_what_begins_after_the_close_leaves_no_connection_behind(
+    make: Make, driver: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An interrupt that was on its way had its connection from the pool that `close` had just emptied."""
+    resource: Any = make(driver)
+    used: list[Any] = []
+    monkeypatch.setattr(
+        postgresql, "one_phase_result", lambda connection, *_: used.append(connection.connection.driver_connection)
+    )
+    resource.close()
+    resource.one_phase_result("")
+    assert used[0].is_closed() if driver == "asyncpg" else used[0].closed

@@ -304,6 +304,7 @@ class Guard:
         self._dialect = dialect
         self._engine = engine
         self._side = side
+        self.removed = False
         self._listeners = (
             ("commit", self._on_commit),
             ("rollback", self._on_rollback),
@@ -315,7 +316,8 @@ class Guard:
             event.listen(engine, name, listener)
 
     def remove(self) -> None:
-        """Stop watching."""
+        """Stop watching: the resource is closed."""
+        self.removed = True
         for name, listener in self._listeners:
             if event.contains(self._engine, name, listener):
                 event.remove(self._engine, name, listener)

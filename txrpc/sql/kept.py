@@ -27,7 +27,10 @@ class Kept:
         self._kept: dict[Gid, tuple[str, Connection, Any]] = {}
 
     def keep(self, gid: Gid, token: str, work: BranchWork, guard: Guard) -> None:
-        """Keep the connection of *work*, whose branch is prepared as *gid*; one too many is closed, the oldest.  Never raises."""
+        """Keep the connection of *work*, whose branch is prepared as *gid*; one too many is closed, the oldest.  Never raises.
+
+        Once *guard* is removed, none is kept: a vote may come to its end after the resource was closed.
+        """
         work.give_back()
         try:
             guard.release(work.connection)
@@ -35,7 +38,7 @@ class Kept:
         except Exception:
             with suppress(Exception):
                 work.connection.invalidate()
-        while len(self._kept) > _MOST:
+        while len(self._kept) > (0 if guard.removed else _MOST):
             with suppress(KeyError, RuntimeError, StopIteration):  # another one was faster
                 self._close(*self._kept.pop(next(iter(self._kept)))[1:])
 

@@ -376,8 +376,8 @@ class ResourceManager:
                     try:
                         return verb(connection, *arguments)
                     finally:
-                        # Closed meanwhile: the old pool would keep the connection, and give it to no user.
-                        if engine.pool is not pool:
+                        # Closed before or meanwhile: the pool would keep the connection, and give it to no user.
+                        if self._guard.removed or engine.pool is not pool:
                             connection.invalidate()
             except DBAPIError as error:
                 if not (again and error.connection_invalidated):

@@ -374,8 +374,8 @@ class AsyncResourceManager:
                     try:
                         return await connection.run_sync(verb, *arguments)
                     finally:
-                        # Closed meanwhile: the old pool would keep the connection, and give it to no user.
-                        if engine.pool is not pool:
+                        # Closed before or meanwhile: the pool would keep the connection, and give it to no user.
+                        if self._guard.removed or engine.pool is not pool:
                             await connection.invalidate()
             except DBAPIError as error:
                 if not (again and error.connection_invalidated):
