@@ -18,7 +18,7 @@ import txrpc.aio
 import txrpc.sql
 from tests.postgres import Server
 from tests.sql.kit import Proxy
-from tests.system.test_last_resource import LONG_S, PATIENCE_S, Database, Service, insert, said
+from tests.system.test_last_resource import LONG_S, PATIENCE_S, Database, Service, insert, looks_through, said
 from tests.waiting import aeventually, eventually
 from txrpc.testing import failpoint
 from txrpc.testing.processes import CoordinatorProcess
@@ -31,9 +31,11 @@ class Decider:
         engine = sa.create_engine(database.url)
         ends.callback(engine.dispose)
         self.ledger = txrpc.sql.ResourceManager("ledger", engine, decides=True)
+        looked = looks_through(self.ledger)
         self.manager = ends.enter_context(
             txrpc.connect(coordinator.address, resources=[self.ledger], process="decider")
         )
+        eventually(looked)
         server = grpc.server(ThreadPoolExecutor(8), interceptors=txrpc.server_interceptors(self.manager))
         self.held, self.go_on = threading.Event(), threading.Event()
         handlers = {

@@ -6,6 +6,7 @@ import contextlib
 import itertools
 import sqlite3
 import sys
+import threading
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -331,6 +332,21 @@ class Service:
         return b"written"
 
 
+def looks_through(resource: txrpc.sql.ResourceManager) -> Callable[[], bool]:
+    """Return whether its register has been looked through at its start: what is decided before that is said twice."""
+    decider: Any = resource.decider
+    look, looked = decider.undone, threading.Event()
+
+    def undone() -> Any:
+        try:
+            return look()
+        finally:
+            looked.set()
+
+    decider.undone = undone
+    return looked.is_set
+
+
 class Shop:
     """Two services, and a client whose ledger decides."""
 
@@ -341,9 +357,11 @@ class Shop:
         engine = sa.create_engine(ledger.url)
         self.ends.callback(engine.dispose)
         self.ledger = txrpc.sql.ResourceManager("ledger", engine, decides=True)
+        looked = looks_through(self.ledger)
         self.client = self.ends.enter_context(
             txrpc.connect(coordinator.address, resources=[self.ledger], process="client")
         )
+        eventually(looked)
 
     @property
     def lines(self) -> tuple[list[str], list[str]]:
