@@ -27,6 +27,7 @@ TRUE_REASONS = (
     "no postgres_fdw",
     "no PgBouncer",
     "no etcd",
+    "no MySQL",
     "gRPC before 1.",
     "asyncpg before 0.",
 )

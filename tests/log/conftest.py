@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from tests.log.group import RunningGroup
-from tests.mariadb import MariaServer, needs_mariadb
+from tests.mariadb import MariaServer, MySqlServer, needs_mariadb, needs_mysql
 from txrpc._decision_log.heartbeats import SqlHeartbeats
 from txrpc._decision_log.memory import MemoryHeartbeats, MemoryLog, MemoryStore
 from txrpc._decision_log.port import DecisionLog, Heartbeats
@@ -33,9 +33,17 @@ def mariadb() -> Iterator[MariaServer]:
         yield server
 
 
-@pytest.fixture(
-    params=["memory", "sqlite", "postgresql", pytest.param("mariadb", marks=needs_mariadb), "etcd", "group"]
-)
+@pytest.fixture(scope="session")
+def mysql() -> Iterator[MariaServer]:
+    with MySqlServer() as server:
+        yield server
+
+
+MARIADB = pytest.param("mariadb", marks=needs_mariadb)
+MYSQL = pytest.param("mysql", marks=[needs_mysql, pytest.mark.proof])
+
+
+@pytest.fixture(params=["memory", "sqlite", "postgresql", MARIADB, MYSQL, "etcd", "group"])
 def place(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Place]:
     """Where a log is: a store in memory, a URL, or the disks of three members."""
     if request.param == "memory":
@@ -44,8 +52,8 @@ def place(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Place]:
         yield f"sqlite:///{tmp_path}/log.db"
     elif request.param == "postgresql":
         yield request.getfixturevalue("postgres").create_database(f"log{next(_numbers)}")
-    elif request.param == "mariadb":
-        yield request.getfixturevalue("mariadb").create_database(f"log{next(_numbers)}")
+    elif request.param in ("mariadb", "mysql"):
+        yield request.getfixturevalue(request.param).create_database(f"log{next(_numbers)}")
     elif request.param == "etcd":
         yield request.getfixturevalue("etcd").url(f"log{next(_numbers)}")
     else:

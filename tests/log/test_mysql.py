@@ -10,8 +10,9 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 from sqlalchemy import event
 
+from tests.log.conftest import MARIADB, MYSQL
 from tests.log.test_contract import decision
-from tests.mariadb import MariaServer, needs_mariadb
+from tests.mariadb import MariaServer
 from tests.waiting import eventually
 from txrpc._decision_log import database
 from txrpc._decision_log.port import LogError, NotRecorded, RecordUncertain
@@ -19,7 +20,12 @@ from txrpc._decision_log.schema import pack
 from txrpc._decision_log.sql import SqlLog
 from txrpc.errors import ConfigurationError, Fenced
 
-pytestmark = needs_mariadb
+
+@pytest.fixture(params=[MARIADB, MYSQL])
+def server(request: pytest.FixtureRequest) -> MariaServer:
+    found: MariaServer = request.getfixturevalue(request.param)
+    return found
+
 
 Make = Callable[[str], SqlLog]
 
@@ -33,10 +39,10 @@ Make = Callable[[str], SqlLog]
     ],
 )
 def test_what_is_wrong_is_one_sentence_without_the_password(
-    sql_log: Make, mariadb: MariaServer, change: dict[str, str], says: str
+    sql_log: Make, server: MariaServer, change: dict[str, str], says: str
 ) -> None:
-    mariadb.execute("CREATE OR REPLACE USER teller IDENTIFIED BY 'another'")
-    url = mariadb.create_database("log")
+    server.execute("CREATE USER IF NOT EXISTS teller IDENTIFIED BY 'another'")
+    url = server.create_database("log")
     for old, new in change.items():
         url = url.replace(old, new)
     with pytest.raises(ConfigurationError, match=says) as caught:
@@ -45,24 +51,25 @@ def test_what_is_wrong_is_one_sentence_without_the_password(
 
 
 def test_a_server_that_may_lose_decisions_is_warned_of(
-    sql_log: Make, mariadb: MariaServer, caplog: pytest.LogCaptureFixture
+    sql_log: Make, server: MariaServer, caplog: pytest.LogCaptureFixture
 ) -> None:
-    url = mariadb.create_database("careless")
+    url = server.create_database("careless")
     sql_log(url).open("c1", 1)
     assert not caplog.records
-    mariadb.execute("SET GLOBAL innodb_flush_log_at_trx_commit = 2")
+    server.execute("SET GLOBAL innodb_flush_log_at_trx_commit = 2")
     try:
         sql_log(url).open("c1", 2)
         assert "innodb_flush_log_at_trx_commit = 1" in caplog.text
     finally:
-        mariadb.execute("SET GLOBAL innodb_flush_log_at_trx_commit = 1")
+        server.execute("SET GLOBAL innodb_flush_log_at_trx_commit = 1")
 
 
 def test_a_coordinator_that_froze_with_the_fence_in_its_hand_is_replaced(
-    sql_log: Make, mariadb: MariaServer, monkeypatch: pytest.MonkeyPatch
+    sql_log: Make, server: MariaServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(database._MYSQL_PATIENCE, True, "SESSION idle_transaction_timeout = 1")
-    url = mariadb.create_database("frozenlog")
+    soon = {True: "SESSION idle_transaction_timeout = 1", False: "SESSION wait_timeout = 1"}
+    monkeypatch.setattr(database, "_MYSQL_PATIENCE", soon)
+    url = server.create_database("frozenlog")
     frozen, successor = sql_log(url), sql_log(url)
     epoch = frozen.open("c1", 1).epoch
     with frozen._engine.connect() as connection:
@@ -75,39 +82,39 @@ def test_a_coordinator_that_froze_with_the_fence_in_its_hand_is_replaced(
         frozen.record([decision(epoch)])
 
 
-def test_a_restart_of_the_logs_database_is_survived(sql_log: Make, mariadb: MariaServer) -> None:
-    log = sql_log(mariadb.create_database("restartlog"))
+def test_a_restart_of_the_logs_database_is_survived(sql_log: Make, server: MariaServer) -> None:
+    log = sql_log(server.create_database("restartlog"))
     epoch = log.open("c1", 1).epoch
     one, two = decision(epoch), decision(epoch)
     log.record([one])
-    mariadb.kill()
+    server.kill()
     with pytest.raises(NotRecorded):
         log.record([two])
     with pytest.raises(LogError):
         log.outcome(one.xid)
-    mariadb.start()
+    server.start()
     log.record([two])
     assert set(log.pending()) == {one, two}
 
 
-def test_a_commit_without_an_answer_is_uncertain_until_a_repeat_succeeds(sql_log: Make, mariadb: MariaServer) -> None:
-    log = sql_log(mariadb.create_database("uncertainlog"))
+def test_a_commit_without_an_answer_is_uncertain_until_a_repeat_succeeds(sql_log: Make, server: MariaServer) -> None:
+    log = sql_log(server.create_database("uncertainlog"))
     epoch = log.open("c1", 1).epoch
     one, two = decision(epoch), decision(epoch)
-    event.listen(log._engine, "commit", lambda _: mariadb.kill(), once=True)
+    event.listen(log._engine, "commit", lambda _: server.kill(), once=True)
     with pytest.raises(RecordUncertain):
         log.record([one])
     with pytest.raises(RecordUncertain, match="yet"):
         log.record([one])
     with pytest.raises(NotRecorded):
         log.record([two])
-    mariadb.start()
+    server.start()
     log.record([one])
     assert log.pending() == (one,)
 
 
-def test_several_coordinators_may_create_the_tables_at_once(sql_log: Make, mariadb: MariaServer) -> None:
-    url = mariadb.create_database("racelog")
+def test_several_coordinators_may_create_the_tables_at_once(sql_log: Make, server: MariaServer) -> None:
+    url = server.create_database("racelog")
     barrier = threading.Barrier(4)
 
     def open_it(number: int) -> None:
@@ -119,9 +126,9 @@ def test_several_coordinators_may_create_the_tables_at_once(sql_log: Make, maria
         list(pool.map(open_it, range(4)))
 
 
-def test_rule_14_a_takeover_finds_the_decision_that_is_being_committed(sql_log: Make, mariadb: MariaServer) -> None:
+def test_rule_14_a_takeover_finds_the_decision_that_is_being_committed(sql_log: Make, server: MariaServer) -> None:
     """Under REPEATABLE READ, the default here, what it read would be older than the lock that it had waited for."""
-    url = mariadb.create_database("repeatable")
+    url = server.create_database("repeatable")
     old = sql_log(url)
     one = decision(old.open("c1", 1).epoch)
     there, go = threading.Event(), threading.Event()
@@ -136,23 +143,23 @@ def test_rule_14_a_takeover_finds_the_decision_that_is_being_committed(sql_log: 
         writer = pool.submit(old.record, [one])
         assert there.wait(60)
         opener = pool.submit(sql_log(url).open, "c1", 2)
-        eventually(lambda: mariadb.execute(waiting))
+        eventually(lambda: server.execute(waiting))
         go.set()
         writer.result(60)
         assert opener.result(60).pending == (one,)
 
 
-def test_a_decision_about_many_branches_is_not_cut_off(sql_log: Make, mariadb: MariaServer) -> None:
+def test_a_decision_about_many_branches_is_not_cut_off(sql_log: Make, server: MariaServer) -> None:
     """A BLOB holds 64 KiB here."""
-    log = sql_log(mariadb.create_database("longlog"))
+    log = sql_log(server.create_database("longlog"))
     one = decision(log.open("c1", 1).epoch, branches=3_000)
     assert len(pack(one.branches)) > 1 << 16
     log.record([one])
     assert log.pending() == (one,)
 
 
-def test_nodes_whose_names_differ_in_their_case_are_two(sql_log: Make, mariadb: MariaServer) -> None:
-    url = mariadb.create_database("caselog")
+def test_nodes_whose_names_differ_in_their_case_are_two(sql_log: Make, server: MariaServer) -> None:
+    url = server.create_database("caselog")
     small, great = sql_log(url), sql_log(url)
     one = decision(small.open("c1", 1).epoch)
     great.open("C1", 1)

@@ -211,7 +211,7 @@ class Face:
         node = self.notes.welcomes[-1].owner.node if self.notes.welcomes else OWNER.node
         self._do("send", node, *messages)
 
-    def wait_connected(self, timeout_s: float = 5.0) -> m.Welcome:
+    def wait_connected(self, timeout_s: float = 20.0) -> m.Welcome:
         """Wait for a session; raise what a client would raise."""
         with contextlib.suppress(AssertionError):
             self.notes.wait(lambda: self.session._welcome is not None or self.session.over, timeout_s)

@@ -214,8 +214,8 @@ def test_who_never_says_welcome_is_given_up(connect: Make, notes: Notes) -> None
     options = SessionOptions(connect_timeout_s=0.3, backoff_initial_s=0.02, backoff_max_s=0.1)
     with ScriptedCoordinator(say_and_stay(), listen) as coordinator:
         face = connect(coordinator.address, options=options)
-        face.wait_connected(5)
-        assert notes.hellos == 2
+        face.wait_connected()
+        assert notes.hellos >= 2
         assert notes.losses == [], "there was no session to lose"
 
 

@@ -7,7 +7,7 @@ import pytest
 import sqlalchemy as sa
 
 import txrpc.sql
-from tests.mariadb import MariaServer
+from tests.mariadb import MariaServer, MySqlServer, needs_mariadb, needs_mysql
 from tests.postgres import ExistingServer, Server, start_servers
 from tests.runtime.conftest import NoSession
 from tests.sql.blocking import ASYNC_DRIVERS, Blocking
@@ -23,9 +23,24 @@ def server() -> Iterator[Server]:
     server.stop()
 
 
-@pytest.fixture(scope="session")
-def mariadb() -> Iterator[MariaServer]:
-    with MariaServer(innodb_lock_wait_timeout=1) as server:
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Asyncio's drivers are compared with MariaDB, and with MySQL only where time is no matter."""
+    for item in items:
+        if "[MySQL-" in item.name and any(driver in item.name for driver in ("aiomysql", "asyncmy")):
+            item.add_marker(pytest.mark.long)
+
+
+@pytest.fixture(
+    scope="session",
+    params=[
+        pytest.param(MariaServer, id="MariaDB", marks=needs_mariadb),
+        pytest.param(MySqlServer, id="MySQL", marks=[needs_mysql, pytest.mark.proof]),
+    ],
+)
+def mariadb(request: pytest.FixtureRequest) -> Iterator[MariaServer]:
+    """MariaDB, and in the deeper proofs MySQL."""
+    with request.param(innodb_lock_wait_timeout=1) as server:
         yield server
 
 
@@ -33,7 +48,7 @@ def mariadb() -> Iterator[MariaServer]:
 def url(server: Server) -> Iterator[str]:
     name = f"verbs{next(numbers)}"
     url = server.create_database(name)
-    server.execute("CREATE TABLE row (name text PRIMARY KEY, value int)", name)
+    server.execute("CREATE TABLE entry (name text PRIMARY KEY, value int)", name)
     yield url
     for (gid,) in server.execute(f"SELECT gid FROM pg_prepared_xacts WHERE database = '{name}'"):
         quoted = gid.replace("'", "''")

@@ -30,7 +30,7 @@ class Base(DeclarativeBase):
 
 
 class Row(Base):
-    __tablename__ = "row"
+    __tablename__ = "entry"
     name: Mapped[str] = mapped_column(primary_key=True)
     value: Mapped[int]
 
@@ -43,7 +43,7 @@ def gid(number: int | None = None, **changes: Any) -> Gid:
 
 
 def insert(work: Any, name: str = "a") -> None:
-    work.connection.execute(sa.text("INSERT INTO row VALUES (:n, 1)"), {"n": name})
+    work.connection.execute(sa.text("INSERT INTO entry VALUES (:n, 1)"), {"n": name})
 
 
 def ended(resource: Any, work: Any, committing: Callable[[str], None]) -> Outcome:
@@ -59,7 +59,7 @@ def ended(resource: Any, work: Any, committing: Callable[[str], None]) -> Outcom
 
 def rows(resource: txrpc.sql.ResourceManager) -> list[str]:
     with resource.engine.connect() as connection:
-        return list(connection.scalars(sa.text("SELECT name FROM row ORDER BY name")))
+        return list(connection.scalars(sa.text("SELECT name FROM entry ORDER BY name")))
 
 
 _ENCRYPTION_REQUEST = 8

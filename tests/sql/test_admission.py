@@ -24,7 +24,7 @@ from txrpc.errors import UsageError
 
 numbers = itertools.count(1)
 ONE = {"pool_size": 1, "max_overflow": 0}
-INSERT = sa.text("INSERT INTO row VALUES (:name, 1)")
+INSERT = sa.text("INSERT INTO entry VALUES (:name, 1)")
 Bank = txrpc.sql.ResourceManager
 
 
@@ -34,7 +34,7 @@ def urls(server: Server) -> list[str]:
     for _ in range(2):
         name = f"admission{next(numbers)}"
         made.append(server.create_database(name))
-        server.execute("CREATE TABLE row (name text PRIMARY KEY, value int)", name)
+        server.execute("CREATE TABLE entry (name text PRIMARY KEY, value int)", name)
     return made
 
 
@@ -171,7 +171,7 @@ def test_a_transaction_that_would_wait_for_the_one_around_it_is_refused_at_once(
         with txrpc.transaction(propagation="requires_new"):
             put(b, "inner")
     with txrpc.transaction(), b.connection() as connection:
-        assert connection.scalar(sa.text("SELECT count(*) FROM row")) == 1
+        assert connection.scalar(sa.text("SELECT count(*) FROM entry")) == 1
 
 
 def test_as_many_transactions_inside_each_other_as_the_pool_has_connections(urls: list[str], log: str) -> None:
@@ -193,7 +193,7 @@ def test_as_many_transactions_inside_each_other_as_the_pool_has_connections(urls
     with txrpc.embedded(log, resources=[bank]):
         nest(1)
         with txrpc.transaction(), bank.connection() as connection:
-            connection.execute(sa.text("DELETE FROM row"))
+            connection.execute(sa.text("DELETE FROM entry"))
         nest(1)  # the connections are free again
     engine.dispose()
 

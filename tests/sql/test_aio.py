@@ -32,7 +32,7 @@ AioMake = Callable[..., txrpc.sql.AsyncResourceManager]
 IDLE = "SELECT count(*) FROM pg_stat_activity WHERE datname = %s AND state LIKE 'idle in transaction%%'"
 SLOW = (
     "CREATE FUNCTION slow() RETURNS trigger LANGUAGE plpgsql AS $$BEGIN PERFORM pg_sleep(1); RETURN NULL; END$$;"
-    "CREATE CONSTRAINT TRIGGER slow AFTER INSERT ON row DEFERRABLE INITIALLY DEFERRED FOR EACH ROW EXECUTE FUNCTION slow()"
+    "CREATE CONSTRAINT TRIGGER slow AFTER INSERT ON entry DEFERRABLE INITIALLY DEFERRED FOR EACH ROW EXECUTE FUNCTION slow()"
 )
 
 
@@ -69,12 +69,12 @@ async def bank(make: AioMake) -> AsyncIterator[txrpc.sql.AsyncResourceManager]:
 
 
 async def insert(work: Any, name: str = "a") -> None:
-    await work.connection.execute(sa.text("INSERT INTO row VALUES (:n, 1)"), {"n": name})
+    await work.connection.execute(sa.text("INSERT INTO entry VALUES (:n, 1)"), {"n": name})
 
 
 async def rows(resource: txrpc.sql.AsyncResourceManager) -> list[str]:
     async with resource.engine.connect() as connection:
-        return list(await connection.scalars(sa.text("SELECT name FROM row ORDER BY name")))
+        return list(await connection.scalars(sa.text("SELECT name FROM entry ORDER BY name")))
 
 
 async def nothing(_token: str) -> None:
@@ -110,7 +110,7 @@ async def test_reasons_hold_no_values(make: AioMake) -> None:
     resource = make()
     work = await resource.begin(False)
     with pytest.raises(DBAPIError) as caught:
-        await work.connection.execute(sa.text("INSERT INTO row VALUES ('a', :v)"), {"v": "hunter2"})
+        await work.connection.execute(sa.text("INSERT INTO entry VALUES ('a', :v)"), {"v": "hunter2"})
     reason = resource.classify(caught.value)
     assert reason is not None
     assert reason.code is AbortCode.STATEMENT_FAILED
@@ -145,14 +145,14 @@ async def test_a_cancelled_statement_takes_its_branch_with_it(
     """The block goes on after a time-out of its own, and would commit what is left."""
     with pytest.raises(TransactionAborted, match="cancelled"):
         async with transaction(), bank.connection() as connection:
-            await connection.execute(sa.text("INSERT INTO row VALUES ('a', 1)"))
+            await connection.execute(sa.text("INSERT INTO entry VALUES ('a', 1)"))
             sleeping = asyncio.create_task(connection.execute(sa.text("SELECT pg_sleep(30)")))
             await a_backend_waits_for("PgSleep", server, bank)
             sleeping.cancel()
             with pytest.raises(asyncio.CancelledError):
                 await sleeping
             with pytest.raises(PendingRollbackError):
-                await connection.execute(sa.text("INSERT INTO row VALUES ('b', 1)"))
+                await connection.execute(sa.text("INSERT INTO entry VALUES ('b', 1)"))
     assert await rows(bank) == []
     assert server.execute("SELECT count(*) FROM pg_stat_activity WHERE query LIKE 'SELECT pg_sleep(30)%'") == [(0,)]
 
@@ -193,14 +193,14 @@ async def test_session_and_connection_share_the_branch_and_are_flushed(bank: txr
         async with bank.session() as session:
             session.add(Row(name="a", value=1))
         async with bank.connection() as connection:
-            assert await connection.scalar(sa.text("SELECT count(*) FROM row")) == 1
+            assert await connection.scalar(sa.text("SELECT count(*) FROM entry")) == 1
         assert await rows(bank) == []
     assert await rows(bank) == ["a"]
     async with bank.session() as session:  # outside, an ordinary one
         session.add(Row(name="b", value=1))
     with pytest.raises(KeyError):
         async with bank.connection() as connection:
-            await connection.execute(sa.text("INSERT INTO row VALUES ('c', 1)"))
+            await connection.execute(sa.text("INSERT INTO entry VALUES ('c', 1)"))
             raise KeyError
     assert await rows(bank) == ["a", "b"]
 
@@ -209,15 +209,15 @@ async def test_ending_it_by_hand(bank: txrpc.sql.AsyncResourceManager) -> None:
     for kind, match in (("session", "flushed at the end"), ("connection", "leave the block")):
         with pytest.raises(IllegalState, match=match):
             async with transaction(), getattr(bank, kind)() as user:
-                await user.execute(sa.text("INSERT INTO row VALUES ('a', 1)"))
+                await user.execute(sa.text("INSERT INTO entry VALUES ('a', 1)"))
                 await user.commit()
         with pytest.raises(IllegalState, match="COMMIT inside"):
             async with transaction(), getattr(bank, kind)() as user:
-                await user.execute(sa.text("INSERT INTO row VALUES ('a', 1)"))
+                await user.execute(sa.text("INSERT INTO entry VALUES ('a', 1)"))
                 await user.execute(sa.text("COMMIT"))
         with pytest.raises(TransactionAborted, match="rollback"):
             async with transaction(), getattr(bank, kind)() as user:
-                await user.execute(sa.text("INSERT INTO row VALUES ('a', 1)"))
+                await user.execute(sa.text("INSERT INTO entry VALUES ('a', 1)"))
                 await user.rollback()
     assert await rows(bank) == []
 
@@ -228,7 +228,7 @@ async def test_savepoints_save_what_failed(bank: txrpc.sql.AsyncResourceManager)
         await session.flush()
         with pytest.raises(DBAPIError):
             async with session.begin_nested():
-                await session.execute(sa.text("INSERT INTO row VALUES ('a', 2)"))
+                await session.execute(sa.text("INSERT INTO entry VALUES ('a', 2)"))
         async with session.begin_nested():
             session.add(Row(name="b", value=2))
     assert await rows(bank) == ["a", "b"]
@@ -251,7 +251,7 @@ async def test_streams_and_many_rows_are_fine(make: AioMake) -> None:
     result = await work.connection.stream(sa.text("SELECT generate_series(1, 2000)"))
     assert (await result.first())[0] == 1
     await work.connection.execute(sa.insert(Row), [{"name": str(n), "value": n} for n in range(2000)])
-    await work.connection.execute(sa.text("INSERT INTO row VALUES (:n, 1)"), [{"n": "x"}, {"n": "y"}])
+    await work.connection.execute(sa.text("INSERT INTO entry VALUES (:n, 1)"), [{"n": "x"}, {"n": "y"}])
     await work.connection.execute(sa.text("SAVEPOINT s"))
     await work.connection.execute(sa.text("RELEASE SAVEPOINT s"))
     assert isinstance(await resource.prepare(work, branch), Prepared)
@@ -266,7 +266,7 @@ async def test_a_script_that_ends_the_transaction_dooms_it(bank: txrpc.sql.Async
                 async with bank.connection() as connection:
                     await connection.exec_driver_sql("SELECT 1; COMMIT")
             async with bank.connection() as connection:
-                await connection.execute(sa.text("INSERT INTO row VALUES ('after', 1)"))
+                await connection.execute(sa.text("INSERT INTO entry VALUES ('after', 1)"))
     assert await rows(bank) == []
 
 
@@ -310,7 +310,7 @@ async def test_rollback_of_a_session_dooms_the_transaction_whatever_it_had_done(
                 if before == "a pending object":
                     session.add(Row(name="a", value=1))
                 elif before == "a statement":
-                    await session.execute(sa.text("INSERT INTO row VALUES ('a', 1)"))
+                    await session.execute(sa.text("INSERT INTO entry VALUES ('a', 1)"))
                 await session.rollback()
     assert await rows(bank) == []
 
@@ -320,7 +320,7 @@ async def test_the_drivers_own_commit_dooms_the_transaction(bank: txrpc.sql.Asyn
     with pytest.raises(TransactionAborted, match="ended on the driver's own connection"):
         async with transaction():
             async with bank.connection() as connection:
-                await connection.execute(sa.text("INSERT INTO row VALUES ('a', 1)"))
+                await connection.execute(sa.text("INSERT INTO entry VALUES ('a', 1)"))
                 raw = await connection.get_raw_connection()
                 await connection.run_sync(lambda _: raw.dbapi_connection.commit())  # type: ignore[union-attr]
 
@@ -330,17 +330,17 @@ async def test_b8_a_read_only_block_inside_a_writing_transaction_cannot_write(
 ) -> None:
     async with txrpc.aio.transaction():
         async with bank.connection() as connection:
-            await connection.execute(sa.text("INSERT INTO row VALUES ('a', 1)"))
+            await connection.execute(sa.text("INSERT INTO entry VALUES ('a', 1)"))
         async with txrpc.aio.transaction(read_only=True), bank.session() as session:
-            assert await session.scalar(sa.text("SELECT count(*) FROM row")) == 1
+            assert await session.scalar(sa.text("SELECT count(*) FROM entry")) == 1
         async with bank.connection() as connection:
-            await connection.execute(sa.text("INSERT INTO row VALUES ('b', 1)"))
+            await connection.execute(sa.text("INSERT INTO entry VALUES ('b', 1)"))
     assert await rows(bank) == ["a", "b"]
     with pytest.raises(txrpc.TransactionAborted):
         async with txrpc.aio.transaction():
             with pytest.raises(sa.exc.DBAPIError, match="read-only transaction"):
                 async with txrpc.aio.transaction(read_only=True), bank.connection() as connection:
-                    await connection.execute(sa.text("INSERT INTO row VALUES ('c', 1)"))
+                    await connection.execute(sa.text("INSERT INTO entry VALUES ('c', 1)"))
     assert await rows(bank) == ["a", "b"]
 
 

@@ -154,7 +154,9 @@ def test_v15_after_a_fail_over_a_decision_that_may_be_lost_is_not_called_aborted
 def test_v7_what_the_database_refuses_at_commit_is_claimed_before_it_is_called_aborted(
     make: Make, server: Server, url: str
 ) -> None:
-    server.execute("ALTER TABLE row ADD UNIQUE (value) DEFERRABLE INITIALLY DEFERRED", sa.make_url(url).database or "")
+    server.execute(
+        "ALTER TABLE entry ADD UNIQUE (value) DEFERRABLE INITIALLY DEFERRED", sa.make_url(url).database or ""
+    )
     bank, one = make(), xid()
     register = register_of(bank)
     work = bank.begin(False)
@@ -211,7 +213,7 @@ def test_while_the_database_is_away_nothing_is_said(make: Make, url: str, proxy:
     register = register_of(bank)
     server.execute(
         "CREATE FUNCTION slow() RETURNS trigger LANGUAGE plpgsql AS $$BEGIN PERFORM pg_sleep(2); RETURN NULL; END$$;"
-        "CREATE CONSTRAINT TRIGGER slow AFTER INSERT ON row DEFERRABLE INITIALLY DEFERRED FOR EACH ROW EXECUTE FUNCTION slow()",
+        "CREATE CONSTRAINT TRIGGER slow AFTER INSERT ON entry DEFERRABLE INITIALLY DEFERRED FOR EACH ROW EXECUTE FUNCTION slow()",
         sa.make_url(url).database or "",
     )
     work = far.begin(False)
@@ -247,9 +249,9 @@ async def test_the_same_flows_serve_asyncio(url: str, driver: str) -> None:
     await bank._aside(register.claim, two)
     for which, said in ((one, Decided.COMMITTED), (two, Decided.ABORTED)):
         work = await bank.begin(False)
-        await work.connection.execute(sa.text("INSERT INTO row VALUES (:name, 1)"), {"name": str(which)})
+        await work.connection.execute(sa.text("INSERT INTO entry VALUES (:name, 1)"), {"name": str(which)})
         assert await arun(decide(ports, register, "bank", work, which, register.id, LIST)) is said
     async with engine.connect() as connection:
-        assert list(await connection.scalars(sa.text("SELECT name FROM row"))) == [str(one)]
+        assert list(await connection.scalars(sa.text("SELECT name FROM entry"))) == [str(one)]
     await bank.close()
     await engine.dispose()

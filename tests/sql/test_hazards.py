@@ -61,13 +61,13 @@ def test_a_lost_connection_whose_error_was_swallowed_dooms_the_transaction(
 ) -> None:
     with pytest.raises(TransactionAborted) as caught, transaction():
         with getattr(bank, kind)() as user:
-            user.execute(sa.text("INSERT INTO row VALUES ('a', 1)"))
+            user.execute(sa.text("INSERT INTO entry VALUES ('a', 1)"))
             pid = user.scalar(sa.text("SELECT pg_backend_pid()"))
             server.execute(f"SELECT pg_terminate_backend({pid})")
             with pytest.raises(DBAPIError):
                 user.execute(sa.text("SELECT 1"))
             user.rollback()
-            user.execute(sa.text("INSERT INTO row VALUES ('b', 1)"))
+            user.execute(sa.text("INSERT INTO entry VALUES ('b', 1)"))
     assert caught.value.reason.code is AbortCode.RESOURCE_UNAVAILABLE
     assert caught.value.reason.retryable
     assert rows(bank) == []
@@ -120,7 +120,7 @@ def test_a_prepare_that_the_network_swallowed_never_happens_later(
     resource, direct, branch = make(driver), make(driver, at=proxy.url(url)), gid()
     server.execute(
         "CREATE FUNCTION slow() RETURNS trigger LANGUAGE plpgsql AS $$BEGIN PERFORM pg_sleep(2); RETURN NULL; END$$;"
-        "CREATE CONSTRAINT TRIGGER slow AFTER INSERT ON row DEFERRABLE INITIALLY DEFERRED FOR EACH ROW EXECUTE FUNCTION slow()",
+        "CREATE CONSTRAINT TRIGGER slow AFTER INSERT ON entry DEFERRABLE INITIALLY DEFERRED FOR EACH ROW EXECUTE FUNCTION slow()",
         resource.engine.url.database or "",
     )
     work = direct.begin(False)
@@ -274,7 +274,7 @@ def test_interrupting_a_branch_that_has_ended_hurts_nobody(make: Make, driver: s
 def test_a_commit_that_the_database_refuses_is_not_done_and_costs_no_connection(make: Make, driver: str) -> None:
     resource = make(driver, pool_size=1, max_overflow=0)
     with resource.engine.begin() as connection:
-        connection.execute(sa.text("ALTER TABLE row ADD UNIQUE (value) DEFERRABLE INITIALLY DEFERRED"))
+        connection.execute(sa.text("ALTER TABLE entry ADD UNIQUE (value) DEFERRABLE INITIALLY DEFERRED"))
     work = resource.begin(False)
     insert(work, "a")
     insert(work, "b")
@@ -344,7 +344,7 @@ def test_the_end_of_the_transaction_as_sql_is_refused(
 ) -> None:
     with pytest.raises(TransactionAborted), transaction():
         with pytest.raises(IllegalState, match="inside a transaction"), getattr(bank, kind)() as user:
-            user.execute(sa.text("INSERT INTO row VALUES ('a', 1)"))
+            user.execute(sa.text("INSERT INTO entry VALUES ('a', 1)"))
             user.execute(sa.text(statement))
     assert rows(bank) == []
 
@@ -352,11 +352,11 @@ def test_the_end_of_the_transaction_as_sql_is_refused(
 def test_savepoints_as_sql_are_fine(bank: txrpc.sql.ResourceManager) -> None:
     with transaction(), bank.connection() as connection:
         connection.execute(sa.text("SAVEPOINT s"))
-        connection.execute(sa.text("INSERT INTO row VALUES ('a', 1)"))
+        connection.execute(sa.text("INSERT INTO entry VALUES ('a', 1)"))
         connection.execute(sa.text("ROLLBACK TO SAVEPOINT s"))
-        connection.execute(sa.text("INSERT INTO row VALUES ('b', 1)"))
+        connection.execute(sa.text("INSERT INTO entry VALUES ('b', 1)"))
         connection.execute(sa.text("ROLLBACK WORK TO s"))
-        connection.execute(sa.text("INSERT INTO row VALUES ('c', 1)"))
+        connection.execute(sa.text("INSERT INTO entry VALUES ('c', 1)"))
         connection.execute(sa.text("RELEASE SAVEPOINT s"))
         connection.execute(sa.text("PREPARE commit_it AS SELECT 1"))
     assert rows(bank) == ["c"]
@@ -364,7 +364,7 @@ def test_savepoints_as_sql_are_fine(bank: txrpc.sql.ResourceManager) -> None:
 
 def test_outside_a_transaction_it_is_nobodys_business(bank: txrpc.sql.ResourceManager) -> None:
     with bank.engine.connect() as connection:
-        connection.execute(sa.text("INSERT INTO row VALUES ('a', 1)"))
+        connection.execute(sa.text("INSERT INTO entry VALUES ('a', 1)"))
         connection.execute(sa.text("COMMIT"))
         connection.rollback()
     assert rows(bank) == ["a"]
@@ -390,7 +390,7 @@ def test_an_unsupported_feature_is_not_a_refusal_to_prepare(make: Make, driver: 
     resource = make(driver)
     work = resource.begin(False)
     with pytest.raises(DBAPIError) as caught:
-        work.connection.exec_driver_sql("ALTER TABLE row ALTER name TYPE text USING (name IN (SELECT 'a'))")
+        work.connection.exec_driver_sql("ALTER TABLE entry ALTER name TYPE text USING (name IN (SELECT 'a'))")
     reason = resource.classify(caught.value)
     assert reason is not None
     assert reason.code is AbortCode.STATEMENT_FAILED
@@ -401,7 +401,7 @@ def test_an_unsupported_feature_is_not_a_refusal_to_prepare(make: Make, driver: 
 @needs_own_server
 def test_no_room_for_one_more_prepared_transaction_may_be_retried() -> None:
     with PostgresServer.start_new(max_prepared_transactions=1) as server:
-        server.execute("CREATE TABLE row (name text PRIMARY KEY, value int)")
+        server.execute("CREATE TABLE entry (name text PRIMARY KEY, value int)")
         resource, branch = txrpc.sql.ResourceManager("bank", sa.create_engine(server.url())), gid()
         first, second = resource.begin(False), resource.begin(False)
         insert(first, "1")

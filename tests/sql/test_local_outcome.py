@@ -27,9 +27,9 @@ from txrpc._protocol.participant import phase_two
 
 SLOW = (
     "CREATE FUNCTION slow() RETURNS trigger LANGUAGE plpgsql AS $$BEGIN PERFORM pg_sleep(3); RETURN NULL; END$$;"
-    "CREATE CONSTRAINT TRIGGER slow AFTER INSERT ON row DEFERRABLE INITIALLY DEFERRED FOR EACH ROW EXECUTE FUNCTION slow()"
+    "CREATE CONSTRAINT TRIGGER slow AFTER INSERT ON entry DEFERRABLE INITIALLY DEFERRED FOR EACH ROW EXECUTE FUNCTION slow()"
 )
-INSERT = sa.text("INSERT INTO row VALUES ('a', 1)")
+INSERT = sa.text("INSERT INTO entry VALUES ('a', 1)")
 
 
 @asynccontextmanager
@@ -64,7 +64,7 @@ async def test_rule_21_a_local_commit_that_was_cancelled_is_not_called_aborted(
 ) -> None:
     async with cancelled_commit(url, server, driver) as (manager, xid):
         assert await AsyncTransactionManager(manager).outcome(xid, timeout=30) is txrpc.Outcome.COMMITTED
-    assert server.execute("SELECT name FROM row", sa.make_url(url).database or "") == [("a",)]
+    assert server.execute("SELECT name FROM entry", sa.make_url(url).database or "") == [("a",)]
 
 
 async def test_rule_21_a_local_commit_that_the_database_rolled_back_is_aborted(url: str, server: Server) -> None:
@@ -73,7 +73,7 @@ async def test_rule_21_a_local_commit_that_the_database_rolled_back_is_aborted(u
     async with cancelled_commit(url, server, "asyncpg") as (manager, xid):
         server.execute(f"SELECT pg_terminate_backend(pid) FROM ({sleeping}) AS at_it")
         assert await AsyncTransactionManager(manager).outcome(xid, timeout=30) is txrpc.Outcome.ABORTED
-    assert server.execute("SELECT name FROM row", database) == []
+    assert server.execute("SELECT name FROM entry", database) == []
 
 
 @pytest.fixture

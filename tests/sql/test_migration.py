@@ -73,7 +73,7 @@ def test_a_rollback_with_nothing_since_the_commit_undoes_nothing_as_ever(lenient
 
 def test_commit_on_the_connection_is_refused_all_the_same(lenient: txrpc.sql.ResourceManager) -> None:
     with pytest.raises(txrpc.IllegalState), txrpc.transaction(), lenient.connection() as connection:
-        connection.execute(sa.text("INSERT INTO row VALUES ('a', 1)"))
+        connection.execute(sa.text("INSERT INTO entry VALUES ('a', 1)"))
         connection.commit()
     assert rows(lenient) == []
 

@@ -14,9 +14,10 @@ from dataclasses import replace
 import pytest
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection, Engine
+from sqlalchemy.pool import NullPool
 
 import txrpc.sql
-from tests.mariadb import MariaServer, needs_mariadb
+from tests.mariadb import MariaServer
 from tests.sql.kit import insert, rows
 from tests.sql.registers import check_decisions_without_work, check_the_race_for_a_row
 from tests.waiting import eventually
@@ -26,8 +27,6 @@ from txrpc.ids import RegisterId, Xid
 from txrpc.sql import mysql
 from txrpc.sql.mysql_register import MysqlRegister, open_register
 from txrpc.sql.register import Row, Verdict
-
-pytestmark = needs_mariadb
 
 _numbers = itertools.count(1)
 LATER_MS = -1_000_000
@@ -44,7 +43,7 @@ def xid(unix_ms: int = 1_700_000_000_000) -> Xid:
 def bank(mariadb: MariaServer) -> Iterator[txrpc.sql.ResourceManager]:
     name = f"register{next(_numbers)}"
     engine = sa.create_engine(mariadb.create_database(name))
-    mariadb.execute("CREATE TABLE row (name varchar(99) PRIMARY KEY, value int)", name)
+    mariadb.execute("CREATE TABLE entry (name varchar(99) PRIMARY KEY, value int)", name)
     resource = txrpc.sql.ResourceManager("ledger", engine, decides=True)
     resource.start()
     yield resource
@@ -221,23 +220,19 @@ def test_v14_another_register_says_nothing_and_takes_nothing(
 
 
 def test_v15_on_another_server_a_row_is_true_and_none_proves_nothing(
-    bank: txrpc.sql.ResourceManager, register: MysqlRegister, mariadb: MariaServer, aside: Connection
+    bank: txrpc.sql.ResourceManager, register: MysqlRegister, mariadb: MariaServer
 ) -> None:
     before, after = xid(), xid()
     assert commit(bank, register, before) is Verdict.DECIDED
-    mariadb.execute("SET GLOBAL server_id = 2")  # as a replica has it, which takes the primary's place
-    try:
-        with bank.engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
-            connection.exec_driver_sql("SET SESSION server_id = 2")
+    engine = sa.create_engine(bank.engine.url, poolclass=NullPool, isolation_level="AUTOCOMMIT")
+    with mariadb.another_server():
+        with engine.connect() as connection:
             promoted = open_register(connection, "ledger")
             assert promoted.id.table == register.id.table
             assert promoted.id != register.id
             answers = [promoted.ask(connection, register.id, each, True).found for each in (before, after)]
             assert answers == [Found.COMMITTED, Found.LOST]
             assert promoted.read(connection, after) == Row(Found.OPEN)
-            connection.invalidate()
-    finally:
-        mariadb.execute("SET GLOBAL server_id = 1")
 
 
 def test_v11_another_session_than_the_one_that_worked_does_not_decide(

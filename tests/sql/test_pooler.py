@@ -61,7 +61,7 @@ def test_by_transaction_without_them_every_transfer_commits(
             try:
                 for count in range(each):
                     work = resource.begin(False)
-                    work.connection.execute(sa.text(f"INSERT INTO row VALUES ('{number}-{count}', 1)"))
+                    work.connection.execute(sa.text(f"INSERT INTO entry VALUES ('{number}-{count}', 1)"))
                     branch = gid()
                     assert isinstance(prepared := resource.prepare(work, branch), Prepared)
                     assert resource.commit_prepared(branch, prepared.token) is FinishResult.DONE
@@ -74,7 +74,7 @@ def test_by_transaction_without_them_every_transfer_commits(
         for thread in running:
             thread.join(60)
     assert errors == []
-    assert server.execute("SELECT count(*) FROM row", sa.make_url(url).database or "") == [(threads * each,)]
+    assert server.execute("SELECT count(*) FROM entry", sa.make_url(url).database or "") == [(threads * each,)]
 
 
 def test_by_session_nothing_has_to_be_set(make: Make, driver: str, url: str) -> None:
@@ -82,7 +82,7 @@ def test_by_session_nothing_has_to_be_set(make: Make, driver: str, url: str) -> 
         resource = make(driver, at=pooler.url("psycopg"))
         resource.start()
         work = resource.begin(False)
-        work.connection.execute(sa.text("INSERT INTO row VALUES ('a', 1)"))
+        work.connection.execute(sa.text("INSERT INTO entry VALUES ('a', 1)"))
         branch = gid()
         prepared = resource.prepare(work, branch)
         assert isinstance(prepared, Prepared)

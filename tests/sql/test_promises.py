@@ -52,7 +52,7 @@ def _go_back_to(server: PostgresServer, backup: Path, *, promote: bool) -> None:
 def test_rule_16_a_standby_that_lagged_and_was_promoted_has_lost_its_promise(reused: bool, tmp_path: Path) -> None:
     """F5, F5b: COMMIT PREPARED finds nothing, and the same number belongs to another transaction by now."""
     with PostgresServer.start_new() as server, _resource(server) as resource:
-        server.execute("CREATE TABLE row (name text PRIMARY KEY, value int)")
+        server.execute("CREATE TABLE entry (name text PRIMARY KEY, value int)")
         server.execute("CHECKPOINT")
         server.kill()
         subprocess.run(["cp", "-a", str(server._data), str(tmp_path / "backup")], check=True)
@@ -67,16 +67,16 @@ def test_rule_16_a_standby_that_lagged_and_was_promoted_has_lost_its_promise(reu
         assert resource.commit_one_phase(alone, tokens.append) is Outcome.COMMITTED
         _go_back_to(server, tmp_path / "backup", promote=True)
         for number in range(20 if reused else 0):
-            server.execute(f"INSERT INTO row VALUES ('other {number}', 1)")
+            server.execute(f"INSERT INTO entry VALUES ('other {number}', 1)")
         assert resource.commit_prepared(branch, prepared.token) is FinishResult.LOST
         assert resource.one_phase_result(tokens[0]) is Outcome.UNKNOWN
-        assert server.execute("SELECT name FROM row WHERE name IN ('a', 'alone')") == []
+        assert server.execute("SELECT name FROM entry WHERE name IN ('a', 'alone')") == []
 
 
 def test_rule_16_a_restored_database_that_has_not_come_to_its_promise_has_lost_it(tmp_path: Path) -> None:
     """F5: the same timeline, and a transaction id that this database has yet to give away."""
     with PostgresServer.start_new() as server, _resource(server) as resource:
-        server.execute("CREATE TABLE row (name text PRIMARY KEY, value int)")
+        server.execute("CREATE TABLE entry (name text PRIMARY KEY, value int)")
         server.execute("CHECKPOINT")
         server.kill()
         subprocess.run(["cp", "-a", str(server._data), str(tmp_path / "backup")], check=True)
@@ -208,7 +208,7 @@ def tenants(server: Server, url: str) -> Iterator[sa.URL]:
         "CREATE ROLE app LOGIN PASSWORD 'app'",
         'CREATE ROLE "the tenant"',
         'GRANT "the tenant" TO app',
-        'GRANT ALL ON TABLE row TO "the tenant"',
+        'GRANT ALL ON TABLE entry TO "the tenant"',
     ):
         server.execute(statement, at.database or "")
     yield at.set(username="app", password="app")
@@ -274,7 +274,7 @@ def test_rule_14_what_an_operator_has_ended_is_asked_for_no_more(
         client.core.on_welcome(session, Welcome(owner, 5, 60_000, 100, 100_000))
         tx = TransactionManager(client).begin(60)
         with resource.connection() as connection:
-            connection.execute(sa.text("INSERT INTO row VALUES ('a', 1)"))
+            connection.execute(sa.text("INSERT INTO entry VALUES ('a', 1)"))
         (ref,) = tx._part.refs
         client.core.on_message(session, owner.node, Prepare(tx.xid, ref.branch, ref.calls))
         prepared = "SELECT gid FROM pg_prepared_xacts WHERE database = current_database()"

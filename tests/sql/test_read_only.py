@@ -48,7 +48,7 @@ def test_b8_blocks_within_a_read_only_block_may_not_write_either(bank: txrpc.sql
         assert tx.read_only
         with pytest.raises(sa.exc.DBAPIError, match="read-only transaction"), txrpc.transaction():
             with bank.connection() as connection:
-                connection.execute(sa.text("INSERT INTO row VALUES ('a', 1)"))
+                connection.execute(sa.text("INSERT INTO entry VALUES ('a', 1)"))
     assert rows(bank) == []
 
 
@@ -57,7 +57,7 @@ def test_b8_a_block_that_begins_a_transaction_of_its_own_may_write(bank: txrpc.s
         assert not tx.read_only
         with txrpc.transaction(read_only=True), txrpc.transaction(propagation="requires_new"):
             with bank.connection() as connection:
-                connection.execute(sa.text("INSERT INTO row VALUES ('a', 1)"))
+                connection.execute(sa.text("INSERT INTO entry VALUES ('a', 1)"))
         assert not tx.read_only
     assert rows(bank) == ["a"]
 

@@ -61,7 +61,7 @@ def register(aside: Connection) -> PostgresqlRegister:
 def commit(engine: Engine, register: PostgresqlRegister, which: Xid) -> Verdict:
     """A branch that works, decides and commits; or is rolled back."""
     with engine.connect() as connection:
-        connection.execute(sa.text("INSERT INTO row VALUES (:name, 1)"), {"name": str(which)})
+        connection.execute(sa.text("INSERT INTO entry VALUES (:name, 1)"), {"name": str(which)})
         verdict = register.decide(connection, which, LIST, backend_pid(connection))
         if verdict is Verdict.DECIDED:
             connection.commit()
@@ -70,7 +70,7 @@ def commit(engine: Engine, register: PostgresqlRegister, which: Xid) -> Verdict:
 
 def worked(engine: Engine, which: Xid) -> bool:
     with engine.connect() as connection:
-        return bool(connection.scalar(sa.text("SELECT count(*) FROM row WHERE name = :name"), {"name": str(which)}))
+        return bool(connection.scalar(sa.text("SELECT count(*) FROM entry WHERE name = :name"), {"name": str(which)}))
 
 
 # ------------------------------------------------------------------------------------------------------ the first word
@@ -186,7 +186,7 @@ def test_v1_v2_v3_what_was_deleted_is_not_written_again(
         assert commit(engine, register, one) is Verdict.DECIDED
         register.done(aside, [one])
         with engine.begin() as connection:
-            connection.execute(sa.text("DELETE FROM row"))
+            connection.execute(sa.text("DELETE FROM entry"))
     else:
         assert register.claim(aside, one) == Row(Found.ABORTED)
     assert register.forget(aside, LATER_MS) == 1
@@ -219,7 +219,7 @@ def test_v4_a_snapshot_that_is_older_than_the_floor_does_not_decide(
 ) -> None:
     one = xid()
     with engine.connect().execution_options(isolation_level=level) as connection:
-        connection.execute(sa.text("SELECT 1 FROM row"))
+        connection.execute(sa.text("SELECT 1 FROM entry"))
         register.forget(aside, LATER_MS)
         with pytest.raises(DBAPIError, match="could not serialize"):
             register.decide(connection, one, LIST, backend_pid(connection))
@@ -389,9 +389,9 @@ def test_deciders_claimers_and_forgetting_at_once_never_contradict_each_other(en
     def decide(which: Xid, level: Any) -> None:
         with engine.connect().execution_options(isolation_level=level) as connection:
             try:
-                connection.execute(sa.text("SELECT count(*) FROM row"))
+                connection.execute(sa.text("SELECT count(*) FROM entry"))
                 name = f"{which} {os.urandom(4).hex()}"
-                connection.execute(sa.text("INSERT INTO row VALUES (:name, 1)"), {"name": name})
+                connection.execute(sa.text("INSERT INTO entry VALUES (:name, 1)"), {"name": name})
                 if register.decide(connection, which, LIST, backend_pid(connection)) is Verdict.DECIDED:
                     connection.commit()
                     heard.append((which, Found.COMMITTED))
@@ -427,7 +427,7 @@ def test_deciders_claimers_and_forgetting_at_once_never_contradict_each_other(en
         told.setdefault(which, set()).add(found)
     assert not [which for which, words in told.items() if {Found.COMMITTED, Found.ABORTED} <= words]
     with engine.connect() as connection:
-        names = [name.split()[0] for name in connection.scalars(sa.text("SELECT name FROM row"))]
+        names = [name.split()[0] for name in connection.scalars(sa.text("SELECT name FROM entry"))]
     assert sorted(names) == sorted(str(which) for which, words in told.items() if Found.COMMITTED in words)
     assert {Found.COMMITTED, Found.ABORTED} <= {found for _, found in heard}
 

@@ -122,7 +122,7 @@ def test_rule_22_the_client_of_a_commit_that_waits_is_told_that_nobody_knows_yet
     manager.start(NoSession())
     with pytest.raises(txrpc.OutcomeUnknown), transaction(timeout=0.5, manager=TransactionManager(manager)) as tx:
         with resource.connection() as connection:
-            connection.execute(sa.text("INSERT INTO row VALUES ('a', 1)"))
+            connection.execute(sa.text("INSERT INTO entry VALUES ('a', 1)"))
     assert TransactionManager(manager).outcome(tx.xid, timeout=0.3) is txrpc.Outcome.UNKNOWN
     _standby(waiting, "")
     eventually(lambda: TransactionManager(manager).outcome(tx.xid, timeout=5) is txrpc.Outcome.COMMITTED)

@@ -128,7 +128,7 @@ def test_a_serialization_failure_in_a_flush_is_retried(bank: txrpc.sql.ResourceM
             row = got(session, "x")
             if len(tries) == 1:
                 with bank.engine.begin() as other:
-                    other.execute(sa.text("UPDATE row SET value = value + 10"))
+                    other.execute(sa.text("UPDATE entry SET value = value + 10"))
             row.value += 1
 
     add_one()
@@ -152,7 +152,7 @@ def test_a_lost_update_that_the_orm_notices_undoes_everything(bank: txrpc.sql.Re
     with pytest.raises(TransactionAborted), transaction():
         with pytest.raises(StaleDataError), bank.session() as session:
             x, y = got(session, "x"), got(session, "y")
-            session.execute(sa.text("DELETE FROM row WHERE name = 'y'"))
+            session.execute(sa.text("DELETE FROM entry WHERE name = 'y'"))
             x.value, y.value = 1, 1
     assert rows(bank) == ["x", "y"]
 
@@ -168,7 +168,7 @@ def test_a_lost_update_that_the_orm_notices_undoes_everything(bank: txrpc.sql.Re
         ("SELECT 1; ROLLBACK", "ROLLBACK inside a transaction"),
         ("SELECT 1; COMMIT; SELECT 2", "COMMIT inside a transaction"),
         ("SELECT ';'; /* ; */ commit and chain", "COMMIT inside a transaction"),
-        ("INSERT INTO row VALUES ('half', 1); COMMIT; BEGIN; INSERT INTO row VALUES ('more', 1)", "COMMIT inside"),
+        ("INSERT INTO entry VALUES ('half', 1); COMMIT; BEGIN; INSERT INTO entry VALUES ('more', 1)", "COMMIT inside"),
         ("DO $$ BEGIN COMMIT; END $$", "invalid transaction termination"),
     ],
 )
@@ -182,7 +182,7 @@ def test_a_script_that_ends_the_transaction_dooms_it(make: Make, driver: str, sc
         with pytest.raises((IllegalState, DBAPIError), match=says), resource.connection() as connection:
             connection.exec_driver_sql(script)
         with resource.connection() as connection:
-            connection.execute(sa.text("INSERT INTO row VALUES ('after', 1)"))
+            connection.execute(sa.text("INSERT INTO entry VALUES ('after', 1)"))
     assert rows(resource) == []
 
 
@@ -236,7 +236,7 @@ def test_the_drivers_own_commit_and_rollback_doom_the_transaction(
 def test_the_drivers_own_commit_in_a_block_rolls_everything_else_back(bank: txrpc.sql.ResourceManager) -> None:
     with pytest.raises(TransactionAborted, match="ended on the driver's own connection"), transaction() as tx:
         with bank.connection() as connection:
-            connection.execute(sa.text("INSERT INTO row VALUES ('a', 1)"))
+            connection.execute(sa.text("INSERT INTO entry VALUES ('a', 1)"))
             raw: Any = connection.connection.dbapi_connection
             raw.commit()
     assert tx.doom is not None
@@ -253,7 +253,7 @@ def test_rollback_of_a_session_dooms_the_transaction_whatever_it_had_done(
             if before == "a pending object":
                 session.add(Row(name="a", value=1))
             elif before == "a statement":
-                session.execute(sa.text("INSERT INTO row VALUES ('a', 1)"))
+                session.execute(sa.text("INSERT INTO entry VALUES ('a', 1)"))
             session.rollback()
     assert tx.doom is not None
     assert tx.doom.code is AbortCode.REQUESTED
@@ -274,7 +274,7 @@ def test_rollback_to_a_savepoint_of_a_session_dooms_nothing(bank: txrpc.sql.Reso
     with transaction(), bank.session() as session:
         session.add(Row(name="a", value=1))
         with suppress(DBAPIError), session.begin_nested():
-            session.execute(sa.text("INSERT INTO row VALUES ('a', 2)"))
+            session.execute(sa.text("INSERT INTO entry VALUES ('a', 2)"))
         nested = session.begin_nested()
         session.add(Row(name="b", value=1))
         nested.rollback()

@@ -34,7 +34,7 @@ def url(tmp_path: Path) -> str:
     url = f"sqlite:///{tmp_path}/bank.db"
     engine = sa.create_engine(url)
     with engine.begin() as connection:
-        connection.exec_driver_sql("CREATE TABLE row (name text PRIMARY KEY, value int)")
+        connection.exec_driver_sql("CREATE TABLE entry (name text PRIMARY KEY, value int)")
     engine.dispose()
     return url
 
@@ -166,7 +166,7 @@ def test_what_an_error_rolled_back_behind_the_branch_is_not_committed_without_it
     work = bank.begin(False)
     insert(work)
     with pytest.raises(sa.exc.IntegrityError):
-        work.connection.execute(sa.text("INSERT OR ROLLBACK INTO row VALUES ('a', 2)"))
+        work.connection.execute(sa.text("INSERT OR ROLLBACK INTO entry VALUES ('a', 2)"))
     with pytest.raises((IllegalState, ResourceUnavailable)):
         insert(work, "b")
     with pytest.raises((IllegalState, ResourceUnavailable)):
@@ -184,7 +184,7 @@ def test_another_transaction_on_the_drivers_own_connection_is_not_the_branch(url
     driver: Any = work.connection.connection.driver_connection
     driver.execute("ROLLBACK")
     driver.execute("BEGIN IMMEDIATE")
-    driver.execute("INSERT INTO row VALUES ('b', 1)")
+    driver.execute("INSERT INTO entry VALUES ('b', 1)")
     with pytest.raises(ResourceUnavailable, match="ended before its time"):
         bank.commit_one_phase(work, lambda _: None)
     bank.rollback(work)
@@ -245,7 +245,7 @@ def test_sessions_join_and_a_block_that_may_only_read_ends_with_itself(url: str,
                 with bank.session() as inner:
                     assert inner.scalar(sa.select(sa.func.count()).select_from(Row)) == 2
                 with pytest.raises(sa.exc.OperationalError, match="readonly"), outer.begin_nested():
-                    outer.execute(sa.text("INSERT INTO row VALUES ('x', 1)"))
+                    outer.execute(sa.text("INSERT INTO entry VALUES ('x', 1)"))
             with bank.session() as session:
                 session.add(Row(name="c", value=1))
         assert rows(bank) == ["a", "b", "c"]

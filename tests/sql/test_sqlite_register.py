@@ -41,7 +41,7 @@ def xid(unix_ms: int = 1_700_000_000_000) -> Xid:
 def bank(tmp_path: Path) -> Iterator[txrpc.sql.ResourceManager]:
     engine = sa.create_engine(f"sqlite:///{tmp_path}/ledger.db", connect_args={"timeout": 30})
     with engine.begin() as connection:
-        connection.exec_driver_sql("CREATE TABLE row (name text PRIMARY KEY, value int)")
+        connection.exec_driver_sql("CREATE TABLE entry (name text PRIMARY KEY, value int)")
     resource = txrpc.sql.ResourceManager("ledger", engine, decides=True)
     resource.start()
     yield resource
@@ -70,7 +70,7 @@ def commit(engine: Engine, register: SqliteRegister, which: Xid) -> Verdict:
     """A branch that works, decides and commits; or is rolled back."""
     with engine.connect() as connection:
         sqlite.begin(connection, False, False, True)
-        connection.execute(sa.text("INSERT INTO row VALUES (:name, 1)"), {"name": f"{which} {os.urandom(4).hex()}"})
+        connection.execute(sa.text("INSERT INTO entry VALUES (:name, 1)"), {"name": f"{which} {os.urandom(4).hex()}"})
         verdict = register.decide(connection, which, LIST, 0)
         if verdict is Verdict.DECIDED:
             connection.commit()
@@ -79,7 +79,7 @@ def commit(engine: Engine, register: SqliteRegister, which: Xid) -> Verdict:
 
 def worked(engine: Engine, which: Xid) -> int:
     with engine.connect() as connection:
-        query = sa.text("SELECT count(*) FROM row WHERE name LIKE :name")
+        query = sa.text("SELECT count(*) FROM entry WHERE name LIKE :name")
         return connection.scalar(query, {"name": f"{which} %"}) or 0
 
 

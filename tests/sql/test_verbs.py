@@ -74,7 +74,7 @@ def test_the_pooled_connection_comes_back_clean(make: Make, driver: str) -> None
 def test_a_branch_that_wrote_nothing_votes_read_only(make: Make, driver: str) -> None:
     resource = make(driver)
     work = resource.begin(False)
-    work.connection.execute(sa.text("SELECT * FROM row"))
+    work.connection.execute(sa.text("SELECT * FROM entry"))
     assert isinstance(resource.prepare(work, gid()), ReadOnly)
     assert resource.in_doubt("default") == []
     locking = resource.begin(False)
@@ -90,13 +90,13 @@ def test_a_branch_whose_snapshot_must_last_does_not_vote_early_unless_it_wrote(m
     for level, kept in (("READ COMMITTED", False), ("REPEATABLE READ", True), ("SERIALIZABLE", True)):
         resource = make(driver, isolation_level=level)
         work = resource.begin(False)
-        work.connection.execute(sa.text("SELECT * FROM row"))
+        work.connection.execute(sa.text("SELECT * FROM entry"))
         early = resource.prepare_early(work, gid())
         if not kept:
             assert isinstance(early, ReadOnly)
             continue
         assert early is None
-        assert work.connection.execute(sa.text("SELECT count(*) FROM row")).scalar() == 0, "it goes on"
+        assert work.connection.execute(sa.text("SELECT count(*) FROM entry")).scalar() == 0, "it goes on"
         assert isinstance(resource.prepare(work, gid()), ReadOnly)
         writing = resource.begin(False)
         insert(writing, level)
@@ -171,7 +171,7 @@ def test_after_a_failed_statement_prepare_never_says_prepared(make: Make, driver
 def test_a_deferred_constraint_that_fails_at_prepare(make: Make, driver: str) -> None:
     resource = make(driver)
     with resource.engine.begin() as connection:
-        connection.execute(sa.text("ALTER TABLE row ADD UNIQUE (value) DEFERRABLE INITIALLY DEFERRED"))
+        connection.execute(sa.text("ALTER TABLE entry ADD UNIQUE (value) DEFERRABLE INITIALLY DEFERRED"))
     work = resource.begin(False)
     insert(work, "a")
     insert(work, "b")
@@ -187,11 +187,11 @@ def test_a_deferred_constraint_that_fails_at_prepare(make: Make, driver: str) ->
 def test_a_serialization_failure_may_be_retried(make: Make, driver: str) -> None:
     resource = make(isolation_level="SERIALIZABLE")
     with resource.engine.begin() as connection:
-        connection.execute(sa.text("INSERT INTO row VALUES ('x', 0), ('y', 0)"))
+        connection.execute(sa.text("INSERT INTO entry VALUES ('x', 0), ('y', 0)"))
     works = [resource.begin(False), resource.begin(False)]
     for work, name in zip(works, ("x", "y"), strict=True):
-        work.connection.execute(sa.text("SELECT sum(value) FROM row")).all()
-        work.connection.execute(sa.text("UPDATE row SET value = 1 WHERE name = :n"), {"n": name})
+        work.connection.execute(sa.text("SELECT sum(value) FROM entry")).all()
+        work.connection.execute(sa.text("UPDATE entry SET value = 1 WHERE name = :n"), {"n": name})
     reasons: list[Reason | None] = []
     branches = [gid(), gid()]
     for work, branch in zip(works, branches, strict=True):
@@ -293,7 +293,7 @@ def test_only_branches_of_this_group_and_resource_are_in_doubt(make: Make, drive
     mine = gid()
     for text in (*strangers, str(mine)):
         with resource.engine.connect() as connection:
-            connection.execute(sa.text("INSERT INTO row VALUES (:n, 1)"), {"n": text})
+            connection.execute(sa.text("INSERT INTO entry VALUES (:n, 1)"), {"n": text})
             connection.exec_driver_sql(f"PREPARE TRANSACTION '{text}'")
     assert [found for found, age in resource.in_doubt("default") if age >= 0] == [mine]
 
@@ -304,7 +304,7 @@ def test_branches_of_another_database_of_the_server_are_not_in_doubt_here(
     """pg_prepared_xacts shows the whole cluster; they cannot be finished from here, and asking about them would never end."""
     resource, mine = make(driver), gid()
     server.create_database(elsewhere := f"elsewhere{next(numbers)}")
-    server.execute("CREATE TABLE row (name text PRIMARY KEY, value int)", elsewhere)
+    server.execute("CREATE TABLE entry (name text PRIMARY KEY, value int)", elsewhere)
     other = make(driver, at=sa.make_url(server.url(elsewhere)))
     for each, branch in ((resource, mine), (other, theirs := gid())):
         insert(work := each.begin(False))
@@ -340,7 +340,7 @@ def test_rule_13_a_connection_that_breaks_at_commit_is_asked_about(
     database = resource.engine.url.database or ""
     server.execute(
         "CREATE FUNCTION slow() RETURNS trigger LANGUAGE plpgsql AS $$BEGIN PERFORM pg_sleep(5); RETURN NULL; END$$;"
-        "CREATE CONSTRAINT TRIGGER slow AFTER INSERT ON row DEFERRABLE INITIALLY DEFERRED FOR EACH ROW EXECUTE FUNCTION slow()",
+        "CREATE CONSTRAINT TRIGGER slow AFTER INSERT ON entry DEFERRABLE INITIALLY DEFERRED FOR EACH ROW EXECUTE FUNCTION slow()",
         database,
     )
     work = resource.begin(False)
@@ -365,7 +365,7 @@ def test_rule_13_a_connection_that_breaks_at_commit_is_asked_about(
 
 def test_rule_13_the_truth_after_a_kill_of_the_server(make: Make) -> None:
     with PostgresServer.start_new() as server:
-        server.execute("CREATE TABLE row (name text PRIMARY KEY, value int)")
+        server.execute("CREATE TABLE entry (name text PRIMARY KEY, value int)")
         resource = txrpc.sql.ResourceManager("bank", sa.create_engine(server.url()))
         tokens: list[str] = []
         done, undone = resource.begin(False), resource.begin(False)
@@ -397,7 +397,7 @@ def test_rule_4_a_prepared_branch_survives_kill_9_and_restart(binaries: str) -> 
     if folder is None:
         pytest.skip(f"no {binaries} PostgreSQL")
     with PostgresServer.start_new(binaries=folder) as server:
-        server.execute("CREATE TABLE row (name text PRIMARY KEY, value int)")
+        server.execute("CREATE TABLE entry (name text PRIMARY KEY, value int)")
         resource, branch = txrpc.sql.ResourceManager("bank", sa.create_engine(server.url())), gid()
         identity = resource.start().identity
         work = resource.begin(False)
@@ -454,9 +454,9 @@ def test_session_and_connection_share_the_branch_and_are_flushed(bank: txrpc.sql
         with bank.session() as session:
             session.add(Row(name="a", value=1))
             with bank.connection() as connection:
-                assert connection.scalar(sa.text("SELECT count(*) FROM row")) == 0
+                assert connection.scalar(sa.text("SELECT count(*) FROM entry")) == 0
         with bank.connection() as connection:
-            assert connection.scalar(sa.text("SELECT count(*) FROM row")) == 1
+            assert connection.scalar(sa.text("SELECT count(*) FROM entry")) == 1
         assert rows(bank) == []
     assert rows(bank) == ["a"]
 
@@ -474,7 +474,7 @@ def test_commit_by_hand_is_refused(bank: txrpc.sql.ResourceManager) -> None:
         session.add(Row(name="a", value=1))
         session.commit()
     with pytest.raises(IllegalState, match="leave the block"), transaction(), bank.connection() as connection:
-        connection.execute(sa.text("INSERT INTO row VALUES ('b', 1)"))
+        connection.execute(sa.text("INSERT INTO entry VALUES ('b', 1)"))
         connection.commit()
     assert rows(bank) == []
 
@@ -482,7 +482,7 @@ def test_commit_by_hand_is_refused(bank: txrpc.sql.ResourceManager) -> None:
 @pytest.mark.parametrize("kind", ["session", "connection"])
 def test_rollback_by_hand_dooms_the_transaction(bank: txrpc.sql.ResourceManager, kind: str) -> None:
     with pytest.raises(TransactionAborted, match="rollback"), transaction(), getattr(bank, kind)() as user:
-        user.execute(sa.text("INSERT INTO row VALUES ('a', 1)"))
+        user.execute(sa.text("INSERT INTO entry VALUES ('a', 1)"))
         user.rollback()
     assert rows(bank) == []
 
@@ -492,7 +492,7 @@ def test_savepoints_work_and_save_what_failed(bank: txrpc.sql.ResourceManager) -
         session.add(Row(name="a", value=1))
         session.flush()
         with pytest.raises(DBAPIError), session.begin_nested():
-            session.execute(sa.text("INSERT INTO row VALUES ('a', 2)"))
+            session.execute(sa.text("INSERT INTO entry VALUES ('a', 2)"))
         with session.begin_nested():
             session.add(Row(name="b", value=2))
     assert rows(bank) == ["a", "b"]
@@ -501,7 +501,9 @@ def test_savepoints_work_and_save_what_failed(bank: txrpc.sql.ResourceManager) -
 def test_a_failed_statement_dooms_and_is_the_reason(bank: txrpc.sql.ResourceManager) -> None:
     with pytest.raises(TransactionAborted) as caught, transaction():
         with pytest.raises(DBAPIError), bank.connection() as connection:
-            connection.execute(sa.text("INSERT INTO row VALUES (:secret, :v)"), {"secret": "hunter2", "v": "no number"})
+            connection.execute(
+                sa.text("INSERT INTO entry VALUES (:secret, :v)"), {"secret": "hunter2", "v": "no number"}
+            )
     assert caught.value.reason.code is AbortCode.STATEMENT_FAILED
     assert "hunter2" not in str(caught.value)
     assert "no number" not in str(caught.value)
@@ -511,7 +513,7 @@ def test_outside_a_transaction_it_is_an_ordinary_one(bank: txrpc.sql.ResourceMan
     with bank.session() as session:
         session.add(Row(name="a", value=1))
     with pytest.raises(KeyError), bank.connection() as connection:
-        connection.execute(sa.text("INSERT INTO row VALUES ('b', 1)"))
+        connection.execute(sa.text("INSERT INTO entry VALUES ('b', 1)"))
         raise KeyError
     assert rows(bank) == ["a"]
 
@@ -604,7 +606,7 @@ def test_preflight_as_an_ordinary_user(server: Server, url: str) -> None:
     name = url.rpartition("/")[2]
     server.execute("DROP ROLE IF EXISTS plain")
     server.execute("CREATE ROLE plain LOGIN")
-    server.execute("GRANT ALL ON row TO plain", name)
+    server.execute("GRANT ALL ON entry TO plain", name)
     resource = txrpc.sql.ResourceManager("bank", sa.create_engine(url.replace("txrpc@", "plain@")))
     assert resource.start().identity
     branch = gid()

@@ -31,8 +31,8 @@ from txrpc.resource import Prepared
 from txrpc.sql import common, postgresql
 from txrpc.sql.common import interrupt
 
-UNIQUE = "ALTER TABLE row ADD CONSTRAINT one_value UNIQUE (value) DEFERRABLE INITIALLY DEFERRED"
-INSERT = sa.text("INSERT INTO row VALUES (:name, 1)")
+UNIQUE = "ALTER TABLE entry ADD CONSTRAINT one_value UNIQUE (value) DEFERRABLE INITIALLY DEFERRED"
+INSERT = sa.text("INSERT INTO entry VALUES (:name, 1)")
 
 
 class _Silent(NoSession):
@@ -145,7 +145,7 @@ def test_g3_ending_inside_an_open_block_is_answered_at_once_and_hits_nobody_else
             session.execute(INSERT, {"name": "too late"})
         assert time.monotonic() - began < 60
         with txrpc.transaction(), alone.connection() as connection:
-            assert connection.scalar(sa.text("SELECT count(*) FROM row")) == 0
+            assert connection.scalar(sa.text("SELECT count(*) FROM entry")) == 0
 
 
 def test_g2_an_interrupt_that_comes_too_late_hits_nobody(make: Make, driver: str) -> None:

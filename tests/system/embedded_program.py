@@ -27,7 +27,7 @@ def main(log: str, *databases: str) -> None:
         with txrpc.transaction(timeout=5, decide_in="db-0" if decides else None):
             for resource in resources:
                 with resource.connection() as connection:
-                    connection.execute(sa.text("INSERT INTO row VALUES (1)"))
+                    connection.execute(sa.text("INSERT INTO entry VALUES (1)"))
         print("told committed", flush=True)
 
 

@@ -31,7 +31,7 @@ def transfer(decider: txrpc.sql.ResourceManager | str, banks: list[str], final: 
             xid = str(tx.xid)
             if not isinstance(decider, str):
                 with decider.connection() as connection:
-                    connection.execute(sa.text("INSERT INTO row VALUES (:xid)"), {"xid": xid})
+                    connection.execute(sa.text("INSERT INTO entry VALUES (:xid)"), {"xid": xid})
             with txrpc.final_call() if final else contextlib.nullcontext():
                 stubs[0].Withdraw(amount)
                 stubs[1].Deposit(amount)

@@ -123,7 +123,7 @@ def test_one_vote_against_rolls_everything_back_and_writes_nothing(shop: Shop, c
 def test_a_database_that_refuses_its_commit_decides_nothing(shop: Shop) -> None:
     shop.database.ask(
         "CREATE FUNCTION no() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN RAISE unique_violation; END'; "
-        "CREATE CONSTRAINT TRIGGER late AFTER INSERT ON row DEFERRABLE INITIALLY DEFERRED FOR EACH ROW EXECUTE FUNCTION no()"
+        "CREATE CONSTRAINT TRIGGER late AFTER INSERT ON entry DEFERRABLE INITIALLY DEFERRED FOR EACH ROW EXECUTE FUNCTION no()"
     )
     with pytest.raises(txrpc.TransactionAborted):
         with txrpc.transaction(timeout=LONG_S, decide_in="ledger", manager=shop.client):

@@ -39,7 +39,7 @@ def databases(servers: Mapping[str, Server]) -> list[tuple[Server, str, str]]:
     for server in servers.values():
         name = f"embedded{next(numbers)}"
         url = server.create_database(name)
-        server.execute("CREATE TABLE row (number int)", name)
+        server.execute("CREATE TABLE entry (number int)", name)
         made.append((server, name, url))
     return made
 
@@ -50,7 +50,7 @@ def log(tmp_path: Path) -> str:
 
 
 def counts(databases: list[tuple[Server, str, str]]) -> list[int]:
-    return [server.execute("SELECT count(*) FROM row", name)[0][0] for server, name, _ in databases]
+    return [server.execute("SELECT count(*) FROM entry", name)[0][0] for server, name, _ in databases]
 
 
 def prepared(databases: list[tuple[Server, str, str]]) -> int:
@@ -69,7 +69,7 @@ def resources(databases: list[tuple[Server, str, str]]) -> Iterator[list[txrpc.s
 def insert(resources: list[txrpc.sql.ResourceManager]) -> None:
     for resource in resources:
         with resource.connection() as connection:
-            connection.execute(sa.text("INSERT INTO row VALUES (1)"))
+            connection.execute(sa.text("INSERT INTO entry VALUES (1)"))
 
 
 def test_two_databases_commit_together_or_not_at_all(
@@ -113,7 +113,7 @@ async def test_two_databases_commit_together_in_asyncio(log: str, databases: lis
     async def write() -> None:
         for resource in resources:
             async with resource.connection() as connection:
-                await connection.execute(sa.text("INSERT INTO row VALUES (1)"))
+                await connection.execute(sa.text("INSERT INTO entry VALUES (1)"))
 
     async with await txrpc.aio.embedded(log, resources=resources):
         async with txrpc.aio.transaction():

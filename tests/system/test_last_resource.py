@@ -45,14 +45,14 @@ class Database:
     def __init__(self, server: Server) -> None:
         self.server, self.name = server, f"last{next(numbers)}"
         self.url = server.create_database(self.name)
-        self.ask("CREATE TABLE row (number int PRIMARY KEY)")
+        self.ask("CREATE TABLE entry (number int PRIMARY KEY)")
 
     def ask(self, query: str) -> Any:
         return self.server.execute(query, self.name)
 
     @property
     def rows(self) -> list[int]:
-        return [row[0] for row in self.ask("SELECT number FROM row ORDER BY 1")]
+        return [row[0] for row in self.ask("SELECT number FROM entry ORDER BY 1")]
 
     @property
     def prepared(self) -> int:
@@ -71,7 +71,7 @@ class File(Database):
     def __init__(self, folder: Path) -> None:
         self.path = folder / f"last{next(numbers)}.db"
         self.url = f"sqlite:///{self.path}"
-        self.ask("CREATE TABLE row (number int PRIMARY KEY)")
+        self.ask("CREATE TABLE entry (number int PRIMARY KEY)")
 
     def ask(self, query: str) -> Any:
         with contextlib.closing(sqlite3.connect(self.path, timeout=30, isolation_level=None)) as connection:
@@ -94,7 +94,7 @@ def other(servers: Mapping[str, Server]) -> Database:
 
 def insert(resource: txrpc.sql.ResourceManager, number: int = 1) -> None:
     with resource.connection() as connection:
-        connection.execute(sa.text(f"INSERT INTO row VALUES ({number})"))
+        connection.execute(sa.text(f"INSERT INTO entry VALUES ({number})"))
 
 
 # ------------------------------------------------------------------------------------------------------------- one program
@@ -168,7 +168,7 @@ def test_a_database_that_cannot_prepare_can_decide(tmp_path: Path, other: Databa
         bare = sa.create_engine(server.url())
         engine = sa.create_engine(other.url)
         with bare.begin() as connection:
-            connection.exec_driver_sql("CREATE TABLE row (number int PRIMARY KEY)")
+            connection.exec_driver_sql("CREATE TABLE entry (number int PRIMARY KEY)")
         ledger = txrpc.sql.ResourceManager("ledger", bare, decides=True)
         resources = ledger, txrpc.sql.ResourceManager("other", engine)
         with txrpc.embedded(f"sqlite:///{tmp_path}/log.db", resources=resources):
@@ -181,7 +181,7 @@ def test_a_database_that_cannot_prepare_can_decide(tmp_path: Path, other: Databa
                 for resource in resources:
                     insert(resource, 3)
             with ledger.connection() as connection:
-                assert connection.scalars(sa.text("SELECT number FROM row ORDER BY 1")).all() == [1, 2]
+                assert connection.scalars(sa.text("SELECT number FROM entry ORDER BY 1")).all() == [1, 2]
         assert other.rows == [1]
         bare.dispose()
         engine.dispose()
@@ -220,7 +220,7 @@ def test_a_transaction_that_only_reads_has_nothing_to_decide(
         with txrpc.transaction(decide_in="ledger", read_only=True):
             for resource in resources:
                 with resource.connection() as connection:
-                    connection.execute(sa.text("SELECT * FROM row"))
+                    connection.execute(sa.text("SELECT * FROM entry"))
         assert ledger.decisions == []
 
 
@@ -234,7 +234,7 @@ async def test_the_same_in_asyncio(tmp_path: Path, ledger: Database, other: Data
         async with txrpc.aio.transaction(wait="acknowledged"):
             for resource in resources:
                 async with resource.connection() as connection:
-                    await connection.execute(sa.text("INSERT INTO row VALUES (1)"))
+                    await connection.execute(sa.text("INSERT INTO entry VALUES (1)"))
         assert (ledger.rows, other.rows) == ([1], [1])
         await aeventually(lambda: ledger.decisions == [(True, True)])
     for engine in engines:
@@ -476,7 +476,7 @@ class Ledger:
 
     def __init__(self, world: World, database: Database) -> None:
         self.world, self.database = world, database
-        database.ask("DROP TABLE row; CREATE TABLE row (xid text)")
+        database.ask("DROP TABLE entry; CREATE TABLE entry (xid text)")
         self.engine = sa.create_engine(database.url)
 
     def root(self, final: bool) -> Child:
@@ -493,7 +493,7 @@ class Ledger:
 
     def check(self, before: list[int], told: str) -> bool:
         """Return whether it committed: in the ledger and in both banks, or nowhere, and as its root was told."""
-        rows = self.database.ask("SELECT xid FROM row")
+        rows = self.database.ask("SELECT xid FROM entry")
         moved = [now - was for now, was in zip(self.world.money(), before, strict=True)]
         committed = bool(rows)
         assert moved == ([-CENTS, CENTS] if committed else [0, 0])

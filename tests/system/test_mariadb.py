@@ -1,4 +1,4 @@
-"""MariaDB in transactions with PostgreSQL and with itself: real servers, a real program, kill -9 of either."""
+"""MariaDB and MySQL in transactions with PostgreSQL and with itself: real servers, a real program, kill -9 of either."""
 
 from __future__ import annotations
 
@@ -15,19 +15,23 @@ from sqlalchemy.ext.asyncio import create_async_engine
 import txrpc
 import txrpc.aio
 import txrpc.sql
-from tests.mariadb import MariaServer, needs_mariadb
+from tests.mariadb import MariaServer, MySqlServer, needs_mariadb, needs_mysql
 from tests.postgres import Server
 from tests.waiting import eventually
 from txrpc.testing.processes import Child
 
-pytestmark = needs_mariadb
-
 _numbers = itertools.count(1)
 
 
-@pytest.fixture(scope="module")
-def mariadb() -> Iterator[MariaServer]:
-    with MariaServer(innodb_lock_wait_timeout=2) as server:
+@pytest.fixture(
+    scope="module",
+    params=[
+        pytest.param(MariaServer, id="MariaDB", marks=needs_mariadb),
+        pytest.param(MySqlServer, id="MySQL", marks=[needs_mysql, pytest.mark.proof]),
+    ],
+)
+def mariadb(request: pytest.FixtureRequest) -> Iterator[MariaServer]:
+    with request.param(innodb_lock_wait_timeout=2) as server:
         yield server
 
 
@@ -39,7 +43,7 @@ class Pair:
         self.name = f"pair{next(_numbers)}"
         self.urls = [mariadb.create_database(self.name), postgres.create_database(self.name)]
         for server in (mariadb, postgres):
-            server.execute("CREATE TABLE row (number int)", self.name)
+            server.execute("CREATE TABLE entry (number int)", self.name)
 
     def program(self, *options: str) -> Child:
         """Not started."""
@@ -48,7 +52,9 @@ class Pair:
 
     def counts(self) -> list[int]:
         """How many rows each has."""
-        return [server.execute("SELECT count(*) FROM row", self.name)[0][0] for server in (self.mariadb, self.postgres)]
+        return [
+            server.execute("SELECT count(*) FROM entry", self.name)[0][0] for server in (self.mariadb, self.postgres)
+        ]
 
     def prepared(self) -> int:
         """How many branches of either are prepared."""
@@ -104,7 +110,7 @@ def test_money_is_conserved_while_program_and_server_are_killed(mariadb: MariaSe
     names = [f"bank{next(_numbers)}" for _ in range(2)]
     urls = [mariadb.create_database(name) for name in names]
     for name in names:
-        mariadb.execute("CREATE TABLE row (number int)", name)
+        mariadb.execute("CREATE TABLE entry (number int)", name)
     points = [
         "after_prepare",
         "before_commit_prepared",
@@ -125,21 +131,21 @@ def test_money_is_conserved_while_program_and_server_are_killed(mariadb: MariaSe
         program.arm("")
     with Child([*command, "--wait"], name="last", output=tmp_path / "last.log", ready="ready") as last:
         eventually(lambda: mariadb.prepared() == 0, evidence=last.text)
-        counts = [mariadb.execute("SELECT count(*) FROM row", name)[0][0] for name in names]
+        counts = [mariadb.execute("SELECT count(*) FROM entry", name)[0][0] for name in names]
         assert counts[0] == counts[1] > 0
 
 
 async def test_the_same_in_asyncio(pair: Pair) -> None:
     engines = [
         create_async_engine(sa.make_url(url).set(drivername=driver))
-        for url, driver in zip(pair.urls, ("mariadb+aiomysql", "postgresql+asyncpg"), strict=True)
+        for url, driver in zip(pair.urls, (f"{pair.mariadb.product}+aiomysql", "postgresql+asyncpg"), strict=True)
     ]
     resources = [txrpc.sql.AsyncResourceManager(f"db-{n}", engine, decides=not n) for n, engine in enumerate(engines)]
 
     async def write() -> None:
         for resource in resources:
             async with resource.connection() as connection:
-                await connection.execute(sa.text("INSERT INTO row VALUES (1)"))
+                await connection.execute(sa.text("INSERT INTO entry VALUES (1)"))
 
     async with await txrpc.aio.embedded(f"sqlite:///{pair.folder}/log.db", resources=resources):
         for decide_in in ("", "db-0"):
@@ -162,7 +168,7 @@ def test_a_database_that_is_away_keeps_the_others_waiting_and_no_longer(pair: Pa
         with txrpc.transaction(wait="decision"):
             for resource in resources:
                 with resource.connection() as connection:
-                    connection.execute(sa.text("INSERT INTO row VALUES (1)"))
+                    connection.execute(sa.text("INSERT INTO entry VALUES (1)"))
             sa.event.listen(engines[0], "detach", lambda *_: pair.mariadb.suspend(), once=True)
         assert pair.mariadb.suspended, "since its branch was prepared"
         pair.mariadb.kill()

@@ -27,7 +27,7 @@ class Shop:
         self.server, self.ends = server, ends
         url = server.create_database("half")
         ends.callback(server.execute, "DROP DATABASE half WITH (FORCE)")
-        server.execute("CREATE TABLE row (name text)", "half")
+        server.execute("CREATE TABLE entry (name text)", "half")
         self.engine = sa.create_engine(url)
         ends.callback(self.engine.dispose)
         self.bank = txrpc.sql.ResourceManager("bank", self.engine)
@@ -36,10 +36,10 @@ class Shop:
 
     def put(self, name: str) -> None:
         with self.bank.connection() as connection:
-            connection.execute(sa.text("INSERT INTO row VALUES (:name)"), {"name": name})
+            connection.execute(sa.text("INSERT INTO entry VALUES (:name)"), {"name": name})
 
     def names(self) -> list[str]:
-        return [name for (name,) in self.server.execute("SELECT name FROM row", "half")]
+        return [name for (name,) in self.server.execute("SELECT name FROM entry", "half")]
 
     def serve(self, method: Callable[[bytes, Any], bytes], *, joins: bool = True, outside: Any = ()) -> Any:
         """The method, as its clients see it; without *joins* the server was built without interceptors."""
@@ -120,7 +120,7 @@ def test_b8_a_caller_writes_before_and_behind_a_call_that_only_reads(shop: Shop)
     def put(request: bytes, context: grpc.ServicerContext) -> bytes:
         if request == b"read":
             with shop.bank.connection() as connection:
-                return b",".join(name.encode() for name in connection.scalars(sa.text("SELECT name FROM row")))
+                return b",".join(name.encode() for name in connection.scalars(sa.text("SELECT name FROM entry")))
         shop.put(request.decode())
         return b""
 
@@ -184,7 +184,7 @@ def test_what_a_resource_does_outside_a_transaction(shop: Shop, outside: Any, se
     for block in (resource.session, resource.connection):
         if allowed:
             with block() as used:
-                used.execute(sa.text("INSERT INTO row VALUES ('local')"))
+                used.execute(sa.text("INSERT INTO entry VALUES ('local')"))
         else:
             with pytest.raises(txrpc.NoTransaction, match="'bank' is used outside a transaction"), block():
                 pass

@@ -49,7 +49,7 @@ def _short(statement: str) -> str:
 SHORT = {
     r"SELECT account\.": "SELECT account",
     r"UPDATE account ": "UPDATE account",
-    r"INSERT INTO (journal|row) ": "INSERT work",
+    r"INSERT INTO (journal|entry) ": "INSERT work",
     r"SELECT pg_current_xact_id_if_assigned": "SELECT what a vote rests on",
     r"PREPARE TRANSACTION ": "PREPARE TRANSACTION",
     r"COMMIT PREPARED ": "COMMIT PREPARED",
@@ -145,7 +145,7 @@ def test_one_program(make_world: Make, tmp_path: Path) -> None:
     engines = [sa.create_engine(url) for url in urls]
     for engine in engines:
         with engine.begin() as connection:
-            connection.exec_driver_sql("CREATE TABLE row (number int)")
+            connection.exec_driver_sql("CREATE TABLE entry (number int)")
     resources = [
         txrpc.sql.ResourceManager(f"db-{number}", engine, decides=not number) for number, engine in enumerate(engines)
     ]
@@ -154,7 +154,7 @@ def test_one_program(make_world: Make, tmp_path: Path) -> None:
         with txrpc.transaction(wait="acknowledged", decide_in=decide_in):
             for resource in resources[:number]:
                 with resource.connection() as connection:
-                    connection.exec_driver_sql("INSERT INTO row VALUES (1)")
+                    connection.exec_driver_sql("INSERT INTO entry VALUES (1)")
 
     two_phase = ["BEGIN", "INSERT work", VOTE, "PREPARE TRANSACTION", "COMMIT PREPARED"]
     with txrpc.embedded(f"sqlite:///{tmp_path}/log.db", resources=resources):

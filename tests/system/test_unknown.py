@@ -26,14 +26,14 @@ def test_rule_13_a_commit_elsewhere_whose_database_went_away_is_learnt_when_it_i
     monkeypatch.setattr(effects, "_ASK_AFTER_S", (0.0, 0.1, 0.1))  # half a minute, shortened
     server = servers["bank-a"]
     url = sa.make_url(server.create_database("unknown"))
-    server.execute("CREATE TABLE row (name text)", "unknown")
+    server.execute("CREATE TABLE entry (name text)", "unknown")
     with CoordinatorProcess(tmp_path) as coordinator, Proxy(url.host or "", url.port or 5432) as proxy:
         engine = sa.create_engine(proxy.url(str(url)))
         bank = txrpc.sql.ResourceManager("bank", engine)
 
         def put(_request: bytes, _context: object) -> bytes:
             with bank.connection() as connection:
-                connection.execute(sa.text("INSERT INTO row VALUES ('a')"))
+                connection.execute(sa.text("INSERT INTO entry VALUES ('a')"))
             return b""
 
         with (
@@ -47,7 +47,7 @@ def test_rule_13_a_commit_elsewhere_whose_database_went_away_is_learnt_when_it_i
             methods.start()
 
             def break_off() -> None:
-                eventually(lambda: server.execute("SELECT name FROM row", "unknown"))
+                eventually(lambda: server.execute("SELECT name FROM entry", "unknown"))
                 proxy.refusing = 1_000_000
                 proxy.lost.wait(30)  # the answer to COMMIT
                 proxy.cut()

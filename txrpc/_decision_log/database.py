@@ -60,8 +60,8 @@ _MYSQL_PATIENCE = {True: "SESSION idle_transaction_timeout = 10", False: "SESSIO
 """Whether it is MariaDB."""
 _MYSQL_OPTIONS = {"connect_timeout": 10, "read_timeout": 45}
 _MYSQL_DRIVERS = ("pymysql", "mysqldb")
-_MADE_MEANWHILE = frozenset({1050, 1061, 1213, 1412})
-"""A table or an index is there already, a deadlock, and a table's definition that has changed: in MySQL's numbers."""
+_MADE_MEANWHILE = frozenset({1050, 1061, 1213, 1412, 1684})
+"""A table or an index is there already, a deadlock, and a definition that has changed or is changing: in MySQL's numbers."""
 _LIBPQ_DRIVERS = ("psycopg", "psycopg2")
 _LIBPQ_OPTIONS = {
     "connect_timeout": 10,

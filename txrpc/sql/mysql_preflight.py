@@ -21,8 +21,8 @@ MARKERS: Final = "txrpc_branch"
 DECISIONS: Final = "txrpc_decision"
 REGISTER: Final = "txrpc_register"
 
-_OLDEST: Final = {"MariaDB": (10, 5), "MySQL": (8, 0, 29)}
-"""Before these a branch is lost with the connection that has prepared it."""
+_OLDEST: Final = {"MariaDB": (10, 5), "MySQL": (8, 0, 30)}
+"""Before these a branch is lost with the connection that has prepared it, or in a crash that finds it in the binary log alone."""
 _MADE: Final = {
     MARKERS: (
         f"CREATE TABLE {MARKERS} (branch BINARY(14) NOT NULL PRIMARY KEY, "
@@ -88,7 +88,7 @@ def preflight(
     if numbers < _OLDEST[product]:
         needed = ".".join(map(str, _OLDEST[product]))
         raise ConfigurationError(
-            f"{where} runs {product} {version}, which loses a prepared branch with its connection; txrpc needs {needed} or later"
+            f"{where} runs {product} {version}, which may lose a prepared branch; txrpc needs {needed} or later"
         )
     if int(read_only):
         raise ConfigurationError(f"{where} is read-only, as a replica is: connect to the primary")
