@@ -28,6 +28,7 @@ TRUE_REASONS = (
     "no PgBouncer",
     "no etcd",
     "no MySQL",
+    "no mysqlclient",
     "gRPC before 1.",
     "asyncpg before 0.",
 )
