@@ -185,6 +185,6 @@ def _listens(address: str) -> bool:
     host, _, port = address.partition(":")
     try:
         socket.create_connection((host, int(port)), 5).close()
-    except ConnectionRefusedError:
+    except ConnectionError:  # refused, or closed before it was accepted
         return False
     return True

@@ -13,6 +13,7 @@ How to think of it
     moment in which it agrees to end the branch for another one, and does not (`trans_xa_detach` in its sql/xa.cc comes before
     `innobase_close_connection`).  So the connection leaves its pool, and the branch is finished on it (`txrpc.sql.kept`).  Another
     process ends that connection first, whose number is in the row; and what the server says then counts only if the row agrees.
+    MySQL lets go of the branch when it is prepared, unless ``xa_detach_on_prepare`` is off.
 
     Inside ``XA START`` the server refuses whatever else would end the transaction: COMMIT, ROLLBACK, and every statement that
     commits as a side effect.  ``XA END`` with the number proves at the end that this is the transaction which worked.
@@ -57,6 +58,7 @@ __all__ = [
     "in_doubt",
     "in_transaction",
     "interrupt",
+    "is_bound",
     "is_gone",
     "new_marker",
     "no_connection",
@@ -80,7 +82,7 @@ ALWAYS_MARKS: Final = True
 """Nothing else tells how a transaction has ended."""
 
 FINISHES_WHERE_PREPARED: Final = True
-"""On the connection that has prepared a branch: see above."""
+"""On the connection that has prepared a branch, if it `is_bound`: see above."""
 
 ROLLBACK_IS_REFUSED: Final = True
 """In a transaction of XA's, which `undo` must end before SQLAlchemy, or a pool, says ROLLBACK."""
@@ -217,6 +219,17 @@ def prepare(
     connection.exec_driver_sql(f"XA PREPARE {xa.name}")
     connection.info.pop(_INFO)  # from here on nothing here may undo it
     return f"xa-{xa.number}"
+
+
+def is_bound(connection: Connection) -> bool:
+    """Return whether the branch that was just prepared on *connection* keeps it from other work."""
+    if getattr(connection.dialect, "is_mariadb", False):
+        return True
+    try:
+        connection.exec_driver_sql("ROLLBACK")
+    except DBAPIError:
+        return True
+    return False
 
 
 def commit(_transaction: Any, connection: Connection) -> bool:

@@ -239,7 +239,7 @@ class ResourceManager:
         return self._voted(work, gid, token)
 
     def _voted(self, work: BranchWork, gid: Gid, token: str) -> Prepared | ReadOnly:
-        if token and self._dialect.FINISHES_WHERE_PREPARED:
+        if token and self._dialect.FINISHES_WHERE_PREPARED and self._dialect.is_bound(work.connection):
             self._kept.keep(gid, token, work, self._guard)
         else:
             self._let_go(work)

@@ -237,7 +237,7 @@ class AsyncResourceManager:
         return await self._voted(work, gid, token)
 
     async def _voted(self, work: BranchWork, gid: Gid, token: str) -> Prepared | ReadOnly:
-        if token and self._dialect.FINISHES_WHERE_PREPARED:
+        if token and self._dialect.FINISHES_WHERE_PREPARED and await work.connection.run_sync(self._dialect.is_bound):
             await self._kept.keep(gid, token, work, self._guard)
         else:
             await self._let_go(work)
