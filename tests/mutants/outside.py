@@ -221,8 +221,16 @@ MUTANTS: dict[str, tuple[Change, str]] = {
         "tests/sql/test_mysql.py -k row_agrees",
     ),
     "connections of prepared branches are kept without a bound": (
-        Change(_SQL + "kept", "while len(self._kept) > (0 if guard.removed else _MOST):", "while False:"),
+        Change(_SQL + "kept", "while len(self._kept) > (0 if self._closed else _MOST):", "while False:"),
         "tests/sql/test_mysql.py -k up_to_a_bound",
+    ),
+    "a connection that was free for a while is not looked at": (
+        Change(_SQL + "kept", "if dialect.do_ping(driver):", "if driver:"),
+        "tests/sql/test_mysql.py -k broke_while",
+    ),
+    "a connection is kept although the resource was closed": (
+        Change(_SQL + "kept", "        self._closed = True\n", ""),
+        "tests/sql/test_mysql.py -k outlasts",
     ),
     "MariaDB is asked for a branch that may still commit": (
         Change(_SQL + "mysql_finishing", " FOR UPDATE NOWAIT", ""),

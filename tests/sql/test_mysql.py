@@ -112,6 +112,13 @@ def prepared(bank: Any, name: str = "a") -> tuple[Gid, str]:
     return branch, found.token
 
 
+def sessions_of_branches(url: str) -> set[int]:
+    """Where the branches of this database have worked, also those that have not been committed."""
+    engine = sa.create_engine(url, poolclass=NullPool, isolation_level="READ UNCOMMITTED")
+    with engine.connect() as connection:
+        return set(connection.exec_driver_sql("SELECT session FROM txrpc_branch").scalars())
+
+
 # -------------------------------------------------------------------------------------------------------- two phases
 
 
@@ -142,7 +149,7 @@ VERB = {True: "COMMIT", False: "ROLLBACK"}
 @pytest.mark.usefixtures("bound")
 @pytest.mark.parametrize("commit", [True, False])
 def test_a_branch_is_finished_on_the_connection_that_prepared_it(
-    make: Make, mariadb: MariaServer, commit: bool
+    make: Make, mariadb: MariaServer, url: str, commit: bool
 ) -> None:
     """While MariaDB closes that connection, it says to another one that it has ended the branch, and does nothing."""
     bank = make()
@@ -161,8 +168,8 @@ def test_a_branch_is_finished_on_the_connection_that_prepared_it(
     assert verbs == ["XA START", "XA END", "XA PREPARE", f"XA {VERB[commit]}"]
     assert len({session for session, _ in said}) == 1
     assert rows(bank) == (["a"] if commit else [])
-    listed = f"SELECT count(*) FROM information_schema.processlist WHERE id = {said[0][0]}"
-    eventually(lambda: mariadb.execute(listed) == [(0,)], 20)
+    prepared(bank, "b")
+    assert sessions_of_branches(url) == {said[0][0]}, "a new connection may cost more than the branch"
 
 
 @pytest.mark.parametrize("commit", [True, False])
@@ -194,9 +201,7 @@ def test_a_branch_whose_connection_has_broken_is_finished_on_another_one(
 ) -> None:
     bank = make(poolclass=NullPool)
     branch, token = prepared(bank)
-    engine = sa.create_engine(url, poolclass=NullPool, isolation_level="READ UNCOMMITTED")
-    with engine.connect() as connection:
-        session = connection.exec_driver_sql("SELECT session FROM txrpc_branch").scalar_one()
+    (session,) = sessions_of_branches(url)
     mariadb.execute(f"KILL {session}")
     assert (bank.commit_prepared if commit else bank.rollback_prepared)(branch, token) is FinishResult.DONE
     assert rows(bank) == (["a"] if commit else [])
@@ -207,10 +212,7 @@ def test_a_vote_gives_the_connection_back_where_the_branch_is_not_bound_to_it(
 ) -> None:
     bank = make(pool_size=1, max_overflow=0)
     branches = [prepared(bank, name) for name in "abc"]
-    engine = sa.create_engine(url, poolclass=NullPool, isolation_level="READ UNCOMMITTED")
-    with engine.connect() as connection:
-        sessions = connection.exec_driver_sql("SELECT count(DISTINCT session) FROM txrpc_branch").scalar_one()
-    assert sessions == {"mysql": 1, "mariadb": 3}[mariadb.product]
+    assert len(sessions_of_branches(url)) == {"mysql": 1, "mariadb": 3}[mariadb.product]
     assert [bank.commit_prepared(*each) for each in branches] == [FinishResult.DONE] * 3
     assert rows(bank) == list("abc")
 
@@ -229,6 +231,38 @@ def test_connections_of_prepared_branches_are_kept_up_to_a_bound(
     assert mariadb.prepared() == 5
     assert [bank.commit_prepared(*each) for each in branches] == [FinishResult.DONE] * 5
     assert rows(bank) == list("abcde")
+
+
+@pytest.mark.usefixtures("bound")
+def test_connections_that_are_free_again_are_used_up_to_a_bound_until_the_close(
+    make: Make, mariadb: MariaServer, url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for half in (kept, kept_async):
+        monkeypatch.setattr(half, "_SPARE", 2)
+    bank = make(poolclass=NullPool)
+    branches = [prepared(bank, name) for name in "abcd"]
+    assert len(sessions_of_branches(url)) == 4
+    assert [bank.commit_prepared(*each) for each in branches] == [FinishResult.DONE] * 4
+    listed = f"SELECT count(*) FROM information_schema.processlist WHERE db = '{sa.make_url(url).database}'"
+    eventually(lambda: mariadb.execute(listed) == [(2,)], 20)
+    more = [prepared(bank, name) for name in "efg"]
+    assert len(sessions_of_branches(url)) == 5
+    assert [bank.commit_prepared(*each) for each in more] == [FinishResult.DONE] * 3
+    assert rows(bank) == list("abcdefg")
+    bank.close()
+    eventually(lambda: mariadb.execute(listed) == [(0,)], 20)
+
+
+@pytest.mark.usefixtures("bound")
+def test_a_connection_that_broke_while_it_was_free_is_not_used_again(
+    make: Make, mariadb: MariaServer, url: str
+) -> None:
+    bank = make(poolclass=NullPool)
+    assert bank.commit_prepared(*prepared(bank, "a")) is FinishResult.DONE
+    (session,) = sessions_of_branches(url)
+    mariadb.execute(f"KILL {session}")
+    assert bank.commit_prepared(*prepared(bank, "b")) is FinishResult.DONE
+    assert rows(bank) == ["a", "b"]
 
 
 @pytest.mark.usefixtures("bound")

@@ -25,6 +25,7 @@ __all__ = [
     "clean",
     "finish",
     "finish_here",
+    "free",
     "hang_up",
     "in_doubt",
     "one_phase_result",
@@ -55,6 +56,11 @@ def take_out(connection: Connection) -> Any:
 def finish_here(connection: Connection, commit: bool, token: str) -> None:
     """XA COMMIT or XA ROLLBACK on the connection that has prepared the branch; raises if it is not known to have ended so."""
     connection.exec_driver_sql(f"XA {'COMMIT' if commit else 'ROLLBACK'} {branch_name(token.removeprefix('xa-'))}")
+
+
+def free(connection: Any) -> None:
+    """Let go of a *connection* of either half after `take_out`: the driver's own stays open, for other work."""
+    getattr(connection, "sync_connection", connection).invalidate()
 
 
 def hang_up(connection: Connection, driver: Any) -> None:

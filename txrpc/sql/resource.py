@@ -101,8 +101,8 @@ class ResourceManager:
         side = side_engine(engine)
         self._side = side
         self._places = Places(capacity_of(engine))
-        self._guard = Guard(engine, side, self._dialect)
         self._kept = Kept()
+        self._guard = Guard(engine, side, self._dialect, self._kept.spare)
         self._asks_for_pid = False
         hands = Hands(self._on_branch, self._let_go, self._aside, self._break_off, self._dialect)
         self.decider = Decider(self.name, hands) if decides else None

@@ -99,8 +99,8 @@ class AsyncResourceManager:
         side = side_engine(engine.sync_engine)
         self._side = AsyncEngine(side)
         self._places = AsyncPlaces(capacity_of(engine.sync_engine))
-        self._guard = Guard(engine.sync_engine, side, self._dialect)
         self._kept = AsyncKept()
+        self._guard = Guard(engine.sync_engine, side, self._dialect, self._kept.spare)
         self._asks_for_pid = False
         hands = Hands(self._on_branch, self._let_go, self._aside, self._break_off, self._dialect)
         self.decider = AsyncDecider(self.name, hands) if decides else None
