@@ -116,7 +116,7 @@ PART = [
     "tests/sql/test_aio.py",
     "tests/sql/test_sqlite.py",
     "tests/sql/test_sqlite_register.py",
-    "tests/sql/test_mysql.py",
+    "tests/sql/mysql",
     "tests/test_errors.py",
 ]
 """What runs on the oldest versions: where txrpc meets gRPC, protobuf and SQLAlchemy."""
@@ -128,7 +128,7 @@ PART_OF_PYTHON = [
     "tests/sql/test_aio.py",
     "tests/sql/test_sqlite.py",
     "tests/sql/test_sqlite_register.py",
-    "tests/sql/test_mysql.py",
+    "tests/sql/mysql",
 ]
 """What runs on other Pythons, with the newest versions of everything."""
 

@@ -92,7 +92,7 @@ MUTANTS: dict[str, tuple[Change, str]] = {
     ),
     "a server's crash may undo a decision without work": (
         Change(_SQL + "mysql_register", "if commit is not None and not is_durable(connection):", "if False:"),
-        "tests/sql/test_mysql_register.py -k without_work_that_a_crash",
+        "tests/sql/mysql/test_register.py -k without_work_that_a_crash",
     ),
     "what was begun before a fail-over is decided after it": (
         Change(_SQL + "deciding", "    if under != register.id:", "    if False:"),
@@ -194,23 +194,23 @@ MUTANTS: dict[str, tuple[Change, str]] = {
     ),
     "a branch of MariaDB is marked in whatever session there is": (
         Change(_SQL + "mysql", " FROM DUAL WHERE CONNECTION_ID() = {int(pid)}", ""),
-        "tests/sql/test_mysql.py -k was_moved",
+        "tests/sql/mysql/test_branches.py -k was_moved",
     ),
     "a branch of MariaDB is undone after its vote": (
         Change(_SQL + "mysql", "    connection.info.pop(_INFO)  # from here on nothing here may undo it\n", ""),
-        "tests/sql/test_mysql.py -k stays_if",
+        "tests/sql/mysql/test_connections.py -k stays_if",
     ),
     "what is prepared in MariaDB by a frozen process is taken for ended": (
         Change(_SQL + "mysql_finishing", "if number not in recover(connection):", "if True:"),
-        "tests/sql/test_mysql.py -k was_stopped",
+        "tests/sql/mysql/test_connections.py -k was_stopped",
     ),
     "a frozen process keeps its branch in MariaDB": (
         Change(_SQL + "mysql_finishing", 'f"KILL {int(row[2])}"', '"DO 0"'),
-        "tests/sql/test_mysql.py -k was_stopped",
+        "tests/sql/mysql/test_connections.py -k was_stopped",
     ),
     "a branch of MariaDB's is finished while its connection is being closed": (
         Change(_SQL + "mysql", "FINISHES_WHERE_PREPARED: Final = True", "FINISHES_WHERE_PREPARED: Final = False"),
-        "tests/sql/test_mysql.py -k connection_that_prepared",
+        "tests/sql/mysql/test_connections.py -k connection_that_prepared",
     ),
     "MariaDB's word for a branch's end is taken": (
         Change(
@@ -218,43 +218,43 @@ MUTANTS: dict[str, tuple[Change, str]] = {
             "proof = _who_ended_it(connection, commit, number, markers)",
             "proof = FinishResult.DONE",
         ),
-        "tests/sql/test_mysql.py -k row_agrees",
+        "tests/sql/mysql/test_connections.py -k row_agrees",
     ),
     "connections of prepared branches are kept without a bound": (
         Change(_SQL + "kept", "while len(self._kept) > (0 if self._closed else _MOST):", "while False:"),
-        "tests/sql/test_mysql.py -k up_to_a_bound",
+        "tests/sql/mysql/test_connections.py -k up_to_a_bound",
     ),
     "a connection that was free for a while is not looked at": (
         Change(_SQL + "kept", "if dialect.do_ping(driver):", "if driver:"),
-        "tests/sql/test_mysql.py -k broke_while",
+        "tests/sql/mysql/test_connections.py -k broke_while",
     ),
     "a connection is kept although the resource was closed": (
         Change(_SQL + "kept", "        self._closed = True\n", ""),
-        "tests/sql/test_mysql.py -k outlasts",
+        "tests/sql/mysql/test_connections.py -k outlasts",
     ),
     "MariaDB is asked for a branch that may still commit": (
         Change(_SQL + "mysql_finishing", " FOR UPDATE NOWAIT", ""),
-        "tests/sql/test_mysql.py -k went_away",
+        "tests/sql/mysql/test_branches.py -k went_away",
     ),
     "a branch that is gone from MariaDB has committed": (
         Change(_SQL + "mysql_finishing", "FinishResult.LOST if commit", "FinishResult.ALREADY if commit"),
-        "tests/sql/test_mysql.py -k rolled_back_by_any",
+        "tests/sql/mysql/test_branches.py -k rolled_back_by_any",
     ),
     "others' branches in MariaDB are ours": (
         Change(_SQL + "mysql_finishing", "gid is not None and gid.group == group", "gid is not None"),
-        "tests/sql/test_mysql.py -k left_alone",
+        "tests/sql/mysql/test_branches.py -k left_alone",
     ),
     "a pool gets a connection of MariaDB with a branch on it": (
         Change(_SQL + "mysql", "ROLLBACK_IS_REFUSED: Final = True", "ROLLBACK_IS_REFUSED: Final = False"),
-        "tests/sql/test_mysql.py -k gives_a_good",
+        "tests/sql/mysql/test_branches.py -k gives_a_good",
     ),
     "a session of an earlier run of MariaDB is ended": (
         Change(_SQL + "mysql_sessions", "if uptime_s + 2 <", "if False and uptime_s + 2 <"),
-        "tests/sql/test_mysql.py -k earlier_run",
+        "tests/sql/mysql/test_branches.py -k earlier_run",
     ),
     "whatever session decides in MariaDB": (
         Change(_SQL + "mysql_register", 'f"FROM DUAL WHERE CONNECTION_ID() = {int(pid)}"', '"FROM DUAL"'),
-        "tests/sql/test_mysql_register.py -k v11",
+        "tests/sql/mysql/test_register.py -k v11",
     ),
     "a snapshot of MariaDB's shows an old floor": (
         Change(
@@ -262,19 +262,19 @@ MUTANTS: dict[str, tuple[Change, str]] = {
             "self._look(connection, _LATEST)\n        is_fit",
             "self._look(connection)\n        is_fit",
         ),
-        "tests/sql/test_mysql_register.py -k v4",
+        "tests/sql/mysql/test_register.py -k v4",
     ),
     "a claim is taken below MariaDB's floor": (
         Change(_SQL + "mysql_register", "misfit is not None or xid <= floor", "misfit is not None"),
-        "tests/sql/test_mysql_register.py -k v1_v2_v3",
+        "tests/sql/mysql/test_register.py -k v1_v2_v3",
     ),
     "any server of MariaDB takes a decision": (
         Change(_SQL + "mysql_register", 'return "@@server_id" if', 'return "1" if'),
-        "tests/sql/test_mysql_register.py -k v15",
+        "tests/sql/mysql/test_register.py -k v15",
     ),
     "MariaDB's decision may be lost in a crash": (
         Change(_SQL + "mysql_register", " and is_durable(connection)", ""),
-        "tests/sql/test_mysql_register.py -k rule_22",
+        "tests/sql/mysql/test_register.py -k rule_22",
     ),
     "a COMMIT without an answer is an abort": (
         Change(

@@ -7,7 +7,6 @@ import pytest
 import sqlalchemy as sa
 
 import txrpc.sql
-from tests.mariadb import MariaServer, MySqlServer, needs_mariadb, needs_mysql
 from tests.postgres import ExistingServer, Server, start_servers
 from tests.runtime.conftest import NoSession
 from tests.sql.blocking import ASYNC_DRIVERS, Blocking
@@ -21,27 +20,6 @@ def server() -> Iterator[Server]:
     (server,) = start_servers(1)
     yield server
     server.stop()
-
-
-@pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Asyncio's drivers are compared with MariaDB, and with MySQL only where time is no matter."""
-    for item in items:
-        if "[MySQL-" in item.name and any(driver in item.name for driver in ("aiomysql", "asyncmy")):
-            item.add_marker(pytest.mark.long)
-
-
-@pytest.fixture(
-    scope="session",
-    params=[
-        pytest.param(MariaServer, id="MariaDB", marks=needs_mariadb),
-        pytest.param(MySqlServer, id="MySQL", marks=[needs_mysql, pytest.mark.proof]),
-    ],
-)
-def mariadb(request: pytest.FixtureRequest) -> Iterator[MariaServer]:
-    """MariaDB, and in the deeper proofs MySQL."""
-    with request.param(innodb_lock_wait_timeout=1) as server:
-        yield server
 
 
 @pytest.fixture
