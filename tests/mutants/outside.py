@@ -225,8 +225,12 @@ MUTANTS: dict[str, tuple[Change, str]] = {
         "tests/sql/mysql/test_connections.py -k up_to_a_bound",
     ),
     "a connection that was free for a while is not looked at": (
-        Change(_SQL + "kept", "if dialect.do_ping(driver):", "if driver:"),
+        Change(_SQL + "mysql_finishing", "if dialect.do_ping(driver):", "if driver:"),
         "tests/sql/mysql/test_connections.py -k broke_while",
+    ),
+    "a connection that was free for a while has another isolation level": (
+        Change(_SQL + "mysql_finishing", 'if "isolation_level" in options:', "if False:"),
+        "tests/sql/mysql/test_connections.py -k level",
     ),
     "a connection is kept although the resource was closed": (
         Change(_SQL + "kept", "        self._closed = True\n", ""),

@@ -14,7 +14,7 @@ from types import ModuleType
 from typing import Any, Protocol
 
 from sqlalchemy import event
-from sqlalchemy.engine import Connection, Dialect, Engine
+from sqlalchemy.engine import Connection, Engine
 from sqlalchemy.pool import QueuePool
 
 from txrpc._protocol.messages import ResourceInfo
@@ -300,7 +300,7 @@ class Guard:
     The listeners are the engine's, once; what they watch is marked in the connection's ``info``.
     """
 
-    def __init__(self, engine: Engine, side: Engine, dialect: ModuleType, spare: Callable[[Dialect], Any]) -> None:
+    def __init__(self, engine: Engine, side: Engine, dialect: ModuleType, spare: Callable[[], Any]) -> None:
         """*spare*: a connection of the driver's that needs not be made, or None."""
         self._dialect = dialect
         self._engine = engine
@@ -324,7 +324,7 @@ class Guard:
             if event.contains(self._engine, name, listener):
                 event.remove(self._engine, name, listener)
 
-    def _on_connect(self, dialect: Dialect, record: object, _cargs: object, cparams: dict[str, Any]) -> Any:
+    def _on_connect(self, _dialect: object, record: object, _cargs: object, cparams: dict[str, Any]) -> Any:
         """Bound the side engine's attempts to connect, unless the user has: a dead host must not keep the few that finish branches.
         And use a spare connection for the other one.
 
@@ -333,7 +333,7 @@ class Guard:
         pool = getattr(record, "_ConnectionRecord__pool", None)
         if pool is self._side.pool:
             self._dialect.bound_connecting(self._engine.dialect.driver, cparams, CONNECT_TIMEOUT_S)
-        return self._spare(dialect) if pool is self._engine.pool else None
+        return self._spare() if pool is self._engine.pool else None
 
     @staticmethod
     def watch(connection: Connection, work: BranchWork) -> None:

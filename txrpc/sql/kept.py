@@ -8,7 +8,7 @@ import time
 from contextlib import suppress
 from typing import Any, Final
 
-from sqlalchemy.engine import Connection, Dialect
+from sqlalchemy.engine import Connection
 
 from txrpc.ids import Gid
 from txrpc.sql.common import BranchWork, Guard
@@ -64,21 +64,16 @@ class Kept:
                 self._close(*self._free.pop(0))
         return True
 
-    def spare(self, dialect: Dialect) -> Any:
+    def spare(self) -> Any:
         """Return a driver's connection that is free again, for the pool that it came from, or None.
 
         A new one may cost more than the branch: PyMySQL reads the system's certificates each time.
         """
+        driver = None
         with suppress(IndexError):
-            while True:
-                connection, driver = self._free.pop()
-                free(connection)
-                with suppress(Exception):
-                    if dialect.do_ping(driver):
-                        return driver
-                with suppress(Exception):
-                    dialect.do_close(driver)
-        return None
+            while driver is None:
+                driver = free(*self._free.pop())
+        return driver
 
     def close(self) -> None:
         """Close all of them; any process can finish their branches then."""

@@ -227,7 +227,7 @@ def is_bound(connection: Connection) -> bool:
         return True
     try:
         connection.exec_driver_sql("ROLLBACK")
-    except DBAPIError:
+    except Exception:  # or it is broken: the branch is prepared all the same
         return True
     return False
 

@@ -58,9 +58,22 @@ def finish_here(connection: Connection, commit: bool, token: str) -> None:
     connection.exec_driver_sql(f"XA {'COMMIT' if commit else 'ROLLBACK'} {branch_name(token.removeprefix('xa-'))}")
 
 
-def free(connection: Any) -> None:
-    """Let go of a *connection* of either half after `take_out`: the driver's own stays open, for other work."""
-    getattr(connection, "sync_connection", connection).invalidate()
+def free(connection: Any, driver: Any) -> Any:
+    """Let go of a *connection* of either half, whose branch is finished, and return what `take_out` has, as good as new.
+
+    None if it is of no use any more: then it is closed.
+    """
+    sync = getattr(connection, "sync_connection", connection)
+    dialect, options = sync.dialect, sync.get_execution_options()
+    with suppress(Exception):
+        sync.invalidate()
+        if dialect.do_ping(driver):
+            if "isolation_level" in options:  # which the pool would have reset
+                dialect.reset_isolation_level(driver)
+            return driver
+    with suppress(Exception):
+        dialect.do_close(driver)
+    return None
 
 
 def hang_up(connection: Connection, driver: Any) -> None:

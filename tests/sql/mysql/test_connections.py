@@ -11,6 +11,7 @@ import pytest
 import sqlalchemy as sa
 from sqlalchemy.pool import NullPool
 
+import txrpc.sql
 from tests.mariadb import MariaServer
 from tests.sql.kit import gid, insert, rows
 from tests.sql.mysql.kit import Make, prepared, sessions_of_branches
@@ -142,6 +143,20 @@ def test_a_connection_that_broke_while_it_was_free_is_not_used_again(
     mariadb.execute(f"KILL {session}")
     assert bank.commit_prepared(*prepared(bank, "b")) is FinishResult.DONE
     assert rows(bank) == ["a", "b"]
+
+
+@pytest.mark.usefixtures("bound")
+def test_a_connection_that_is_free_again_has_the_isolation_level_of_a_new_one(url: str) -> None:
+    engine = sa.create_engine(url)
+    bank = txrpc.sql.ResourceManager("bank", engine.execution_options(isolation_level="SERIALIZABLE"))
+    bank.start()
+    assert bank.commit_prepared(*prepared(bank)) is FinishResult.DONE
+    session = sessions_of_branches(url)
+    with engine.connect() as connection:
+        assert connection.get_isolation_level() == "REPEATABLE READ"
+        assert {connection.scalar(sa.text("SELECT CONNECTION_ID()"))} == session
+    bank.close()
+    engine.dispose()
 
 
 @pytest.mark.usefixtures("bound")
