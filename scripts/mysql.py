@@ -14,6 +14,7 @@ from pathlib import Path
 
 FOLDER = Path(__file__).resolve().parent.parent / "build" / "mysql"
 SOURCES = Path("/etc/apt")
+PATIENCE_S = 120
 WRAPPER = """#!/bin/sh
 # Written by scripts/mysql.py.
 exec '{root}/usr/lib64/ld-linux-x86-64.so.2' --library-path '{libraries}' '{root}/usr/sbin/mysqld' "$@"
@@ -56,6 +57,8 @@ def _download(folder: Path) -> list[Path]:
         "Dir::Cache": cache,
         "Acquire::Languages": "none",
         "APT::Sandbox::User": "root",
+        "Acquire::http::Timeout": 20,
+        "Acquire::https::Timeout": 20,
     }
     settings = [f"-o{key}={value}" for key, value in options.items()]
     _run("apt-get", *settings, "-qq", "update")
@@ -75,7 +78,10 @@ def _mirror() -> str:
 
 
 def _run(*command: str) -> str:
-    done = subprocess.run(command, capture_output=True, text=True, timeout=600, check=False)
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE_S, check=False)
+    except (OSError, subprocess.TimeoutExpired) as error:
+        sys.exit(f"{command[0]} failed: {error}")
     if done.returncode != 0:
         sys.exit(f"{command[0]} failed: {(done.stdout + done.stderr).strip()}")
     return done.stdout
