@@ -45,8 +45,16 @@ def _is_ours(record: logging.LogRecord) -> bool:
 logging.getLogger("asyncio").addFilter(_is_ours)
 
 
+_OF_MYSQL = ("aiomysql", "asyncmy", "-stays]")
+"""What MariaDB shows in CI, and MySQL as well where time is no matter: asyncio's drivers, a program that is killed alone."""
 _APART = ("tests/install/", "tests/simulation/")
 """Where the tests are that take longest, and need nothing of each other."""
+
+
+def pytest_itemcollected(item: pytest.Item) -> None:
+    """Leave to `make proof` what differs from MariaDB's least."""
+    if "[MySQL-" in item.name and any(part in item.name for part in _OF_MYSQL):
+        item.add_marker(pytest.mark.long)
 
 
 @pytest.hookimpl(trylast=True)  # when those that are not wanted are gone

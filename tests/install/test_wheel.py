@@ -128,7 +128,7 @@ PART_OF_PYTHON = [
     "tests/sql/test_aio.py",
     "tests/sql/test_sqlite.py",
     "tests/sql/test_sqlite_register.py",
-    "tests/sql/mysql",
+    "tests/sql/mysql/test_connections.py",
 ]
 """What runs on other Pythons, with the newest versions of everything."""
 

@@ -20,14 +20,6 @@ from tests.sql.mysql.kit import Make
 _numbers = itertools.count(1)
 
 
-@pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Asyncio's drivers are compared with MariaDB, and with MySQL only where time is no matter."""
-    for item in items:
-        if "[MySQL-" in item.name and any(driver in item.name for driver in ("aiomysql", "asyncmy")):
-            item.add_marker(pytest.mark.long)
-
-
 @pytest.fixture(
     scope="session",
     params=[
