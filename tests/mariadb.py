@@ -19,7 +19,7 @@ from sqlalchemy.engine import URL
 
 from txrpc.testing.processes import Child, free_port
 
-__all__ = ["MariaServer", "MySqlServer", "needs_mariadb", "needs_mysql"]
+__all__ = ["BOTH", "MariaServer", "MySqlServer", "needs_mariadb", "needs_mysql"]
 
 _PATH = f"{os.environ.get('PATH', '')}:/usr/sbin"
 _PROGRAM = shutil.which("mariadbd", path=_PATH)
@@ -136,3 +136,10 @@ class MySqlServer(MariaServer):
         found = self.execute("XA RECOVER CONVERT XID")
         whole = [(form, length, bytes.fromhex(data.removeprefix("0x"))) for form, length, _, data in found]
         return [(form, data[:length], data[length:]) for form, length, data in whole]
+
+
+BOTH = [
+    pytest.param(MariaServer, id="MariaDB", marks=needs_mariadb),
+    pytest.param(MySqlServer, id="MySQL", marks=[needs_mysql, pytest.mark.proof]),
+]
+"""Parameters of a fixture: MariaDB, and in the deeper proofs MySQL."""

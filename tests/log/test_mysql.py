@@ -1,4 +1,4 @@
-"""The log in MariaDB, beside the contract that it keeps like every other: what is set on its connections, and what breaks them."""
+"""The log in MariaDB and MySQL, beside the contract that every log keeps: its connections' settings, and what breaks them."""
 
 from __future__ import annotations
 

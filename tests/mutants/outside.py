@@ -221,7 +221,7 @@ MUTANTS: dict[str, tuple[Change, str]] = {
         "tests/sql/mysql/test_connections.py -k row_agrees",
     ),
     "connections of prepared branches are kept without a bound": (
-        Change(_SQL + "kept", "while len(self._kept) > (0 if self._closed else _MOST):", "while False:"),
+        Change(_SQL + "kept", "while len(self._kept) > (0 if self.closed else _MOST):", "while False:"),
         "tests/sql/mysql/test_connections.py -k up_to_a_bound",
     ),
     "a connection that was free for a while is not looked at": (
@@ -233,7 +233,7 @@ MUTANTS: dict[str, tuple[Change, str]] = {
         "tests/sql/mysql/test_connections.py -k level",
     ),
     "a connection is kept although the resource was closed": (
-        Change(_SQL + "kept", "        self._closed = True\n", ""),
+        Change(_SQL + "kept", "        self.closed = True\n", ""),
         "tests/sql/mysql/test_connections.py -k outlasts",
     ),
     "MariaDB is asked for a branch that may still commit": (

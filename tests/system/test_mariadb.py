@@ -15,7 +15,7 @@ from sqlalchemy.ext.asyncio import create_async_engine
 import txrpc
 import txrpc.aio
 import txrpc.sql
-from tests.mariadb import MariaServer, MySqlServer, needs_mariadb, needs_mysql
+from tests.mariadb import BOTH, MariaServer
 from tests.postgres import Server
 from tests.waiting import eventually
 from txrpc.testing.processes import Child
@@ -23,13 +23,7 @@ from txrpc.testing.processes import Child
 _numbers = itertools.count(1)
 
 
-@pytest.fixture(
-    scope="module",
-    params=[
-        pytest.param(MariaServer, id="MariaDB", marks=needs_mariadb),
-        pytest.param(MySqlServer, id="MySQL", marks=[needs_mysql, pytest.mark.proof]),
-    ],
-)
+@pytest.fixture(scope="module", params=BOTH)
 def mariadb(request: pytest.FixtureRequest) -> Iterator[MariaServer]:
     with request.param(innodb_lock_wait_timeout=2) as server:
         yield server

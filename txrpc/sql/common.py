@@ -306,7 +306,6 @@ class Guard:
         self._engine = engine
         self._side = side
         self._spare = spare
-        self.removed = False
         self._listeners = (
             ("commit", self._on_commit),
             ("rollback", self._on_rollback),
@@ -318,15 +317,14 @@ class Guard:
             event.listen(engine, name, listener)
 
     def remove(self) -> None:
-        """Stop watching: the resource is closed."""
-        self.removed = True
+        """Stop watching."""
         for name, listener in self._listeners:
             if event.contains(self._engine, name, listener):
                 event.remove(self._engine, name, listener)
 
     def _on_connect(self, _dialect: object, record: object, _cargs: object, cparams: dict[str, Any]) -> Any:
         """Bound the side engine's attempts to connect, unless the user has: a dead host must not keep the few that finish branches.
-        And use a spare connection for the other one.
+        The user's engine gets a spare connection, if there is one.
 
         The listeners are the dialect's, which both engines share; the record's pool tells whose connection it is.
         """

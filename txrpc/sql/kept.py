@@ -27,7 +27,7 @@ class Kept:
     def __init__(self) -> None:
         self._kept: dict[Gid, tuple[str, Connection, Any]] = {}
         self._free: list[tuple[Connection, Any]] = []
-        self._closed = False
+        self.closed = False
 
     def keep(self, gid: Gid, token: str, work: BranchWork, guard: Guard) -> None:
         """Keep the connection of *work*, whose branch is prepared as *gid*; one too many is closed, the oldest.  Never raises.
@@ -41,7 +41,7 @@ class Kept:
         except Exception:
             with suppress(Exception):
                 work.connection.invalidate()
-        while len(self._kept) > (0 if self._closed else _MOST):
+        while len(self._kept) > (0 if self.closed else _MOST):
             with suppress(KeyError, RuntimeError, StopIteration):  # another one was faster
                 self._close(*self._kept.pop(next(iter(self._kept)))[1:])
 
@@ -59,7 +59,7 @@ class Kept:
             time.sleep(CLOSING_S)
             return False
         self._free.append((connection, driver))
-        while len(self._free) > (0 if self._closed else _SPARE):
+        while len(self._free) > (0 if self.closed else _SPARE):
             with suppress(IndexError):  # another one was faster
                 self._close(*self._free.pop(0))
         return True
@@ -77,7 +77,7 @@ class Kept:
 
     def close(self) -> None:
         """Close all of them; any process can finish their branches then."""
-        self._closed = True
+        self.closed = True
         while self._kept:
             _gid, (_token, connection, driver) = self._kept.popitem()
             self._close(connection, driver)

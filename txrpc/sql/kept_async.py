@@ -25,7 +25,7 @@ class AsyncKept:
     def __init__(self) -> None:
         self._kept: dict[Gid, tuple[str, AsyncConnection, Any]] = {}
         self._free: list[tuple[AsyncConnection, Any]] = []
-        self._closed = False
+        self.closed = False
 
     async def keep(self, gid: Gid, token: str, work: BranchWork, guard: Guard) -> None:
         """Keep the connection of *work*, whose branch is prepared as *gid*; one too many is closed, the oldest.  Never raises.
@@ -39,7 +39,7 @@ class AsyncKept:
         except Exception:
             with suppress(Exception):
                 await work.connection.invalidate()
-        while len(self._kept) > (0 if self._closed else _MOST):
+        while len(self._kept) > (0 if self.closed else _MOST):
             with suppress(KeyError, RuntimeError, StopIteration):  # another one was faster
                 await self._close(*self._kept.pop(next(iter(self._kept)))[1:])
 
@@ -57,7 +57,7 @@ class AsyncKept:
             await asyncio.sleep(CLOSING_S)
             return False
         self._free.append((connection, driver))
-        while len(self._free) > (0 if self._closed else _SPARE):
+        while len(self._free) > (0 if self.closed else _SPARE):
             with suppress(IndexError):  # another one was faster
                 await self._close(*self._free.pop(0))
         return True
@@ -75,7 +75,7 @@ class AsyncKept:
 
     async def close(self) -> None:
         """Close all of them; any process can finish their branches then."""
-        self._closed = True
+        self.closed = True
         while self._kept:
             _gid, (_token, connection, driver) = self._kept.popitem()
             await self._close(connection, driver)

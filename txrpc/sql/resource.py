@@ -377,7 +377,7 @@ class ResourceManager:
                         return verb(connection, *arguments)
                     finally:
                         # Closed before or meanwhile: the pool would keep the connection, and give it to no user.
-                        if self._guard.removed or engine.pool is not pool:
+                        if self._kept.closed or engine.pool is not pool:
                             connection.invalidate()
             except DBAPIError as error:
                 if not (again and error.connection_invalidated):

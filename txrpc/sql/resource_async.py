@@ -375,7 +375,7 @@ class AsyncResourceManager:
                         return await connection.run_sync(verb, *arguments)
                     finally:
                         # Closed before or meanwhile: the pool would keep the connection, and give it to no user.
-                        if self._guard.removed or engine.pool is not pool:
+                        if self._kept.closed or engine.pool is not pool:
                             await connection.invalidate()
             except DBAPIError as error:
                 if not (again and error.connection_invalidated):

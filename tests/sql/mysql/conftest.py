@@ -13,22 +13,15 @@ import pytest
 import sqlalchemy as sa
 
 import txrpc.sql
-from tests.mariadb import MariaServer, MySqlServer, needs_mariadb, needs_mysql
+from tests.mariadb import BOTH, MariaServer
 from tests.sql.blocking import Blocking
 from tests.sql.mysql.kit import Make
 
 _numbers = itertools.count(1)
 
 
-@pytest.fixture(
-    scope="session",
-    params=[
-        pytest.param(MariaServer, id="MariaDB", marks=needs_mariadb),
-        pytest.param(MySqlServer, id="MySQL", marks=[needs_mysql, pytest.mark.proof]),
-    ],
-)
+@pytest.fixture(scope="session", params=BOTH)
 def mariadb(request: pytest.FixtureRequest) -> Iterator[MariaServer]:
-    """MariaDB, and in the deeper proofs MySQL."""
     with request.param(innodb_lock_wait_timeout=1) as server:
         yield server
 

@@ -8,11 +8,12 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy.pool import NullPool
 
+from tests.mariadb import MariaServer
 from tests.sql.kit import gid, insert
 from txrpc.ids import Gid
 from txrpc.resource import Prepared
 
-__all__ = ["Make", "prepared", "sessions_of_branches"]
+__all__ = ["Make", "connections", "prepared", "sessions_of_branches"]
 
 Make = Callable[..., Any]
 
@@ -24,6 +25,12 @@ def prepared(bank: Any, name: str = "a") -> tuple[Gid, str]:
     found = bank.prepare(work, branch)
     assert isinstance(found, Prepared)
     return branch, found.token
+
+
+def connections(server: MariaServer, url: str) -> int:
+    """How many of them the database *url* has."""
+    listed = f"SELECT count(*) FROM information_schema.processlist WHERE db = '{sa.make_url(url).database}'"
+    return int(server.execute(listed)[0][0])
 
 
 def sessions_of_branches(url: str) -> set[int]:

@@ -1,4 +1,4 @@
-"""MariaDB as a resource, through XA.  Of both halves of `txrpc.sql`."""
+"""MariaDB and MySQL as resources, through XA.  Of both halves of `txrpc.sql`."""
 
 from __future__ import annotations
 

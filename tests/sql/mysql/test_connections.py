@@ -14,7 +14,7 @@ from sqlalchemy.pool import NullPool
 import txrpc.sql
 from tests.mariadb import MariaServer
 from tests.sql.kit import gid, insert, rows
-from tests.sql.mysql.kit import Make, prepared, sessions_of_branches
+from tests.sql.mysql.kit import Make, connections, prepared, sessions_of_branches
 from tests.waiting import eventually
 from txrpc._protocol.messages import FinishResult
 from txrpc.errors import ResourceUnavailable
@@ -106,8 +106,7 @@ def test_connections_of_prepared_branches_are_kept_up_to_a_bound(
         monkeypatch.setattr(half, "_MOST", 2)
     bank = make(poolclass=NullPool)
     branches = [prepared(bank, name) for name in "abcde"]
-    listed = f"SELECT count(*) FROM information_schema.processlist WHERE db = '{sa.make_url(url).database}'"
-    eventually(lambda: mariadb.execute(listed) == [(2,)], 20)
+    eventually(lambda: connections(mariadb, url) == 2, 20)
     assert mariadb.prepared() == 5
     assert [bank.commit_prepared(*each) for each in branches] == [FinishResult.DONE] * 5
     assert rows(bank) == list("abcde")
@@ -123,14 +122,13 @@ def test_connections_that_are_free_again_are_used_up_to_a_bound_until_the_close(
     branches = [prepared(bank, name) for name in "abcd"]
     assert len(sessions_of_branches(url)) == 4
     assert [bank.commit_prepared(*each) for each in branches] == [FinishResult.DONE] * 4
-    listed = f"SELECT count(*) FROM information_schema.processlist WHERE db = '{sa.make_url(url).database}'"
-    eventually(lambda: mariadb.execute(listed) == [(2,)], 20)
+    eventually(lambda: connections(mariadb, url) == 2, 20)
     more = [prepared(bank, name) for name in "efg"]
     assert len(sessions_of_branches(url)) == 5
     assert [bank.commit_prepared(*each) for each in more] == [FinishResult.DONE] * 3
     assert rows(bank) == list("abcdefg")
     bank.close()
-    eventually(lambda: mariadb.execute(listed) == [(0,)], 20)
+    eventually(lambda: connections(mariadb, url) == 0, 20)
 
 
 @pytest.mark.usefixtures("bound")
@@ -151,10 +149,10 @@ def test_a_connection_that_is_free_again_has_the_isolation_level_of_a_new_one(ur
     bank = txrpc.sql.ResourceManager("bank", engine.execution_options(isolation_level="SERIALIZABLE"))
     bank.start()
     assert bank.commit_prepared(*prepared(bank)) is FinishResult.DONE
-    session = sessions_of_branches(url)
+    sessions = sessions_of_branches(url)
     with engine.connect() as connection:
         assert connection.get_isolation_level() == "REPEATABLE READ"
-        assert {connection.scalar(sa.text("SELECT CONNECTION_ID()"))} == session
+        assert {connection.scalar(sa.text("SELECT CONNECTION_ID()"))} == sessions
     bank.close()
     engine.dispose()
 
@@ -167,8 +165,7 @@ def test_a_vote_that_outlasts_the_close_keeps_no_connection(make: Make, mariadb:
     insert(work, "a")
     late.close()
     vote = late.prepare(work, branch)
-    listed = f"SELECT count(*) FROM information_schema.processlist WHERE db = '{sa.make_url(url).database}'"
-    eventually(lambda: mariadb.execute(listed) == [(0,)], 20)
+    eventually(lambda: connections(mariadb, url) == 0, 20)
     assert make().commit_prepared(branch, vote.token) is FinishResult.DONE
 
 
