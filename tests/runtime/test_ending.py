@@ -12,7 +12,7 @@ import pytest
 from tests.runtime.conftest import NoSession
 from tests.runtime.memory_resource import MemoryResource, NotebookError, Page
 from tests.waiting import eventually
-from txrpc._client import effects
+from txrpc._client import effects, requests
 from txrpc._client.client import Client
 from txrpc._client.manager import TransactionManager
 from txrpc._client.transactional import transaction
@@ -187,6 +187,27 @@ def test_rule_20_commits_whose_database_is_away_keep_nothing_else_waiting() -> N
     assert away.verbs.count("how_it_ended") >= 8
     away.told = Outcome.COMMITTED
     assert [TransactionManager(manager).outcome(xid, timeout=30) for xid in xids] == [Outcome.COMMITTED] * 8
+    manager.close()
+
+
+def test_rule_13_an_end_that_comes_while_it_is_looked_for_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The result was looked at first, and then whether the commit still ran, which it did no more."""
+    away = Away()
+    manager = Client("default", [away])
+    manager.state.commit_timeout_ms = 50
+    manager.start(NoSession())
+    with pytest.raises(OutcomeUnknown), transaction(0.2, manager=TransactionManager(manager)) as tx:
+        away.write("one")
+    commit = manager.state.local_commits[tx.xid]
+
+    def ends_just_then(*_: object) -> bool:
+        commit.result = Outcome.COMMITTED
+        return False
+
+    monkeypatch.setattr(requests, "runs", ends_just_then)
+    assert TransactionManager(manager).outcome(tx.xid) is Outcome.COMMITTED
+    monkeypatch.undo()
+    away.told = Outcome.COMMITTED
     manager.close()
 
 

@@ -285,8 +285,9 @@ def _outcome_here(client: ClientState, commit: LocalCommit, until_ms: int) -> Fl
     UNKNOWN only if the time is up, or if the database itself cannot tell.
     """
     while True:
+        runs = requests.runs(client, commit.branch)  # looked at first: what ends it is told before it is over
         result = commit.result
-        if result is None and not requests.runs(client, commit.branch):
+        if result is None and not runs:
             result = Outcome.UNKNOWN
         if result is Outcome.UNKNOWN:
             if not commit.token:
